@@ -1,0 +1,72 @@
+"""Writes folds.csv: which group (car) is held out in which fold.
+
+The 16 views of a car share the car and the studio. A split by image would put some of them on
+either side and score the network on cars it knows, so the file has one row per car.
+"""
+
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+from tqdm import tqdm
+
+import config
+import datasets
+from config import InputError, Settings
+from files import replacing
+
+
+def mean_areas(settings: Settings) -> pd.Series:
+    """Group → mean part of the frame that its masks cover, rounded to 6 digits."""
+    rows = datasets.paired_rows(settings)
+    with ProcessPoolExecutor() as pool:
+        masks = pool.map(mask_area, [row.mask for row in rows], chunksize=16)
+        areas = list(tqdm(masks, "mask areas", len(rows), unit="mask", disable=None))
+    table = pd.DataFrame({"group": [row.group for row in rows], "area": areas})
+    return table.groupby("group")["area"].mean().round(6)
+
+
+def mask_area(path: Path) -> float:
+    """The part of the frame that a mask covers, in [0, 1]."""
+    return float(datasets.read_mask(path).mean())
+
+
+def assign(areas: pd.Series, k: int) -> pd.Series:
+    """Group → fold, stratified by area: of each k groups of like area, every fold gets one.
+
+    Down the list sorted by area the folds take turns, forth and back (0 1 2, 2 1 0, 0 1 2), so
+    that none always gets the larger one. It depends on names and areas alone.
+    """
+    names = sorted(areas.index, key=lambda name: (areas[name], name))
+    turns = [*range(k), *reversed(range(k))]
+    return pd.Series({name: turns[i % (2 * k)] for i, name in enumerate(names)}).sort_index()
+
+
+def main() -> None:
+    settings = config.load(sys.argv[1:])
+    path = Path(settings.folds_csv)
+    areas = mean_areas(settings)
+    if len(areas) < settings.k:
+        raise InputError(f"k={settings.k}: {settings.data_dir} has only {len(areas)} groups")
+    folds = assign(areas, settings.k)
+    table = pd.DataFrame({"dataset": settings.dataset, "group": folds.index, "fold": folds.values})
+    if path.exists():
+        others = datasets.read_table(path, ["dataset", "group", "fold"])
+        mine = others[others["dataset"] == settings.dataset]
+        others = others[others["dataset"] != settings.dataset]
+        if len(mine) and set(mine["group"]) != set(folds.index):
+            raise InputError(
+                f"{path}: has {len(mine)} groups of dataset {settings.dataset}, {settings.data_dir} "
+                f"has {len(folds)}; say folds_csv=<new file>, or dataset=<another name>"
+            )
+        table = pd.concat([others, table], ignore_index=True)
+    with replacing(path) as partial:
+        table.to_csv(partial, index=False, lineterminator="\n")
+    for fold, group in areas.groupby(folds):
+        print(f"fold {fold}: {len(group)} groups, mean area {group.mean():.4f}")
+    print(f"{path}: {len(folds)} groups of dataset {settings.dataset} in {settings.k} folds")
+
+
+if __name__ == "__main__":
+    config.run(main)
