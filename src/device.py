@@ -1,0 +1,59 @@
+"""Where the network runs, and in which precision."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from config import InputError, Settings
+
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
+
+
+def pick_device(settings: Settings) -> torch.device:
+    """The device that is there, or the one asked for; InputError where that is absent."""
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device=cuda: torch sees no GPU here; say device=cpu or mend the driver")
+    if settings.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(settings.device)
+
+
+def pick_precision(settings: Settings, device: torch.device) -> str:
+    """'bf16', 'fp16' or 'fp32': auto takes what the device computes faster than fp32."""
+    if settings.amp != "auto":
+        if settings.amp == "fp16" and device.type == "cpu":
+            raise InputError("amp=fp16: is for GPUs; say amp=bf16 or amp=fp32")
+        return settings.amp
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    # Without these instructions bf16 is emulated, and slower than fp32.
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if native else "fp32"
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which networks run; for fp32 it does nothing."""
+    dtype = PRECISIONS[precision]
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+@contextmanager
+def memory_advice(settings: Settings) -> Iterator[None]:
+    """Turn out-of-memory into a line that names the batch and what to try."""
+    try:
+        yield
+    except RuntimeError as error:
+        exhausted = isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+        if not exhausted:
+            raise
+        halves = f"batch={settings.batch // 2} accumulate={settings.accumulate * 2}"
+        smaller = "size=[512,768]" if settings.size is None else f"size={_halved(settings.size)}"
+        raise InputError(
+            f"out of memory with batch={settings.batch} at size={settings.size or 'native'}: try "
+            f"{halves if settings.batch > 1 else smaller}"
+        ) from None
+
+
+def _halved(size: list[int]) -> str:
+    return f"[{size[0] // 64 * 32},{size[1] // 64 * 32}]"
