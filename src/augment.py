@@ -1,0 +1,64 @@
+"""What training does to an image and its mask, together.
+
+Every draw comes from (seed, epoch, image) alone: it differs from epoch to epoch, and depends
+neither on the number of worker processes nor on where an interrupted run went on.
+"""
+
+import os
+import warnings
+import zlib
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network at import
+
+import albumentations as A
+import cv2
+import numpy as np
+
+# albumentations only warns of an argument it does not know, and goes on without it.
+warnings.filterwarnings("error", message="Argument.*not valid")
+
+
+def _affine(scale: float, shift: float, turn: float, p: float) -> A.Affine:
+    """Zoom 1 ± scale, shift ± of the size, turn ± degrees; the mask is soft, so it is linear too."""
+    return A.Affine(
+        scale=(1 - scale, 1 + scale),
+        translate_percent=(-shift, shift),
+        rotate=(-turn, turn),
+        border_mode=cv2.BORDER_REFLECT_101,
+        interpolation=cv2.INTER_LINEAR,
+        mask_interpolation=cv2.INTER_LINEAR,
+        p=p,
+    )
+
+
+def _light(strength: float) -> list[A.BasicTransform]:
+    """Exposure, contrast and the colour of the light."""
+    return [
+        A.RandomBrightnessContrast(0.15 * strength, 0.15 * strength, p=0.5),
+        A.HueSaturationValue(int(8 * strength), int(15 * strength), int(8 * strength), p=0.3),
+    ]
+
+
+FLIP = A.HorizontalFlip(p=0.5)  # a car may face either way, but never stands on its roof
+POLICIES: dict[str, list[A.BasicTransform]] = {
+    "none": [],
+    "flip": [FLIP],
+    "light": [FLIP, _affine(0.1, 0.05, 3, p=0.5), *_light(1)],
+    "strong": [FLIP, _affine(0.25, 0.1, 10, p=0.8), *_light(2), A.ToGray(p=0.1)],
+}
+
+
+class Augment:
+    """A policy by name, called with the key of one draw."""
+
+    def __init__(self, policy: str, seed: int):
+        self.seed = seed
+        self.transform = A.Compose(POLICIES[policy])
+
+    def __call__(
+        self, image: np.ndarray, mask: np.ndarray, epoch: int, image_id: str
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """H×W×3 and H×W uint8 → the same shapes; the mask holds coverage, 0…255."""
+        self.transform.set_random_seed(zlib.crc32(f"{self.seed} {epoch} {image_id}".encode()))
+        done = self.transform(image=image, mask=mask)
+        return done["image"], done["mask"]

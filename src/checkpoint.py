@@ -1,0 +1,124 @@
+"""Weights with all that is needed to use them, and snapshots with all that is needed to go on."""
+
+import json
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from config import InputError, Settings
+from files import replacing
+from models import Segmenter, build
+
+
+def fold_dir(settings: Settings, fold: int) -> Path:
+    """output/<run>/fold<k>"""
+    return settings.run_dir / f"fold{fold}"
+
+
+def weights_path(settings: Settings, fold: int) -> Path:
+    """output/<run>/fold<k>/best.safetensors"""
+    return fold_dir(settings, fold) / "best.safetensors"
+
+
+def save_weights(path: Path, network: Segmenter, settings: Settings, about: dict[str, Any]) -> None:
+    """One safetensors file: the weights, the settings that made them, and facts `about` them."""
+    tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
+    about = {**about, "settings": asdict(settings)}
+    with replacing(path) as partial:
+        save_file(tensors, partial, metadata={k: json.dumps(v) for k, v in about.items()})
+
+
+def about_weights(path: Path) -> dict[str, Any]:
+    """What save_weights was told, from the file's header alone; InputError if it is not ours."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as weights ({error}); train them again") from None
+
+
+def load_weights(path: Path, device: torch.device) -> tuple[Segmenter, Settings, dict[str, Any]]:
+    """The network in evaluation mode, the settings that made it, and facts about it."""
+    about = about_weights(path)
+    if "settings" not in about:
+        raise InputError(f"{path}: holds no settings; it was not written by train.py")
+    settings = Settings(**about["settings"])
+    network = build(settings, about["classes"], pretrained=False)
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise InputError(f"{path}: does not fit its own settings ({reason})") from None
+    return network.to(device).eval(), settings, about
+
+
+def begun(run_dir: Path) -> bool:
+    """Whether a run has weights or a snapshot of any fold."""
+    found = [*run_dir.glob("fold*/best.safetensors"), *run_dir.glob("fold*/resume/state.pt")]
+    return bool(found)
+
+
+def commit() -> str:
+    """The commit of this code, with + where files differ from it; 'unknown' outside git."""
+    try:
+        git = ["git", "-C", str(Path(__file__).parent)]
+        name = subprocess.run(
+            [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+        )
+        dirty = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True)
+    except FileNotFoundError:
+        return "unknown"
+    return name.stdout.strip() + "+" * dirty.returncode if name.returncode == 0 else "unknown"
+
+
+def trained_folds(run_dir: Path) -> list[int]:
+    """The folds of which a run has weights and out-of-fold scores, in order."""
+    done = run_dir.glob("fold*/oof.npz") if run_dir.is_dir() else []
+    folds = [int(p.parent.name.removeprefix("fold")) for p in done]
+    return sorted(k for k in folds if (run_dir / f"fold{k}" / "best.safetensors").exists())
+
+
+def stored_settings(run_dir: Path) -> dict[str, Any]:
+    """What the run was trained with, as config.yaml holds it."""
+    path = run_dir / "config.yaml"
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        raise InputError(f"{path}: missing or unreadable; train the run first") from None
+
+
+def save_settings(settings: Settings) -> None:
+    """Write config.yaml into the run's folder."""
+    with replacing(settings.run_dir / "config.yaml") as partial:
+        partial.write_text(yaml.safe_dump(asdict(settings), sort_keys=False), encoding="utf-8")
+
+
+# ---------------------------------------------------------------- snapshots
+
+
+def snapshot_path(settings: Settings, fold: int) -> Path:
+    """output/<run>/fold<k>/resume/state.pt"""
+    return fold_dir(settings, fold) / "resume" / "state.pt"
+
+
+def save_snapshot(path: Path, state: dict[str, Any]) -> None:
+    """Tensors, numbers and texts in nested dicts; what an exact resume needs."""
+    with replacing(path) as partial:
+        torch.save(state, partial)
+
+
+def load_snapshot(path: Path) -> dict[str, Any]:
+    """What save_snapshot wrote, on the CPU. Never runs code that a file might hold."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path}: cannot be read ({reason}); delete it to start again") from None

@@ -1,0 +1,345 @@
+"""Trains one fold, or every fold in turn; scores each out of fold; then the leaderboard."""
+
+import math
+import resource
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import config
+from config import InputError, Settings
+
+if __name__ == "__main__":  # help and wrong words are answered before torch takes its seconds
+    config.run(lambda: config.load(sys.argv[1:]))
+
+import cv2
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+import checkpoint
+import datasets
+import oof
+from datasets import Row
+from device import memory_advice, pick_device, pick_precision
+from files import replacing
+from infer import Member, levels, predict
+from loader import Cache, make_cache, training_batches
+from losses import LOSSES
+from metrics import best_threshold, clustered_error
+from models import build, parameters
+from optim import make_average, make_optimizer, make_schedule
+from pictures import overlay
+
+# What may differ between the folds of one run, or when it is resumed.
+FREE = {"recipe", "fold", "resume", "device", "workers", "cache", "data_dir", "output_dir", "k"}
+FREE |= {"runs", "threshold", "masks", "submission", "truth", "prepare", "amp", "folds_csv"}
+
+
+class Fold:
+    """One fold in training: its network, and all that moves with it from step to step."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        fold: int,
+        rows: list[Row],
+        cache: Cache | None,
+        engine: Accelerator,
+    ):
+        self.settings, self.fold, self.engine = settings, fold, engine
+        self.held_out = [row for row in rows if row.fold == fold]
+        self.epoch, self.best = 0, -1.0
+        torch.manual_seed(draws(self))  # the first weights
+        network = build(settings).to(engine.device)
+        self.average = make_average(settings, network)
+        batches = training_batches([row for row in rows if row.fold != fold], settings, cache)
+        self.shuffle = batches.sampler
+        optimizer = make_optimizer(settings, network)
+        self.network, self.optimizer, self.batches = engine.prepare(network, optimizer, batches)
+        self.updates = math.ceil(len(self.batches) / settings.accumulate) * settings.epochs
+        self.schedule = make_schedule(settings, optimizer, self.updates)
+        self.history: list[dict[str, Any]] = []
+
+    def member(self) -> Member:
+        """The averaged network, as `infer` takes it."""
+        size = self.settings.size
+        return Member(self.average.module, tuple(size) if size else None)
+
+    def parts(self) -> dict[str, Any]:
+        """Whatever has a state of its own."""
+        network = self.engine.unwrap_model(self.network)
+        parts = {"network": network, "average": self.average, "scaler": self.engine.scaler}
+        parts |= {"optimizer": self.optimizer, "schedule": self.schedule}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def state(self) -> dict[str, Any]:
+        """All that an exact resume needs at the end of an epoch."""
+        numbers = {"epoch": self.epoch, "best": self.best, "history": self.history}
+        return {name: part.state_dict() for name, part in self.parts().items()} | numbers
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from where `state` was taken."""
+        for name, part in self.parts().items():
+            part.load_state_dict(state[name])
+        self.epoch, self.best, self.history = state["epoch"], state["best"], state["history"]
+
+
+def draws(fold: Fold) -> int:
+    """The seed of an epoch's dropout, so that a resumed run draws what an undisturbed one does."""
+    return (fold.settings.seed * 1000 + fold.fold) * 100_000 + fold.epoch
+
+
+# ---------------------------------------------------------------- an epoch
+
+
+def train_epoch(fold: Fold, bar: tqdm) -> dict[str, float]:
+    """One pass over the training images; what it took, for history.csv."""
+    settings, engine = fold.settings, fold.engine
+    loss_of, total, begun, seen = LOSSES[settings.loss], 0.0, time.perf_counter(), 0
+    fold.network.train()
+    fold.shuffle.epoch = fold.epoch
+    torch.manual_seed(draws(fold))
+    for images, masks in fold.batches:
+        with memory_advice(settings), engine.accumulate(fold.network):
+            loss = loss_of(fold.network(images), masks.float() / 255)
+            engine.backward(loss)
+            if engine.sync_gradients:
+                if settings.clip:
+                    engine.clip_grad_norm_(fold.network.parameters(), settings.clip)
+                update(fold)
+            fold.optimizer.zero_grad()
+        total = total + loss.detach() * len(images)
+        seen += len(images)
+        bar.update(len(images))
+    mean = check_loss(float(total) / seen, fold)
+    seconds = time.perf_counter() - begun
+    return {
+        "epoch": fold.epoch + 1,
+        "lr": fold.optimizer.param_groups[0]["lr"],
+        "loss": mean,
+        "seconds": round(seconds, 2),
+        "images_per_second": round(seen / seconds, 2),
+        "peak_gb": round(peak_memory() / 2**30, 3),
+    }
+
+
+def update(fold: Fold) -> None:
+    """One step of the weights, the learning rate and the average."""
+    fold.optimizer.step()
+    if not isinstance(fold.schedule, ReduceLROnPlateau):
+        fold.schedule.step()
+    fold.average.update_parameters(fold.engine.unwrap_model(fold.network))
+
+
+def check_loss(loss: float, fold: Fold) -> float:
+    """The loss if it is a number; else stop: nothing of this epoch has been written."""
+    if math.isfinite(loss):
+        return loss
+    kept = f"the weights of epoch {fold.epoch} are kept" if fold.epoch else "nothing was kept"
+    raise InputError(
+        f"the loss became {loss} in epoch {fold.epoch + 1} of fold {fold.fold}; {kept}; start "
+        f"another run= with a lower lr (now {fold.settings.lr:g}), clip=1 or amp=fp32"
+    )
+
+
+def peak_memory() -> int:
+    """Bytes: of the GPU where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+# ---------------------------------------------------------------- a fold
+
+
+def train_fold(settings: Settings, fold: int, rows: list[Row], cache: Cache | None, engine) -> None:
+    """Train one fold from its snapshot or from scratch, then score what it held out."""
+    state = Fold(settings, fold, rows, cache, engine)
+    snapshot = checkpoint.snapshot_path(settings, fold)
+    if snapshot.exists():
+        state.restore(checkpoint.load_snapshot(snapshot))
+        print(f"fold {fold}: going on after epoch {state.epoch} of {settings.epochs}")
+    images = len(state.batches.dataset)
+    writer = SummaryWriter(checkpoint.fold_dir(settings, fold) / "tensorboard")
+    title, done = f"fold {fold}", state.epoch * images
+    with tqdm(
+        None, title, settings.epochs * images, unit="image", initial=done, disable=None
+    ) as bar:
+        while state.epoch < settings.epochs:
+            entry = train_epoch(state, bar)
+            state.epoch += 1
+            if state.epoch % settings.validate_every == 0 or state.epoch == settings.epochs:
+                entry["dice"] = validate(state, writer)
+            report(state, entry, bar, writer)
+            checkpoint.save_snapshot(snapshot, state.state())
+    writer.close()
+    score_fold(settings, fold, state.held_out, engine.device)
+    snapshot.unlink()
+    snapshot.parent.rmdir()
+    engine.free_memory()
+
+
+def validate(state: Fold, writer: SummaryWriter) -> float:
+    """Mean Dice of the held-out images at native size, without TTA; the best weights are kept."""
+    plain = replace(state.settings, tta="none")
+    scores, _ = oof.score([state.member()], state.held_out, plain, "validate")
+    dice = float(scores["dice"].mean())
+    if isinstance(state.schedule, ReduceLROnPlateau):
+        state.schedule.step(dice)
+    if dice > state.best:
+        state.best = dice
+        path = checkpoint.weights_path(state.settings, state.fold)
+        checkpoint.save_weights(path, state.average.module, state.settings, about(state))
+    for i, prediction in enumerate(predict([state.member()], state.held_out[:3], plain, True)):
+        mask = levels(prediction.probability) >= 128
+        picture = overlay(
+            datasets.read_image(prediction.row.image), mask, prediction.photograph.truth
+        )
+        picture = cv2.resize(picture, (480, 320), interpolation=cv2.INTER_AREA)
+        writer.add_image(f"held_out/{i}", picture, state.epoch, dataformats="HWC")
+    return dice
+
+
+def about(state: Fold) -> dict[str, Any]:
+    """Facts that are stored with the weights."""
+    return {
+        "classes": 1,
+        "fold": state.fold,
+        "epoch": state.epoch,
+        "dice": state.best,
+        "parameters": parameters(state.average.module),
+        "precision": state.engine.mixed_precision,
+        "command": " ".join(["bash train.sh", *sys.argv[1:]]),
+        "commit": checkpoint.commit(),
+    }
+
+
+def report(state: Fold, entry: dict[str, Any], bar: tqdm, writer: SummaryWriter) -> None:
+    """A line to read, a row of history.csv, a point on TensorBoard's curves."""
+    state.history.append(entry)
+    with replacing(checkpoint.fold_dir(state.settings, state.fold) / "history.csv") as partial:
+        pd.DataFrame(state.history).to_csv(partial, index=False)
+    for name, value in entry.items():
+        if name != "epoch":
+            writer.add_scalar(name, value, entry["epoch"])
+    dice = f"dice {entry['dice']:.5f}  " if "dice" in entry else ""
+    bar.set_postfix_str(f"loss {entry['loss']:.4f}  {dice}")
+    tqdm.write(
+        f"fold {state.fold}  epoch {entry['epoch']:>3}/{state.settings.epochs}  "
+        f"loss {entry['loss']:.4f}  {dice}lr {entry['lr']:.2e}  "
+        f"{entry['images_per_second']:.1f} images/s"
+    )
+
+
+def score_fold(settings: Settings, fold: int, held_out: list[Row], device: torch.device) -> None:
+    """Score the kept weights out of fold, with TTA; write oof.csv and oof.npz; say it."""
+    path = checkpoint.weights_path(settings, fold)
+    network, _, _ = checkpoint.load_weights(path, device)
+    size = tuple(settings.size) if settings.size else None
+    scores, counts = oof.score([Member(network, size)], held_out, settings, f"fold {fold} oof")
+    oof.save(path.parent, scores, counts)
+    dice = scores["dice"].to_numpy()
+    threshold, best = best_threshold(counts)
+    error = clustered_error(dice, scores["group"].to_numpy())
+    print(
+        f"fold {fold}: out-of-fold dice {dice.mean():.5f} ± {error:.5f} on {len(dice)} images "
+        f"(tta={settings.tta}); best threshold {threshold:.3f} gives {best:.5f}"
+    )
+
+
+# ---------------------------------------------------------------- a run
+
+
+def load_settings(words: list[str]) -> Settings:
+    """The words' settings; a run that is resumed brings its own, below the words."""
+    settings = config.load(words)
+    path = settings.run_dir / "config.yaml"
+    if not checkpoint.begun(settings.run_dir):
+        return settings
+    stored = checkpoint.stored_settings(settings.run_dir)
+    if settings.resume:
+        settings = config.load(words, {**stored, "fold": None})
+    differ = [k for k, v in asdict(settings).items() if k not in FREE and v != stored.get(k)]
+    if differ:
+        key = differ[0]
+        raise InputError(
+            f"{path}: this run has {key}={stored.get(key)}, not {getattr(settings, key)}; "
+            "name another with run=..."
+        )
+    return settings
+
+
+def folds_to_train(settings: Settings, folds: int) -> list[int]:
+    """The folds that are asked for and not finished; what exists is never overwritten."""
+    if settings.fold is not None and settings.fold >= folds:
+        raise InputError(f"fold={settings.fold}: {settings.folds_csv} has folds 0 to {folds - 1}")
+    wanted = list(range(folds)) if settings.fold is None else [settings.fold]
+    for fold in wanted:
+        weights = checkpoint.weights_path(settings, fold)
+        snapshot = checkpoint.snapshot_path(settings, fold)
+        if not settings.resume and (weights.exists() or snapshot.exists()):
+            raise InputError(f"{weights.parent}: exists; say resume=true to go on, or another run=")
+    finished = checkpoint.trained_folds(settings.run_dir)
+    return [fold for fold in wanted if fold not in finished]
+
+
+def make_data(settings: Settings) -> None:
+    """Where data_dir is missing, let the scripts that the recipe names make it."""
+    if not Path(settings.data_dir).exists():
+        for script in settings.prepare:
+            config.run_script(script, sys.argv[1:])
+
+
+def describe(settings: Settings, rows: list[Row]) -> int:
+    """Say what there is to train on; the number of folds. InputError where it cannot work."""
+    groups = {row.group: row.fold for row in rows}
+    known = datasets.read_folds(settings)
+    folds = max(known.values()) + 1
+    sizes = datasets.check_headers(rows)
+    if settings.size is None and len(sizes) > 1 and settings.batch > 1:
+        raise InputError(f"{settings.data_dir}: holds images of {len(sizes)} sizes; say size=[h,w]")
+    shapes = " and ".join(f"{w}×{h}" for h, w in sorted(sizes)[:3])
+    print(
+        f"{settings.data_dir}: {len(rows)} images with masks, {shapes}; {len(groups)} of the "
+        f"{len(known)} groups in {settings.folds_csv}, {folds} folds of "
+        + "+".join(str(list(groups.values()).count(k)) for k in range(folds))
+    )
+    return folds
+
+
+def main() -> None:
+    settings = load_settings(sys.argv[1:])
+    make_data(settings)
+    rows = datasets.training_rows(settings)
+    folds = folds_to_train(settings, describe(settings, rows))
+    for fold in folds:
+        if len({row.fold == fold for row in rows}) < 2:
+            raise InputError(
+                f"fold={fold}: needs groups inside and outside it in {settings.data_dir}"
+            )
+    device = pick_device(settings)
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high")
+    precision = pick_precision(settings, device)
+    engine = Accelerator(
+        mixed_precision="no" if precision == "fp32" else precision,
+        cpu=device.type == "cpu",
+        gradient_accumulation_steps=settings.accumulate,
+    )
+    if folds:
+        checkpoint.save_settings(replace(settings, fold=None, resume=False))
+        used = rows if len(folds) > 1 else [row for row in rows if row.fold != folds[0]]
+        cache = make_cache(settings, used)
+    for fold in folds:
+        train_fold(settings, fold, rows, cache, engine)
+    config.run_script("leaderboard.py", [f"output_dir={settings.output_dir}"])
+
+
+if __name__ == "__main__":
+    config.run(main)
