@@ -1,0 +1,217 @@
+"""The commands as a person types them, on a tiny data set: train, resume, leaderboard, predict."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT, make_data, refused, run_script, words_for
+from safetensors.torch import load_file
+
+import config
+import datasets
+import metrics
+import rle
+from config import InputError
+from device import memory_advice
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Both folds of the tiny data set, trained by the real command: (words, output folder)."""
+    folder = tmp_path_factory.mktemp("trained")
+    words = words_for(make_data(folder / "data"), folder / "out")
+    done = run_script("train.py", *words, "dropout=0.2", "epochs=8")
+    assert done.returncode == 0, done.stderr
+    return words, folder / "out", done.stdout
+
+
+def place(words):
+    """The words that say where things are, and not what is trained."""
+    keys = ("data_dir", "output_dir", "run", "device", "amp", "workers")
+    return [word for word in words if word.split("=")[0] in keys]
+
+
+def test_training_leaves_the_files_of_a_run(trained):
+    _, out, printed = trained
+    for fold in (0, 1):
+        folder = out / "tiny" / f"fold{fold}"
+        names = {path.name for path in folder.iterdir()}
+        assert names == {"best.safetensors", "history.csv", "oof.csv", "oof.npz", "tensorboard"}
+        history = pd.read_csv(folder / "history.csv")
+        assert list(history["epoch"]) == list(range(1, 9))
+        assert history["loss"].iloc[-1] < history["loss"].iloc[0]
+        assert f"fold {fold}: out-of-fold dice" in printed
+    assert not list(out.rglob("*.partial"))
+
+
+def test_oof_holds_every_image_once_under_the_fold_that_held_it_out(trained):
+    words, out, _ = trained
+    folds = datasets.read_folds(config.load(words))
+    tables = [pd.read_csv(out / "tiny" / f"fold{k}" / "oof.csv", dtype=str) for k in (0, 1)]
+    table = pd.concat(tables)
+    assert len(table) == table["image_id"].nunique() == 12
+    assert all(
+        folds[group] == int(fold) for group, fold in zip(table["group"], table["fold"], strict=True)
+    )
+
+
+def test_oof_dice_is_that_of_masks_thresholded_at_half(trained):
+    _, out, _ = trained
+    with np.load(out / "tiny/fold0/oof.npz") as file:
+        counts = file["counts"]
+    inside, predicted = counts[:, 1, 128:].sum(1), counts[:, :, 128:].sum((1, 2))
+    expected = metrics.dice(inside, predicted, counts[:, 1].sum(1))
+    scores = pd.read_csv(out / "tiny/fold0/oof.csv")["dice"]
+    assert np.allclose(scores, expected, atol=1e-7)
+    assert scores.mean() > 0.8  # it has learned what a car is
+
+
+def test_leaderboard_has_a_row_for_the_run(trained):
+    _, out, printed = trained
+    row = pd.read_csv(out / "leaderboard.csv").iloc[0]
+    scores = pd.concat(pd.read_csv(out / "tiny" / f"fold{k}" / "oof.csv") for k in (0, 1))
+    assert row["dice"] == pytest.approx(scores["dice"].mean(), abs=1e-6)
+    assert row["folds"] == "0 1" and row["images"] == 12 and row["parameters"] > 0
+    assert "oof dice" in printed and "tiny" in printed
+
+
+def test_prediction_writes_a_checked_submission(trained, tmp_path):
+    words, out, _ = trained
+    data = words[0].split("=")[1]
+    target = f"submission={tmp_path / 's.csv'}"
+    done = run_script(
+        "predict.py", *place(words), target, f"truth={data}/test_truth.csv", "masks=true"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "6 rows, no fault" in done.stdout and "mean dice 0." in done.stdout
+    table = pd.read_csv(tmp_path / "s.csv", keep_default_na=False)
+    sample = pd.read_csv(f"{data}/sample_submission.csv")
+    assert list(table["img"]) == list(sample["img"])
+    about = json.loads((tmp_path / "s.json").read_text())
+    assert len(about["weights"]) == 2 and about["rows"] == 6
+    name, text = table.iloc[0]
+    mask = datasets.read_mask(out / "tiny/masks" / f"{name.removesuffix('.jpg')}_mask.png")
+    assert (rle.decode(text, (48, 72)) == mask).all()
+
+
+def test_the_submission_does_not_depend_on_batch_or_workers(trained, tmp_path):
+    words, _, _ = trained
+    texts = []
+    for batch, workers in ((1, 0), (4, 2)):
+        path = tmp_path / f"{batch}.csv"
+        more = [f"submission={path}", f"batch={batch}", f"workers={workers}"]
+        assert run_script("predict.py", *place(words), *more).returncode == 0
+        texts.append(path.read_bytes())
+    assert texts[0] == texts[1]
+
+
+def test_what_exists_is_not_overwritten_and_a_run_is_not_mixed(trained):
+    words, out, _ = trained
+    before = (out / "tiny/fold0/best.safetensors").read_bytes()
+    refused(run_script("train.py", *words, "dropout=0.2", "epochs=8"), "resume=true", "run=")
+    refused(run_script("train.py", *words, "dropout=0.2", "epochs=9", "resume=true"), "epochs=8")
+    done = run_script("train.py", *place(words), "resume=true")  # the run knows the rest
+    assert done.returncode == 0, done.stderr
+    assert (out / "tiny/fold0/best.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "parts"),
+    [
+        ("predict.py", ["channels=[8,16]"], ["channels", "stored with the weights"]),
+        ("predict.py", ["run=other"], ["other", "train.sh"]),
+        ("predict.py", ["fold=7"], ["fold 7", "not trained"]),
+        ("train.py", ["run=new", "fold=2"], ["fold=2", "folds 0 to 1"]),
+        ("train.py", ["run=new", "device=cuda"], ["no GPU"]),
+        ("train.py", ["run=new", "data_dir=/nowhere"], ["/nowhere", "recipe=demo"]),
+    ],
+)
+def test_wrong_words_are_one_line(trained, script, words, parts):
+    if "device=cuda" in words and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    base = place(trained[0]) if script == "predict.py" else trained[0]
+    refused(run_script(script, *base, *words), *parts)
+
+
+INTERRUPT = """
+import sys
+sys.path.insert(0, "src")
+sys.argv[0] = "train.py"
+import checkpoint, config, train
+save = checkpoint.save_snapshot
+def save_then_stop(path, state):
+    save(path, state)
+    if state["epoch"] == 2:
+        raise KeyboardInterrupt
+checkpoint.save_snapshot = save_then_stop
+config.run(train.main)
+"""
+
+
+def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit(data, tmp_path):
+    more = ["dropout=0.2", "epochs=4", "fold=0"]
+    outs = [tmp_path / "whole", tmp_path / "broken"]
+    whole, broken = ([*words_for(data, out), *more] for out in outs)
+    assert run_script("train.py", *whole).returncode == 0
+    stopped = subprocess.run(
+        [sys.executable, "-c", INTERRUPT, *broken], cwd=ROOT, capture_output=True
+    )
+    assert stopped.returncode == 130, stopped.stderr
+    done = run_script("train.py", *broken, "resume=true")
+    assert "going on after epoch 2 of 4" in done.stdout, done.stderr
+    files = [out / "tiny/fold0" for out in outs]
+    first, second = (load_file(folder / "best.safetensors") for folder in files)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    for name in ("oof.csv", "oof.npz"):
+        assert (files[0] / name).read_bytes() == (files[1] / name).read_bytes()
+    losses = [pd.read_csv(folder / "history.csv")["loss"].tolist() for folder in files]
+    assert losses[0] == losses[1]
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_nothing_bad(data, tmp_path):
+    words = [*words_for(data, tmp_path), "fold=0", "lr=1e38", "optimizer=sgd", "clip=0"]
+    refused(run_script("train.py", *words), "loss became", "lower lr")
+    assert not (tmp_path / "tiny/fold0/best.safetensors").exists()
+
+
+@pytest.mark.parametrize("setting", ["optimizer=sgd", "optimizer=rmsprop", "optimizer=adam"])
+@pytest.mark.parametrize("schedule", ["onecycle", "plateau", "constant"])
+def test_every_optimizer_and_schedule_makes_updates(setting, schedule):
+    from optim import make_optimizer, make_schedule
+
+    settings = config.load([setting, f"schedule={schedule}", "lr=0.1"])
+    network = torch.nn.Conv2d(1, 1, 1)
+    before = network.weight.detach().clone()
+    optimizer = make_optimizer(settings, network)
+    rule = make_schedule(settings, optimizer, updates=3)
+    for _ in range(3):
+        network(torch.ones(1, 1, 1, 1)).sum().backward()
+        optimizer.step()
+        rule.step(0.5) if schedule == "plateau" else rule.step()
+    assert not torch.equal(network.weight, before)
+
+
+def test_cosine_rises_then_falls_to_nothing():
+    from optim import make_optimizer, make_schedule
+
+    settings = config.load(["lr=1", "warmup=0.2"])
+    optimizer = make_optimizer(settings, torch.nn.Conv2d(1, 1, 1))
+    rule, rates = make_schedule(settings, optimizer, updates=10), []
+    for _ in range(10):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        rule.step()
+    assert rates[:3] == [0.5, 1, 1] and rates[3:] == sorted(rates[3:], reverse=True)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0)
+
+
+def test_out_of_memory_names_the_batch_and_what_to_try():
+    settings = config.load(["batch=8", "size=[256,384]"])
+    with pytest.raises(InputError, match=r"batch=8.*batch=4 accumulate=2"), memory_advice(settings):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(RuntimeError, match="other"), memory_advice(settings):
+        raise RuntimeError("other")
