@@ -1,0 +1,136 @@
+"""One fold in training: its network and all that moves with it, and what an epoch does."""
+
+import math
+import resource
+import time
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from tqdm import tqdm
+
+from config import InputError, Settings
+from datasets import Row
+from device import memory_advice
+from infer import Member
+from loader import Cache, training_batches
+from losses import LOSSES
+from models import build
+from optim import make_average, make_optimizer, make_schedule
+
+
+class Fold:
+    """One fold in training: its network, and all that moves with it from step to step."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        fold: int,
+        rows: list[Row],
+        cache: Cache | None,
+        engine: Accelerator,
+    ):
+        self.settings, self.fold, self.engine = settings, fold, engine
+        self.held_out = [row for row in rows if row.fold == fold]
+        self.epoch, self.best = 0, -1.0
+        torch.manual_seed(draws(self))  # the first weights
+        network = build(settings).to(engine.device)
+        self.average = make_average(settings, network)
+        batches = training_batches([row for row in rows if row.fold != fold], settings, cache)
+        self.shuffle = batches.sampler
+        optimizer = make_optimizer(settings, network)
+        self.network, self.optimizer, self.batches = engine.prepare(network, optimizer, batches)
+        self.updates = math.ceil(len(self.batches) / settings.accumulate) * settings.epochs
+        self.schedule = make_schedule(settings, optimizer, self.updates)
+        self.history: list[dict[str, Any]] = []
+
+    def member(self) -> Member:
+        """The averaged network, as `infer` takes it."""
+        size = self.settings.size
+        return Member(self.average.module, tuple(size) if size else None)
+
+    def parts(self) -> dict[str, Any]:
+        """Whatever has a state of its own."""
+        network = self.engine.unwrap_model(self.network)
+        parts = {"network": network, "average": self.average, "scaler": self.engine.scaler}
+        parts |= {"optimizer": self.optimizer, "schedule": self.schedule}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def state(self) -> dict[str, Any]:
+        """All that an exact resume needs at the end of an epoch."""
+        numbers = {"epoch": self.epoch, "best": self.best, "history": self.history}
+        return {name: part.state_dict() for name, part in self.parts().items()} | numbers
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from where `state` was taken."""
+        for name, part in self.parts().items():
+            part.load_state_dict(state[name])
+        self.epoch, self.best, self.history = state["epoch"], state["best"], state["history"]
+
+
+def draws(fold: Fold) -> int:
+    """The seed of an epoch's dropout, so that a resumed run draws what an undisturbed one does."""
+    return (fold.settings.seed * 1000 + fold.fold) * 100_000 + fold.epoch
+
+
+# ---------------------------------------------------------------- an epoch
+
+
+def train_epoch(fold: Fold, bar: tqdm) -> dict[str, float]:
+    """One pass over the training images; what it took, for history.csv."""
+    settings, engine = fold.settings, fold.engine
+    loss_of, total, seen, begun = LOSSES[settings.loss], 0.0, 0, time.perf_counter()
+    fold.network.train()
+    fold.shuffle.epoch = fold.epoch
+    torch.manual_seed(draws(fold))
+    for step, (images, masks) in enumerate(fold.batches):
+        with memory_advice(settings), engine.accumulate(fold.network):
+            loss = loss_of(fold.network(images), masks.float() / 255)
+            engine.backward(loss)
+            if engine.sync_gradients:
+                if settings.clip:
+                    engine.clip_grad_norm_(fold.network.parameters(), settings.clip)
+                update(fold)
+            fold.optimizer.zero_grad()
+        total = total + loss.detach() * len(images)
+        seen += len(images)
+        bar.update(len(images))
+        if step % 50 == 0:  # reading the loss makes the CPU wait for the GPU: not at every step
+            bar.set_postfix_str(f"loss {check_loss(float(total) / seen, fold):.4f}")
+    mean = check_loss(float(total) / seen, fold)
+    seconds = time.perf_counter() - begun
+    return {
+        "epoch": fold.epoch + 1,
+        "lr": fold.optimizer.param_groups[0]["lr"],
+        "loss": mean,
+        "seconds": round(seconds, 2),
+        "images_per_second": round(seen / seconds, 2),
+        "peak_gb": round(peak_memory() / 2**30, 3),
+    }
+
+
+def update(fold: Fold) -> None:
+    """One step of the weights, the learning rate and the average."""
+    fold.optimizer.step()
+    if not isinstance(fold.schedule, ReduceLROnPlateau):
+        fold.schedule.step()
+    fold.average.update_parameters(fold.engine.unwrap_model(fold.network))
+
+
+def check_loss(loss: float, fold: Fold) -> float:
+    """The loss if it is a number; else stop: nothing of this epoch has been written."""
+    if math.isfinite(loss):
+        return loss
+    kept = f"the weights of epoch {fold.epoch} are kept" if fold.epoch else "nothing was kept"
+    raise InputError(
+        f"the loss became {loss} in epoch {fold.epoch + 1} of fold {fold.fold}; {kept}; start "
+        f"another run= with a lower lr (now {fold.settings.lr:g}), clip=1 or amp=fp32"
+    )
+
+
+def peak_memory() -> int:
+    """Bytes: of the GPU where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
