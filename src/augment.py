@@ -19,7 +19,7 @@ warnings.filterwarnings("error", message="Argument.*not valid")
 
 
 def _affine(scale: float, shift: float, turn: float, p: float) -> A.Affine:
-    """Zoom 1 ± scale, shift ± of the size, turn ± degrees; the mask is soft, so it is linear too."""
+    """Zoom by 1 ± scale, shift by ± a part of the size, turn by ± degrees; soft masks stay soft."""
     return A.Affine(
         scale=(1 - scale, 1 + scale),
         translate_percent=(-shift, shift),

@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -37,12 +37,8 @@ ONE_TWO_FOUR: Check = ("1, 2 or 4", lambda v: v in (1, 2, 4))
 SIZE: Check = ("[height,width], each 8 or more", lambda v: len(v) == 2 and min(v) >= 8)
 WIDTHS: Check = ("2 to 8 widths, each above 0", lambda v: 2 <= len(v) <= 8 and min(v) > 0)
 NAME: Check = ("a plain folder name", lambda v: re.fullmatch(r"([\w+][\w.+-]*)?", v) is not None)
-NAMES: Check = ("plain folder names, each once", lambda v: all(map(NAME[1], v)) and _unique(v))
+NAMES: Check = ("names, each once", lambda v: all(map(NAME[1], v)) and len({*v}) == len(v))
 PATTERN: Check = ("a regular expression with one group", lambda v: _groups(v) == 1)
-
-
-def _unique(values: list[str]) -> bool:
-    return len(set(values)) == len(values)
 
 
 def _groups(pattern: str) -> int:
@@ -220,15 +216,12 @@ def _assign(conf: DictConfig, key: str, value: Any, source: str) -> DictConfig:
 def help_text() -> str:
     """Every setting: name, default, type, meaning."""
     lines = ["usage: bash train.sh key=value ...   (predict.sh and src/*.py take the same words)"]
-    for name, f in FIELDS.items():
+    for name, default in asdict(Settings()).items():
+        shown = "null" if default is None else str(default).replace(" ", "")
         lines += ["", f"{PARTS[name]}:"] if name in PARTS else []
-        lines.append(f"  {name}={_default(f)}  ({_kind(f.type)})\n      {f.metadata['meaning']}")
+        lines.append(f"  {name}={shown}  ({_kind(FIELDS[name].type)})")
+        lines.append(f"      {FIELDS[name].metadata['meaning']}")
     return "\n".join(lines)
-
-
-def _default(f: Field) -> str:
-    default = f.default if f.default is not MISSING else f.default_factory()
-    return "null" if default is None else str(default).replace(" ", "")
 
 
 def _kind(annotation: Any) -> str:

@@ -57,8 +57,8 @@ def main() -> None:
         others = others[others["dataset"] != settings.dataset]
         if len(mine) and set(mine["group"]) != set(folds.index):
             raise InputError(
-                f"{path}: has {len(mine)} groups of dataset {settings.dataset}, {settings.data_dir} "
-                f"has {len(folds)}; say folds_csv=<new file>, or dataset=<another name>"
+                f"{path}: has {len(mine)} groups of dataset {settings.dataset}, and "
+                f"{settings.data_dir} {len(folds)}; say folds_csv=<new file> or dataset=<new name>"
             )
         table = pd.concat([others, table], ignore_index=True)
     with replacing(path) as partial:

@@ -130,10 +130,7 @@ def main() -> None:
     }
     with replacing(settings.submission_csv.with_suffix(".json")) as partial:
         partial.write_text(json.dumps(about, indent=2) + "\n")
-    words = {"data_dir": settings.data_dir, "limit": settings.limit, "group_by": settings.group_by}
-    words |= {"submission": settings.submission_csv, "truth": settings.truth}
-    words |= {"hq": settings.hq, "recipe": settings.recipe}
-    config.run_script("score.py", [f"{key}={value}" for key, value in words.items()])
+    config.run_script("score.py", config.as_words(settings))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import pandas as pd
@@ -73,7 +74,7 @@ def oddities(settings: Settings, names: pd.Series, areas: np.ndarray) -> list[st
     ]
 
 
-def say(title: str, lines: list[str], file=sys.stdout) -> None:
+def say(title: str, lines: list[str], file: TextIO = sys.stdout) -> None:
     """Print lines under a title; of many only the first."""
     if lines:
         print(f"{title} ({len(lines)}):", file=file)
