@@ -81,9 +81,9 @@ def commit() -> str:
 
 def trained_folds(run_dir: Path) -> list[int]:
     """The folds of which a run has weights and out-of-fold scores, in order."""
-    done = run_dir.glob("fold*/oof.npz") if run_dir.is_dir() else []
-    folds = [int(p.parent.name.removeprefix("fold")) for p in done]
-    return sorted(k for k in folds if (run_dir / f"fold{k}" / "best.safetensors").exists())
+    folders = [p.parent for p in run_dir.glob("fold*/oof.npz")]
+    finished = [p.name for p in folders if (p / "best.safetensors").exists()]
+    return sorted(int(name[4:]) for name in finished if name[4:].isdecimal())
 
 
 def stored_settings(run_dir: Path) -> dict[str, Any]:

@@ -32,6 +32,11 @@ class Member:
     weight: float = 1.0
 
 
+def member(network: Segmenter, settings: Settings, weight: float = 1.0) -> Member:
+    """A network at the size that `settings` trained it for."""
+    return Member(network, tuple(settings.size) if settings.size else None, weight)
+
+
 @dataclass
 class Prediction:
     """A row with its probability, H×W float32 in [0, 1] at the image's own size."""

@@ -22,7 +22,7 @@ import rle
 from datasets import Row
 from device import pick_device
 from files import replacing
-from infer import Member, Prediction, predict
+from infer import Member, Prediction, member, predict
 from metrics import best_threshold
 from pictures import overlay
 
@@ -61,8 +61,7 @@ def load_members(settings: Settings) -> tuple[list[Member], list[Path]]:
         for fold in folds:
             path = run_dir / f"fold{fold}" / "best.safetensors"
             network, trained, _ = checkpoint.load_weights(path, device)
-            size = tuple(trained.size) if trained.size else None
-            members.append(Member(network, size, 1 / len(folds)))
+            members.append(member(network, trained, 1 / len(folds)))
             paths.append(path)
     return members, paths
 

@@ -1,5 +1,6 @@
 """Trains one fold, or every fold in turn; scores each out of fold; then the leaderboard."""
 
+import shlex
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,10 +26,10 @@ import oof
 from datasets import Row
 from device import pick_device, pick_precision
 from files import replacing
-from infer import Member, levels, predict
+from infer import levels, member, predict
 from loader import Cache, make_cache
 from metrics import best_threshold, clustered_error
-from models import parameters
+from models import build, parameters
 from pictures import overlay
 from trainer import Fold, train_epoch
 
@@ -99,7 +100,7 @@ def about(state: Fold) -> dict[str, Any]:
         "dice": state.best,
         "parameters": parameters(state.average.module),
         "precision": state.engine.mixed_precision,
-        "command": " ".join(["bash train.sh", *sys.argv[1:]]),
+        "command": shlex.join(["bash", "train.sh", *sys.argv[1:]]),
         "commit": checkpoint.commit(),
     }
 
@@ -125,8 +126,8 @@ def score_fold(settings: Settings, fold: int, held_out: list[Row], device: torch
     """Score the kept weights out of fold, with TTA; write oof.csv and oof.npz; say it."""
     path = checkpoint.weights_path(settings, fold)
     network, _, _ = checkpoint.load_weights(path, device)
-    size = tuple(settings.size) if settings.size else None
-    scores, counts = oof.score([Member(network, size)], held_out, settings, f"fold {fold} oof")
+    voters = [member(network, settings)]
+    scores, counts = oof.score(voters, held_out, settings, f"fold {fold} oof")
     oof.save(path.parent, scores, counts)
     dice = scores["dice"].to_numpy()
     threshold, best = best_threshold(counts)
@@ -217,6 +218,7 @@ def main() -> None:
         gradient_accumulation_steps=settings.accumulate,
     )
     if folds:
+        build(settings)  # an unknown encoder is told now, not after minutes of decoding
         checkpoint.save_settings(replace(settings, fold=None, resume=False))
         used = rows if len(folds) > 1 else [row for row in rows if row.fold != folds[0]]
         cache = make_cache(settings, used)

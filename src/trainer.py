@@ -13,7 +13,7 @@ from tqdm import tqdm
 from config import InputError, Settings
 from datasets import Row
 from device import memory_advice
-from infer import Member
+from infer import Member, member
 from loader import Cache, training_batches
 from losses import LOSSES
 from models import build
@@ -47,8 +47,7 @@ class Fold:
 
     def member(self) -> Member:
         """The averaged network, as `infer` takes it."""
-        size = self.settings.size
-        return Member(self.average.module, tuple(size) if size else None)
+        return member(self.average.module, self.settings)
 
     def parts(self) -> dict[str, Any]:
         """Whatever has a state of its own."""
