@@ -4,6 +4,7 @@ import json
 import subprocess
 from dataclasses import asdict
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -119,6 +120,6 @@ def load_snapshot(path: Path) -> dict[str, Any]:
     """What save_snapshot wrote, on the CPU. Never runs code that a file might hold."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, RuntimeError, EOFError, ValueError, UnpicklingError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"{path}: cannot be read ({reason}); delete it to start again") from None

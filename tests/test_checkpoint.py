@@ -1,0 +1,96 @@
+"""Weights come back as they were; files that are not ours are refused and never run."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+import checkpoint
+import config
+import models
+from config import InputError
+from files import replacing
+
+
+@pytest.fixture
+def saved(tmp_path):
+    settings = config.load(["channels=[4,8]", "size=[32,48]", f"output_dir={tmp_path}"])
+    network = models.build(settings).eval()
+    path = checkpoint.weights_path(settings, 0)
+    checkpoint.save_weights(path, network, settings, {"classes": 1, "dice": 0.5, "fold": 0})
+    return path, network, settings
+
+
+def test_weights_settings_and_facts_come_back(saved):
+    path, network, settings = saved
+    loaded, stored, about = checkpoint.load_weights(path, torch.device("cpu"))
+    images = torch.randint(0, 256, (1, 3, 20, 30), dtype=torch.uint8)
+    assert torch.equal(loaded(images), network(images)) and not loaded.training
+    assert stored == settings and about["dice"] == 0.5
+
+
+class Bomb:
+    """Unpickling it would create a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_pickle_is_never_run(saved, tmp_path):
+    sign = tmp_path / "exploded"
+    payload = pickle.dumps(Bomb(sign))
+    for path, load in (
+        (saved[0], lambda p: checkpoint.load_weights(p, torch.device("cpu"))),
+        (tmp_path / "state.pt", checkpoint.load_snapshot),
+    ):
+        path.write_bytes(payload)
+        with pytest.raises(InputError) as error:
+            load(path)
+        assert str(path) in str(error.value) and "\n" not in str(error.value)
+    torch.save({"network": Bomb(sign)}, tmp_path / "state.pt")
+    with pytest.raises(InputError):
+        checkpoint.load_snapshot(tmp_path / "state.pt")
+    assert not sign.exists()
+
+
+@pytest.mark.parametrize("spoil", [lambda b: b"", lambda b: b[: len(b) // 2], lambda b: b"x" + b])
+def test_spoiled_weights_are_one_line(saved, spoil):
+    path = saved[0]
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(InputError, match=r"best\.safetensors") as error:
+        checkpoint.load_weights(path, torch.device("cpu"))
+    assert "\n" not in str(error.value)
+
+
+def test_weights_of_another_network_are_refused(saved):
+    path, network, settings = saved
+    settings.channels = [8, 8]
+    checkpoint.save_weights(path, network, settings, {"classes": 1})
+    with pytest.raises(InputError, match="does not fit"):
+        checkpoint.load_weights(path, torch.device("cpu"))
+
+
+def test_only_finished_folds_count_as_trained(saved):
+    path, _, settings = saved
+    assert checkpoint.trained_folds(settings.run_dir) == []
+    (path.parent / "oof.npz").touch()
+    (settings.run_dir / "fold_of_mine").mkdir()
+    (settings.run_dir / "fold_of_mine/oof.npz").touch()
+    assert checkpoint.trained_folds(settings.run_dir) == [0]
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), replacing(path) as partial:
+        partial.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    with replacing(path) as partial:
+        partial.write_text("new")
+    assert path.read_text() == "new" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]

@@ -1,0 +1,111 @@
+"""The one road: flips, members, sizes, batches."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_data
+
+import config
+import datasets
+import infer
+import models
+from infer import VIEWS, Member
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory):
+    """Rows of two native sizes, settings, and two untrained networks."""
+    folder = tmp_path_factory.mktemp("road")
+    small, large = make_data(folder / "a"), make_data(folder / "b", cars=2, size=(40, 56))
+    words = ["dataset=tiny", "device=cpu", "amp=fp32", "workers=0", "batch=4", "channels=[4,8]"]
+    settings = config.load([*words, f"folds_csv={small / 'folds.csv'}"])
+    rows = [
+        row
+        for data in (small, large)
+        for row in datasets.training_rows(replace(settings, data_dir=str(data)))
+    ]
+    networks = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        networks.append(models.build(settings).eval())
+    return rows, settings, networks
+
+
+def probabilities(members, rows, settings):
+    return [p.probability for p in infer.predict(members, rows, settings)]
+
+
+def close(first, second):
+    return all(torch.allclose(a, b, atol=1e-5) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("tta", VIEWS)
+@torch.inference_mode()
+def test_views_are_undone(tta):
+    """A network that answers each pixel by itself sees no difference between the views."""
+    images = torch.randint(0, 256, (2, 3, 6, 8), dtype=torch.uint8)
+
+    def pixelwise(x):
+        return x[:, :1].float() / 64 - 2
+
+    assert torch.allclose(infer.probability(pixelwise, images, tta), pixelwise(images).sigmoid())
+
+
+@torch.inference_mode()
+def test_tta_is_the_mean_over_the_views(road):
+    network = road[2][0]
+    images = torch.randint(0, 256, (1, 3, 16, 24), dtype=torch.uint8)
+    one = network(images).sigmoid()
+    other = network(images.flip(-1)).sigmoid().flip(-1)
+    assert not torch.allclose(one, other)
+    assert torch.allclose(infer.probability(network, images, "hflip"), (one + other) / 2)
+    flips = infer.probability(network, images, "flips")
+    for axes in VIEWS["flips"]:
+        turned = infer.probability(network, images.flip(axes), "flips").flip(axes)
+        assert torch.allclose(turned, flips, atol=1e-6)
+
+
+def test_enlarging_keeps_constants_and_the_unit_interval():
+    assert torch.allclose(infer.to_native(torch.full((1, 5, 7), 0.3), (50, 71)), torch.tensor(0.3))
+    steep = infer.to_native(torch.eye(8)[None], (40, 40))
+    assert steep.min() >= 0 and steep.max() <= 1 and steep.shape == (40, 40)
+    small = torch.rand(1, 5, 7)
+    assert torch.equal(infer.to_native(small, (5, 7)), small[0])
+
+
+@pytest.mark.parametrize("size", [None, (32, 48)])
+def test_every_row_is_answered_in_order_at_its_own_size(road, size):
+    rows, settings, networks = road
+    answers = list(infer.predict([Member(networks[0], size)], rows, settings))
+    assert [a.row for a in answers] == rows
+    assert {tuple(a.probability.shape) for a in answers} == {(48, 72), (40, 56)}
+
+
+@pytest.mark.parametrize("changes", [{"batch": 1}, {"batch": 64}, {"workers": 2}])
+def test_batches_and_workers_change_nothing(road, changes):
+    rows, settings, networks = road
+    members = [Member(networks[0], (32, 48))]
+    expected = probabilities(members, rows, settings)
+    assert close(probabilities(members, rows, replace(settings, **changes)), expected)
+
+
+@pytest.mark.parametrize("sizes", [((32, 48), (32, 48)), ((32, 48), None)])
+def test_members_vote_by_their_weight_at_one_size_or_several(road, sizes):
+    rows, settings, networks = road
+    one, other = (
+        probabilities([Member(n, s)], rows, settings) for n, s in zip(networks, sizes, strict=True)
+    )
+    both = [Member(n, s, w) for n, s, w in zip(networks, sizes, (3.0, 1.0), strict=True)]
+    mean = [(3 * a + b) / 4 for a, b in zip(one, other, strict=True)]
+    assert close(probabilities(both, rows, settings), mean)
+
+
+def test_levels_are_exact_at_every_threshold():
+    rng = np.random.default_rng(0)
+    p = np.concatenate([rng.random(500), np.arange(257) / 256]).astype(np.float32)[None]
+    p = np.concatenate([p, np.nextafter(p, 0)], axis=1)
+    levels = infer.levels(torch.from_numpy(p))
+    for i in range(1, 256):
+        assert np.array_equal(levels >= i, p >= i / 256)

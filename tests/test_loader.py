@@ -1,0 +1,167 @@
+"""Augmentation and batches: every image once, every draw its own, the same bytes on any machine."""
+
+import importlib
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import draw_car
+
+import augment
+import config
+import datasets
+import loader
+from augment import POLICIES, Augment
+from config import InputError
+
+
+@pytest.fixture
+def settings(data):
+    """Settings under which the tiny data set is read."""
+    words = ["dataset=tiny", "size=[32,48]", "batch=5", "augment=strong", "device=cpu", "workers=0"]
+    return config.load([f"data_dir={data}", f"folds_csv={data / 'folds.csv'}", *words])
+
+
+def batches_of(settings, epochs, cache=None, **changes):
+    """All batches of some epochs, as (images, masks)."""
+    for name, value in changes.items():
+        setattr(settings, name, value)
+    made = loader.training_batches(datasets.training_rows(settings), settings, cache)
+    out = []
+    for epoch in epochs:
+        made.sampler.epoch = epoch
+        out += list(made)
+    return out
+
+
+def equal(first, second):
+    pairs = zip(first, second, strict=True)
+    return all(torch.equal(a, b) for x, y in pairs for a, b in zip(x, y, strict=True))
+
+
+# ---------------------------------------------------------------- augmentation
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_shapes_and_types_stay_and_the_mask_stays_coverage(policy):
+    image, mask = draw_car(0, 1, (48, 72))
+    mask = mask.astype(np.uint8) * 255
+    change = Augment(policy, seed=0)
+    for epoch in range(8):
+        new_image, new_mask = change(image, mask, epoch, "a")
+        assert new_image.shape == image.shape and new_image.dtype == np.uint8
+        assert new_mask.shape == mask.shape and new_mask.dtype == np.uint8
+
+
+@pytest.mark.parametrize("policy", ["flip", "light", "strong"])
+def test_draws_depend_on_seed_epoch_and_image_and_on_nothing_else(policy):
+    image, mask = draw_car(0, 1, (48, 72))
+    mask = mask.astype(np.uint8)
+
+    def draws(seed, image_id):
+        fresh = Augment(policy, seed)
+        return [fresh(image, mask, epoch, image_id)[0].tobytes() for epoch in range(12)]
+
+    assert draws(0, "a") == draws(0, "a")
+    assert len(set(draws(0, "a"))) > 1
+    assert draws(0, "a") != draws(1, "a") and draws(0, "a") != draws(0, "b")
+
+
+def test_flip_is_an_exact_mirror_half_of_the_time():
+    image, mask = draw_car(0, 1, (48, 72))
+    mask = mask.astype(np.uint8)
+    change, mirrored = Augment("flip", 0), 0
+    for epoch in range(200):
+        new_image, new_mask = change(image, mask, epoch, "a")
+        turned = not np.array_equal(new_image, image)
+        mirrored += turned
+        assert np.array_equal(new_mask, mask[:, ::-1] if turned else mask)
+        assert np.array_equal(new_image, image[:, ::-1] if turned else image)
+    assert 70 < mirrored < 130
+
+
+def test_a_warp_moves_the_mask_with_the_image():
+    _, mask = draw_car(0, 1, (96, 144))
+    mask = mask.astype(np.uint8) * 255
+    warp = augment._affine(0.2, 0.1, 10, p=1)
+    for seed in range(10):
+        warp.set_random_seed(seed)
+        done = warp(image=np.stack([mask] * 3, -1), mask=mask)
+        assert np.abs(done["image"][..., 0].astype(int) - done["mask"]).max() <= 1
+        assert ((done["mask"] > 0) & (done["mask"] < 255)).any()  # soft at the edge, not cut
+
+
+def test_an_argument_that_albumentations_does_not_know_is_an_error():
+    importlib.reload(augment)  # pytest has put the module's filter aside
+    with pytest.raises(UserWarning, match="not valid"):
+        augment.A.HorizontalFlip(probability=0.5)
+
+
+# ---------------------------------------------------------------- batches
+
+
+def test_every_image_comes_once_an_epoch_also_in_the_last_small_batch(settings):
+    sizes = [len(images) for images, _ in batches_of(settings, [0])]
+    assert sizes == [5, 5, 2]
+    shuffle = loader.Shuffle(12, seed=0)
+    assert sorted(i for _, i in shuffle) == list(range(12))
+
+
+def test_orders_differ_by_epoch_and_seed_and_are_repeated():
+    def order(seed, epoch):
+        shuffle = loader.Shuffle(30, seed)
+        shuffle.epoch = epoch
+        return [i for _, i in shuffle]
+
+    assert order(0, 0) == order(0, 0)
+    assert order(0, 0) != order(0, 1) and order(0, 0) != order(1, 0)
+
+
+def test_batches_are_the_same_with_workers_and_with_the_cache(settings):
+    rows = datasets.training_rows(settings)
+    plain = batches_of(settings, [0, 1], workers=0)
+    assert equal(plain, batches_of(settings, [0, 1], workers=2))
+    assert equal(plain, batches_of(settings, [0, 1], loader.Cache(rows, (32, 48)), workers=0))
+    assert not equal(plain[:3], plain[3:])
+
+
+def test_auto_cache_gives_way_where_memory_is_short(settings, monkeypatch):
+    rows = datasets.training_rows(settings)
+    assert loader.make_cache(settings, rows) is not None
+    short = type("Memory", (), {"available": 1000})
+    monkeypatch.setattr(loader.psutil, "virtual_memory", short)
+    assert loader.make_cache(settings, rows) is None
+    settings.cache = "ram"
+    with pytest.raises(InputError, match="cache=none"):
+        loader.make_cache(settings, rows)
+
+
+def test_resizing_a_mask_by_area_gives_the_covered_part():
+    mask = np.random.default_rng(0).integers(0, 2, (12, 18), dtype=np.uint8) * 255
+    small = loader.resize(mask, (4, 6))
+    blocks = mask.reshape(4, 3, 6, 3).mean(axis=(1, 3))
+    assert np.abs(small - blocks).max() <= 0.5
+
+
+def test_photographs_come_in_order_with_their_own_size_and_truth(settings):
+    rows = datasets.training_rows(settings)
+    sizes = {(32, 48), None}
+    photos = [p for batch in loader.photographs(rows, sizes, settings, True) for p in batch]
+    assert [photo.row for photo in photos] == rows
+    for photo in photos:
+        image = datasets.read_image(photo.row.image)
+        assert photo.native == (48, 72) and photo.images[(32, 48)].shape == (3, 32, 48)
+        assert np.array_equal(photo.images[None].permute(1, 2, 0), image)
+        assert np.array_equal(photo.truth, datasets.read_mask(photo.row.mask))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_decoded_is_one_line_also_from_a_worker(settings, data, workers):
+    settings.workers = workers
+    rows = datasets.training_rows(settings)
+    jpeg = cv2.imencode(".jpg", np.zeros((48, 72, 3), np.uint8))[1].tobytes()
+    rows[3].image.write_bytes(jpeg[:120])
+    with pytest.raises(InputError) as error:
+        list(loader.photographs(rows, {None}, settings, False))
+    assert str(error.value).startswith(str(rows[3].image)) and "\n" not in str(error.value)

@@ -1,0 +1,76 @@
+"""Dice, at one threshold and at all, against brute force."""
+
+import numpy as np
+import pytest
+import torch
+
+import metrics
+from infer import levels
+
+
+def brute_dice(a, b):
+    pairs = list(zip(a.ravel().tolist(), b.ravel().tolist(), strict=True))
+    total = sum(x for x, _ in pairs) + sum(y for _, y in pairs)
+    return 1.0 if total == 0 else 2 * sum(x and y for x, y in pairs) / total
+
+
+def random_case(seed):
+    """Probabilities, some of them exactly on a threshold, and a truth."""
+    rng = np.random.default_rng(seed)
+    probability = rng.random((9, 11)).astype(np.float32)
+    probability.ravel()[:40] = rng.integers(0, 257, 40) / 256
+    return probability, rng.random((9, 11)) < rng.uniform(0.1, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [([0, 0], [0, 0], 1), ([1, 0], [0, 0], 0), ([1, 0], [0, 1], 0), ([1, 1], [1, 0], 2 / 3)],
+)
+def test_dice_by_hand(a, b, expected):
+    assert metrics.mask_dice(np.array(a, bool), np.array(b, bool)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_histograms_give_the_exact_dice_at_every_threshold(seed):
+    probability, truth = random_case(seed)
+    counts = metrics.histograms(levels(torch.from_numpy(probability)), truth)
+    curve = metrics.dice_curve(counts)
+    assert curve.shape == (255,)
+    for threshold, dice in zip(metrics.THRESHOLDS, curve, strict=True):
+        assert dice == pytest.approx(brute_dice(probability >= threshold, truth), abs=1e-12)
+
+
+def test_an_empty_truth_has_a_curve_without_nan():
+    levels_ = np.array([[0, 0, 10]], np.uint8)
+    curve = metrics.dice_curve(metrics.histograms(levels_, np.zeros((1, 3), bool)))
+    assert curve[:10].tolist() == [0] * 10 and curve[10:].tolist() == [1] * 245
+
+
+def test_best_threshold_is_the_best_of_the_mean_and_near_half_where_equal():
+    cases = [random_case(seed) for seed in range(4)]
+    counts = np.stack([metrics.histograms(levels(torch.from_numpy(p)), t) for p, t in cases])
+    threshold, dice = metrics.best_threshold(counts)
+    means = [np.mean([brute_dice(p >= t, truth) for p, truth in cases]) for t in metrics.THRESHOLDS]
+    assert dice == pytest.approx(max(means)) and means[round(threshold * 256) - 1] == max(means)
+    sure = metrics.histograms(np.array([[0, 255]], np.uint8), np.array([[False, True]]))
+    assert metrics.best_threshold(sure[None]) == (0.5, 1.0)
+
+
+def test_clustered_error_of_single_images_is_the_usual_one():
+    scores = np.random.default_rng(0).random(50)
+    error = metrics.clustered_error(scores, np.arange(50))
+    assert error == pytest.approx(scores.std(ddof=1) / np.sqrt(50))
+
+
+def test_copies_of_an_image_in_its_group_add_no_certainty():
+    scores, groups = np.random.default_rng(1).random(20), np.arange(20)
+    once = metrics.clustered_error(scores, groups)
+    assert metrics.clustered_error(np.repeat(scores, 16), np.repeat(groups, 16)) == pytest.approx(
+        once
+    )
+    apart = metrics.clustered_error(np.repeat(scores, 16), np.arange(320))
+    assert apart < once / 3
+
+
+def test_one_group_has_no_error_to_tell():
+    assert np.isnan(metrics.clustered_error(np.array([0.5, 0.7]), np.array(["a", "a"])))

@@ -1,0 +1,177 @@
+"""The U-Net and the networks around it: parameters, shapes, any image size, clear refusals."""
+
+import socket
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ROOT
+
+import config
+import models
+from config import InputError
+from unet import UNet
+
+PAPER = [64, 128, 256, 512, 1024]
+
+
+def conv_parameters(inputs, outputs, side, bias=True):
+    return inputs * outputs * side**2 + outputs * bias
+
+
+def expected_parameters(channels, norm, up_side):
+    """The U-Net's weights, counted layer by layer."""
+    bias = norm == "none"
+
+    def double(i, o):
+        extra = 0 if bias else 2 * o  # scale and shift of each normalisation
+        convs = conv_parameters(i, o, 3, bias) + conv_parameters(o, o, 3, bias)
+        return convs + 2 * extra
+
+    total = double(3, channels[0]) + conv_parameters(channels[0], 1, 1)
+    for shallow, deep in zip(channels, channels[1:], strict=False):
+        total += double(shallow, deep) + conv_parameters(deep, shallow, up_side)
+        total += double(2 * shallow, shallow)
+    return total
+
+
+@pytest.mark.parametrize(
+    ("norm", "up", "parameters"),
+    [
+        ("none", "transpose", 31_031_745),
+        ("none", "nearest", 31_031_745),
+        ("batch", "transpose", None),
+    ],
+)
+def test_the_papers_widths_have_the_published_number_of_parameters(norm, up, parameters):
+    expected = expected_parameters(PAPER, norm, up_side=2)
+    assert parameters in (None, expected)
+    with torch.device("meta"):
+        assert models.parameters(UNet(PAPER, norm=norm, up=up)) == expected
+
+
+def straight_line(net, x):
+    """A three-level U-Net without normalisation, spelled out on the same weights."""
+    w = dict(net.named_parameters())
+
+    def conv(x, name):
+        return F.relu(F.conv2d(x, w[f"{name}.weight"], w[f"{name}.bias"], padding=1))
+
+    def up(x, i):
+        return F.conv_transpose2d(x, w[f"up.{i}.weight"], w[f"up.{i}.bias"], stride=2)
+
+    a = conv(conv(x, "down.0.0"), "down.0.2")
+    b = conv(conv(F.max_pool2d(a, 2), "down.1.0"), "down.1.2")
+    c = conv(conv(F.max_pool2d(b, 2), "down.2.0"), "down.2.2")
+    y = conv(conv(torch.cat([b, up(c, 0)], 1), "merge.0.0"), "merge.0.2")
+    y = conv(conv(torch.cat([a, up(y, 1)], 1), "merge.1.0"), "merge.1.2")
+    return F.conv2d(y, w["head.weight"], w["head.bias"])
+
+
+def test_forward_is_the_papers():
+    torch.manual_seed(0)
+    net, x = UNet([4, 8, 16], norm="none").eval(), torch.randn(2, 3, 16, 24)
+    assert torch.allclose(net(x), straight_line(net, x), atol=1e-6)
+
+
+@pytest.mark.parametrize("stem", [1, 2, 4])
+@pytest.mark.parametrize("up", ["transpose", "nearest", "bilinear"])
+@pytest.mark.parametrize("channels", [[4, 8], [4, 8, 8, 16]])
+def test_output_has_the_inputs_size_and_every_weight_learns(stem, up, channels):
+    net = UNet(channels, classes=2, up=up, stem=stem)
+    logits = net(torch.randn(2, 3, net.stride * 2, net.stride * 3))
+    assert logits.shape == (2, 2, net.stride * 2, net.stride * 3)
+    (logits**2).sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
+
+
+def test_dropout_only_while_training():
+    net, x = UNet([4, 8], norm="none", dropout=0.5), torch.randn(1, 3, 8, 8)
+    assert not torch.equal(net.train()(x), net(x))
+    assert torch.equal(net.eval()(x), net(x))
+
+
+@pytest.fixture(scope="module")
+def segmenters():
+    torch.manual_seed(0)
+    small = config.load(["channels=[4,8,8]", "stem=2"])
+    smp = config.load(["model=smp", "encoder=resnet18", "encoder_weights=none"])
+    return [models.build(settings).eval() for settings in (small, smp)]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 5), (33, 47), (64, 96), (80, 119)])
+@torch.inference_mode()
+def test_any_image_size_is_answered_at_that_size(segmenters, size):
+    images = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)
+    for segmenter in segmenters:
+        logits = segmenter(images)
+        assert logits.shape == (2, 1, *size) and logits.isfinite().all()
+
+
+@torch.inference_mode()
+def test_padding_is_reflection_below_and_right(segmenters):
+    images = torch.randint(0, 256, (1, 3, 59, 60), dtype=torch.uint8)
+    padded = F.pad(images.float(), (0, 4, 0, 5), mode="reflect").to(torch.uint8)
+    whole = segmenters[0](padded)[..., :59, :60]
+    assert torch.allclose(segmenters[0](images), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["encoder=resnet43"], "did you mean resnet34"),
+        (["arch=Unett"], "did you mean unet"),
+        (["encoder_weights=imagnet"], "did you mean imagenet"),
+        (["encoder=tu-nothing", "encoder_weights=none"], "tu-nothing"),
+    ],
+)
+def test_an_unknown_network_is_one_line(words, hint):
+    with pytest.raises(InputError, match=hint) as error:
+        models.build(config.load(["model=smp", *words]))
+    assert "\n" not in str(error.value)
+
+
+def test_an_encoder_of_timm_builds():
+    settings = config.load(["model=smp", "encoder=tu-resnet18", "encoder_weights=none"])
+    assert models.parameters(models.build(settings)) > 1e6
+
+
+def test_pretrained_weights_without_a_network_are_refused_at_once(monkeypatch, tmp_path):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(models, "answers", lambda host: False)
+    for encoder, weights in (("resnet34", "imagenet"), ("tu-resnet18", "true")):
+        words = ["model=smp", f"encoder={encoder}", f"encoder_weights={weights}"]
+        with pytest.raises(InputError, match="encoder_weights=none"):
+            models.build(config.load(words))
+
+
+def test_answers_knows_an_open_port_from_a_closed_one(monkeypatch):
+    monkeypatch.setattr(models.urllib.request, "getproxies", dict)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert models.answers("127.0.0.1", port)
+    assert not models.answers("127.0.0.1", port)
+
+
+def test_a_look_up_that_hangs_is_given_up(monkeypatch):
+    monkeypatch.setattr(models.urllib.request, "getproxies", dict)
+    enough = threading.Event()
+
+    def hang(*_):
+        enough.wait(10)
+        raise OSError
+
+    monkeypatch.setattr(models.socket, "create_connection", hang)
+    assert not models.answers("nowhere", seconds=0.05)
+    enough.set()
+
+
+def test_timm_and_smp_import_beside_this_torch():
+    code = "import models; models.mend_torchvision(); import timm, segmentation_models_pytorch"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "src", capture_output=True)
+    assert done.returncode == 0, done.stderr
