@@ -65,10 +65,9 @@ def test_clustered_error_of_single_images_is_the_usual_one():
 def test_copies_of_an_image_in_its_group_add_no_certainty():
     scores, groups = np.random.default_rng(1).random(20), np.arange(20)
     once = metrics.clustered_error(scores, groups)
-    assert metrics.clustered_error(np.repeat(scores, 16), np.repeat(groups, 16)) == pytest.approx(
-        once
-    )
-    apart = metrics.clustered_error(np.repeat(scores, 16), np.arange(320))
+    copies = np.repeat(scores, 16)
+    assert metrics.clustered_error(copies, np.repeat(groups, 16)) == pytest.approx(once)
+    apart = metrics.clustered_error(copies, np.arange(320))
     assert apart < once / 3
 
 

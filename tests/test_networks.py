@@ -4,6 +4,7 @@ import socket
 import subprocess
 import sys
 import threading
+from itertools import pairwise
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ def expected_parameters(channels, norm, up_side):
         return convs + 2 * extra
 
     total = double(3, channels[0]) + conv_parameters(channels[0], 1, 1)
-    for shallow, deep in zip(channels, channels[1:], strict=False):
+    for shallow, deep in pairwise(channels):
         total += double(shallow, deep) + conv_parameters(deep, shallow, up_side)
         total += double(2 * shallow, shallow)
     return total

@@ -88,7 +88,7 @@ def test_equal_to_every_row_of_the_competitions_file():
         (" 1 2", "not a number"),
         ("1 2 ", "not a number"),
         ("1 2\n", "not a number"),
-        ("١ 2", "not a number"),
+        ("\u0661 2", "not a number"),
         ("0 2", "below 1"),
         ("1 0", "below 1"),
         ("3 2 4 1", "begins before"),
