@@ -1,5 +1,6 @@
 """Test images → submission.csv, by every trained fold of the runs, in one pass."""
 
+import csv
 import hashlib
 import json
 import sys
@@ -45,7 +46,7 @@ def load_settings(words: list[str]) -> Settings:
         )
     stored = checkpoint.stored_settings(first)
     kept = {key: value for key, value in stored.items() if key not in HERE}
-    return config.load(words, kept | {"run": settings.run, "recipe": settings.recipe})
+    return config.load(words, kept | {"run": settings.run})
 
 
 def load_members(settings: Settings) -> tuple[list[Member], list[Path]]:
@@ -57,7 +58,8 @@ def load_members(settings: Settings) -> tuple[list[Member], list[Path]]:
         if settings.fold is not None:
             folds = [fold for fold in folds if fold == settings.fold]
         if not folds:
-            raise InputError(f"{run_dir}: fold {settings.fold or ''} is not trained")
+            lack = "has no trained fold" if settings.fold is None else f"lacks fold {settings.fold}"
+            raise InputError(f"{run_dir}: {lack}; train it with `bash train.sh`")
         for fold in folds:
             path = run_dir / f"fold{fold}" / "best.safetensors"
             network, trained, _ = checkpoint.load_weights(path, device)
@@ -91,21 +93,17 @@ def write_submission(
     settings: Settings, members: list[Member], rows: list[Row], threshold: float
 ) -> str:
     """Stream the rows into the csv, in their order; its sha256."""
-    path, digest = settings.submission_csv, hashlib.sha256()
-    with replacing(path) as partial, open(partial, "wb") as file:
-
-        def write(line: str) -> None:
-            digest.update(line.encode())
-            file.write(line.encode())
-
-        write("img,rle_mask\n")
-        predictions = predict(members, rows, settings)
-        for prediction in tqdm(predictions, "predict", len(rows), unit="image", disable=None):
-            mask = (prediction.probability >= threshold).cpu().numpy()
-            write(f"{prediction.row.image.name},{rle.encode(mask)}\n")
-            if settings.masks:
-                write_masks(settings.run_dir / "masks", prediction, mask)
-    return digest.hexdigest()
+    predictions = predict(members, rows, settings)
+    with replacing(settings.submission_csv) as partial:
+        with open(partial, "w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(["img", "rle_mask"])
+            for prediction in tqdm(predictions, "predict", len(rows), unit="image", disable=None):
+                mask = (prediction.probability >= threshold).cpu().numpy()
+                table.writerow([prediction.row.image.name, rle.encode(mask)])
+                if settings.masks:
+                    write_masks(settings.run_dir / "masks", prediction, mask)
+        return hashlib.sha256(partial.read_bytes()).hexdigest()
 
 
 def main() -> None:

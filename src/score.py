@@ -20,13 +20,12 @@ SHOWN = 20  # lines that are printed of a kind before the rest is only counted
 
 
 def expected_names(settings: Settings) -> list[str]:
-    """The images that the csv must name: the sample's, else the truth's."""
+    """The images that the csv must name: the sample's, else the truth's, else the test folder's."""
     names = datasets.sample_names(settings)
     if names is None and settings.truth:
         names = datasets.read_table(settings.truth, COLUMNS)["img"].tolist()
     if names is None:
-        sample = Path(settings.data_dir) / "sample_submission.csv"
-        raise InputError(f"{sample}: missing; say where it is with data_dir=, or give a truth=")
+        names = [row.image.name for row in datasets.test_rows(settings)]
     return names[: settings.limit or None]
 
 

@@ -61,6 +61,14 @@ def test_faults_end_in_exit_code_2(submission):
     assert "row 3, nobody.jpg" in done.stderr and "not fit to submit" in done.stderr
 
 
+def test_without_a_sample_the_test_folder_says_which_images_there_are(submission, data):
+    path, words = submission
+    (data / "sample_submission.csv").unlink()
+    assert faults_of(path, words) == []
+    (data / "test/000000000005_02.jpg").unlink()
+    assert faults_of(path, words) == ["row 6, 000000000005_02.jpg: is not a test image"]
+
+
 @pytest.mark.parametrize("header", ["image,mask", "img,rle_mask,extra"])
 def test_a_wrong_header_is_refused(submission, header):
     path, words = submission

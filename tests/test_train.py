@@ -124,7 +124,7 @@ def test_what_exists_is_not_overwritten_and_a_run_is_not_mixed(trained):
     [
         ("predict.py", ["channels=[8,16]"], ["channels", "stored with the weights"]),
         ("predict.py", ["run=other"], ["other", "train.sh"]),
-        ("predict.py", ["fold=7"], ["fold 7", "not trained"]),
+        ("predict.py", ["fold=7"], ["lacks fold 7", "train.sh"]),
         ("train.py", ["run=new", "fold=2"], ["fold=2", "folds 0 to 1"]),
         ("train.py", ["run=new", "device=cuda"], ["no GPU"]),
         ("train.py", ["run=new", "data_dir=/nowhere"], ["/nowhere", "recipe=demo"]),
