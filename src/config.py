@@ -234,7 +234,7 @@ def _kind(annotation: Any) -> str:
 # ---------------------------------------------------------------- scripts
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[[], None], stopped: str = "stopped") -> None:
     """Run a script's main; what the person can mend ends in one line and exit code 2."""
     try:
         main()
@@ -242,7 +242,7 @@ def run(main: Callable[[], None]) -> None:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print(f"{Path(sys.argv[0]).name}: stopped", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: {stopped}", file=sys.stderr)
         sys.exit(130)
 
 

@@ -139,11 +139,10 @@ def fill(folder: Path, train_cars: int, test_cars: int, seed: int, size: tuple[i
     for name in ("train", "train_masks", "test"):
         (folder / name).mkdir()
     entries, truth = catalogue(train_cars + test_cars, seed), []
-    workers = min(len(entries), len(os.sched_getaffinity(0)))
     # Spawned, not forked: the parent may already run threads, which do not survive a fork.
     with (
-        ProcessPoolExecutor(workers, get_context("spawn")) as pool,
-        tqdm(total=len(entries) * studio.VIEWS, unit="image", desc="rendering") as bar,
+        ProcessPoolExecutor(mp_context=get_context("spawn")) as pool,
+        tqdm(total=len(entries) * studio.VIEWS, unit="image", desc="render", disable=None) as bar,
     ):
         tasks = {}
         for entry in entries:

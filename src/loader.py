@@ -184,7 +184,9 @@ def _channels_first(image: np.ndarray) -> Tensor:
 
 
 def _cores() -> int:
-    return min(len(os.sched_getaffinity(0)), 8)
+    """The cores this process may use, where the system tells (Linux); at most 8."""
+    mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count())
+    return min(len(mine), 8)
 
 
 def _one_thread(_: int) -> None:

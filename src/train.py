@@ -31,7 +31,7 @@ from loader import Cache, make_cache
 from metrics import best_threshold, clustered_error
 from models import build, parameters
 from pictures import overlay
-from trainer import Fold, train_epoch
+from trainer import Fold, shown, train_epoch
 
 # What may differ between the folds of one run, or when it is resumed.
 FREE = {"recipe", "fold", "resume", "device", "workers", "cache", "data_dir", "output_dir", "k"}
@@ -114,7 +114,7 @@ def report(state: Fold, entry: dict[str, Any], bar: tqdm, writer: SummaryWriter)
         if name != "epoch":
             writer.add_scalar(name, value, entry["epoch"])
     dice = f"dice {entry['dice']:.5f}  " if "dice" in entry else ""
-    bar.set_postfix_str(f"loss {entry['loss']:.4f}  {dice}")
+    bar.set_postfix_str(shown(state, entry["loss"]))
     tqdm.write(
         f"fold {state.fold}  epoch {entry['epoch']:>3}/{state.settings.epochs}  "
         f"loss {entry['loss']:.4f}  {dice}lr {entry['lr']:.2e}  "
@@ -228,4 +228,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    config.run(main)
+    config.run(main, "stopped; the same command with resume=true goes on")

@@ -96,7 +96,7 @@ def train_epoch(fold: Fold, bar: tqdm) -> dict[str, float]:
         seen += len(images)
         bar.update(len(images))
         if step % 50 == 0:  # reading the loss makes the CPU wait for the GPU: not at every step
-            bar.set_postfix_str(f"loss {check_loss(float(total) / seen, fold):.4f}")
+            bar.set_postfix_str(shown(fold, check_loss(float(total) / seen, fold)))
     mean = check_loss(float(total) / seen, fold)
     seconds = time.perf_counter() - begun
     return {
@@ -107,6 +107,11 @@ def train_epoch(fold: Fold, bar: tqdm) -> dict[str, float]:
         "images_per_second": round(seen / seconds, 2),
         "peak_gb": round(peak_memory() / 2**30, 3),
     }
+
+
+def shown(fold: Fold, loss: float) -> str:
+    """What stands at the end of the progress bar."""
+    return f"loss {loss:.4f}" + (f"  best dice {fold.best:.5f}" if fold.best >= 0 else "")
 
 
 def update(fold: Fold) -> None:
