@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -55,7 +56,11 @@ def test_views_are_undone(tta):
 
 @torch.inference_mode()
 def test_tta_is_the_mean_over_the_views(road):
-    network = road[2][0]
+    untrained = road[2][0]
+
+    def network(x):
+        return 30 * untrained(x)  # sure of itself: the mean of logits would be another
+
     images = torch.randint(0, 256, (1, 3, 16, 24), dtype=torch.uint8)
     one = network(images).sigmoid()
     other = network(images.flip(-1)).sigmoid().flip(-1)
@@ -68,11 +73,19 @@ def test_tta_is_the_mean_over_the_views(road):
 
 
 def test_enlarging_keeps_constants_and_the_unit_interval():
-    assert torch.allclose(infer.to_native(torch.full((1, 5, 7), 0.3), (50, 71)), torch.tensor(0.3))
+    for value in (0.0, 0.3, 1.0):
+        large = infer.to_native(torch.full((1, 5, 7), value), (50, 71))
+        assert torch.allclose(large, torch.tensor(value))
     steep = infer.to_native(torch.eye(8)[None], (40, 40))
     assert steep.min() >= 0 and steep.max() <= 1 and steep.shape == (40, 40)
     small = torch.rand(1, 5, 7)
     assert torch.equal(infer.to_native(small, (5, 7)), small[0])
+
+
+def test_enlarging_is_bicubic_with_pixels_as_areas():
+    small = np.random.default_rng(0).random((6, 8)).astype(np.float32)
+    large = cv2.resize(small, (24, 18), interpolation=cv2.INTER_CUBIC).clip(0, 1)
+    assert np.allclose(infer.to_native(torch.from_numpy(small)[None], (18, 24)), large, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [None, (32, 48)])

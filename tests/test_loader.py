@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import draw_car
+from conftest import draw_car, write_mask
 
 import augment
 import config
@@ -59,13 +59,24 @@ def test_draws_depend_on_seed_epoch_and_image_and_on_nothing_else(policy):
     image, mask = draw_car(0, 1, (48, 72))
     mask = mask.astype(np.uint8)
 
-    def draws(seed, image_id):
-        fresh = Augment(policy, seed)
-        return [fresh(image, mask, epoch, image_id)[0].tobytes() for epoch in range(12)]
+    def draws(seed, image_id, first=0):
+        fresh, epochs = Augment(policy, seed), range(first, first + 12)
+        return [fresh(image, mask, epoch, image_id)[0].tobytes() for epoch in epochs]
 
     assert draws(0, "a") == draws(0, "a")
     assert len(set(draws(0, "a"))) > 1
-    assert draws(0, "a") != draws(1, "a") and draws(0, "a") != draws(0, "b")
+    others = [draws(1, "a"), draws(0, "b"), draws(1, "a", first=-1)]  # seed 1 is no later epoch
+    assert all(draws(0, "a") != other for other in others)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_no_policy_turns_a_car_over(policy):
+    image = np.full((48, 72, 3), 40, np.uint8)
+    image[:24] = 200
+    change = Augment(policy, seed=0)
+    for epoch in range(40):
+        new, _ = change(image, image[..., 0], epoch, "a")
+        assert new[:8].mean() > new[-8:].mean() + 50
 
 
 def test_flip_is_an_exact_mirror_half_of_the_time():
@@ -115,7 +126,15 @@ def test_orders_differ_by_epoch_and_seed_and_are_repeated():
         return [i for _, i in shuffle]
 
     assert order(0, 0) == order(0, 0)
-    assert order(0, 0) != order(0, 1) and order(0, 0) != order(1, 0)
+    assert len({tuple(order(*key)) for key in ((0, 0), (0, 1), (1, 0), (1, 1))}) == 4
+
+
+def test_keys_carry_the_epoch_for_the_augmentation(settings):
+    shuffle = loader.Shuffle(3, seed=0)
+    shuffle.epoch = 7
+    assert {epoch for epoch, _ in shuffle} == {7}
+    images = loader.TrainingImages(datasets.training_rows(settings), settings, None)
+    assert len({images[(epoch, 0)][0].numpy().tobytes() for epoch in range(4)}) > 1
 
 
 def test_batches_are_the_same_with_workers_and_with_the_cache(settings):
@@ -142,6 +161,24 @@ def test_resizing_a_mask_by_area_gives_the_covered_part():
     small = loader.resize(mask, (4, 6))
     blocks = mask.reshape(4, 3, 6, 3).mean(axis=(1, 3))
     assert np.abs(small - blocks).max() <= 0.5
+
+
+def test_a_pair_is_resized_together_and_coverage_goes_up_to_255(settings):
+    row = datasets.training_rows(settings)[0]
+    for size in ((32, 48), (96, 144), None):
+        image, mask = loader.load_pair(row, size)
+        assert image.shape[:2] == mask.shape == (size or (48, 72))
+        assert mask.min() == 0 and mask.max() == 255
+    assert ((mask == 0) | (mask == 255)).all()
+    large = loader.load_pair(row, (96, 144))[1]
+    assert ((large > 0) & (large < 255)).any()  # enlarged smoothly
+
+
+def test_a_mask_that_does_not_fit_its_photograph_is_noticed_when_scoring(settings):
+    rows = datasets.training_rows(settings)
+    write_mask(rows[0].mask, np.ones((40, 72), bool))
+    with pytest.raises(InputError, match=rows[0].mask.name):
+        list(loader.photographs(rows, {None}, settings, True))
 
 
 def test_photographs_come_in_order_with_their_own_size_and_truth(settings):

@@ -112,6 +112,29 @@ def test_any_image_size_is_answered_at_that_size(segmenters, size):
         assert logits.shape == (2, 1, *size) and logits.isfinite().all()
 
 
+def test_pixels_are_normalised_as_imagenet_was():
+    """(0…1 RGB − mean) / deviation, the numbers of torchvision's pretrained models."""
+    segmenter = models.Segmenter(torch.nn.Identity(), stride=1)
+    pixel = segmenter(torch.tensor([255, 0, 51], dtype=torch.uint8).view(1, 3, 1, 1)).flatten()
+    expected = [(1 - 0.485) / 0.229, -0.456 / 0.224, (0.2 - 0.406) / 0.225]
+    assert pixel.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("up", ["transpose", "nearest", "bilinear"])
+def test_doubling_adds_one_pixel_below_and_right_of_each(up):
+    """A constant stays in place: the first output row and column come from the first pixel."""
+    from unet import UPS
+
+    double = UPS[up](1, 1)
+    with torch.no_grad():
+        for name, parameter in double.named_parameters():
+            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+    x = torch.zeros(1, 1, 4, 4)
+    x[..., 0, 0] = 1
+    y = double(x)[0, 0]
+    assert y.shape == (8, 8) and y[0, 0] == y.max() > 0 and (y[4:] == 0).all()
+
+
 @torch.inference_mode()
 def test_padding_is_reflection_below_and_right(segmenters):
     images = torch.randint(0, 256, (1, 3, 59, 60), dtype=torch.uint8)

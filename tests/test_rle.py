@@ -113,6 +113,16 @@ def test_any_text_is_either_a_mask_or_a_value_error(text):
     assert mask.sum() == sum(map(int, text.split(" ")[1::2])) if text else not mask.any()
 
 
+def test_runs_that_touch_do_not_overlap():
+    assert rle.decode("1 2 3 1", (1, 4)).tolist() == [[True, True, True, False]]
+
+
+def test_the_order_is_that_of_the_rows_however_the_mask_lies_in_memory():
+    mask = np.array([[0, 1, 1], [0, 0, 1]], bool)
+    assert rle.encode(np.asfortranarray(mask)) == rle.encode(mask) == "2 2 6 1"
+    assert rle.encode(-mask.astype(np.int8)) == "2 2 6 1"
+
+
 @given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=8))
 def test_what_is_written_with_gaps_comes_back(steps):
     numbers, end = [], 1
