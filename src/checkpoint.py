@@ -39,17 +39,22 @@ def about_weights(path: Path) -> dict[str, Any]:
     """What save_weights was told, from the file's header alone; InputError if it is not ours."""
     try:
         with safe_open(path, framework="pt") as file:
-            return {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
+            about = {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as weights ({error}); train them again") from None
+    missing = {"settings", "classes"} - about.keys()
+    if missing:
+        raise InputError(f"{path}: holds no {min(missing)}; train.py did not write it")
+    return about
 
 
 def load_weights(path: Path, device: torch.device) -> tuple[Segmenter, Settings, dict[str, Any]]:
     """The network in evaluation mode, the settings that made it, and facts about it."""
     about = about_weights(path)
-    if "settings" not in about:
-        raise InputError(f"{path}: holds no settings; it was not written by train.py")
-    settings = Settings(**about["settings"])
+    try:
+        settings = Settings(**about["settings"])
+    except TypeError as error:
+        raise InputError(f"{path}: holds settings of another version ({error})") from None
     network = build(settings, about["classes"], pretrained=False)
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -104,6 +109,9 @@ def save_settings(settings: Settings) -> None:
 
 # ---------------------------------------------------------------- snapshots
 
+# What torch.load raises where a file is cut off, altered, or never was a snapshot.
+SPOILED = (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, UnpicklingError)
+
 
 def snapshot_path(settings: Settings, fold: int) -> Path:
     """output/<run>/fold<k>/resume/state.pt"""
@@ -120,6 +128,6 @@ def load_snapshot(path: Path) -> dict[str, Any]:
     """What save_snapshot wrote, on the CPU. Never runs code that a file might hold."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, UnpicklingError) as error:
+    except SPOILED as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"{path}: cannot be read ({reason}); delete it to start again") from None

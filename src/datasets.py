@@ -206,8 +206,14 @@ def header_size(path: Path) -> tuple[int, int]:
 
 def read_image(path: Path) -> np.ndarray:
     """H×W×3 uint8 RGB."""
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
-    if image is None:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({_short(error)})") from None
+    # Of a JPEG that breaks off, OpenCV gives the upper part over grey, and no error.
+    broken_off = data.startswith(b"\xff\xd8") and b"\xff\xd9" not in data[-4096:]
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
+    if image is None or broken_off:
         raise InputError(f"{path}: cannot be decoded as an image; get the file again")
     return image
 

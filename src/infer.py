@@ -88,10 +88,11 @@ def vote(
     for size in {member.size for member in members}:
         images = torch.stack([photo.images[size] for photo in photos]).to(device)
         group = [member for member in members if member.size == size]
-        # At one size the mean is taken before enlarging: enlarging is linear, and dear.
-        small = sum(m.weight / whole * probability(m.network, images, tta) for m in group)
+        share = sum(member.weight for member in group)
+        # At one size the mean is taken before enlarging, which is dear.
+        small = sum(m.weight / share * probability(m.network, images, tta) for m in group)
         for i, photo in enumerate(photos):
-            totals[i] = totals[i] + to_native(small[i], photo.native)
+            totals[i] = totals[i] + share / whole * to_native(small[i], photo.native)
     return totals
 
 

@@ -91,10 +91,11 @@ def build_smp(settings: Settings, classes: int, pretrained: bool) -> Segmenter:
         repo = {"repo_id": f"timm/{settings.encoder.removeprefix('tu-')}"}
     if weights and pretrained:
         check_download(settings.encoder_weights, repo)
+    options = {"encoder_weights": weights if pretrained else None, "classes": classes}
+    if arch is smp.DPT:
+        options["dynamic_img_size"] = True  # else it takes no size but its encoder's own
     try:
-        network = arch(
-            settings.encoder, encoder_weights=weights if pretrained else None, classes=classes
-        )
+        network = arch(settings.encoder, **options)
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"arch={settings.arch} encoder={settings.encoder}: {reason}") from None

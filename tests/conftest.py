@@ -8,11 +8,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 REAL = Path(os.environ.get("REAL_DATA", ROOT.parent / "shared" / "data"))
+
+settings.register_profile("same every time", derandomize=True, database=None, deadline=None)
+settings.load_profile("same every time")
 
 needs_real_data = pytest.mark.skipif(
     not (REAL / "carvana" / "train").is_dir(), reason="no real photographs; REAL_DATA names them"

@@ -67,6 +67,29 @@ def test_spoiled_weights_are_one_line(saved, spoil):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("about", "reason"),
+    [({}, "classes"), ({"classes": 1, "extra": 2}, "another version")],
+)
+def test_weights_that_train_py_did_not_write_are_one_line(saved, about, reason, monkeypatch):
+    path, network, settings = saved
+    if "extra" in about:
+        monkeypatch.setattr(checkpoint, "asdict", lambda s: {"no_such_setting": 1})
+    checkpoint.save_weights(path, network, settings, about)
+    with pytest.raises(InputError, match=reason):
+        checkpoint.load_weights(path, torch.device("cpu"))
+
+
+def test_a_spoiled_snapshot_is_one_line(tmp_path):
+    path = tmp_path / "state.pt"
+    checkpoint.save_snapshot(path, {"network": {"w": torch.ones(50)}, "epoch": 3})
+    whole = path.read_bytes()
+    for cut in range(0, len(whole), 97):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(InputError, match=r"state\.pt"):
+            checkpoint.load_snapshot(path)
+
+
 def test_weights_of_another_network_are_refused(saved):
     path, network, settings = saved
     settings.channels = [8, 8]

@@ -86,6 +86,16 @@ def test_the_right_answer_costs_less_than_the_wrong_one(name):
     assert right < 1e-3 < wrong
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_half_precision_logits_are_summed_in_fp32(name):
+    """300 × 300 pixels: counts that half precision cannot hold."""
+    logits = torch.linspace(-2, 2, 90_000).view(1, 1, 300, 300)
+    targets = (torch.arange(90_000) % 3 == 0).float().view(1, 1, 300, 300)
+    rounded = logits.bfloat16()
+    exact = LOSSES[name](rounded.double(), targets).item()
+    assert LOSSES[name](rounded, targets).item() == pytest.approx(exact, rel=1e-4)
+
+
 @pytest.mark.parametrize("name", ["bce", "dice", "bce_dice", "focal"])
 def test_a_soft_target_is_its_own_best_answer(name):
     target = torch.full((1, 1, 8, 8), 0.3)
