@@ -61,7 +61,8 @@ def load(run_dir: Path, folds: list[int]) -> tuple[pd.DataFrame, np.ndarray]:
     for fold in folds:
         folder = run_dir / f"fold{fold}"
         try:
-            tables.append(pd.read_csv(folder / "oof.csv", dtype={"view": str, "group": str}))
+            names = {"image_id": str, "group": str, "view": str}  # 007 is not 7
+            tables.append(pd.read_csv(folder / "oof.csv", dtype=names))
             with np.load(folder / "oof.npz", allow_pickle=False) as file:
                 counts.append(file["counts"])
         except (OSError, ValueError, KeyError) as error:
