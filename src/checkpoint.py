@@ -82,7 +82,9 @@ def commit() -> str:
         dirty = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True)
     except FileNotFoundError:
         return "unknown"
-    return name.stdout.strip() + "+" * dirty.returncode if name.returncode == 0 else "unknown"
+    if name.returncode:
+        return "unknown"
+    return name.stdout.strip() + ("+" if dirty.returncode else "")
 
 
 def trained_folds(run_dir: Path) -> list[int]:

@@ -77,7 +77,7 @@ def rows_in(path: Path, group_by: str) -> list[Row]:
 
 
 def paired_rows(settings: Settings) -> list[Row]:
-    """The training images with their masks, paired by name, headers compared."""
+    """The training images with their masks, paired by name; no file is opened."""
     masks_dir = Path(settings.data_dir) / "train_masks"
     files = sorted(masks_dir.iterdir()) if masks_dir.is_dir() else []
     masks: dict[str, Path] = {}

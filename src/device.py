@@ -48,12 +48,9 @@ def memory_advice(settings: Settings) -> Iterator[None]:
         if not exhausted:
             raise
         halves = f"batch={settings.batch // 2} accumulate={settings.accumulate * 2}"
-        smaller = "size=[512,768]" if settings.size is None else f"size={_halved(settings.size)}"
+        height, width = settings.size or (1024, 1536)
+        smaller = f"size=[{height // 2},{width // 2}]"
         raise InputError(
             f"out of memory with batch={settings.batch} at size={settings.size or 'native'}: try "
             f"{halves if settings.batch > 1 else smaller}"
         ) from None
-
-
-def _halved(size: list[int]) -> str:
-    return f"[{size[0] // 64 * 32},{size[1] // 64 * 32}]"

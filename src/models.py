@@ -29,11 +29,11 @@ class Segmenter(nn.Module):
     padding to the multiple of its stride by reflection, cropped off again.
     """
 
-    def __init__(self, network: nn.Module, stride: int, mean=MEAN, std=STD):
+    def __init__(self, network: nn.Module, stride: int):
         super().__init__()
         self.network, self.stride = network, stride
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1) * 255)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1) * 255)
+        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1) * 255)
+        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1) * 255)
 
     def forward(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]

@@ -41,8 +41,8 @@ class Fold:
         self.shuffle = batches.sampler
         optimizer = make_optimizer(settings, network)
         self.network, self.optimizer, self.batches = engine.prepare(network, optimizer, batches)
-        self.updates = math.ceil(len(self.batches) / settings.accumulate) * settings.epochs
-        self.schedule = make_schedule(settings, optimizer, self.updates)
+        updates = math.ceil(len(self.batches) / settings.accumulate) * settings.epochs
+        self.schedule = make_schedule(settings, optimizer, updates)
         self.history: list[dict[str, Any]] = []
 
     def member(self) -> Member:

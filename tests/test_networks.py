@@ -14,7 +14,7 @@ from conftest import ROOT
 import config
 import models
 from config import InputError
-from unet import UNet
+from unet import UPS, UNet
 
 PAPER = [64, 128, 256, 512, 1024]
 
@@ -123,8 +123,6 @@ def test_pixels_are_normalised_as_imagenet_was():
 @pytest.mark.parametrize("up", ["transpose", "nearest", "bilinear"])
 def test_doubling_adds_one_pixel_below_and_right_of_each(up):
     """A constant stays in place: the first output row and column come from the first pixel."""
-    from unet import UPS
-
     double = UPS[up](1, 1)
     with torch.no_grad():
         for name, parameter in double.named_parameters():

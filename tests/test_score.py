@@ -8,6 +8,7 @@ from conftest import REAL, needs_real_data, run_script
 import config
 import datasets
 import metrics
+import rle
 import score
 
 
@@ -89,8 +90,6 @@ def test_empty_and_outlying_masks_are_worth_a_look():
 @needs_real_data
 def test_known_mistakes_cost_what_they_are_known_to_cost(tmp_path):
     """A mask shifted by one pixel still scores 0.99: only a check against a truth notices."""
-    import rle
-
     table = datasets.read_table(REAL / "carvana/test_truth.csv", score.COLUMNS)
     masks = [rle.decode(text, score.FRAME) for text in table["rle_mask"][:16]]
     shifted = [metrics.mask_dice(np.roll(mask, 1), mask) for mask in masks]

@@ -17,6 +17,7 @@ import metrics
 import rle
 from config import InputError
 from device import memory_advice
+from optim import make_optimizer, make_schedule
 
 
 @pytest.fixture(scope="module")
@@ -181,8 +182,6 @@ def test_a_loss_that_is_no_number_stops_and_keeps_nothing_bad(data, tmp_path):
 @pytest.mark.parametrize("setting", ["optimizer=sgd", "optimizer=rmsprop", "optimizer=adam"])
 @pytest.mark.parametrize("schedule", ["onecycle", "plateau", "constant"])
 def test_every_optimizer_and_schedule_makes_updates(setting, schedule):
-    from optim import make_optimizer, make_schedule
-
     settings = config.load([setting, f"schedule={schedule}", "lr=0.1"])
     network = torch.nn.Conv2d(1, 1, 1)
     before = network.weight.detach().clone()
@@ -196,8 +195,6 @@ def test_every_optimizer_and_schedule_makes_updates(setting, schedule):
 
 
 def test_cosine_rises_then_falls_to_nothing():
-    from optim import make_optimizer, make_schedule
-
     settings = config.load(["lr=1", "warmup=0.2"])
     optimizer = make_optimizer(settings, torch.nn.Conv2d(1, 1, 1))
     rule, rates = make_schedule(settings, optimizer, updates=10), []
