@@ -96,6 +96,7 @@ def about(state: Fold) -> dict[str, Any]:
     return {
         "classes": 1,
         "fold": state.fold,
+        "data": state.data,
         "epoch": state.epoch,
         "dice": state.best,
         "parameters": parameters(state.average.module),

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm import tqdm
 
 from config import InputError, Settings
-from datasets import Row
+from datasets import Row, fingerprint
 from device import memory_advice
 from infer import Member, member
 from loader import Cache, training_batches
@@ -33,7 +34,7 @@ class Fold:
     ):
         self.settings, self.fold, self.engine = settings, fold, engine
         self.held_out = [row for row in rows if row.fold == fold]
-        self.epoch, self.best = 0, -1.0
+        self.epoch, self.best, self.data = 0, -1.0, fingerprint(rows)
         torch.manual_seed(draws(self))  # the first weights
         network = build(settings).to(engine.device)
         self.average = make_average(settings, network)
@@ -79,13 +80,15 @@ def draws(fold: Fold) -> int:
 def train_epoch(fold: Fold, bar: tqdm) -> dict[str, float]:
     """One pass over the training images; what it took, for history.csv."""
     settings, engine = fold.settings, fold.engine
-    loss_of, total, seen, begun = LOSSES[settings.loss], 0.0, 0, time.perf_counter()
+    loss_of, begun = LOSSES[settings.loss], time.perf_counter()
+    total, dices, seen = 0.0, 0.0, 0
     fold.network.train()
     fold.shuffle.epoch = fold.epoch
     torch.manual_seed(draws(fold))
     for step, (images, masks) in enumerate(fold.batches):
         with memory_advice(settings), engine.accumulate(fold.network):
-            loss = loss_of(fold.network(images), masks.float() / 255)
+            logits = fold.network(images)
+            loss = loss_of(logits, masks.float() / 255)
             engine.backward(loss)
             if engine.sync_gradients:
                 if settings.clip:
@@ -93,6 +96,7 @@ def train_epoch(fold: Fold, bar: tqdm) -> dict[str, float]:
                 update(fold)
             fold.optimizer.zero_grad()
         total = total + loss.detach() * len(images)
+        dices = dices + dice_per_image(logits.detach() > 0, masks > 127).sum()
         seen += len(images)
         bar.update(len(images))
         if step % 50 == 0:  # reading the loss makes the CPU wait for the GPU: not at every step
@@ -103,10 +107,17 @@ def train_epoch(fold: Fold, bar: tqdm) -> dict[str, float]:
         "epoch": fold.epoch + 1,
         "lr": fold.optimizer.param_groups[0]["lr"],
         "loss": mean,
+        "train_dice": float(dices) / seen,
         "seconds": round(seconds, 2),
         "images_per_second": round(seen / seconds, 2),
         "peak_gb": round(peak_memory() / 2**30, 3),
     }
+
+
+def dice_per_image(predicted: Tensor, true: Tensor) -> Tensor:
+    """Dice of bool B×1×h×w masks, B numbers that stay on the device; both empty is 1."""
+    both, total = (predicted & true).sum((1, 2, 3)), predicted.sum((1, 2, 3)) + true.sum((1, 2, 3))
+    return torch.where(total > 0, 2 * both / total.clamp(min=1), 1.0)
 
 
 def shown(fold: Fold, loss: float) -> str:
