@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
-from config import InputError, Settings
+from config import InputError
+from settings import Settings
 
 IMAGES = {".jpg", ".jpeg", ".png"}
 MASKS = {".gif", ".png"}

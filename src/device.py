@@ -5,7 +5,8 @@ from contextlib import contextmanager
 
 import torch
 
-from config import InputError, Settings
+from config import InputError
+from settings import Settings
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
 

@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 import config
 import datasets
-from config import InputError, Settings
+from config import InputError
 from files import replacing
+from settings import Settings
 
 
 def mean_areas(settings: Settings) -> pd.Series:

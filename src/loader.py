@@ -15,9 +15,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from augment import Augment
-from config import InputError, Settings
+from config import InputError
 from datasets import Row, header_size, read_image, read_mask
 from device import pick_device
+from settings import Settings
 
 Size = tuple[int, int]
 

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from config import InputError, Settings
+from config import InputError
+from settings import Settings
 from unet import UNet
 
 # Mean and deviation of ImageNet's pixels in 0…1, RGB: what pretrained encoders were fed.

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from config import Settings
+from settings import Settings
 
 OPTIMIZERS = {
     "adamw": torch.optim.AdamW,

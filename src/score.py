@@ -11,8 +11,9 @@ from tqdm import tqdm
 import config
 import datasets
 import rle
-from config import InputError, Settings
+from config import InputError
 from metrics import clustered_error, mask_dice
+from settings import Settings
 
 COLUMNS = ["img", "rle_mask"]
 FRAME = (1280, 1918)  # height and width of all the competition's images

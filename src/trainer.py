@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm import tqdm
 
-from config import InputError, Settings
+from config import InputError
 from datasets import Row, fingerprint
 from device import memory_advice
 from infer import Member, member
@@ -19,6 +19,7 @@ from loader import Cache, training_batches
 from losses import LOSSES
 from models import build
 from optim import make_average, make_optimizer, make_schedule
+from settings import Settings
 
 
 class Fold:

@@ -11,7 +11,7 @@ import infer
 import losses
 import optim
 import unet
-from config import Settings
+from settings import Settings
 
 TABLES = {
     "loss": losses.LOSSES,

@@ -7,7 +7,8 @@ import yaml
 from conftest import refused, run_script
 
 import config
-from config import InputError, Settings
+from config import InputError
+from settings import Settings
 
 
 def test_words_win_over_the_recipe_and_the_recipe_over_the_defaults(tmp_path):

@@ -10,6 +10,7 @@ import datasets
 import metrics
 import rle
 import score
+from settings import Settings
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def test_empty_and_outlying_masks_are_worth_a_look():
     names = pd.Series([f"{i}.jpg" for i in range(20)])
     areas = np.full(20, 0.2)
     areas[3], areas[7] = 0.0, 0.9
-    lines = score.oddities(config.Settings(), names, areas)
+    lines = score.oddities(Settings(), names, areas)
     assert [line.split(":")[0] for line in lines] == ["row 5, 3.jpg", "row 9, 7.jpg"]
     assert "is empty" in lines[0] and "covers 90.0%" in lines[1]
 
