@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import config
-from config import InputError, Settings
+from config import InputError
+from settings import Settings
 
 if __name__ == "__main__":  # help and wrong words are answered before torch takes its seconds
     config.run(lambda: config.load(sys.argv[1:]))
 
 import cv2
+import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
@@ -26,7 +28,7 @@ import oof
 from datasets import Row
 from device import pick_device, pick_precision
 from files import replacing
-from infer import levels, member, predict
+from infer import Prediction, levels, member, predict
 from loader import Cache, make_cache
 from metrics import best_threshold, clustered_error
 from models import build, parameters
@@ -34,8 +36,9 @@ from pictures import overlay
 from trainer import Fold, shown, train_epoch
 
 # What may differ between the folds of one run, or when it is resumed.
-FREE = {"recipe", "fold", "resume", "device", "workers", "cache", "data_dir", "output_dir", "k"}
-FREE |= {"runs", "threshold", "masks", "submission", "truth", "prepare", "amp", "folds_csv"}
+FREE = {"recipe", "fold", "resume", "device", "amp", "workers", "cache", "prepare", "k"}
+FREE |= {"data_dir", "output_dir", "folds_csv", "runs", "threshold", "postprocess", "masks"}
+FREE |= {"submission", "truth"}
 
 
 # ---------------------------------------------------------------- a fold
@@ -73,22 +76,29 @@ def train_fold(
 def validate(state: Fold, writer: SummaryWriter) -> float:
     """Mean Dice of the held-out images at native size, without TTA; the best weights are kept."""
     plain = replace(state.settings, tta="none")
-    scores, _ = oof.score([state.member()], state.held_out, plain, "validate")
-    dice = float(scores["dice"].mean())
+    predictions = predict([state.member()], state.held_out, plain, with_truth=True)
+    scores = []
+    for prediction in oof.progress(predictions, state.held_out, "validate"):
+        if len(scores) < 3:
+            picture = picture_of(prediction)
+            writer.add_image(f"held_out/{len(scores)}", picture, state.epoch, dataformats="HWC")
+        scores.append(oof.at_half(prediction))
+    dice = float(np.mean(scores))
     if isinstance(state.schedule, ReduceLROnPlateau):
         state.schedule.step(dice)
     if dice > state.best:
         state.best = dice
         path = checkpoint.weights_path(state.settings, state.fold)
         checkpoint.save_weights(path, state.average.module, state.settings, about(state))
-    for i, prediction in enumerate(predict([state.member()], state.held_out[:3], plain, True)):
-        mask = levels(prediction.probability) >= 128
-        picture = overlay(
-            datasets.read_image(prediction.row.image), mask, prediction.photograph.truth
-        )
-        picture = cv2.resize(picture, (480, 320), interpolation=cv2.INTER_AREA)
-        writer.add_image(f"held_out/{i}", picture, state.epoch, dataformats="HWC")
     return dice
+
+
+def picture_of(prediction: Prediction) -> np.ndarray:
+    """320×480×3 uint8: the mask over its photograph, and the truth's outline."""
+    photograph = datasets.read_image(prediction.row.image)
+    mask = levels(prediction.probability) >= 128
+    picture = overlay(photograph, mask, prediction.photograph.truth)
+    return cv2.resize(picture, (480, 320), interpolation=cv2.INTER_AREA)
 
 
 def about(state: Fold) -> dict[str, Any]:
@@ -128,14 +138,13 @@ def score_fold(settings: Settings, fold: int, held_out: list[Row], device: torch
     path = checkpoint.weights_path(settings, fold)
     network, _, _ = checkpoint.load_weights(path, device)
     voters = [member(network, settings)]
-    scores, counts = oof.score(voters, held_out, settings, f"fold {fold} oof")
-    oof.save(path.parent, scores, counts)
-    dice = scores["dice"].to_numpy()
-    threshold, best = best_threshold(counts)
-    error = clustered_error(dice, scores["group"].to_numpy())
+    scores = oof.score(voters, held_out, settings, f"fold {fold} oof")
+    oof.save(path.parent, scores)
+    threshold, best = best_threshold(scores.counts)
+    error = clustered_error(scores.dice, scores.groups)
     print(
-        f"fold {fold}: out-of-fold dice {dice.mean():.5f} ± {error:.5f} on {len(dice)} images "
-        f"(tta={settings.tta}); best threshold {threshold:.3f} gives {best:.5f}"
+        f"fold {fold}: out-of-fold dice {scores.dice.mean():.5f} ± {error:.5f} on {len(held_out)} "
+        f"images (tta={settings.tta}); best threshold {threshold:.3f} gives {best:.5f}"
     )
 
 
