@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -12,9 +12,11 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from config import InputError, Settings
+import config
+from config import InputError
 from files import replacing
 from models import Segmenter, build
+from settings import NETWORK, Settings
 
 
 def fold_dir(settings: Settings, fold: int) -> Path:
@@ -101,6 +103,33 @@ def stored_settings(run_dir: Path) -> dict[str, Any]:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
         raise InputError(f"{path}: missing or unreadable; train the run first") from None
+
+
+# What a run remembers and a prediction does not take over: where and on what it was trained.
+HERE = {"device", "amp", "workers", "cache", "fold", "resume", "limit", "output_dir", "run", "runs"}
+
+
+def settings_of_runs(words: list[str]) -> Settings:
+    """The words over the first run's settings; what the weights know may not be said again.
+
+    The `run` of several runs a and b is `a+b`, in whatever order they are named.
+    """
+    typed = config.parse(words)
+    known = [key for key in typed if key in NETWORK]
+    settings = config.load(words)
+    if known:
+        raise InputError(f"{known[0]}=: is stored with the weights; leave it out")
+    first = Path(settings.output_dir) / settings.runs[0]
+    if not trained_folds(first):
+        raise InputError(
+            f"{first}: has no trained fold; `bash train.sh recipe={settings.recipe}` trains them, "
+            "run= or runs=[a,b] name others"
+        )
+    stored = stored_settings(first)
+    kept = {key: value for key, value in stored.items() if key not in HERE}
+    kept |= {"run": settings.run}
+    together = config.load(words, kept)
+    return replace(together, run="+".join(sorted(together.runs)))
 
 
 def save_settings(settings: Settings) -> None:

@@ -7,77 +7,28 @@ import sys
 from pathlib import Path
 
 import config
-from config import InputError, Settings
+from settings import Settings
 
 if __name__ == "__main__":  # help and wrong words are answered before torch takes its seconds
     config.run(lambda: config.load(sys.argv[1:]))
 
 import cv2
 import numpy as np
+import pandas as pd
 from tqdm import tqdm
 
 import checkpoint
 import datasets
-import oof
+import ensemble
+import postprocess
 import rle
 from datasets import Row
 from device import pick_device
 from files import replacing
-from infer import Member, Prediction, member, predict
+from infer import Member, Prediction, predict
 from metrics import best_threshold
 from pictures import overlay
-
-# What a run remembers and a prediction does not take over: where and on what it was trained.
-HERE = {"device", "amp", "workers", "cache", "fold", "resume", "limit", "output_dir", "run", "runs"}
-
-
-def load_settings(words: list[str]) -> Settings:
-    """The first run's settings below the words; what the weights know may not be said again."""
-    typed = config.parse(words)
-    known = [key for key in typed if key in config.NETWORK]
-    settings = config.load(words)
-    if known:
-        raise InputError(f"{known[0]}=: is stored with the weights; leave it out")
-    first = Path(settings.output_dir) / settings.runs[0]
-    if not checkpoint.trained_folds(first):
-        raise InputError(
-            f"{first}: has no trained fold; `bash train.sh recipe={settings.recipe}` trains them, "
-            "run= or runs=[a,b] name others"
-        )
-    stored = checkpoint.stored_settings(first)
-    kept = {key: value for key, value in stored.items() if key not in HERE}
-    return config.load(words, kept | {"run": settings.run})
-
-
-def load_members(settings: Settings) -> tuple[list[Member], list[Path]]:
-    """Every trained network of the runs. Each run has one vote, shared by its folds."""
-    device, members, paths = pick_device(settings), [], []
-    for run in settings.runs:
-        run_dir = Path(settings.output_dir) / run
-        folds = checkpoint.trained_folds(run_dir)
-        if settings.fold is not None:
-            folds = [fold for fold in folds if fold == settings.fold]
-        if not folds:
-            lack = "has no trained fold" if settings.fold is None else f"lacks fold {settings.fold}"
-            raise InputError(f"{run_dir}: {lack}; train it with `bash train.sh`")
-        for fold in folds:
-            path = run_dir / f"fold{fold}" / "best.safetensors"
-            network, trained, _ = checkpoint.load_weights(path, device)
-            members.append(member(network, trained, 1 / len(folds)))
-            paths.append(path)
-    return members, paths
-
-
-def choose_threshold(settings: Settings) -> tuple[float, str]:
-    """The threshold and where it is from; for several runs the mean of their own."""
-    if settings.threshold is not None:
-        return settings.threshold, "as said"
-    best = []
-    for run in settings.runs:
-        run_dir = Path(settings.output_dir) / run
-        _, counts = oof.load(run_dir, checkpoint.trained_folds(run_dir))
-        best.append(best_threshold(counts)[0])
-    return float(np.mean(best)), "best out of fold"
+from postprocess import Cut
 
 
 def write_masks(folder: Path, prediction: Prediction, mask: np.ndarray) -> None:
@@ -90,36 +41,44 @@ def write_masks(folder: Path, prediction: Prediction, mask: np.ndarray) -> None:
 
 
 def write_submission(
-    settings: Settings, members: list[Member], rows: list[Row], threshold: float
-) -> str:
-    """Stream the rows into the csv, in their order; its sha256."""
-    predictions = predict(members, rows, settings)
+    settings: Settings, members: list[Member], rows: list[Row], cut: Cut
+) -> tuple[str, pd.DataFrame]:
+    """Stream the rows into the csv, in their order; its sha256, and what is known of each image."""
+    predictions, seen = predict(members, rows, settings), []
     with replacing(settings.submission_csv) as partial:
         with open(partial, "w", newline="", encoding="utf-8") as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(["img", "rle_mask"])
             for prediction in tqdm(predictions, "predict", len(rows), unit="image", disable=None):
-                mask = (prediction.probability >= threshold).cpu().numpy()
-                table.writerow([prediction.row.image.name, rle.encode(mask)])
+                mask, name = cut.mask(prediction.probability), prediction.row.image.name
+                table.writerow([name, rle.encode(mask)])
+                seen.append((name, mask.mean(), float(prediction.agreement)))
                 if settings.masks:
                     write_masks(settings.run_dir / "masks", prediction, mask)
-        return hashlib.sha256(partial.read_bytes()).hexdigest()
+        digest = hashlib.sha256(partial.read_bytes()).hexdigest()
+    return digest, pd.DataFrame(seen, columns=["img", "area", "agreement"])
 
 
 def main() -> None:
-    settings = load_settings(sys.argv[1:])
+    settings = checkpoint.settings_of_runs(sys.argv[1:])
     rows = datasets.test_rows(settings)
-    members, paths = load_members(settings)
-    threshold, why = choose_threshold(settings)
+    weights, scores = ensemble.choices(settings)
+    members = ensemble.voters(settings, weights, pick_device(settings))
+    said, best = settings.threshold, best_threshold(scores.counts)[0]
+    cut = Cut(said or best, postprocess.asked(settings.postprocess, scores.trials, scores.folds))
     print(
         f"{len(rows)} images of {settings.data_dir}, {len(members)} networks, tta={settings.tta}, "
-        f"threshold {threshold:.4f} ({why})"
+        f"threshold {cut.threshold:.4f} ({'as said' if said else 'best out of fold'}), "
+        f"postprocess {','.join(cut.steps) or 'none'}"
     )
-    digest = write_submission(settings, members, rows, threshold)
+    digest, images = write_submission(settings, list(members.values()), rows, cut)
+    with replacing(settings.submission_csv.with_suffix(".images.csv")) as partial:
+        images.to_csv(partial, index=False, float_format="%.6f")
     about = {
-        "runs": settings.runs,
-        "weights": {str(p): m.weight for p, m in zip(paths, members, strict=True)},
-        "threshold": threshold,
+        "runs": weights,
+        "weights": {path: voter.weight for path, voter in members.items()},
+        "threshold": cut.threshold,
+        "postprocess": cut.steps,
         "tta": settings.tta,
         "rows": len(rows),
         "sha256": digest,

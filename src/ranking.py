@@ -1,0 +1,193 @@
+"""Runs and ensembles with their out-of-fold scores, and which of them is better beyond chance."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+import checkpoint
+import ensemble
+import oof
+import postprocess
+from config import InputError
+from metrics import best_threshold, clustered_error, cross_fitted, paired_interval
+from oof import Scores
+
+
+@dataclass
+class Entry:
+    """A run or an ensemble, with its out-of-fold scores and what is known of its making."""
+
+    name: str
+    scores: Scores
+    about: dict[str, Any]  # columns of the table that are not scores
+    data: str  # fingerprint of images, folds and masks: only within it scores compare
+
+
+def of_run(run_dir: Path) -> Entry | None:
+    """A trained run; None where no fold is finished."""
+    folds = checkpoint.trained_folds(run_dir)
+    if not folds:
+        return None
+    folders = [run_dir / f"fold{k}" for k in folds]
+    scores = oof.load(folders)
+    abouts = [checkpoint.about_weights(folder / "best.safetensors") for folder in folders]
+    history = pd.concat(pd.read_csv(folder / "history.csv") for folder in folders)
+    # The network's score without flips, as training saw it, stands with the weights.
+    sizes = [np.count_nonzero(scores.folds == k) for k in folds]
+    plain = np.average([about["dice"] for about in abouts], weights=sizes)
+    about = {
+        "tta": abouts[0]["settings"]["tta"],
+        "tta_gain": scores.dice.mean() - plain,
+        "parameters": abouts[0]["parameters"],
+        "seconds": round(history["seconds"].sum()),
+        "images_per_second": round(history["images_per_second"].median(), 1),
+        "commit": abouts[0]["commit"],
+        "command": abouts[0]["command"],
+    }
+    return Entry(run_dir.name, scores, about, " ".join({a.get("data", "?") for a in abouts}))
+
+
+def of_ensemble(folder: Path, runs: list[Entry]) -> Entry:
+    """Runs judged together; they took and hold what they take and hold alone."""
+    known = ensemble.read(folder)
+    members = [run.about for run in runs if run.name in known["runs"]]
+    about = {
+        "tta": known["tta"],
+        "weights": " ".join(f"{run}:{weight:.2f}" for run, weight in known["runs"].items()),
+        "weights_gain": known["gain_over_equal_weights"],
+        "parameters": sum(member["parameters"] for member in members),
+        "seconds": sum(member["seconds"] for member in members),
+        "commit": known["commit"],
+        "command": f"python src/leaderboard.py runs=[{','.join(known['runs'])}]",
+    }
+    return Entry(folder.name, oof.load([folder]), about, known["data"])
+
+
+def entries(output: Path) -> list[Entry]:
+    """Every run and every ensemble under `output`; InputError where there is none."""
+    runs = [of_run(path.parent) for path in sorted(output.glob("*/config.yaml"))]
+    runs = [run for run in runs if run]
+    if not runs:
+        raise InputError(f"{output}: no run has a finished fold; `bash train.sh` makes one")
+    together = [path.parent for path in sorted(output.glob("*/ensemble.json"))]
+    for folder in together:
+        if not ensemble.is_current(folder):
+            names = ",".join(ensemble.read(folder)["runs"])
+            print(
+                f"{folder.name}: left out, its runs have changed since; judge it again with "
+                f"`python src/leaderboard.py runs=[{names}]`"
+            )
+    return runs + [of_ensemble(path, runs) for path in together if ensemble.is_current(path)]
+
+
+def row_of(entry: Entry) -> dict[str, Any]:
+    """A line of leaderboard.csv. Gains of threshold and weights are cross-fitted: each fold is
+    scored with what the other folds chose."""
+    scores = entry.scores
+    steps = postprocess.decide(scores.trials, scores.folds)
+    by_fold = scores.table.groupby("fold")["dice"].mean()
+    return {
+        "run": entry.name,
+        "dice": scores.dice.mean(),
+        "error": clustered_error(scores.dice, scores.groups),
+        "threshold": best_threshold(scores.counts)[0],
+        "threshold_gain": (cross_fitted(scores.counts, scores.folds) - scores.dice).mean(),
+        "postprocess": ",".join(steps) or "none",
+        "postprocess_gain": postprocess.chosen_gain(scores.trials, steps),
+        "postprocess_why": "; ".join(postprocess.why(scores.trials, scores.folds)),
+        "folds": " ".join(map(str, by_fold.index)),
+        "dice_per_fold": " ".join(f"{dice:.5f}" for dice in by_fold),
+        "images": len(scores.dice),
+        "groups": len(np.unique(scores.groups)),
+        "data": entry.data,
+        **entry.about,
+    }
+
+
+def versus(entry: Entry, best: Entry) -> dict[str, float]:
+    """How far an entry is from the best, on the images that both scored, with its 95% interval."""
+    ours = entry.scores.table.set_index("image_id")
+    theirs = best.scores.table.set_index("image_id")
+    ours = ours.loc[ours.index.isin(theirs.index)]
+    if ours.empty:
+        return {"behind": np.nan, "behind_low": np.nan, "behind_high": np.nan, "shared_images": 0}
+    difference = ours["dice"].to_numpy() - theirs.loc[ours.index, "dice"].to_numpy()
+    low, high = paired_interval(difference, ours["group"].to_numpy(str))
+    numbers = {"behind": difference.mean(), "behind_low": low, "behind_high": high}
+    return numbers | {"shared_images": len(ours)}
+
+
+def rank(entries: list[Entry]) -> pd.DataFrame:
+    """leaderboard.csv: best first, and each against the best, within the runs on the same data."""
+    tables = []
+    for data in dict.fromkeys(entry.data for entry in entries):
+        same = [entry for entry in entries if entry.data == data]
+        same.sort(key=lambda entry: (-entry.scores.dice.mean(), entry.name))
+        tables.append(pd.DataFrame([row_of(e) | versus(e, same[0]) for e in same]))
+    tables.sort(key=lambda table: -table["images"].max())
+    return pd.concat(tables, ignore_index=True)
+
+
+# ---------------------------------------------------------------- as text
+
+
+def verdict(row: pd.Series) -> str:
+    """What the bootstrap says of the difference to the best."""
+    if row["behind"] == 0:
+        return "best"
+    if not row["shared_images"]:
+        return "no image in common"
+    interval = f"{row['behind']:+.5f} [{row['behind_low']:+.5f}, {row['behind_high']:+.5f}]"
+    real = row["behind_high"] < 0 or row["behind_low"] > 0
+    return f"{interval} {'real' if real else 'may be chance'}"
+
+
+def gain(value: float) -> str:
+    """A difference of Dice; nothing where it is not known."""
+    return "" if pd.isna(value) else f"{round(value, 5) + 0.0:+.5f}"  # no -0.00000
+
+
+def scores(table: pd.DataFrame) -> pd.DataFrame:
+    """What the runs score and what each decision gains, as text."""
+    lines = [
+        {
+            "run": row["run"],
+            "oof dice": f"{row['dice']:.5f} ± {row['error']:.5f}",
+            "against the best (95%)": verdict(row),
+            "threshold": f"{row['threshold']:.3f} {gain(row['threshold_gain'])}",
+            "tta": f"{row['tta']} {gain(row['tta_gain'])}",
+            "postprocess": f"{row['postprocess']} {gain(row['postprocess_gain'])}",
+        }
+        for _, row in table.iterrows()
+    ]
+    return pd.DataFrame(lines)
+
+
+def costs(table: pd.DataFrame) -> pd.DataFrame:
+    """What the runs score on each fold and what they took, as text."""
+    lines = [
+        {
+            "run": row["run"],
+            "folds": row["folds"],
+            "dice per fold": row["dice_per_fold"],
+            "images": f"{row['images']}",
+            "parameters": f"{row['parameters'] / 1e6:.1f}M",
+            "training": f"{row['seconds'] / 60:.0f} min",
+            "commit": row["commit"],
+        }
+        for _, row in table.iterrows()
+    ]
+    return pd.DataFrame(lines)
+
+
+def sections(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The parts of the table that compare, each with a title that says on what it was scored."""
+    parts = []
+    for data, part in table.groupby("data", sort=False):
+        first = part.iloc[0]
+        title = f"{first['images']} images of {first['groups']} groups (data and folds {data})"
+        parts.append((title, part.reset_index(drop=True)))
+    return parts
