@@ -178,6 +178,15 @@ def read_table(path: Path | str, columns: list[str]) -> pd.DataFrame:
     return table
 
 
+def metadata(settings: Settings) -> pd.DataFrame | None:
+    """make and car (year, make, model) of each group, of metadata.csv; None where there is none."""
+    path = Path(settings.data_dir) / "metadata.csv"
+    if not path.exists():
+        return None
+    cars = read_table(path, ["id", "year", "make", "model", "trim1", "trim2"]).set_index("id")
+    return cars.assign(car=cars["year"] + " " + cars["make"] + " " + cars["model"])[["make", "car"]]
+
+
 def read_folds(settings: Settings) -> dict[str, int]:
     """Group → fold, of this data set's rows in folds_csv; folds count 0, 1, … without a hole."""
     path = settings.folds_csv

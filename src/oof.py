@@ -105,7 +105,9 @@ def load(folders: list[Path]) -> Scores:
                 counts.append(file["counts"])
                 trials.append(file["trials"])
         except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{folder}: its oof files cannot be read ({error}); move the folder away or train it again") from None
+            raise InputError(
+                f"{folder}: its oof files cannot be read ({error}); move it away or train it again"
+            ) from None
     return Scores(
         pd.concat(tables, ignore_index=True), np.concatenate(counts), np.concatenate(trials)
     )

@@ -1,9 +1,12 @@
-"""Pictures to look at: a mask over its photograph."""
+"""Pictures to look at: masks over photographs, errors in colour, what networks disagree on."""
+
+import base64
 
 import cv2
 import numpy as np
 
-RED, GREEN, BLUE = (255, 60, 60), (60, 220, 90), (70, 110, 255)
+RED, GREEN, BLUE = (255, 60, 60), (60, 220, 90), (70, 110, 255)  # missed, outline, invented
+ZOOM = 5  # a zoom shows at least a fifth of the frame's height
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, truth: np.ndarray | None = None) -> np.ndarray:
@@ -18,3 +21,64 @@ def overlay(image: np.ndarray, mask: np.ndarray, truth: np.ndarray | None = None
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     width = max(1, round(image.shape[0] / 600))
     return cv2.drawContours(picture, contours, -1, GREEN, width)
+
+
+def grey(image: np.ndarray) -> np.ndarray:
+    """H×W×3 uint8 RGB without colour and half as bright: a ground for colours with a meaning."""
+    return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) // 2, cv2.COLOR_GRAY2RGB)
+
+
+def cutout(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """H×W×3 uint8 RGB: the mask's pixels as they are, the others dark and grey."""
+    return np.where(mask[..., None], image, grey(image) // 2)
+
+
+def errors(image: np.ndarray, mask: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """H×W×3 uint8 RGB: the grey photograph, missed pixels red and invented ones blue.
+
+    Wrong regions grow by a pixel of the shrunken picture, or an edge would not be seen.
+    """
+    picture = grey(image)
+    kernel = np.ones((max(1, image.shape[0] // 320),) * 2, np.uint8)
+    for wrong, colour in ((truth & ~mask, RED), (mask & ~truth, BLUE)):
+        picture[cv2.dilate(wrong.view(np.uint8), kernel).view(bool)] = colour
+    return picture
+
+
+def largest_error(mask: np.ndarray, truth: np.ndarray) -> tuple[slice, slice]:
+    """A window of the frame's proportions around the largest connected region of wrong pixels."""
+    wrong = (mask ^ truth).view(np.uint8)
+    height, width = wrong.shape
+    _, _, stats, _ = cv2.connectedComponentsWithStats(wrong, connectivity=8)
+    whole = (0, 0, width, height)
+    x, y, w, h = stats[1 + stats[1:, cv2.CC_STAT_AREA].argmax(), :4] if len(stats) > 1 else whole
+    part = min(1.0, max(1 / ZOOM, 1.3 * w / width, 1.3 * h / height))
+    rows, columns = round(part * height), round(part * width)
+    top = int(np.clip(y + h / 2 - rows / 2, 0, height - rows))
+    left = int(np.clip(x + w / 2 - columns / 2, 0, width - columns))
+    return slice(top, top + rows), slice(left, left + columns)
+
+
+def zoom(image: np.ndarray, mask: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """h×w×3 uint8 RGB: the largest error from near, its colours translucent over the photograph."""
+    part = largest_error(mask, truth)
+    plain = np.ascontiguousarray(image[part])
+    return cv2.addWeighted(plain, 0.55, overlay(plain, mask[part], truth[part]), 0.45, 0)
+
+
+def disagreement(image: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """H×W×3 uint8 RGB: over the grey photograph, from nothing to yellow, how evenly networks are
+    split. `share` is H×W in [0, 1]: the part of them that calls the pixel car."""
+    split = (4 * share * (1 - share) * 255).astype(np.uint8)
+    heat = cv2.cvtColor(cv2.applyColorMap(split, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
+    return np.where(split[..., None] > 0, np.maximum(heat, grey(image)), grey(image))
+
+
+def data_uri(picture: np.ndarray, width: int) -> tuple[str, int, int]:
+    """A JPEG at most `width` pixels wide that stands in the page itself; its width and height."""
+    height, full = picture.shape[:2]
+    width = min(width, full)
+    size = (width, max(1, round(height * width / full)))
+    small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    _, jpeg = cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode(), *size

@@ -121,11 +121,15 @@ def versus(entry: Entry, best: Entry) -> dict[str, float]:
 
 
 def rank(entries: list[Entry]) -> pd.DataFrame:
-    """leaderboard.csv: best first, and each against the best, within the runs on the same data."""
+    """leaderboard.csv: best first, and each against the best, within the runs on the same data.
+
+    A run of some folds, which may be the easy ones, stands behind those that have more.
+    """
     tables = []
     for data in dict.fromkeys(entry.data for entry in entries):
         same = [entry for entry in entries if entry.data == data]
-        same.sort(key=lambda entry: (-entry.scores.dice.mean(), entry.name))
+        most = max(len(entry.scores.dice) for entry in same)
+        same.sort(key=lambda e: (len(e.scores.dice) < most, -e.scores.dice.mean(), e.name))
         tables.append(pd.DataFrame([row_of(e) | versus(e, same[0]) for e in same]))
     tables.sort(key=lambda table: -table["images"].max())
     return pd.concat(tables, ignore_index=True)
@@ -134,10 +138,8 @@ def rank(entries: list[Entry]) -> pd.DataFrame:
 # ---------------------------------------------------------------- as text
 
 
-def verdict(row: pd.Series) -> str:
-    """What the bootstrap says of the difference to the best."""
-    if row["behind"] == 0:
-        return "best"
+def told(row: pd.Series | dict[str, float]) -> str:
+    """What versus() says of a difference."""
     if not row["shared_images"]:
         return "no image in common"
     interval = f"{row['behind']:+.5f} [{row['behind_low']:+.5f}, {row['behind_high']:+.5f}]"
@@ -156,12 +158,12 @@ def scores(table: pd.DataFrame) -> pd.DataFrame:
         {
             "run": row["run"],
             "oof dice": f"{row['dice']:.5f} ± {row['error']:.5f}",
-            "against the best (95%)": verdict(row),
+            "against the best (95%)": told(row) if i else "best",
             "threshold": f"{row['threshold']:.3f} {gain(row['threshold_gain'])}",
             "tta": f"{row['tta']} {gain(row['tta_gain'])}",
             "postprocess": f"{row['postprocess']} {gain(row['postprocess_gain'])}",
         }
-        for _, row in table.iterrows()
+        for i, (_, row) in enumerate(table.iterrows())
     ]
     return pd.DataFrame(lines)
 

@@ -1,0 +1,143 @@
+"""Curves of the report, as SVG that takes the page's colours, light or dark."""
+
+import io
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from cycler import cycler
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+from metrics import THRESHOLDS, peak
+
+# Colours that the page replaces by its own, and some that are seen on white and on black.
+INK, LINE = "#010203", "#040506"
+COLOURS = ["#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#ca8a04", "#14b8a6", "#ec4899"]
+STYLE = {
+    **dict.fromkeys(["text.color", "axes.labelcolor", "xtick.color", "ytick.color"], INK),
+    **dict.fromkeys(["axes.edgecolor", "grid.color"], LINE),
+    **dict.fromkeys(["axes.spines.top", "axes.spines.right", "legend.frameon"], False),
+    **{"axes.grid": True, "axes.axisbelow": True, "axes.prop_cycle": cycler(color=COLOURS)},
+    **{"font.size": 9, "legend.fontsize": 8, "lines.linewidth": 1.5, "svg.fonttype": "none"},
+}
+SIZE = (4.7, 3.1)  # inches: on a phone the numbers can still be read
+
+
+def draw(
+    name: str, meaning: str, plot: Callable[..., None], *data: Any, kind: str | None = None
+) -> str:
+    """One pair of axes of a projection `kind`, filled by `plot(axes, *data)`, as an <svg> element.
+
+    Its ids start with `name`, so that several can stand in one page; screen readers say `meaning`.
+    """
+    buffer = io.StringIO()
+    with rc_context(STYLE | {"svg.hashsalt": name}):
+        figure = Figure(SIZE, layout="constrained")
+        axes = figure.add_subplot(projection=kind)
+        plot(axes, *data)
+        if axes.get_legend_handles_labels()[1]:
+            axes.legend()
+        figure.savefig(buffer, format="svg", transparent=True)
+    text = buffer.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
+    text = text.replace(INK, "currentColor").replace(LINE, "var(--line)")
+    return text.replace("<svg ", f'<svg role="img" aria-label="{meaning}" ', 1)
+
+
+# ---------------------------------------------------------------- what is plotted
+
+
+def thresholds(axes: Axes, curves: dict[str, np.ndarray]) -> None:
+    """Mean Dice (255) at each threshold, of each run."""
+    for name, curve in curves.items():
+        best = peak(curve)
+        axes.plot(THRESHOLDS, curve, label=name)
+        axes.plot(THRESHOLDS[best], curve[best], "o", color=axes.lines[-1].get_color())
+    seen = (THRESHOLDS > 0.2) & (THRESHOLDS < 0.8)
+    low = min(curve[seen].min() for curve in curves.values())
+    high = max(curve.max() for curve in curves.values())
+    axes.set_ylim(low, high + 0.1 * (high - low))
+    axes.set(xlim=(0.1, 0.9), xlabel="threshold", ylabel="mean Dice")
+
+
+def losses(axes: Axes, histories: dict[str, pd.DataFrame]) -> None:
+    """Training loss by epoch."""
+    for name, history in histories.items():
+        axes.plot(history["epoch"], history["loss"], label=name)
+    axes.set(xlabel="epoch", ylabel="training loss")
+    _logarithmic(axes)
+
+
+def dice(axes: Axes, histories: dict[str, pd.DataFrame]) -> None:
+    """1 − Dice by epoch: of the training batches dashed, of held-out images solid."""
+    for name, history in histories.items():
+        held_out = history.dropna(subset="dice")
+        (line,) = axes.plot(held_out["epoch"], 1 - held_out["dice"], ".-", label=name)
+        colour = line.get_color()
+        axes.plot(history["epoch"], 1 - history["train_dice"], "--", color=colour, linewidth=0.8)
+    axes.set(xlabel="epoch", ylabel="1 − Dice")
+    _logarithmic(axes)
+    axes.set_ylim(top=4 * max(1 - history["dice"].min() for history in histories.values()))
+
+
+def _logarithmic(axes: Axes) -> None:
+    """A logarithmic y axis with plain numbers at 1, 2 and 5."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def dial(axes: Axes, by_view: pd.DataFrame) -> None:
+    """1 − Dice of each view (a row, by angle) as the turntable goes round; bars of one error."""
+    angle = np.arange(len(by_view)) * 2 * np.pi / len(by_view)
+    error = 1 - by_view["dice"]
+    axes.set_theta_zero_location("N")
+    axes.set_theta_direction(-1)
+    width = 0.85 * 2 * np.pi / len(by_view)
+    axes.bar(angle, error, width, color=COLOURS[0], alpha=0.6)
+    axes.errorbar(angle, error, by_view["error"], fmt="none", ecolor=INK, linewidth=1)
+    axes.set_xticks(angle, by_view.index)
+    axes.set_rlabel_position(180 / len(by_view))
+    axes.tick_params("y", labelsize=7)
+
+
+def folds(axes: Axes, by_group: pd.DataFrame) -> None:
+    """Mean Dice of each group, in the column of its fold; a bar at the mean of these."""
+    spread = np.random.default_rng(0).uniform(-0.2, 0.2, len(by_group))
+    axes.plot(by_group["fold"] + spread, by_group["dice"], "o", alpha=0.6, markersize=4)
+    means = by_group.groupby("fold")["dice"].mean()
+    axes.hlines(means, means.index - 0.3, means.index + 0.3, COLOURS[1])
+    axes.set_xticks(means.index)
+    axes.set(xlabel="fold", ylabel="Dice of a group")
+
+
+def areas(axes: Axes, table: pd.DataFrame) -> None:
+    """Dice against the part of the image that the truth covers."""
+    axes.plot(100 * table["area"], table["dice"], "o", alpha=0.4, markersize=3)
+    axes.set(xlabel="mask, % of the image", ylabel="Dice")
+
+
+def makes(axes: Axes, by_make: pd.DataFrame) -> None:
+    """Mean Dice of each make, with its standard error where it has several cars."""
+    axes.errorbar(by_make["dice"], np.arange(len(by_make)), xerr=by_make["error"], fmt="o")
+    labels = [f"{make} ({cars})" for make, cars in by_make["groups"].items()]
+    axes.set_yticks(np.arange(len(by_make)), labels, fontsize=min(9, 200 / len(by_make)))
+    axes.set(xlabel="mean Dice")
+    axes.locator_params("x", nbins=5)
+    axes.invert_yaxis()
+
+
+def distribution(axes: Axes, table: pd.DataFrame) -> None:
+    """How many images have which Dice; the few bad ones are seen on a logarithmic scale."""
+    axes.hist(table["dice"], bins=50, color=COLOURS[0], alpha=0.7)
+    axes.axvline(table["dice"].mean(), color=COLOURS[1], label="mean")
+    axes.axvline(table["dice"].median(), color=COLOURS[2], linestyle="--", label="median")
+    axes.set(xlabel="Dice", ylabel="images")
+    _logarithmic(axes)
