@@ -13,7 +13,7 @@ import oof
 from config import InputError
 from infer import Member, member
 from oof import Scores
-from settings import Settings
+from settings import NETWORK, Settings
 
 # ---------------------------------------------------------------- out of fold
 
@@ -64,7 +64,8 @@ def choices(settings: Settings) -> tuple[dict[str, float], Scores]:
     folder = settings.run_dir
     if not (folder / "ensemble.json").exists() or not is_current(folder):
         print(f"{settings.run}: not judged together yet; `python src/leaderboard.py` does it now")
-        config.run_script("leaderboard.py", config.as_words(settings))
+        words = [w for w in config.as_words(settings) if w.split("=")[0] not in NETWORK]
+        config.run_script("leaderboard.py", words)
     return read(folder)["runs"], oof.load([folder])
 
 

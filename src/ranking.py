@@ -60,6 +60,7 @@ def of_ensemble(folder: Path, runs: list[Entry]) -> Entry:
         "weights_gain": known["gain_over_equal_weights"],
         "parameters": sum(member["parameters"] for member in members),
         "seconds": sum(member["seconds"] for member in members),
+        "images_per_second": np.nan,
         "commit": known["commit"],
         "command": f"python src/leaderboard.py runs=[{','.join(known['runs'])}]",
     }
@@ -178,6 +179,7 @@ def costs(table: pd.DataFrame) -> pd.DataFrame:
             "images": f"{row['images']}",
             "parameters": f"{row['parameters'] / 1e6:.1f}M",
             "training": f"{row['seconds'] / 60:.0f} min",
+            "images/s": f"{row['images_per_second']:.0f}".replace("nan", ""),
             "commit": row["commit"],
         }
         for _, row in table.iterrows()

@@ -212,6 +212,7 @@ def facts(settings: Settings) -> dict[str, Any]:
         **{"scores": scores, "count": len(np.unique(scores.groups)), "cut": cut},
         "expect": expectation(settings, scores),
         **{"board": ranking.scores(board), "costs": ranking.costs(board), "pairs": pairs(same)},
+        "commands": list(zip(board["run"], board["command"], strict=True)),
         "why": postprocess.why(scores.trials, scores.folds),
         "threshold": [(plots.draw("threshold", caption, plots.thresholds, curves), caption)],
         **{"learning": learning(settings, same), "where": where(settings, table)},

@@ -1,11 +1,14 @@
 """Dice, at one threshold and at all, against brute force."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import REAL, needs_real_data
 
+import datasets
 import metrics
-from infer import levels
+from infer import levels, to_native
 
 
 def brute_dice(a, b):
@@ -74,3 +77,57 @@ def test_copies_of_an_image_in_its_group_add_no_certainty():
 
 def test_one_group_has_no_error_to_tell():
     assert np.isnan(metrics.clustered_error(np.array([0.5, 0.7]), np.array(["a", "a"])))
+
+
+def test_cross_fitting_scores_a_threshold_where_it_was_not_chosen():
+    """On fold 0 the best threshold is low, on fold 1 high: each is scored at the other's."""
+    truth = np.repeat([True, False], 50)[None]
+    low, high = np.where(truth, 60, 40), np.where(truth, 210, 190)
+    counts = np.stack([metrics.histograms(x.astype(np.uint8), truth) for x in (low, high)])
+    at_half = metrics.dice_curve(counts)[:, 127]
+    assert metrics.cross_fitted(counts, np.array([0, 1])).tolist() == [0.0, pytest.approx(2 / 3)]
+    assert at_half.tolist() == [0.0, pytest.approx(2 / 3)]
+    assert np.isnan(metrics.cross_fitted(counts, np.array([0, 0]))).all()
+    same = metrics.cross_fitted(counts[[0, 0]], np.array([0, 1]))
+    assert same.tolist() == [1.0, 1.0]
+
+
+def test_paired_interval_agrees_with_the_normal_one_and_sees_clusters():
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(60), 16)
+    differences = np.repeat(rng.normal(0.001, 0.002, 60), 16)
+    low, high = metrics.paired_interval(differences, groups)
+    error = metrics.clustered_error(differences, groups)
+    assert low == pytest.approx(differences.mean() - 1.96 * error, abs=2e-4)
+    assert high == pytest.approx(differences.mean() + 1.96 * error, abs=2e-4)
+    apart = metrics.paired_interval(differences, np.arange(len(groups)))
+    assert apart[1] - apart[0] < (high - low) / 3
+    assert metrics.paired_interval(differences, groups) == (low, high)
+    assert np.isnan(metrics.paired_interval(differences, groups * 0)).all()
+
+
+def test_expected_interval_holds_the_mean_of_other_groups_as_often_as_it_says():
+    rng, held = np.random.default_rng(0), []
+    for _ in range(400):
+        seen, others = rng.normal(0.9, 0.02, 20), rng.normal(0.9, 0.02, 8)
+        low, high = metrics.expected(np.repeat(seen, 4), np.repeat(np.arange(20), 4), 8)
+        held.append(low <= others.mean() <= high)
+    assert 0.92 < np.mean(held) < 0.98
+    low, high = metrics.expected(seen, np.arange(20))
+    assert low < seen.mean() < high
+
+
+@needs_real_data
+def test_the_sweep_is_brute_force_on_real_masks():
+    """A network's place is taken by the mask itself, shrunk and enlarged on the one road."""
+    masks = sorted((REAL / "carvana" / "train_masks").iterdir())[:2]
+    for path in masks:
+        truth = datasets.read_mask(path)
+        small = cv2.resize(truth.astype(np.float32), (96, 64), interpolation=cv2.INTER_AREA)
+        probability = to_native(torch.from_numpy(small)[None], truth.shape)
+        curve = metrics.dice_curve(metrics.histograms(levels(probability), truth))
+        for i in range(0, 255, 6):
+            predicted = probability.numpy() >= metrics.THRESHOLDS[i]
+            both = np.logical_and(predicted, truth).sum()
+            brute = 2 * both / (predicted.sum() + truth.sum())
+            assert curve[i] == pytest.approx(brute, abs=1e-12)
