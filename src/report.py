@@ -127,10 +127,11 @@ def learning(settings: Settings, entries: list[Entry]) -> list[tuple[str, str]]:
     output, drawn = Path(settings.output_dir), []
     runs = {e.name: histories(output, e.name) for e in entries if "weights" not in e.about}
     told = {f"each fold of {run}": runs[run] for run in settings.runs}
-    told["each run, mean of its folds"] = {
-        run: pd.concat(folds.values()).groupby("epoch", as_index=False).mean()
-        for run, folds in runs.items()
-    }
+    if len(runs) > 1:
+        told["each run, mean of its folds"] = {
+            run: pd.concat(folds.values()).groupby("epoch", as_index=False).mean()
+            for run, folds in runs.items()
+        }
     for i, (what, curves) in enumerate(told.items()):
         caption = f"1 − Dice of {what}: held-out images solid, training batches dashed; no flips"
         drawn.append((plots.draw(f"dice{i}", caption, plots.dice, curves), caption))
