@@ -7,6 +7,7 @@ neither on the number of worker processes nor on where an interrupted run went o
 import os
 import warnings
 import zlib
+from copy import deepcopy
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network at import
 
@@ -14,19 +15,29 @@ import albumentations as A
 import cv2
 import numpy as np
 
+from labels import Scheme
+
 # albumentations only warns of an argument it does not know, and goes on without it.
 warnings.filterwarnings("error", message="Argument.*not valid")
 
 
+PAPER = 0.1  # of Jois & Aygar 2017: how often each of their distortions strikes
+
+
+SMOOTH = {
+    "border_mode": cv2.BORDER_REFLECT_101,
+    "interpolation": cv2.INTER_LINEAR,
+    "mask_interpolation": cv2.INTER_LINEAR,  # soft masks stay soft
+}
+
+
 def _affine(scale: float, shift: float, turn: float, p: float) -> A.Affine:
-    """Zoom by 1 ± scale, shift by ± a part of the size, turn by ± degrees; soft masks stay soft."""
+    """Zoom by 1 ± scale, shift by ± a part of the size, turn by ± degrees."""
     return A.Affine(
         scale=(1 - scale, 1 + scale),
         translate_percent=(-shift, shift),
         rotate=(-turn, turn),
-        border_mode=cv2.BORDER_REFLECT_101,
-        interpolation=cv2.INTER_LINEAR,
-        mask_interpolation=cv2.INTER_LINEAR,
+        **SMOOTH,
         p=p,
     )
 
@@ -44,6 +55,18 @@ POLICIES: dict[str, list[A.BasicTransform]] = {
     "none": [],
     "flip": [FLIP],
     "light": [FLIP, _affine(0.1, 0.05, 3, p=0.5), *_light(1)],
+    "paper": [  # flip, turn, zoom of each axis, shear to either side, shift: each by itself
+        A.HorizontalFlip(p=PAPER),
+        *(
+            A.Affine(**change, **SMOOTH, p=PAPER)
+            for change in (
+                {"rotate": (-20, 20)},
+                {"scale": {"x": (0.8, 1.0), "y": (0.8, 1.0)}},
+                {"shear": {"x": (-20, 20), "y": (-20, 20)}},
+                {"translate_percent": (-0.2, 0.2)},
+            )
+        ),
+    ],
     "strong": [FLIP, _affine(0.25, 0.1, 10, p=0.8), *_light(2), A.ToGray(p=0.1)],
 }
 
@@ -51,14 +74,16 @@ POLICIES: dict[str, list[A.BasicTransform]] = {
 class Augment:
     """A policy by name, called with the key of one draw."""
 
-    def __init__(self, policy: str, seed: int):
+    def __init__(self, policy: str, seed: int, scheme: Scheme):
         self.seed = seed
-        self.transform = A.Compose(POLICIES[policy])
+        # Classes have nothing in between. Compose sets this in the transforms themselves.
+        between = None if scheme.binary else cv2.INTER_NEAREST
+        self.transform = A.Compose(deepcopy(POLICIES[policy]), mask_interpolation=between)
 
     def __call__(
         self, image: np.ndarray, mask: np.ndarray, epoch: int, image_id: str
     ) -> tuple[np.ndarray, np.ndarray]:
-        """H×W×3 and H×W uint8 → the same shapes; the mask holds coverage, 0…255."""
+        """H×W×3 and H×W uint8 → the same shapes; the mask holds coverage 0…255, or classes."""
         self.transform.set_random_seed(zlib.crc32(f"{self.seed} {epoch} {image_id}".encode()))
         done = self.transform(image=image, mask=mask)
         return done["image"], done["mask"]

@@ -74,7 +74,7 @@ def collect(settings: Settings, rows: list[Row], device: torch.device) -> tuple[
         predictions = predict(members, held_out, settings, with_truth=True, apart=True)
         for prediction in oof.progress(predictions, held_out, f"fold {fold}"):
             truth = prediction.photograph.truth
-            votes.add(prediction.probability, truth)
+            votes.add(prediction.probability[:, 0], truth)
             trials.append(postprocess.trials(levels(prediction.probability.mean(0)), truth))
     return votes, np.stack(trials)
 
@@ -140,17 +140,42 @@ class Search:
 def judge(settings: Settings, rows: list[Row], device: torch.device) -> dict[str, Any]:
     """Score the runs together out of fold, choose their weights, write both; what was chosen.
 
-    The chosen weights are used where they beat equal ones on the folds that did not choose them.
+    Weights are chosen for one class; runs of several classes have equal ones.
     """
     if (settings.run_dir / "config.yaml").exists():
         raise InputError(f"{settings.run_dir}: is a run's folder; rename it, it is the ensemble's")
+    decide = choose_weights if rows[0].scheme.binary else equal_weights
+    scores, shares, gain, interval = decide(settings, rows, device)
+    about = {
+        "runs": {run: n / sum(shares) for run, n in zip(settings.runs, shares, strict=True)},
+        "gain_over_equal_weights": gain,
+        "interval": interval,
+        "folds": common_folds(settings),
+        "data": fingerprint(rows),
+        "tta": settings.tta,
+        "networks": networks(Path(settings.output_dir), settings.runs),
+        "commit": checkpoint.commit(),
+    }
+    oof.save(settings.run_dir, scores)
+    with replacing(settings.run_dir / "ensemble.json") as partial:
+        partial.write_text(json.dumps(about, indent=2) + "\n")
+    return about
+
+
+Decision = tuple[oof.Scores, Shares, float, tuple[float, float]]  # …, gain and its 95% interval
+
+
+def choose_weights(settings: Settings, rows: list[Row], device: torch.device) -> Decision:
+    """The weights that the other folds choose, where they beat equal ones on the folds that did
+    not choose them; else equal ones."""
     folds = common_folds(settings)
     held_out = [row for fold in folds for row in rows if row.fold == fold]
     votes, trials = collect(settings, rows, device)
     where = np.array([row.fold for row in held_out])
     groups = np.array([row.group for row in held_out])
-    equal = votes.histograms((1,) * len(settings.runs))
-    counts, gain, interval, shares = equal, 0.0, (0.0, 0.0), (1,) * len(settings.runs)
+    shares = (1,) * len(settings.runs)
+    counts = equal = votes.histograms(shares)
+    gain, interval = 0.0, (0.0, 0.0)
     if len(folds) > 1:
         hunt = Search(votes, where)
         fitted, scores = hunt.cross_fitted()
@@ -158,17 +183,16 @@ def judge(settings: Settings, rows: list[Row], device: torch.device) -> dict[str
         gain, interval = float(difference.mean()), paired_interval(difference, groups)
         if gain > 0:
             counts, shares = fitted, hunt.best(np.full(len(folds), True))[0]
-    about = {
-        "runs": {run: n / sum(shares) for run, n in zip(settings.runs, shares, strict=True)},
-        "gain_over_equal_weights": gain,
-        "interval": interval,
-        "folds": folds,
-        "data": fingerprint(rows),
-        "tta": settings.tta,
-        "networks": networks(Path(settings.output_dir), settings.runs),
-        "commit": checkpoint.commit(),
-    }
-    oof.save(settings.run_dir, oof.Scores(oof.table(held_out, counts), counts, trials))
-    with replacing(settings.run_dir / "ensemble.json") as partial:
-        partial.write_text(json.dumps(about, indent=2) + "\n")
-    return about
+    arrays = {"counts": counts, "trials": trials}
+    return oof.Scores(oof.table(held_out, arrays), arrays), shares, gain, interval
+
+
+def equal_weights(settings: Settings, rows: list[Row], device: torch.device) -> Decision:
+    """One pass over the rows, fold by fold, by the networks that never saw them."""
+    data, parts, measured = fingerprint(rows), [], []
+    for fold in common_folds(settings):
+        held_out = [row for row in rows if row.fold == fold]
+        predictions = predict(judges(settings, fold, data, device), held_out, settings, True)
+        measured += [oof.measure(p) for p in oof.progress(predictions, held_out, f"fold {fold}")]
+        parts += held_out
+    return oof.collect(parts, measured), (1,) * len(settings.runs), 0.0, (0.0, 0.0)

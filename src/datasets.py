@@ -1,21 +1,19 @@
-"""Where a data set keeps images and masks, whose they are, and how a file is read.
+"""Where a data set keeps images and labels, and whose they are. No file of them is opened here.
 
-The layout is the competition's: train/<car>_<view>.jpg, train_masks/<car>_<view>_mask.gif,
-test/, sample_submission.csv. Other endings and other names do as well (`group_by`).
+The layout `carvana` is the competition's: train/<car>_<view>.jpg, its mask in train_masks/ as
+<car>_<view>_mask.gif, test/, sample_submission.csv. Other endings and names will do.
 """
 
 import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import cv2
-import numpy as np
-import pandas as pd
-from PIL import Image, UnidentifiedImageError
-
 from config import InputError
+from labels import Scheme, scheme_of
 from settings import Settings
+from tables import read_folds, sample_names
 
 IMAGES = {".jpg", ".jpeg", ".png"}
 MASKS = {".gif", ".png"}
@@ -23,12 +21,14 @@ MASKS = {".gif", ".png"}
 
 @dataclass(frozen=True)
 class Row:
-    """One image: its file, its mask's file (None in a test set), and the group it hangs with."""
+    """One image: its file, its label's file (None: not known), and the group it hangs with."""
 
     image: Path
     group: str
     mask: Path | None = None
     fold: int = -1
+    layout: str = "carvana"
+    scheme: Scheme = Scheme(("car",), ((60, 220, 90),))
 
     @property
     def image_id(self) -> str:
@@ -41,7 +41,7 @@ class Row:
         return self.image_id.removeprefix(self.group).lstrip("_-")
 
 
-# ---------------------------------------------------------------- which files there are
+# ---------------------------------------------------------------- the competition's layout
 
 
 def folder(settings: Settings, part: str) -> Path:
@@ -100,23 +100,97 @@ def paired_rows(settings: Settings) -> list[Row]:
     return [replace(row, mask=masks[row.image_id]) for row in rows]
 
 
-def check_headers(rows: list[Row]) -> set[tuple[int, int]]:
-    """The sizes (h, w) there are; InputError at the first file that is no image, or mask of
-    another size than its image."""
-    sizes = set()
-    for row in rows:
-        image, mask = header_size(row.image), header_size(row.mask)
-        if image != mask:
-            raise InputError(
-                f"{row.mask}: is {mask[1]}×{mask[0]} but {row.image.name} is {image[1]}×{image[0]}"
-            )
-        sizes.add(image)
-    return sizes
+def carvana(settings: Settings, part: str) -> list[Row]:
+    """train/ with train_masks/, or test/ in sample_submission.csv's order, by name without one."""
+    if part == "train":
+        return paired_rows(settings)
+    rows = {row.image.name: row for row in rows_in(folder(settings, "test"), settings.group_by)}
+    names = sample_names(settings)
+    if names is None:
+        names = list(rows)
+    missing = [name for name in names if name not in rows]
+    extra = rows.keys() - set(names)
+    if missing or extra:
+        name, why = (missing[0], "is missing") if missing else (min(extra), "is not in the sample")
+        raise InputError(
+            f"{folder(settings, 'test') / name}: {why}; sample_submission.csv and the folder "
+            f"differ by {len(missing)} missing and {len(extra)} extra images"
+        )
+    return [rows[name] for name in names]
+
+
+# ---------------------------------------------------------------- other layouts
+
+
+def existing(path: Path, what: str) -> Path:
+    """`path` if it is there; InputError with what it should be."""
+    if not path.exists():
+        raise InputError(f"{path}: missing; {what} (see input/README.md), or say data_dir=...")
+    return path
+
+
+def pairs(settings: Settings, part: str) -> list[Row]:
+    """train/ and val/: each file a photograph and, right of it, its label in colours."""
+    path = Path(settings.data_dir) / ("train" if part == "train" else "val")
+    files = rows_in(existing(path, "the folder of Cityscapes image pairs"), settings.group_by)
+    return [replace(row, mask=row.image) for row in files]
+
+
+def cityscapes(settings: Settings, part: str) -> list[Row]:
+    """leftImg8bit/<part>/<city>/*_leftImg8bit.png, gtFine/<part>/<city>/*_gtFine_labelIds.png.
+
+    The labels of the official test set are not published: val takes its place.
+    """
+    part, root = "train" if part == "train" else "val", Path(settings.data_dir)
+    rows = []
+    for city in sorted(existing(root / "leftImg8bit" / part, "Cityscapes' photographs").iterdir()):
+        for row in rows_in(city, settings.group_by) if city.is_dir() else []:
+            name = row.image_id.removesuffix("_leftImg8bit") + "_gtFine_labelIds.png"
+            label = existing(root / "gtFine" / part / city.name / name, "the label of an image")
+            rows.append(replace(row, mask=label))
+    if not rows:
+        raise InputError(f"{root / 'leftImg8bit' / part}: holds no folder of a city")
+    return rows
+
+
+def pets(settings: Settings, part: str) -> list[Row]:
+    """images/, annotations/trimaps/, and the list annotations/trainval.txt or test.txt."""
+    root = Path(settings.data_dir)
+    listed = root / "annotations" / ("trainval.txt" if part == "train" else "test.txt")
+    rows = []
+    for line in existing(listed, "the list of images").read_text(encoding="utf-8").splitlines():
+        if line.strip() and not line.startswith("#"):
+            name = line.split()[0]
+            image = existing(root / "images" / f"{name}.jpg", f"{listed.name} names it")
+            label = existing(root / "annotations" / "trimaps" / f"{name}.png", "its trimap")
+            rows.append(Row(image, group_of(name, settings.group_by), label))
+    if not rows:
+        raise InputError(f"{listed}: names no image")
+    return rows
+
+
+Layout = Callable[[Settings, str], list[Row]]  # (settings, "train" or "test") → rows in order
+LAYOUTS: dict[str, Layout] = {
+    "carvana": carvana,
+    "pairs": pairs,
+    "cityscapes": cityscapes,
+    "pets": pets,
+}
+
+
+# ---------------------------------------------------------------- rows
+
+
+def rows_of(settings: Settings, part: str) -> list[Row]:
+    """All rows of a part, with what their labels mean."""
+    scheme = scheme_of(settings)
+    rows = LAYOUTS[settings.layout](settings, part)
+    return [replace(row, layout=settings.layout, scheme=scheme) for row in rows]
 
 
 def training_rows(settings: Settings) -> list[Row]:
     """All training images with mask and fold; `limit` takes the first of each fold."""
-    rows = paired_rows(settings)
+    rows = rows_of(settings, "train")
     folds = read_folds(settings)
     unknown = sorted({row.group for row in rows} - folds.keys())
     if unknown:
@@ -135,119 +209,11 @@ def training_rows(settings: Settings) -> list[Row]:
 def fingerprint(rows: list[Row]) -> str:
     """Which images, in which folds, with which masks: scores compare where it is the same."""
     lines = sorted(f"{r.image_id},{r.group},{r.fold},{r.mask.stat().st_size}" for r in rows)
+    if rows[0].layout != "carvana":
+        lines.append(repr(rows[0].scheme))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
 
 
 def test_rows(settings: Settings) -> list[Row]:
-    """The test images in sample_submission.csv's order, or by name where there is none."""
-    rows = {row.image.name: row for row in rows_in(folder(settings, "test"), settings.group_by)}
-    names = sample_names(settings)
-    if names is None:
-        names = list(rows)
-    missing = [name for name in names if name not in rows]
-    extra = rows.keys() - set(names)
-    if missing or extra:
-        name, why = (missing[0], "is missing") if missing else (min(extra), "is not in the sample")
-        raise InputError(
-            f"{folder(settings, 'test') / name}: {why}; sample_submission.csv and the folder "
-            f"differ by {len(missing)} missing and {len(extra)} extra images"
-        )
-    return [rows[name] for name in names][: settings.limit or None]
-
-
-def sample_names(settings: Settings) -> list[str] | None:
-    """The image names that a submission must hold, in order; None without a sample file."""
-    path = Path(settings.data_dir) / "sample_submission.csv"
-    return read_table(path, ["img", "rle_mask"])["img"].tolist() if path.exists() else None
-
-
-# ---------------------------------------------------------------- tables
-
-
-def read_table(path: Path | str, columns: list[str]) -> pd.DataFrame:
-    """A csv with exactly these columns, all as text, empty cells as ''."""
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path}: not a csv: {str(error).strip().splitlines()[0]}") from None
-    if list(table.columns) != columns:
-        header = ",".join(table.columns)[:80]
-        raise InputError(f"{path}: the header must be {','.join(columns)}, it is {header}")
-    return table
-
-
-def metadata(settings: Settings) -> pd.DataFrame | None:
-    """make and car (year, make, model) of each group, of metadata.csv; None where there is none."""
-    path = Path(settings.data_dir) / "metadata.csv"
-    if not path.exists():
-        return None
-    cars = read_table(path, ["id", "year", "make", "model", "trim1", "trim2"]).set_index("id")
-    return cars.assign(car=cars["year"] + " " + cars["make"] + " " + cars["model"])[["make", "car"]]
-
-
-def read_folds(settings: Settings) -> dict[str, int]:
-    """Group → fold, of this data set's rows in folds_csv; folds count 0, 1, … without a hole."""
-    path = settings.folds_csv
-    table = read_table(path, ["dataset", "group", "fold"])
-    table = table[table["dataset"] == settings.dataset]
-    if table.empty:
-        raise InputError(
-            f"{path}: has no row of dataset {settings.dataset}; see `python src/folds.py`"
-        )
-    twice = table["group"][table["group"].duplicated()]
-    if len(twice):
-        raise InputError(f"{path}: {twice.iloc[0]} stands in it twice; remove one of the rows")
-    bad = table["fold"][~table["fold"].str.fullmatch(r"\d{1,3}")]
-    if len(bad):
-        raise InputError(f"{path}: fold {bad.iloc[0]!r} is not a number; folds are 0, 1, ...")
-    folds = dict(zip(table["group"], table["fold"].astype(int), strict=True))
-    holes = sorted(set(range(max(folds.values()))) - set(folds.values()))
-    if holes:
-        raise InputError(f"{path}: no group is in fold {holes[0]}; folds are 0, 1, ... in a row")
-    return folds
-
-
-# ---------------------------------------------------------------- pixels
-
-
-def header_size(path: Path) -> tuple[int, int]:
-    """(height, width) from the file's header; nothing is decoded."""
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except (UnidentifiedImageError, OSError) as error:
-        raise InputError(f"{path}: cannot be read as an image ({_short(error)})") from None
-
-
-def read_image(path: Path) -> np.ndarray:
-    """H×W×3 uint8 RGB."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({_short(error)})") from None
-    # Of a JPEG that breaks off, OpenCV gives the upper part over grey, and no error.
-    broken_off = data.startswith(b"\xff\xd8") and b"\xff\xd9" not in data[-4096:]
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
-    if image is None or broken_off:
-        raise InputError(f"{path}: cannot be decoded as an image; get the file again")
-    return image
-
-
-def read_mask(path: Path) -> np.ndarray:
-    """H×W bool: value > 0, whether the file says 0/1 or 0/255. A third value is an InputError."""
-    try:
-        with Image.open(path) as image:
-            values = np.asarray(image if image.mode in ("1", "L", "P") else image.convert("L"))
-    except (UnidentifiedImageError, OSError) as error:
-        raise InputError(f"{path}: cannot be read as a mask ({_short(error)})") from None
-    mask = values > 0
-    top = values.max()
-    if top > 0 and np.count_nonzero(values == top) != np.count_nonzero(mask):
-        raise InputError(f"{path}: a mask holds 0 and one other value, this one holds more")
-    return mask
-
-
-def _short(error: Exception) -> str:
-    return str(error).splitlines()[0].split(": '")[0] if str(error) else type(error).__name__
+    """The images to predict, in order; with their labels where the layout has them."""
+    return rows_of(settings, "test")[: settings.limit or None]

@@ -5,41 +5,54 @@ either side and score the network on cars it knows, so the file has one row per 
 """
 
 import sys
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
 import config
 import datasets
+import pixels
+import tables
 from config import InputError
+from datasets import Row
 from files import replacing
 from settings import Settings
 
 
 def mean_areas(settings: Settings) -> pd.Series:
     """Group → mean part of the frame that its masks cover, rounded to 6 digits."""
-    rows = datasets.paired_rows(settings)
+    rows = datasets.rows_of(settings, "train")
     with ProcessPoolExecutor() as pool:
-        masks = pool.map(mask_area, [row.mask for row in rows], chunksize=16)
+        masks = pool.map(mask_area, rows, chunksize=16)
         areas = list(tqdm(masks, "mask areas", len(rows), unit="mask", disable=None))
+    empty = [row.image_id for row, area in zip(rows, areas, strict=True) if not area]
+    if empty:
+        print(f"nothing but background in {len(empty)} labels: {', '.join(empty[:5])}")
     table = pd.DataFrame({"group": [row.group for row in rows], "area": areas})
     return table.groupby("group")["area"].mean().round(6)
 
 
-def mask_area(path: Path) -> float:
-    """The part of the frame that a mask covers, in [0, 1]."""
-    return float(datasets.read_mask(path).mean())
+def mask_area(row: Row) -> float:
+    """The part of the frame that is not background (or class 0), in [0, 1]."""
+    return float(np.mean(pixels.truth(row) != 0))
 
 
-def assign(areas: pd.Series, k: int) -> pd.Series:
+def breed(name: str) -> str:
+    """'Great_Pyrenees' of 'Great_Pyrenees_100', as the pets are named."""
+    return name.rpartition("_")[0]
+
+
+def assign(areas: pd.Series, k: int, stratum: Callable[[str], str] = lambda name: "") -> pd.Series:
     """Group → fold, stratified by area: of each k groups of like area, every fold gets one.
 
-    Down the list sorted by area the folds take turns, forth and back (0 1 2, 2 1 0, 0 1 2), so
-    that none always gets the larger one. It depends on names and areas alone.
+    Down the list sorted by stratum and area the folds take turns, forth and back (0 1 2, 2 1 0,
+    0 1 2), so that none always gets the larger one. It depends on names and areas alone.
     """
-    names = sorted(areas.index, key=lambda name: (areas[name], name))
+    names = sorted(areas.index, key=lambda name: (stratum(name), areas[name], name))
     turns = [*range(k), *reversed(range(k))]
     return pd.Series({name: turns[i % (2 * k)] for i, name in enumerate(names)}).sort_index()
 
@@ -50,10 +63,10 @@ def main() -> None:
     areas = mean_areas(settings)
     if len(areas) < settings.k:
         raise InputError(f"k={settings.k}: {settings.data_dir} has only {len(areas)} groups")
-    folds = assign(areas, settings.k)
+    folds = assign(areas, settings.k, *([breed] if settings.layout == "pets" else []))
     table = pd.DataFrame({"dataset": settings.dataset, "group": folds.index, "fold": folds.values})
     if path.exists():
-        others = datasets.read_table(path, ["dataset", "group", "fold"])
+        others = tables.read_table(path, ["dataset", "group", "fold"])
         mine = others[others["dataset"] == settings.dataset]
         others = others[others["dataset"] != settings.dataset]
         if len(mine) and set(mine["group"]) != set(folds.index):

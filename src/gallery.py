@@ -9,10 +9,11 @@ import datasets
 import ensemble
 import oof
 import pictures
+import pixels
+from cut import Cut
 from datasets import Row
 from infer import Member, Prediction, predict
 from metrics import mask_dice
-from postprocess import Cut
 from settings import Settings
 
 WIDTH = 480  # pixels of a picture on the page
@@ -58,7 +59,7 @@ def held_out(
 def error_card(prediction: Prediction, cut: Cut) -> Card:
     """What the masks share and where they differ."""
     row, truth = prediction.row, prediction.photograph.truth
-    image, mask = datasets.read_image(row.image), cut.mask(prediction.probability)
+    image, mask = pixels.photograph(row), cut.mask(prediction.probability)
     facts = [
         f"Dice {mask_dice(mask, truth):.5f} at {cut.threshold:.3f}",
         f"group {row.group}, view {row.view or 'only'}, fold {row.fold}",
@@ -86,8 +87,8 @@ def least_agreed(
     alone = replace(settings, batch=1)
     predictions = predict(members, rows, alone, apart=True)
     for prediction in oof.progress(predictions, rows, "pictures of test images"):
-        row, image = prediction.row, datasets.read_image(prediction.row.image)
-        votes = (prediction.probability >= 0.5).cpu().numpy()
+        row, image = prediction.row, pixels.photograph(prediction.row)
+        votes = (prediction.probability[:, 0] >= 0.5).cpu().numpy()
         share = np.tensordot(weights / weights.sum(), votes, 1)
         facts = [
             f"agreement {agreement[row.image.name]:.5f}: Dice of each network's mask with the "

@@ -37,7 +37,10 @@ def write(output: Path, table: pd.DataFrame) -> None:
             f"\n## {title}\n\n{markdown(ranking.scores(part))}\n{markdown(ranking.costs(part))}\n"
         )
         for _, row in part.iterrows():
-            text += f"- {row['run']}: `{row['command']}`\n  - {row['postprocess_why']}\n"
+            why = row.get("postprocess_why")
+            text += f"- {row['run']}: `{row['command']}`\n" + (
+                f"  - {why}\n" if isinstance(why, str) else ""
+            )
     with replacing(output / "leaderboard.md") as partial:
         partial.write_text(text, encoding="utf-8")
 
@@ -66,8 +69,9 @@ def main() -> None:
         print(f"\n{title}", ranking.scores(part).to_string(index=False), "", sep="\n")
         print(ranking.costs(part).to_string(index=False))
         best = part.iloc[0]
-        print(f"\npost-processing of {best['run']}, gain per fold:", sep="")
-        print("  " + best["postprocess_why"].replace("; ", "\n  "))
+        if isinstance(best.get("postprocess_why"), str):
+            print(f"\npost-processing of {best['run']}, gain per fold:", sep="")
+            print("  " + best["postprocess_why"].replace("; ", "\n  "))
 
 
 if __name__ == "__main__":

@@ -14,28 +14,20 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
+import prepare
 from augment import Augment
 from config import InputError
-from datasets import Row, header_size, read_image, read_mask
+from datasets import Row
 from device import pick_device
+from pixels import photograph, truth
+from prepare import Input, Size, input_of
 from settings import Settings
 
-Size = tuple[int, int]
 
-
-def resize(pixels: np.ndarray, size: Size | None) -> np.ndarray:
-    """H×W(×3) uint8 → `size` (h, w): by area when it shrinks, so that a mask becomes coverage."""
-    if size is None or pixels.shape[:2] == tuple(size):
-        return pixels
-    shrinks = size[0] <= pixels.shape[0] and size[1] <= pixels.shape[1]
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return cv2.resize(pixels, (size[1], size[0]), interpolation=method)
-
-
-def load_pair(row: Row, size: Size | None) -> tuple[np.ndarray, np.ndarray]:
-    """Image h×w×3 uint8 RGB, and its mask's coverage h×w uint8 in 0…255."""
-    mask = read_mask(row.mask).astype(np.uint8) * 255
-    return resize(read_image(row.image), size), resize(mask, size)
+def load_pair(row: Row, given: Input) -> tuple[np.ndarray, np.ndarray]:
+    """Image h×w×3 uint8 RGB, and its target h×w uint8: the mask's coverage in 0…255, or classes."""
+    target = prepare.coverage if row.scheme.binary else prepare.classes
+    return prepare.image(photograph(row), given), target(truth(row), given)
 
 
 # ---------------------------------------------------------------- the cache
@@ -47,12 +39,12 @@ class Cache:
     It is anonymous memory and not /dev/shm, of which a container has only 64 MB.
     """
 
-    def __init__(self, rows: list[Row], size: Size):
+    def __init__(self, rows: list[Row], given: Input, size: Size):
         self.at = {row.image_id: i for i, row in enumerate(rows)}
         self.images = _shared_memory((len(rows), *size, 3))
         self.masks = _shared_memory((len(rows), *size))
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            pairs = pool.map(lambda row: load_pair(row, size), rows)
+            pairs = pool.map(lambda row: load_pair(row, given), rows)
             bar = tqdm(pairs, "decode", len(rows), unit="image", disable=None)
             for i, (image, mask) in enumerate(bar):
                 self.images[i], self.masks[i] = image, mask
@@ -68,7 +60,8 @@ def _shared_memory(shape: tuple[int, ...]) -> np.ndarray:
 
 def make_cache(settings: Settings, rows: list[Row]) -> Cache | None:
     """The cache that `cache` asks for; None where images are to be decoded every time."""
-    size = tuple(settings.size or header_size(rows[0].image))
+    given = input_of(settings)
+    size = given.size or photograph(rows[0]).shape[:2]
     needed, free = len(rows) * size[0] * size[1] * 4, psutil.virtual_memory().available
     if settings.cache == "none" or (settings.cache == "auto" and needed > free / 2):
         return None
@@ -77,18 +70,18 @@ def make_cache(settings: Settings, rows: list[Row]) -> Cache | None:
             f"cache=ram: needs {needed / 2**30:.0f} GiB and {free / 2**30:.0f} are free; "
             "say cache=none or a smaller size"
         )
-    return Cache(rows, size)
+    return Cache(rows, given, size)
 
 
 # ---------------------------------------------------------------- training
 
 
 class TrainingImages(Dataset):
-    """(epoch, i) → uint8 image 3×h×w, its mask's coverage 1×h×w in 0…255, augmented."""
+    """(epoch, i) → uint8 image 3×h×w and target 1×h×w (see load_pair), augmented."""
 
     def __init__(self, rows: list[Row], settings: Settings, cache: Cache | None):
-        self.rows, self.size, self.cache = rows, settings.size, cache
-        self.augment = Augment(settings.augment, settings.seed)
+        self.rows, self.given, self.cache = rows, input_of(settings), cache
+        self.augment = Augment(settings.augment, settings.seed, rows[0].scheme)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -96,7 +89,7 @@ class TrainingImages(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         epoch, i = key
         row = self.rows[i]
-        pair = self.cache[row] if self.cache else load_pair(row, self.size)
+        pair = self.cache[row] if self.cache else load_pair(row, self.given)
         image, mask = self.augment(*pair, epoch, row.image_id)
         return _channels_first(image), torch.from_numpy(mask)[None]
 
@@ -119,7 +112,7 @@ class Shuffle(Sampler):
 
 
 def training_batches(rows: list[Row], settings: Settings, cache: Cache | None) -> DataLoader:
-    """Batches of uint8 B×3×h×w images and B×1×h×w coverage; `.sampler.epoch` names the epoch."""
+    """Batches of uint8 B×3×h×w images and B×1×h×w targets; `.sampler.epoch` names the epoch."""
     # From the cache an image is ready sooner than a process could hand it over; a GPU waits less.
     on_cpu = pick_device(settings).type == "cpu"
     fed = cache is not None and on_cpu
@@ -140,39 +133,39 @@ def training_batches(rows: list[Row], settings: Settings, cache: Cache | None) -
 
 @dataclass
 class Photograph:
-    """An image as `infer` takes it: resized to each size a network wants; its mask, if asked."""
+    """An image as `infer` takes it: as each network wants it; its truth, if asked."""
 
     row: Row
     native: Size
-    images: dict[Size | None, Tensor]  # uint8 3×h×w
-    truth: np.ndarray | None  # H×W bool
+    images: dict[Input, Tensor]  # uint8 3×h×w
+    truth: np.ndarray | None  # H×W: bool, or uint8 classes
 
 
 class Photographs(Dataset):
     """i → Photograph."""
 
-    def __init__(self, rows: list[Row], sizes: set[Size | None], with_truth: bool):
-        self.rows, self.sizes, self.with_truth = rows, sizes, with_truth
+    def __init__(self, rows: list[Row], inputs: set[Input], with_truth: bool):
+        self.rows, self.inputs, self.with_truth = rows, inputs, with_truth
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, i: int) -> Photograph:
         row = self.rows[i]
-        image = read_image(row.image)
-        truth = read_mask(row.mask) if self.with_truth else None
-        if truth is not None and truth.shape != image.shape[:2]:
+        image = photograph(row)
+        true = truth(row) if self.with_truth else None
+        if true is not None and true.shape != image.shape[:2]:
             raise InputError(f"{row.mask}: its size is not that of {row.image.name}")
-        images = {size: _channels_first(resize(image, size)) for size in self.sizes}
-        return Photograph(row, image.shape[:2], images, truth)
+        images = {given: _channels_first(prepare.image(image, given)) for given in self.inputs}
+        return Photograph(row, image.shape[:2], images, true)
 
 
 def photographs(
-    rows: list[Row], sizes: set[Size | None], settings: Settings, with_truth: bool
+    rows: list[Row], inputs: set[Input], settings: Settings, with_truth: bool
 ) -> DataLoader:
     """Lists of `batch` Photographs, in the rows' order."""
     return DataLoader(
-        Photographs(rows, sizes, with_truth),
+        Photographs(rows, inputs, with_truth),
         settings.batch,
         collate_fn=list,
         num_workers=_cores() if settings.workers is None else settings.workers,

@@ -1,6 +1,8 @@
-"""What training minimises. Each loss: B×1×H×W logits and targets in [0, 1] → one number, in fp32.
+"""What training minimises. Each loss gives one number, in fp32.
 
-Targets may be soft: a mask resized by area holds the covered part of each pixel.
+For one class: B×1×H×W logits and targets in [0, 1], which may be soft: a mask resized by area
+holds the covered part of each pixel. For several: B×C×H×W logits and B×1×H×W uint8 classes, 255
+where a pixel does not count.
 """
 
 from collections.abc import Callable
@@ -8,6 +10,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+IGNORE = 255
 
 
 def bce(logits: Tensor, targets: Tensor) -> Tensor:
@@ -58,10 +62,32 @@ def lovasz(logits: Tensor, targets: Tensor) -> Tensor:
     return (F.relu(errors) * steps).sum(1).mean()
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+def ce(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of the softmax, mean over the pixels that count; 0 where none does."""
+    classes = targets[:, 0].long()
+    total = F.cross_entropy(logits.float(), classes, ignore_index=IGNORE, reduction="sum")
+    return total / (classes != IGNORE).sum().clamp(min=1)
+
+
+def ce_dice(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy, and 1 − Dice of the probabilities over a batch, mean over its classes."""
+    counts = (targets != IGNORE).float()
+    p = logits.float().softmax(1) * counts
+    t = F.one_hot(targets[:, 0].long().clamp(max=logits.shape[1] - 1), logits.shape[1])
+    t = t.movedim(-1, 1) * counts
+    overlap, true = 2 * (p * t).sum((0, 2, 3)), t.sum((0, 2, 3))
+    scores = overlap / (p.sum((0, 2, 3)) + true).clamp(min=1)
+    present = true > 0
+    return ce(logits, targets) + ((1 - scores) * present).sum() / present.sum().clamp(min=1)
+
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+OF_CLASSES: dict[str, Loss] = {"ce": ce, "ce_dice": ce_dice}
+OF_ONE: dict[str, Loss] = {
     "bce_dice": bce_dice,
     "bce": bce,
     "dice": dice,
     "focal": focal,
     "lovasz": lovasz,
 }
+LOSSES = OF_ONE | OF_CLASSES

@@ -68,6 +68,61 @@ def cross_fitted(counts: np.ndarray, folds: np.ndarray) -> np.ndarray:
     return scores
 
 
+# ---------------------------------------------------------------- several classes
+
+
+def confusion(predicted: np.ndarray, true: np.ndarray, classes: int) -> np.ndarray:
+    """Pixels by true class (rows) and predicted class: C×C int64. A true 255 does not count."""
+    counts = true != 255
+    pairs = true[counts].astype(np.int64) * classes + predicted[counts]
+    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+
+def per_class(matrix: np.ndarray) -> dict[str, np.ndarray]:
+    """Confusion (…×C×C) → accuracy (recall), iou and dice (F1) of each class, …×C; nan where a
+    class is neither there nor predicted."""
+    hit = np.diagonal(matrix, axis1=-2, axis2=-1).astype(np.float64)
+    true, predicted = matrix.sum(axis=-1), matrix.sum(axis=-2)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        dice = 2 * hit / (true + predicted)
+        return {"accuracy": hit / true, "iou": hit / (true + predicted - hit), "dice": dice}
+
+
+def image_mean(matrix: np.ndarray, what: str) -> np.ndarray:
+    """Confusion …×C×C → the mean of a per_class() score over the classes that are there or
+    predicted; 1 where no pixel counts."""
+    each = per_class(matrix)[what]
+    known = ~np.isnan(each)
+    return np.where(known.any(-1), np.nansum(each, -1) / np.maximum(known.sum(-1), 1), 1.0)
+
+
+def image_dice(matrix: np.ndarray) -> np.ndarray:
+    """The mean Dice (F1) of an image's classes: with one class beside background, its Dice."""
+    return image_mean(matrix, "dice")
+
+
+def overall(matrix: np.ndarray) -> dict[str, float]:
+    """Confusion C×C → pixel accuracy, mean class accuracy, mean IoU, mean Dice (F1) over classes
+    that are there or predicted, and frequency-weighted IoU. All nan where no pixel counts.
+
+    Long, Shelhamer & Darrell 2015, Fully Convolutional Networks, section 5.
+    """
+    each, total = per_class(matrix), matrix.sum()
+    if not total:
+        return dict.fromkeys(["accuracy", "class_accuracy", "iou", "dice", "weighted_iou"], np.nan)
+    share = matrix.sum(axis=-1) / total
+    return {
+        "accuracy": float(np.trace(matrix) / total),
+        "class_accuracy": float(np.nanmean(each["accuracy"])),
+        "iou": float(np.nanmean(each["iou"])),
+        "dice": float(np.nanmean(each["dice"])),
+        "weighted_iou": float(np.nansum(share * each["iou"])),
+    }
+
+
+# ---------------------------------------------------------------- what a mean is worth
+
+
 def clustered_error(scores: np.ndarray, groups: np.ndarray) -> float:
     """Standard error of the mean score, where the images of one group (a car) hang together.
 

@@ -1,4 +1,7 @@
-"""Settings → a network that gives logits for images of any size."""
+"""Settings → a network that gives logits for images of any size.
+
+`python src/models.py recipe=...` prints it as a table.
+"""
 
 import contextlib
 import difflib
@@ -6,16 +9,20 @@ import glob
 import importlib.util
 import os
 import socket
+import sys
 import threading
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from urllib.parse import urlsplit
 
 import torch
 import torch.nn.functional as F
+import torchinfo
 from torch import Tensor, nn
 
+import config
 from config import InputError
+from labels import scheme_of
 from settings import Settings
 from unet import UNet
 
@@ -27,49 +34,77 @@ class Segmenter(nn.Module):
     """uint8 RGB images B×3×H×W of any size → logits B×classes×H×W.
 
     The network's own business, here so that nobody else needs to know it: normalisation, and
-    padding to the multiple of its stride by reflection, cropped off again.
+    mirroring beyond the edges up to a size that it takes, cropped off again.
+    `frame` tells of a side's pixels how many the network needs, and how many of them come before.
     """
 
-    def __init__(self, network: nn.Module, stride: int):
+    def __init__(self, network: nn.Module, frame: Callable[[int], tuple[int, int]]):
         super().__init__()
-        self.network, self.stride = network, stride
+        self.network, self.frame = network, frame
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1) * 255)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1) * 255)
 
     def forward(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
+        (tall, top), (wide, left) = self.frame(height), self.frame(width)
         x = (images.float() - self.mean) / self.std
-        x = pad(x, -height % self.stride, -width % self.stride)
+        x = pad(x, (left, wide - width - left, top, tall - height - top))
         x = x.contiguous(memory_format=torch.channels_last)
         return self.network(x)[..., :height, :width]
 
 
-def pad(x: Tensor, bottom: int, right: int) -> Tensor:
-    """B×C×H×W, mirrored beyond its lower and right edge; repeated where there is too little."""
-    mirrored = bottom < x.shape[-2] and right < x.shape[-1]
-    return F.pad(x, (0, right, 0, bottom), mode="reflect" if mirrored else "replicate")
+def pad(x: Tensor, margins: tuple[int, int, int, int]) -> Tensor:
+    """B×C×H×W, mirrored beyond its edges (left, right, top, bottom); along an axis that is too
+    short for that, its last pixels are repeated."""
+    for axis, ends in ((-1, margins[:2]), (-2, margins[2:])):
+        mode = "reflect" if max(ends) < x.shape[axis] else "replicate"
+        x = F.pad(x, (*ends, 0, 0) if axis == -1 else (0, 0, *ends), mode=mode) if any(ends) else x
+    return x
 
 
 def build(settings: Settings, classes: int = 1, pretrained: bool = True) -> Segmenter:
     """The network that settings describe. `pretrained=False` where weights are loaded later."""
     if settings.model == "unet":
-        network = UNet(
-            settings.channels,
-            classes,
-            settings.norm,
-            settings.up,
-            settings.dropout,
-            settings.stem,
-        )
-        segmenter = Segmenter(network, network.stride)
+        network = build_unet(settings, classes)
+        segmenter = Segmenter(network, network.frame)
     else:
         segmenter = build_smp(settings, classes, pretrained)
     return segmenter.to(memory_format=torch.channels_last)
 
 
+def build_unet(settings: Settings, classes: int) -> UNet:
+    """The U-Net that settings describe; InputError where their lists do not fit each other."""
+    levels = len(settings.channels)
+    for name, count in (("dropout", levels), ("decoder", levels - 1), ("ups", levels - 1)):
+        given = getattr(settings, name)
+        if given and len(given) != count:
+            raise InputError(
+                f"{name}={given}: {levels} levels (channels={settings.channels}) "
+                f"need {count} numbers"
+            )
+    knobs = ("norm", "up", "dropout", "stem", "decoder", "ups", "tail", "convs", "padding", "init")
+    return UNet(settings.channels, classes, **{name: getattr(settings, name) for name in knobs})
+
+
 def parameters(network: nn.Module) -> int:
     """How many numbers training sets."""
     return sum(p.numel() for p in network.parameters())
+
+
+def main() -> None:
+    """Print the network of the settings, layer by layer, for one image of its size."""
+    settings = config.load(sys.argv[1:])
+    segmenter = build(settings, len(scheme_of(settings).names), pretrained=False)
+    sides = [segmenter.frame(side)[0] for side in settings.size or (1280, 1918)]
+    summary = torchinfo.summary(
+        segmenter.network,
+        (1, 3, *sides),
+        col_names=("output_size", "num_params"),
+        row_settings=("depth", "var_names"),
+        depth=3,
+        verbose=0,
+    )
+    print(summary)
 
 
 # ---------------------------------------------------------------- segmentation_models_pytorch
@@ -100,7 +135,7 @@ def build_smp(settings: Settings, classes: int, pretrained: bool) -> Segmenter:
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"arch={settings.arch} encoder={settings.encoder}: {reason}") from None
-    return Segmenter(network, 32)
+    return Segmenter(network, lambda side: (-(-side // 32) * 32, 0))
 
 
 def known(key: str, name: str, names: Iterable[str]) -> str:
@@ -168,3 +203,7 @@ def mend_torchvision() -> None:
             _torchvision_schemas.define(
                 f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
             )
+
+
+if __name__ == "__main__":
+    config.run(main)

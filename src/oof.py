@@ -13,7 +13,17 @@ from config import InputError
 from datasets import Row
 from files import replacing
 from infer import Member, Prediction, levels, predict
-from metrics import THRESHOLDS, best_threshold, dice_curve, histograms, mask_dice
+from metrics import (
+    THRESHOLDS,
+    best_threshold,
+    confusion,
+    dice_curve,
+    histograms,
+    image_dice,
+    image_mean,
+    mask_dice,
+    overall,
+)
 from settings import Settings
 
 HALF = int(np.searchsorted(THRESHOLDS, 0.5))
@@ -21,15 +31,34 @@ HALF = int(np.searchsorted(THRESHOLDS, 0.5))
 
 @dataclass
 class Scores:
-    """Out-of-fold scores of N images."""
+    """Scores of N images: out of fold, or of a test set whose labels are known."""
 
     table: pd.DataFrame  # a row per image: image_id, group, view, fold, dice, ...
-    counts: np.ndarray  # N×2×256, see metrics.histograms
-    trials: np.ndarray  # N×2^steps, see postprocess.trials
+    arrays: dict[str, np.ndarray]  # what any choice can be scored from, see measure()
+
+    @property
+    def binary(self) -> bool:
+        """Whether there is one class."""
+        return "counts" in self.arrays
+
+    @property
+    def counts(self) -> np.ndarray:
+        """N×2×256 of one class, see metrics.histograms."""
+        return self.arrays["counts"]
+
+    @property
+    def trials(self) -> np.ndarray:
+        """N×2^steps of one class, see postprocess.trials."""
+        return self.arrays["trials"]
+
+    @property
+    def confusion(self) -> np.ndarray:
+        """N×C×C of several classes, see metrics.confusion."""
+        return self.arrays["confusion"]
 
     @property
     def dice(self) -> np.ndarray:
-        """N Dice of masks at 0.5."""
+        """N Dice: of masks at 0.5, or the mean over an image's classes."""
         return self.table["dice"].to_numpy()
 
     @property
@@ -44,19 +73,34 @@ class Scores:
 
 
 def score(members: list[Member], rows: list[Row], settings: Settings, title: str) -> Scores:
-    """Predict the rows and compare them with their masks."""
-    counts, trials = [], []
-    for prediction in progress(predict(members, rows, settings, with_truth=True), rows, title):
-        level, truth = levels(prediction.probability), prediction.photograph.truth
-        counts.append(histograms(level, truth))
-        trials.append(postprocess.trials(level, truth))
-    counts = np.stack(counts)
-    return Scores(table(rows, counts), counts, np.stack(trials))
+    """Predict the rows and compare them with their labels."""
+    predictions = predict(members, rows, settings, with_truth=True)
+    return collect(rows, [measure(p) for p in progress(predictions, rows, title)])
 
 
-def at_half(prediction: Prediction) -> float:
-    """Dice of a prediction's mask at 0.5."""
-    return mask_dice(levels(prediction.probability) >= 128, prediction.photograph.truth)
+def measure(prediction: Prediction) -> dict[str, np.ndarray]:
+    """What a prediction leaves behind: of one class the histograms of its levels and the trials of
+    post-processing, of several their confusion."""
+    true, probability = prediction.photograph.truth, prediction.probability
+    if len(probability) > 1:
+        predicted = probability.argmax(0).cpu().numpy()
+        return {"confusion": confusion(predicted, true, len(probability))}
+    level = levels(probability)
+    return {"counts": histograms(level, true), "trials": postprocess.trials(level, true)}
+
+
+def collect(rows: list[Row], measured: list[dict[str, np.ndarray]]) -> Scores:
+    """The scores of rows that have been measured, in their order."""
+    arrays = {name: np.stack([each[name] for each in measured]) for name in measured[0]}
+    return Scores(table(rows, arrays), arrays)
+
+
+def dice_of(prediction: Prediction) -> float:
+    """Dice of a prediction's mask at 0.5, or the mean over its classes."""
+    true, probability = prediction.photograph.truth, prediction.probability
+    if len(probability) > 1:
+        return float(image_dice(measure(prediction)["confusion"]))
+    return mask_dice(levels(probability) >= 128, true)
 
 
 def progress(
@@ -66,48 +110,72 @@ def progress(
     return tqdm(predictions, title, len(rows), leave=False, unit="image", disable=None)
 
 
-def table(rows: list[Row], counts: np.ndarray) -> pd.DataFrame:
-    """oof.csv: what each image scores at 0.5 and at the threshold best for all of them."""
+def beside(scores: Scores) -> str:
+    """What is worth saying beside the mean Dice."""
+    if scores.binary:
+        return "best threshold {:.3f} gives {:.5f}".format(*best_threshold(scores.counts))
+    found = overall(scores.confusion.sum(axis=0))
+    return f"of all pixels: mean IoU {found['iou']:.4f}, accuracy {found['accuracy']:.4f}"
+
+
+def table(rows: list[Row], arrays: dict[str, np.ndarray]) -> pd.DataFrame:
+    """oof.csv: whose the images are and what they score."""
+    known = {
+        "image_id": [row.image_id for row in rows],
+        "group": [row.group for row in rows],
+        "view": [row.view for row in rows],
+        "fold": [row.fold for row in rows],
+    }
+    scores = of_one if "counts" in arrays else of_classes
+    return pd.DataFrame(known | scores(**arrays))
+
+
+def of_one(counts: np.ndarray, trials: np.ndarray) -> dict[str, np.ndarray]:
+    """Dice at 0.5 and at the threshold best for all, and parts of the image that masks cover."""
     curve = dice_curve(counts)
     threshold, _ = best_threshold(counts)
     pixels = counts.sum(axis=(1, 2))
-    return pd.DataFrame(
-        {
-            "image_id": [row.image_id for row in rows],
-            "group": [row.group for row in rows],
-            "view": [row.view for row in rows],
-            "fold": [row.fold for row in rows],
-            "dice": curve[:, HALF],
-            "dice_at_best": curve[:, np.searchsorted(THRESHOLDS, threshold)],
-            "area": counts[:, 1].sum(axis=1) / pixels,
-            "predicted_area": counts[:, :, 128:].sum(axis=(1, 2)) / pixels,
-        }
-    )
+    return {
+        "dice": curve[:, HALF],
+        "dice_at_best": curve[:, np.searchsorted(THRESHOLDS, threshold)],
+        "area": counts[:, 1].sum(axis=1) / pixels,
+        "predicted_area": counts[:, :, 128:].sum(axis=(1, 2)) / pixels,
+    }
 
 
-def save(folder: Path, scores: Scores) -> None:
+def of_classes(confusion: np.ndarray) -> dict[str, np.ndarray]:
+    """Mean Dice over an image's classes, the same of IoU, and the part of pixels that are right."""
+    pixels = np.maximum(confusion.sum(axis=(1, 2)), 1)
+    return {
+        "dice": image_dice(confusion),
+        "iou": image_mean(confusion, "iou"),
+        "accuracy": np.trace(confusion, axis1=1, axis2=2) / pixels,
+    }
+
+
+def save(folder: Path, scores: Scores, name: str = "oof") -> None:
     """oof.csv and oof.npz of a fold. The npz comes last: where it is, the fold is done."""
-    with replacing(folder / "oof.csv") as partial:
+    with replacing(folder / f"{name}.csv") as partial:
         scores.table.to_csv(partial, index=False, float_format="%.8f")
-    arrays = {"counts": scores.counts, "trials": scores.trials}
-    with replacing(folder / "oof.npz") as partial, open(partial, "wb") as file:
-        np.savez_compressed(file, image_id=scores.table["image_id"].to_numpy(str), **arrays)
+    with replacing(folder / f"{name}.npz") as partial, open(partial, "wb") as file:
+        np.savez_compressed(file, image_id=scores.table["image_id"].to_numpy(str), **scores.arrays)
 
 
 def load(folders: list[Path]) -> Scores:
     """The scores in several folders together: those of a run's folds, or of an ensemble."""
-    tables, counts, trials = [], [], []
+    tables, arrays = [], []
     for folder in folders:
         try:
             names = {"image_id": str, "group": str, "view": str}  # 007 is not 7
-            tables.append(pd.read_csv(folder / "oof.csv", dtype=names))
+            tables.append(pd.read_csv(folder / "oof.csv", dtype=names, keep_default_na=False))
             with np.load(folder / "oof.npz", allow_pickle=False) as file:
-                counts.append(file["counts"])
-                trials.append(file["trials"])
+                known = {name: file[name] for name in file.files if name != "image_id"}
+            if known.keys() not in ({"counts", "trials"}, {"confusion"}):
+                raise ValueError(f"oof.npz holds {', '.join(known)}")
+            arrays.append(known)
         except (OSError, ValueError, KeyError) as error:
             raise InputError(
                 f"{folder}: its oof files cannot be read ({error}); move it away or train it again"
             ) from None
-    return Scores(
-        pd.concat(tables, ignore_index=True), np.concatenate(counts), np.concatenate(trials)
-    )
+    together = {name: np.concatenate([each[name] for each in arrays]) for name in arrays[0]}
+    return Scores(pd.concat(tables, ignore_index=True), together)

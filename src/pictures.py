@@ -5,6 +5,8 @@ import base64
 import cv2
 import numpy as np
 
+from labels import Scheme
+
 RED, GREEN, BLUE = (255, 60, 60), (60, 220, 90), (70, 110, 255)  # missed, outline, invented
 ZOOM = 5  # a zoom shows at least a fifth of the frame's height
 
@@ -72,6 +74,17 @@ def disagreement(image: np.ndarray, share: np.ndarray) -> np.ndarray:
     split = (4 * share * (1 - share) * 255).astype(np.uint8)
     heat = cv2.cvtColor(cv2.applyColorMap(split, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
     return np.where(split[..., None] > 0, np.maximum(heat, grey(image)), grey(image))
+
+
+def legend(scheme: Scheme) -> np.ndarray:
+    """H×260×3 uint8 RGB: each class's colour with its name."""
+    picture = np.full((28 * len(scheme.names) + 8, 260, 3), 255, np.uint8)
+    for i, (name, colour) in enumerate(zip(scheme.names, scheme.colours, strict=True)):
+        top = 8 + 28 * i
+        picture[top : top + 20, 8:48] = colour
+        font = cv2.FONT_HERSHEY_SIMPLEX
+        cv2.putText(picture, f"{i} {name}", (58, top + 15), font, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+    return picture
 
 
 def data_uri(picture: np.ndarray, width: int) -> tuple[str, int, int]:

@@ -1,18 +1,14 @@
-"""From probability to mask: the threshold, and what may be done to the mask after it, which
-out-of-fold scores decide.
+"""What may be done to a mask after its threshold. Whether it is, out-of-fold scores decide.
 
 A step takes the mask (H×W bool) and the levels it was cut from (H×W uint8, floor(256·probability))
 and gives a mask; it gives back the very object it took where it changes nothing.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from torch import Tensor
 
-import infer
 from config import InputError
 from metrics import dice
 
@@ -152,16 +148,3 @@ def why(trials: np.ndarray, folds: np.ndarray) -> list[str]:
         numbers = " ".join(f"{g:+.5f}" for g in np.round(gain, 5) + 0.0)  # no -0.00000
         lines.append(f"{name}: {numbers} ({verdict})")
     return lines
-
-
-@dataclass
-class Cut:
-    """How a probability becomes a mask."""
-
-    threshold: float
-    steps: list[str]
-
-    def mask(self, probability: Tensor) -> np.ndarray:
-        """H×W probability → H×W bool."""
-        mask = (probability >= self.threshold).cpu().numpy()
-        return apply(mask, infer.levels(probability), self.steps) if self.steps else mask

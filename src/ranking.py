@@ -12,7 +12,7 @@ import ensemble
 import oof
 import postprocess
 from config import InputError
-from metrics import best_threshold, clustered_error, cross_fitted, paired_interval
+from metrics import best_threshold, clustered_error, cross_fitted, overall, paired_interval
 from oof import Scores
 
 
@@ -62,6 +62,7 @@ def of_ensemble(folder: Path, runs: list[Entry]) -> Entry:
         "seconds": sum(member["seconds"] for member in members),
         "images_per_second": np.nan,
         "commit": known["commit"],
+        "tta_gain": np.nan,
         "command": f"python src/leaderboard.py runs=[{','.join(known['runs'])}]",
     }
     return Entry(folder.name, oof.load([folder]), about, known["data"])
@@ -85,20 +86,14 @@ def entries(output: Path) -> list[Entry]:
 
 
 def row_of(entry: Entry) -> dict[str, Any]:
-    """A line of leaderboard.csv. Gains of threshold and weights are cross-fitted: each fold is
-    scored with what the other folds chose."""
+    """A line of leaderboard.csv."""
     scores = entry.scores
-    steps = postprocess.decide(scores.trials, scores.folds)
     by_fold = scores.table.groupby("fold")["dice"].mean()
     return {
         "run": entry.name,
         "dice": scores.dice.mean(),
         "error": clustered_error(scores.dice, scores.groups),
-        "threshold": best_threshold(scores.counts)[0],
-        "threshold_gain": (cross_fitted(scores.counts, scores.folds) - scores.dice).mean(),
-        "postprocess": ",".join(steps) or "none",
-        "postprocess_gain": postprocess.chosen_gain(scores.trials, steps),
-        "postprocess_why": "; ".join(postprocess.why(scores.trials, scores.folds)),
+        **(of_one(scores) if scores.binary else of_classes(scores)),
         "folds": " ".join(map(str, by_fold.index)),
         "dice_per_fold": " ".join(f"{dice:.5f}" for dice in by_fold),
         "images": len(scores.dice),
@@ -106,6 +101,25 @@ def row_of(entry: Entry) -> dict[str, Any]:
         "data": entry.data,
         **entry.about,
     }
+
+
+def of_one(scores: Scores) -> dict[str, Any]:
+    """What threshold and post-processing add. Gains of threshold and weights are cross-fitted:
+    each fold is scored with what the other folds chose."""
+    steps = postprocess.decide(scores.trials, scores.folds)
+    return {
+        "threshold": best_threshold(scores.counts)[0],
+        "threshold_gain": (cross_fitted(scores.counts, scores.folds) - scores.dice).mean(),
+        "postprocess": ",".join(steps) or "none",
+        "postprocess_gain": postprocess.chosen_gain(scores.trials, steps),
+        "postprocess_why": "; ".join(postprocess.why(scores.trials, scores.folds)),
+    }
+
+
+def of_classes(scores: Scores) -> dict[str, Any]:
+    """What all pixels together score."""
+    found = overall(scores.confusion.sum(axis=0))
+    return {f"pixel_{name}": value for name, value in found.items()}
 
 
 def versus(entry: Entry, best: Entry) -> dict[str, float]:
@@ -155,17 +169,21 @@ def gain(value: float) -> str:
 
 def scores(table: pd.DataFrame) -> pd.DataFrame:
     """What the runs score and what each decision gains, as text."""
-    lines = [
-        {
+    lines = []
+    for i, (_, row) in enumerate(table.iterrows()):
+        line = {
             "run": row["run"],
             "oof dice": f"{row['dice']:.5f} ± {row['error']:.5f}",
             "against the best (95%)": told(row) if i else "best",
-            "threshold": f"{row['threshold']:.3f} {gain(row['threshold_gain'])}",
             "tta": f"{row['tta']} {gain(row['tta_gain'])}",
-            "postprocess": f"{row['postprocess']} {gain(row['postprocess_gain'])}",
         }
-        for i, (_, row) in enumerate(table.iterrows())
-    ]
+        if "pixel_iou" in row.dropna():
+            line["mean IoU"] = f"{row['pixel_iou']:.4f}"
+            line["accuracy"] = f"{row['pixel_accuracy']:.4f}"
+        else:
+            line["threshold"] = f"{row['threshold']:.3f} {gain(row['threshold_gain'])}"
+            line["postprocess"] = f"{row['postprocess']} {gain(row['postprocess_gain'])}"
+        lines.append(line)
     return pd.DataFrame(lines)
 
 

@@ -28,12 +28,13 @@ import plots
 import postprocess
 import ranking
 import suspects
+import tables
+from cut import best_cut
 from device import pick_device
 from files import replacing
 from gallery import Card
-from metrics import best_threshold, clustered_error, dice_curve, expected
+from metrics import clustered_error, dice_curve, expected
 from oof import Scores
-from postprocess import Cut
 from ranking import Entry
 
 WORST, SUSPECTS, SPLIT = 24, 12, 12  # images shown: worst, suspected labels, least agreed on
@@ -107,7 +108,7 @@ def groups(settings: Settings, table: pd.DataFrame) -> pd.DataFrame:
             "worst view": table.loc[parts["dice"].idxmin()].set_index("group")["view"],
         }
     ).reset_index()
-    cars = datasets.metadata(settings)
+    cars = tables.metadata(settings)
     if cars is not None:
         lines["car"] = lines["group"].map(cars["car"]).fillna("")
     return lines.sort_values("mean Dice")
@@ -142,7 +143,7 @@ def learning(settings: Settings, entries: list[Entry]) -> list[tuple[str, str]]:
 
 def where(settings: Settings, table: pd.DataFrame) -> list[tuple[str, str]]:
     """Dice by view, fold, area and make, and its distribution, as (svg, caption)."""
-    cars = datasets.metadata(settings)
+    cars = tables.metadata(settings)
     named = table if cars is None else table.assign(make=table["group"].map(cars["make"]))
     by_group = table.groupby("group").agg(fold=("fold", "first"), dice=("dice", "mean"))
     views = mean_by(table, "view")
@@ -196,10 +197,7 @@ def facts(settings: Settings) -> dict[str, Any]:
     weights, scores = ensemble.choices(settings)
     entry, same = same_data(ranking.entries(Path(settings.output_dir)), settings.run)
     table, board = scores.table, ranking.rank(same)
-    cut = Cut(
-        settings.threshold or best_threshold(scores.counts)[0],
-        postprocess.asked(settings.postprocess, scores.trials, scores.folds),
-    )
+    cut = best_cut(settings, scores)
     found, worst = suspects.find(scores), list(table.nsmallest(WORST, "dice")["image_id"])
     doubted = [name for name in found["image_id"] if name not in worst][:SUSPECTS]
     rows = datasets.training_rows(settings)

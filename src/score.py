@@ -10,7 +10,9 @@ from tqdm import tqdm
 
 import config
 import datasets
+import pixels
 import rle
+import tables
 from config import InputError
 from metrics import clustered_error, mask_dice
 from settings import Settings
@@ -22,9 +24,9 @@ SHOWN = 20  # lines that are printed of a kind before the rest is only counted
 
 def expected_names(settings: Settings) -> list[str]:
     """The images that the csv must name: the sample's, else the truth's, else the test folder's."""
-    names = datasets.sample_names(settings)
+    names = tables.sample_names(settings)
     if names is None and settings.truth:
-        names = datasets.read_table(settings.truth, COLUMNS)["img"].tolist()
+        names = tables.read_table(settings.truth, COLUMNS)["img"].tolist()
     if names is None:
         names = [row.image.name for row in datasets.test_rows(settings)]
     return names[: settings.limit or None]
@@ -33,7 +35,7 @@ def expected_names(settings: Settings) -> list[str]:
 def frame_of(settings: Settings, name: str) -> tuple[int, int]:
     """(height, width) of a test image, from its header; the competition's where it is not here."""
     path = Path(settings.data_dir) / ("test_hq" if settings.hq else "test") / name
-    return datasets.header_size(path) if path.exists() else FRAME
+    return pixels.header_size(path) if path.exists() else FRAME
 
 
 def name_faults(table: pd.DataFrame, names: list[str]) -> list[str]:
@@ -85,7 +87,7 @@ def say(title: str, lines: list[str], file: TextIO = sys.stdout) -> None:
 
 def score(settings: Settings, table: pd.DataFrame) -> None:
     """Print mean Dice against the truth, its standard error by car, and the ten worst images."""
-    truth = datasets.read_table(settings.truth, COLUMNS).set_index("img")["rle_mask"]
+    truth = tables.read_table(settings.truth, COLUMNS).set_index("img")["rle_mask"]
     absent = [name for name in table["img"] if name not in truth.index]
     if absent:
         raise InputError(f"{settings.truth}: has no mask of {absent[0]} ({len(absent)} such)")
@@ -111,7 +113,7 @@ def score(settings: Settings, table: pd.DataFrame) -> None:
 def main() -> None:
     settings = config.load(sys.argv[1:])
     path = settings.submission_csv
-    table = datasets.read_table(path, COLUMNS)
+    table = tables.read_table(path, COLUMNS)
     names = expected_names(settings)
     faults = name_faults(table, names)
     broken, areas = mask_faults(settings, table)

@@ -8,7 +8,7 @@ from typing import Any
 
 import config
 from config import InputError
-from settings import Settings
+from settings import FREE, Settings
 
 if __name__ == "__main__":  # help and wrong words are answered before torch takes its seconds
     config.run(lambda: config.load(sys.argv[1:]))
@@ -24,22 +24,22 @@ from tqdm import tqdm
 
 import checkpoint
 import datasets
+import labels
 import oof
+import pixels
+import tables
+from cut import Cut
 from datasets import Row
 from device import pick_device, pick_precision
 from files import replacing
-from infer import Prediction, levels, member, predict
+from infer import Prediction, member, predict
+from labels import Scheme
 from loader import Cache, make_cache
-from metrics import best_threshold, clustered_error
+from losses import OF_CLASSES, OF_ONE
+from metrics import clustered_error
 from models import build, parameters
 from pictures import overlay
 from trainer import Fold, shown, train_epoch
-
-# What may differ between the folds of one run, or when it is resumed.
-FREE = {"recipe", "fold", "resume", "device", "amp", "workers", "cache", "prepare", "k"}
-FREE |= {"data_dir", "output_dir", "folds_csv", "runs", "threshold", "postprocess", "masks"}
-FREE |= {"submission", "truth"}
-
 
 # ---------------------------------------------------------------- a fold
 
@@ -82,7 +82,7 @@ def validate(state: Fold, writer: SummaryWriter) -> float:
         if len(scores) < 3:
             picture = picture_of(prediction)
             writer.add_image(f"held_out/{len(scores)}", picture, state.epoch, dataformats="HWC")
-        scores.append(oof.at_half(prediction))
+        scores.append(oof.dice_of(prediction))
     dice = float(np.mean(scores))
     if isinstance(state.schedule, ReduceLROnPlateau):
         state.schedule.step(dice)
@@ -94,17 +94,23 @@ def validate(state: Fold, writer: SummaryWriter) -> float:
 
 
 def picture_of(prediction: Prediction) -> np.ndarray:
-    """320×480×3 uint8: the mask over its photograph, and the truth's outline."""
-    photograph = datasets.read_image(prediction.row.image)
-    mask = levels(prediction.probability) >= 128
-    picture = overlay(photograph, mask, prediction.photograph.truth)
-    return cv2.resize(picture, (480, 320), interpolation=cv2.INTER_AREA)
+    """At most 480 pixels wide, uint8 RGB: the mask's outline and its errors over the photograph, or
+    the classes that are predicted."""
+    mask, row = Cut(0.5, []).mask(prediction.probability), prediction.row
+    if row.scheme.binary:
+        picture = overlay(pixels.photograph(row), mask, prediction.photograph.truth)
+    else:
+        picture = labels.to_colours(mask, row.scheme)
+    height, width = picture.shape[:2]
+    small = (min(width, 480), height * min(width, 480) // width)
+    return cv2.resize(picture, small, interpolation=cv2.INTER_AREA)
 
 
 def about(state: Fold) -> dict[str, Any]:
     """Facts that are stored with the weights."""
     return {
-        "classes": 1,
+        "classes": len(state.scheme.names),
+        "names": state.scheme.names,
         "fold": state.fold,
         "data": state.data,
         "epoch": state.epoch,
@@ -140,11 +146,10 @@ def score_fold(settings: Settings, fold: int, held_out: list[Row], device: torch
     voters = [member(network, settings)]
     scores = oof.score(voters, held_out, settings, f"fold {fold} oof")
     oof.save(path.parent, scores)
-    threshold, best = best_threshold(scores.counts)
     error = clustered_error(scores.dice, scores.groups)
     print(
         f"fold {fold}: out-of-fold dice {scores.dice.mean():.5f} ± {error:.5f} on {len(held_out)} "
-        f"images (tta={settings.tta}); best threshold {threshold:.3f} gives {best:.5f}"
+        f"images (tta={settings.tta}); {oof.beside(scores)}"
     )
 
 
@@ -185,18 +190,21 @@ def folds_to_train(settings: Settings, folds: int) -> list[int]:
 
 
 def make_data(settings: Settings) -> None:
-    """Where data_dir is missing, let the scripts that the recipe names make it."""
+    """Where data_dir is missing, let the scripts that the recipe names make it; where only the
+    folds are, write them."""
     if not Path(settings.data_dir).exists():
         for script in settings.prepare:
             config.run_script(script, sys.argv[1:])
+    elif "folds.py" in settings.prepare and not Path(settings.folds_csv).exists():
+        config.run_script("folds.py", sys.argv[1:])
 
 
 def describe(settings: Settings, rows: list[Row]) -> int:
     """Say what there is to train on; the number of folds. InputError where it cannot work."""
     groups = {row.group: row.fold for row in rows}
-    known = datasets.read_folds(settings)
+    known = tables.read_folds(settings)
     folds = max(known.values()) + 1
-    sizes = datasets.check_headers(rows)
+    sizes = pixels.check_headers(rows)
     if settings.size is None and len(sizes) > 1 and settings.batch > 1:
         raise InputError(f"{settings.data_dir}: holds images of {len(sizes)} sizes; say size=[h,w]")
     shapes = " and ".join(f"{w}×{h}" for h, w in sorted(sizes)[:3])
@@ -206,6 +214,16 @@ def describe(settings: Settings, rows: list[Row]) -> int:
         + "+".join(str(list(groups.values()).count(k)) for k in range(folds))
     )
     return folds
+
+
+def check_loss(settings: Settings, scheme: Scheme) -> None:
+    """InputError where the loss is not for as many classes as the labels have."""
+    fit, classes = (OF_ONE if scheme.binary else OF_CLASSES), len(scheme.names)
+    if settings.loss not in fit:
+        raise InputError(
+            f"loss={settings.loss}: is not for {classes} class{'' if scheme.binary else 'es'}; "
+            f"there are {', '.join(fit)}"
+        )
 
 
 def main() -> None:
@@ -228,6 +246,7 @@ def main() -> None:
         gradient_accumulation_steps=settings.accumulate,
     )
     if folds:
+        check_loss(settings, rows[0].scheme)
         build(settings)  # an unknown encoder is told now, not after minutes of decoding
         checkpoint.save_settings(replace(settings, fold=None, resume=False))
         used = rows if len(folds) > 1 else [row for row in rows if row.fold != folds[0]]

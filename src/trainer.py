@@ -15,6 +15,7 @@ from config import InputError
 from datasets import Row, fingerprint
 from device import memory_advice
 from infer import Member, member
+from labels import IGNORE
 from loader import Cache, training_batches
 from losses import LOSSES
 from models import build
@@ -37,7 +38,8 @@ class Fold:
         self.held_out = [row for row in rows if row.fold == fold]
         self.epoch, self.best, self.data = 0, -1.0, fingerprint(rows)
         torch.manual_seed(draws(self))  # the first weights
-        network = build(settings).to(engine.device)
+        self.scheme = rows[0].scheme
+        network = build(settings, len(self.scheme.names)).to(engine.device)
         self.average = make_average(settings, network)
         batches = training_batches([row for row in rows if row.fold != fold], settings, cache)
         self.shuffle = batches.sampler
@@ -89,7 +91,7 @@ def train_epoch(fold: Fold, bar: tqdm) -> dict[str, float]:
     for step, (images, masks) in enumerate(fold.batches):
         with memory_advice(settings), engine.accumulate(fold.network):
             logits = fold.network(images)
-            loss = loss_of(logits, masks.float() / 255)
+            loss = loss_of(logits, masks.float() / 255 if fold.scheme.binary else masks)
             engine.backward(loss)
             if engine.sync_gradients:
                 if settings.clip:
@@ -97,7 +99,7 @@ def train_epoch(fold: Fold, bar: tqdm) -> dict[str, float]:
                 update(fold)
             fold.optimizer.zero_grad()
         total = total + loss.detach() * len(images)
-        dices = dices + dice_per_image(logits.detach() > 0, masks > 127).sum()
+        dices = dices + dice_per_image(logits.detach(), masks).sum()
         seen += len(images)
         bar.update(len(images))
         if step % 50 == 0:  # reading the loss makes the CPU wait for the GPU: not at every step
@@ -115,10 +117,22 @@ def train_epoch(fold: Fold, bar: tqdm) -> dict[str, float]:
     }
 
 
-def dice_per_image(predicted: Tensor, true: Tensor) -> Tensor:
-    """Dice of bool B×1×h×w masks, B numbers that stay on the device; both empty is 1."""
-    both, total = (predicted & true).sum((1, 2, 3)), predicted.sum((1, 2, 3)) + true.sum((1, 2, 3))
-    return torch.where(total > 0, 2 * both / total.clamp(min=1), 1.0)
+def dice_per_image(logits: Tensor, targets: Tensor) -> Tensor:
+    """Dice of what B×C×h×w logits say, B numbers that stay on the device; both empty is 1.
+
+    Of several classes the mean over those that are there or predicted.
+    """
+    if logits.shape[1] == 1:
+        predicted, true = logits > 0, targets > 127
+    else:
+        classes = torch.arange(logits.shape[1], device=logits.device).view(-1, 1, 1)
+        predicted, true = logits.argmax(1, keepdim=True) == classes, targets == classes
+        predicted = predicted & (targets != IGNORE)
+    both, total = (predicted & true).sum((2, 3)), predicted.sum((2, 3)) + true.sum((2, 3))
+    dice = 2 * both / total.clamp(min=1)
+    if logits.shape[1] == 1:
+        return torch.where(total > 0, dice, 1.0)[:, 0]
+    return dice.sum(1) / (total > 0).sum(1).clamp(min=1)
 
 
 def shown(fold: Fold, loss: float) -> str:

@@ -2,7 +2,7 @@
 
 Going down, each level looks at half the size with more channels; going up, each level doubles the
 size again and is shown the features that the way down had at that size (the skip connection).
-What later papers changed are arguments: normalisation, up-sampling, dropout, and the stem.
+What later papers changed are arguments: widths, normalisation, up-sampling, dropout, and the stem.
 """
 
 from itertools import pairwise
@@ -14,23 +14,26 @@ from torch import Tensor, nn
 NORMS = {"batch": nn.BatchNorm2d, "none": None}
 
 
-def convolution(inputs: int, outputs: int, norm: str) -> list[nn.Module]:
-    """3×3 convolution, normalisation, ReLU; the size stays."""
+def convolution(inputs: int, outputs: int, norm: str, padding: str) -> list[nn.Module]:
+    """3×3 convolution, normalisation, ReLU. The size stays, or with padding 'valid' loses 2."""
     if norm == "none":
-        return [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(inplace=True)]
+        return [nn.Conv2d(inputs, outputs, 3, padding=padding), nn.ReLU(inplace=True)]
     # The normalisation subtracts the mean, so a bias before it would have no effect.
-    conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+    conv = nn.Conv2d(inputs, outputs, 3, padding=padding, bias=False)
     return [conv, NORMS[norm](outputs), nn.ReLU(inplace=True)]
 
 
-def double_convolution(inputs: int, outputs: int, norm: str) -> nn.Sequential:
-    """What the U-Net does at each level, on both of its sides."""
-    return nn.Sequential(*convolution(inputs, outputs, norm), *convolution(outputs, outputs, norm))
+# ---------------------------------------------------------------- up-sampling by two
 
 
 def transpose(inputs: int, outputs: int) -> nn.Module:
     """Each pixel paints its own 2×2 block (the paper's up-convolution)."""
     return nn.ConvTranspose2d(inputs, outputs, kernel_size=2, stride=2)
+
+
+def transpose3(inputs: int, outputs: int) -> nn.Module:
+    """Each pixel paints 3×3; the blocks overlap."""
+    return nn.ConvTranspose2d(inputs, outputs, 3, stride=2, padding=1, output_padding=1)
 
 
 def nearest(inputs: int, outputs: int) -> nn.Module:
@@ -42,6 +45,11 @@ def nearest(inputs: int, outputs: int) -> nn.Module:
     )
 
 
+def repeat(inputs: int, outputs: int) -> nn.Module:
+    """Double by repeating; all `inputs` channels stay."""
+    return nn.Upsample(scale_factor=2, mode="nearest")
+
+
 def bilinear(inputs: int, outputs: int) -> nn.Module:
     """Double smoothly; the 1×1 convolution comes first, where it costs a quarter."""
     return nn.Sequential(
@@ -50,14 +58,30 @@ def bilinear(inputs: int, outputs: int) -> nn.Module:
     )
 
 
-UPS = {"transpose": transpose, "nearest": nearest, "bilinear": bilinear}
+UPS = {
+    "transpose": transpose,
+    "transpose3": transpose3,
+    "nearest": nearest,
+    "repeat": repeat,
+    "bilinear": bilinear,
+}
+
+
+# ---------------------------------------------------------------- the network
 
 
 class UNet(nn.Module):
-    """B×3×H×W float → B×classes×H×W logits; H and W are multiples of `stride`.
+    """B×3×H×W float → B×classes×H×W logits; see frame() for the H and W that it takes.
 
     channels: width of each level, top to bottom; the last is the bottleneck.
-    norm, up: keys of NORMS and UPS. dropout: probability at the bottleneck.
+    decoder, ups: widths on the way up, bottom to top: of each level's convolutions, and of what
+        the up-sampling before it gives. Empty: decoder as `channels`, ups as decoder.
+    tail: widths of 3×3 convolutions between the top level and the 1×1 one that gives the logits.
+    convs: convolutions of each level, on both sides.
+    norm, up: keys of NORMS and UPS. dropout: probability at the end of each level of the way down,
+        top to bottom; empty: none.
+    padding: 'same', or 'valid' as in the paper: every 3×3 convolution takes a pixel off each edge.
+    init: 'default' of torch, or 'he' (He et al. 2015, normal by fan-in, no bias).
     stem: s folds each s×s block of pixels into 3·s² channels at the input and unfolds the logits
         likewise at the output, so that all levels work on s² times fewer positions.
     """
@@ -68,33 +92,76 @@ class UNet(nn.Module):
         classes: int = 1,
         norm: str = "batch",
         up: str = "transpose",
-        dropout: float = 0.0,
+        dropout: list[float] = (),
         stem: int = 1,
+        decoder: list[int] = (),
+        ups: list[int] = (),
+        tail: list[int] = (),
+        convs: int = 2,
+        padding: str = "same",
+        init: str = "default",
     ):
         super().__init__()
-        self.stem = stem
-        self.stride = stem * 2 ** (len(channels) - 1)
+        self.stem, self.convs, self.padding = stem, convs, padding
+        decoder = list(decoder) or channels[-2::-1]
+        ups = list(ups) or decoder
+
+        def block(inputs: int, outputs: int, count: int = convs) -> nn.Sequential:
+            widths = pairwise([inputs, *[outputs] * count])
+            return nn.Sequential(*(x for i, o in widths for x in convolution(i, o, norm, padding)))
+
         inputs = [3 * stem**2, *channels]
-        self.down = nn.ModuleList(
-            double_convolution(i, o, norm) for i, o in zip(inputs, channels, strict=False)
-        )
-        pairs = list(pairwise(channels[::-1]))
-        self.up = nn.ModuleList(UPS[up](deep, shallow) for deep, shallow in pairs)
+        self.down = nn.ModuleList(block(i, o) for i, o in zip(inputs, channels, strict=False))
+        below = [channels[-1], *decoder]
+        self.up = nn.ModuleList(UPS[up](i, o) for i, o in zip(below, ups, strict=False))
+        doubled = below if up == "repeat" else ups
         self.merge = nn.ModuleList(
-            double_convolution(2 * shallow, shallow, norm) for _, shallow in pairs
+            block(skip + deep, width)
+            for skip, deep, width in zip(channels[-2::-1], doubled, decoder, strict=False)
         )
-        self.dropout = nn.Dropout2d(dropout)
-        self.head = nn.Conv2d(channels[0], classes * stem**2, kernel_size=1)
+        widths = [decoder[-1], *tail]
+        self.tail = nn.Sequential(*(block(i, o, 1) for i, o in pairwise(widths)))
+        self.dropout = nn.ModuleList(nn.Dropout(p) for p in dropout or [0.0] * len(channels))
+        self.head = nn.Conv2d(widths[-1], classes * stem**2, kernel_size=1)
+        if init == "he":
+            self.apply(he_normal)
 
     def forward(self, images: Tensor) -> Tensor:
         x = F.pixel_unshuffle(images, self.stem)
         skips = []
-        for level, block in enumerate(self.down):
+        for level, (block, dropout) in enumerate(zip(self.down, self.dropout, strict=True)):
             if level > 0:
                 x = F.max_pool2d(x, 2)
-            x = block(x)
+            x = dropout(block(x))
             skips.append(x)
-        x = self.dropout(skips.pop())  # the bottleneck has nobody to skip to
+        skips.pop()  # the bottleneck has nobody to skip to
         for up, merge in zip(self.up, self.merge, strict=True):
-            x = merge(torch.cat([skips.pop(), up(x)], dim=1))
-        return F.pixel_shuffle(self.head(x), self.stem)
+            x = up(x)
+            x = merge(torch.cat([centre(skips.pop(), x), x], dim=1))
+        return F.pixel_shuffle(self.head(self.tail(x)), self.stem)
+
+    def frame(self, side: int) -> tuple[int, int]:
+        """How many pixels the input needs along a side for at least `side` of output, and how
+        many of them lie before the output's first."""
+        valid = self.padding == "valid"
+        lost, tail = (2 * self.convs, 2 * len(self.tail)) if valid else (0, 0)
+        output = -(-side // self.stem) + tail
+        for _ in self.up:
+            output = -(-(output + lost) // 2)
+        given = output + lost
+        for _ in self.up:
+            given, output = 2 * given + lost, 2 * output - lost
+        return given * self.stem, (given - output + tail) // 2 * self.stem
+
+
+def centre(skip: Tensor, like: Tensor) -> Tensor:
+    """The middle of `skip`, as high and wide as `like`."""
+    top, left = ((a - b) // 2 for a, b in zip(skip.shape[-2:], like.shape[-2:], strict=True))
+    return skip[..., top : top + like.shape[-2], left : left + like.shape[-1]]
+
+
+def he_normal(module: nn.Module) -> None:
+    """Weights of a convolution normal with deviation sqrt(2 / fan-in), its bias 0."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        nn.init.zeros_(module.bias) if module.bias is not None else None

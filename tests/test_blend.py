@@ -40,7 +40,7 @@ def test_a_run_alone_has_the_histograms_of_its_levels():
     probabilities = rng.random((2, 20, 30)).astype(np.float32)
     truth = rng.random((20, 30)) < 0.3
     curve = metrics.dice_curve(votes_of([(probabilities, truth)]).histograms((0, 5))[0])
-    alone = metrics.histograms(levels(torch.from_numpy(probabilities[1])), truth)
+    alone = metrics.histograms(levels(torch.from_numpy(probabilities[1:])), truth)
     inside = (metrics.THRESHOLDS >= LOW) & (metrics.THRESHOLDS <= HIGH)
     assert np.allclose(curve[inside], metrics.dice_curve(alone)[inside], atol=1e-12)
 

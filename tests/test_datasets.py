@@ -12,6 +12,7 @@ from PIL import Image
 import config
 import datasets
 import folds
+import pixels
 from config import InputError
 
 
@@ -130,7 +131,7 @@ def spoil_folder(data):
 def test_a_spoiled_data_set_is_one_line(data, spoil, parts):
     spoil(data)
     with pytest.raises(InputError) as error:
-        datasets.check_headers(datasets.training_rows(settings_of(data)))
+        pixels.check_headers(datasets.training_rows(settings_of(data)))
     assert "\n" not in str(error.value)
     for part in parts:
         assert part in str(error.value)
@@ -148,13 +149,13 @@ def test_a_test_folder_that_differs_from_the_sample_is_refused(data, change):
 def test_a_mask_is_what_is_above_zero(tmp_path, high):
     values = np.array([[0, high], [high, 0]], np.uint8)
     Image.fromarray(values).save(tmp_path / "m.png")
-    assert (datasets.read_mask(tmp_path / "m.png") == (values > 0)).all()
+    assert (pixels.read_mask(tmp_path / "m.png") == (values > 0)).all()
 
 
 def test_a_mask_of_three_values_is_refused(tmp_path):
     Image.fromarray(np.array([[0, 1, 2]], np.uint8)).save(tmp_path / "m.png")
     with pytest.raises(InputError, match=r"m\.png"):
-        datasets.read_mask(tmp_path / "m.png")
+        pixels.read_mask(tmp_path / "m.png")
 
 
 # ---------------------------------------------------------------- folds.py
@@ -214,5 +215,5 @@ def test_areas_of_real_masks_are_those_of_the_whole_set():
     cars = pd.read_csv(REAL / "carvana/train_cars.csv", index_col="car_id")["mean_mask_area"]
     rows = datasets.paired_rows(settings)[:48]
     for car in {row.group for row in rows}:
-        mean = np.mean([folds.mask_area(row.mask) for row in rows if row.group == car])
+        mean = np.mean([folds.mask_area(row) for row in rows if row.group == car])
         assert round(mean, 6) == cars[car]

@@ -13,6 +13,10 @@ import datasets
 import infer
 import models
 from infer import VIEWS, Member
+from prepare import Input
+from settings import Settings
+
+WHOLE = Input(None)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +55,9 @@ def test_views_are_undone(tta):
     def pixelwise(x):
         return x[:, :1].float() / 64 - 2
 
-    assert torch.allclose(infer.probability(pixelwise, images, tta), pixelwise(images).sigmoid())
+    assert torch.allclose(
+        infer.probability(pixelwise, images, Settings(tta=tta)), pixelwise(images).sigmoid()
+    )
 
 
 @torch.inference_mode()
@@ -65,41 +71,45 @@ def test_tta_is_the_mean_over_the_views(road):
     one = network(images).sigmoid()
     other = network(images.flip(-1)).sigmoid().flip(-1)
     assert not torch.allclose(one, other)
-    assert torch.allclose(infer.probability(network, images, "hflip"), (one + other) / 2)
-    flips = infer.probability(network, images, "flips")
+    assert torch.allclose(
+        infer.probability(network, images, Settings(tta="hflip")), (one + other) / 2
+    )
+    flips = infer.probability(network, images, Settings(tta="flips"))
     for axes in VIEWS["flips"]:
-        turned = infer.probability(network, images.flip(axes), "flips").flip(axes)
+        turned = infer.probability(network, images.flip(axes), Settings(tta="flips")).flip(axes)
         assert torch.allclose(turned, flips, atol=1e-6)
 
 
 def test_enlarging_keeps_constants_and_the_unit_interval():
     for value in (0.0, 0.3, 1.0):
-        large = infer.to_native(torch.full((1, 5, 7), value), (50, 71))
+        large = infer.to_native(torch.full((1, 5, 7), value), (50, 71), WHOLE)[0]
         assert torch.allclose(large, torch.tensor(value))
-    steep = infer.to_native(torch.eye(8)[None], (40, 40))
+    steep = infer.to_native(torch.eye(8)[None], (40, 40), WHOLE)[0]
     assert steep.min() >= 0 and steep.max() <= 1 and steep.shape == (40, 40)
     small = torch.rand(1, 5, 7)
-    assert torch.equal(infer.to_native(small, (5, 7)), small[0])
+    assert torch.equal(infer.to_native(small, (5, 7), WHOLE), small)
 
 
 def test_enlarging_is_bicubic_with_pixels_as_areas():
     small = np.random.default_rng(0).random((6, 8)).astype(np.float32)
     large = cv2.resize(small, (24, 18), interpolation=cv2.INTER_CUBIC).clip(0, 1)
-    assert np.allclose(infer.to_native(torch.from_numpy(small)[None], (18, 24)), large, atol=1e-5)
+    assert np.allclose(
+        infer.to_native(torch.from_numpy(small)[None], (18, 24), WHOLE)[0], large, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("size", [None, (32, 48)])
 def test_every_row_is_answered_in_order_at_its_own_size(road, size):
     rows, settings, networks = road
-    answers = list(infer.predict([Member(networks[0], size)], rows, settings))
+    answers = list(infer.predict([Member(networks[0], Input(size))], rows, settings))
     assert [a.row for a in answers] == rows
-    assert {tuple(a.probability.shape) for a in answers} == {(48, 72), (40, 56)}
+    assert {tuple(a.probability.shape) for a in answers} == {(1, 48, 72), (1, 40, 56)}
 
 
 @pytest.mark.parametrize("changes", [{"batch": 1}, {"batch": 64}, {"workers": 2}])
 def test_batches_and_workers_change_nothing(road, changes):
     rows, settings, networks = road
-    members = [Member(networks[0], (32, 48))]
+    members = [Member(networks[0], Input((32, 48)))]
     expected = probabilities(members, rows, settings)
     assert close(probabilities(members, rows, replace(settings, **changes)), expected)
 
@@ -108,9 +118,10 @@ def test_batches_and_workers_change_nothing(road, changes):
 def test_members_vote_by_their_weight_at_one_size_or_several(road, sizes):
     rows, settings, networks = road
     one, other = (
-        probabilities([Member(n, s)], rows, settings) for n, s in zip(networks, sizes, strict=True)
+        probabilities([Member(n, Input(s))], rows, settings)
+        for n, s in zip(networks, sizes, strict=True)
     )
-    both = [Member(n, s, w) for n, s, w in zip(networks, sizes, (3.0, 1.0), strict=True)]
+    both = [Member(n, Input(s), w) for n, s, w in zip(networks, sizes, (3.0, 1.0), strict=True)]
     mean = [(3 * a + b) / 4 for a, b in zip(one, other, strict=True)]
     assert close(probabilities(both, rows, settings), mean)
 
@@ -122,7 +133,7 @@ def test_hard_edges_at_several_sizes_do_not_overshoot(road):
     def sure(images):
         return images[:, :1].float() * 100 - 15_000
 
-    members = [Member(sure, (16, 24)), Member(sure, (20, 30))]
+    members = [Member(sure, Input((16, 24))), Member(sure, Input((20, 30)))]
     one, other = (probabilities([member], rows, settings) for member in members)
     both = probabilities(members, rows, settings)
     assert close(both, [(a + b) / 2 for a, b in zip(one, other, strict=True)])
@@ -133,6 +144,6 @@ def test_levels_are_exact_at_every_threshold():
     rng = np.random.default_rng(0)
     p = np.concatenate([rng.random(500), np.arange(257) / 256]).astype(np.float32)[None]
     p = np.concatenate([p, np.nextafter(p, 0)], axis=1)
-    levels = infer.levels(torch.from_numpy(p))
+    levels = infer.levels(torch.from_numpy(p)[None])
     for i in range(1, 256):
         assert np.array_equal(levels >= i, p >= i / 256)

@@ -10,9 +10,16 @@ from conftest import draw_car, write_mask
 import augment
 import config
 import datasets
+import labels
 import loader
+import pixels
+import prepare
 from augment import POLICIES, Augment
 from config import InputError
+from prepare import Input
+from settings import Settings
+
+CAR = labels.carvana(Settings())
 
 
 @pytest.fixture
@@ -46,7 +53,7 @@ def equal(first, second):
 def test_shapes_and_types_stay_and_the_mask_stays_coverage(policy):
     image, mask = draw_car(0, 1, (48, 72))
     mask = mask.astype(np.uint8) * 255
-    change = Augment(policy, seed=0)
+    change = Augment(policy, 0, CAR)
     for epoch in range(8):
         new_image, new_mask = change(image, mask, epoch, "a")
         assert new_image.shape == image.shape and new_image.dtype == np.uint8
@@ -59,7 +66,7 @@ def test_draws_depend_on_seed_epoch_and_image_and_on_nothing_else(policy):
     mask = mask.astype(np.uint8)
 
     def draws(seed, image_id, first=0):
-        fresh, epochs = Augment(policy, seed), range(first, first + 12)
+        fresh, epochs = Augment(policy, seed, CAR), range(first, first + 12)
         return [fresh(image, mask, epoch, image_id)[0].tobytes() for epoch in epochs]
 
     assert draws(0, "a") == draws(0, "a")
@@ -72,7 +79,7 @@ def test_draws_depend_on_seed_epoch_and_image_and_on_nothing_else(policy):
 def test_no_policy_turns_a_car_over(policy):
     image = np.full((48, 72, 3), 40, np.uint8)
     image[:24] = 200
-    change = Augment(policy, seed=0)
+    change = Augment(policy, 0, CAR)
     for epoch in range(40):
         new, _ = change(image, image[..., 0], epoch, "a")
         assert new[:8].mean() > new[-8:].mean() + 50
@@ -81,7 +88,7 @@ def test_no_policy_turns_a_car_over(policy):
 def test_flip_is_an_exact_mirror_half_of_the_time():
     image, mask = draw_car(0, 1, (48, 72))
     mask = mask.astype(np.uint8)
-    change, mirrored = Augment("flip", 0), 0
+    change, mirrored = Augment("flip", 0, CAR), 0
     for epoch in range(200):
         new_image, new_mask = change(image, mask, epoch, "a")
         turned = not np.array_equal(new_image, image)
@@ -140,7 +147,10 @@ def test_batches_are_the_same_with_workers_and_with_the_cache(settings):
     rows = datasets.training_rows(settings)
     plain = batches_of(settings, [0, 1], workers=0)
     assert equal(plain, batches_of(settings, [0, 1], workers=2))
-    assert equal(plain, batches_of(settings, [0, 1], loader.Cache(rows, (32, 48)), workers=0))
+    assert equal(
+        plain,
+        batches_of(settings, [0, 1], loader.Cache(rows, Input((32, 48)), (32, 48)), workers=0),
+    )
     assert not equal(plain[:3], plain[3:])
 
 
@@ -157,7 +167,7 @@ def test_auto_cache_gives_way_where_memory_is_short(settings, monkeypatch):
 
 def test_resizing_a_mask_by_area_gives_the_covered_part():
     mask = np.random.default_rng(0).integers(0, 2, (12, 18), dtype=np.uint8) * 255
-    small = loader.resize(mask, (4, 6))
+    small = prepare.image(mask, Input((4, 6)))
     blocks = mask.reshape(4, 3, 6, 3).mean(axis=(1, 3))
     assert np.abs(small - blocks).max() <= 0.5
 
@@ -165,11 +175,11 @@ def test_resizing_a_mask_by_area_gives_the_covered_part():
 def test_a_pair_is_resized_together_and_coverage_goes_up_to_255(settings):
     row = datasets.training_rows(settings)[0]
     for size in ((32, 48), (96, 144), None):
-        image, mask = loader.load_pair(row, size)
+        image, mask = loader.load_pair(row, Input(size))
         assert image.shape[:2] == mask.shape == (size or (48, 72))
         assert mask.min() == 0 and mask.max() == 255
     assert ((mask == 0) | (mask == 255)).all()
-    large = loader.load_pair(row, (96, 144))[1]
+    large = loader.load_pair(row, Input((96, 144)))[1]
     assert ((large > 0) & (large < 255)).any()  # enlarged smoothly
 
 
@@ -177,19 +187,19 @@ def test_a_mask_that_does_not_fit_its_photograph_is_noticed_when_scoring(setting
     rows = datasets.training_rows(settings)
     write_mask(rows[0].mask, np.ones((40, 72), bool))
     with pytest.raises(InputError, match=rows[0].mask.name):
-        list(loader.photographs(rows, {None}, settings, True))
+        list(loader.photographs(rows, {Input(None)}, settings, True))
 
 
 def test_photographs_come_in_order_with_their_own_size_and_truth(settings):
     rows = datasets.training_rows(settings)
-    sizes = {(32, 48), None}
-    photos = [p for batch in loader.photographs(rows, sizes, settings, True) for p in batch]
+    inputs = {Input((32, 48)), Input(None)}
+    photos = [p for batch in loader.photographs(rows, inputs, settings, True) for p in batch]
     assert [photo.row for photo in photos] == rows
     for photo in photos:
-        image = datasets.read_image(photo.row.image)
-        assert photo.native == (48, 72) and photo.images[(32, 48)].shape == (3, 32, 48)
-        assert np.array_equal(photo.images[None].permute(1, 2, 0), image)
-        assert np.array_equal(photo.truth, datasets.read_mask(photo.row.mask))
+        image = pixels.read_image(photo.row.image)
+        assert photo.native == (48, 72) and photo.images[Input((32, 48))].shape == (3, 32, 48)
+        assert np.array_equal(photo.images[Input(None)].permute(1, 2, 0), image)
+        assert np.array_equal(photo.truth, pixels.read_mask(photo.row.mask))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -199,5 +209,5 @@ def test_an_image_that_cannot_be_decoded_is_one_line_also_from_a_worker(settings
     whole = rows[3].image.read_bytes()
     rows[3].image.write_bytes(whole[: len(whole) // 2])  # OpenCV would give half a picture
     with pytest.raises(InputError) as error:
-        list(loader.photographs(rows, {None}, settings, False))
+        list(loader.photographs(rows, {Input(None)}, settings, False))
     assert str(error.value).startswith(str(rows[3].image)) and "\n" not in str(error.value)

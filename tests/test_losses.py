@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from losses import LOSSES
+from losses import OF_CLASSES, OF_ONE
 
 
 def sigmoid(x):
@@ -56,54 +56,92 @@ REFERENCES = {
 }
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", OF_ONE)
 @pytest.mark.parametrize("soft", [False, True])
 def test_equal_to_numpy(name, soft):
     rng = np.random.default_rng(0)
     logits, targets = rng.normal(0, 2, (3, 1, 4, 5)), rng.random((3, 1, 4, 5))
     targets = targets if soft else targets.round()
-    mine = LOSSES[name](torch.tensor(logits), torch.tensor(targets))
+    mine = OF_ONE[name](torch.tensor(logits), torch.tensor(targets))
     assert mine.item() == pytest.approx(REFERENCES[name](logits, targets), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", OF_ONE)
 @pytest.mark.parametrize("target", [0.0, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_extreme_half_precision_logits_give_a_finite_fp32_loss_and_gradient(name, target, dtype):
     logits = torch.tensor([-6e4, -20.0, 0.0, 20.0, 6e4], dtype=dtype).view(1, 1, 1, 5)
     logits.requires_grad_()
-    loss = LOSSES[name](logits, torch.full((1, 1, 1, 5), target))
+    loss = OF_ONE[name](logits, torch.full((1, 1, 1, 5), target))
     loss.backward()
     assert loss.dtype == torch.float32 and loss.isfinite()
     assert logits.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", OF_ONE)
 def test_the_right_answer_costs_less_than_the_wrong_one(name):
     targets = torch.tensor([[[[1.0, 1.0, 0.0, 0.0]]]])
-    right = LOSSES[name](20 * (targets * 2 - 1), targets)
-    wrong = LOSSES[name](-20 * (targets * 2 - 1), targets)
+    right = OF_ONE[name](20 * (targets * 2 - 1), targets)
+    wrong = OF_ONE[name](-20 * (targets * 2 - 1), targets)
     assert right < 1e-3 < wrong
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", OF_ONE)
 def test_half_precision_logits_are_summed_in_fp32(name):
     """300 × 300 pixels: counts that half precision cannot hold."""
     logits = torch.linspace(-2, 2, 90_000).view(1, 1, 300, 300)
     targets = (torch.arange(90_000) % 3 == 0).float().view(1, 1, 300, 300)
     rounded = logits.bfloat16()
-    exact = LOSSES[name](rounded.double(), targets).item()
-    assert LOSSES[name](rounded, targets).item() == pytest.approx(exact, rel=1e-4)
+    exact = OF_ONE[name](rounded.double(), targets).item()
+    assert OF_ONE[name](rounded, targets).item() == pytest.approx(exact, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ["bce", "dice", "bce_dice", "focal"])
 def test_a_soft_target_is_its_own_best_answer(name):
     target = torch.full((1, 1, 8, 8), 0.3)
-    costs = [LOSSES[name](torch.full((1, 1, 8, 8), x), target) for x in np.linspace(-3, 3, 121)]
+    costs = [OF_ONE[name](torch.full((1, 1, 8, 8), x), target) for x in np.linspace(-3, 3, 121)]
     best = np.linspace(-3, 3, 121)[int(np.argmin(costs))]
     assert sigmoid(best) == pytest.approx(0.3, abs=0.02)
 
 
 def test_an_empty_mask_found_empty_costs_nothing():
     logits, empty = torch.full((2, 1, 4, 4), -30.0), torch.zeros(2, 1, 4, 4)
-    assert all(loss(logits, empty).item() == pytest.approx(0, abs=1e-6) for loss in LOSSES.values())
+    assert all(loss(logits, empty).item() == pytest.approx(0, abs=1e-6) for loss in OF_ONE.values())
+
+
+def one_hot_dice(p, t, counts):
+    scores = [
+        2 * (p[:, c] * (t == c))[counts].sum() / (p[:, c][counts].sum() + (t == c)[counts].sum())
+        for c in np.unique(t[counts])
+    ]
+    return np.mean(scores)
+
+
+@pytest.mark.parametrize("name", OF_CLASSES)
+def test_losses_of_classes_are_numpys_and_leave_ignored_pixels_out(name):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (2, 4, 5, 6))
+    targets = rng.integers(0, 3, (2, 5, 6)).astype(np.uint8)  # class 3 is not there
+    targets[rng.random((2, 5, 6)) < 0.3] = 255
+    counts = targets != 255
+    e = np.exp(logits - logits.max(1, keepdims=True))
+    p = e / e.sum(1, keepdims=True)
+    right = np.take_along_axis(p, np.where(counts, targets, 0)[:, None].astype(int), 1)[:, 0]
+    expected = -np.log(right[counts]).mean()
+    if name == "ce_dice":
+        expected += 1 - one_hot_dice(p, targets, counts)
+    given = torch.tensor(logits, dtype=torch.float32, requires_grad=True)
+    loss = OF_CLASSES[name](given, torch.from_numpy(targets)[:, None])
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    loss.backward()
+    ignored = ~torch.from_numpy(counts)
+    assert not given.grad.movedim(1, -1)[ignored].any() and given.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", OF_CLASSES)
+def test_a_batch_of_ignored_pixels_costs_nothing(name):
+    logits = torch.randn(1, 3, 4, 4, dtype=torch.float16, requires_grad=True)
+    loss = OF_CLASSES[name](logits, torch.full((1, 1, 4, 4), 255, dtype=torch.uint8))
+    assert loss.item() == 0 and loss.dtype == torch.float32
+    loss.backward()
+    assert not logits.grad.any()

@@ -6,9 +6,10 @@ import pytest
 import torch
 from conftest import REAL, needs_real_data
 
-import datasets
 import metrics
+import pixels
 from infer import levels, to_native
+from prepare import Input
 
 
 def brute_dice(a, b):
@@ -36,7 +37,7 @@ def test_dice_by_hand(a, b, expected):
 @pytest.mark.parametrize("seed", range(3))
 def test_histograms_give_the_exact_dice_at_every_threshold(seed):
     probability, truth = random_case(seed)
-    counts = metrics.histograms(levels(torch.from_numpy(probability)), truth)
+    counts = metrics.histograms(levels(torch.from_numpy(probability)[None]), truth)
     curve = metrics.dice_curve(counts)
     assert curve.shape == (255,)
     for threshold, dice in zip(metrics.THRESHOLDS, curve, strict=True):
@@ -51,7 +52,7 @@ def test_an_empty_truth_has_a_curve_without_nan():
 
 def test_best_threshold_is_the_best_of_the_mean_and_near_half_where_equal():
     cases = [random_case(seed) for seed in range(4)]
-    counts = np.stack([metrics.histograms(levels(torch.from_numpy(p)), t) for p, t in cases])
+    counts = np.stack([metrics.histograms(levels(torch.from_numpy(p)[None]), t) for p, t in cases])
     threshold, dice = metrics.best_threshold(counts)
     sought = np.arange(16, 241) / 256
     means = [np.mean([brute_dice(p >= t, truth) for p, truth in cases]) for t in sought]
@@ -122,12 +123,12 @@ def test_the_sweep_is_brute_force_on_real_masks():
     """A network's place is taken by the mask itself, shrunk and enlarged on the one road."""
     masks = sorted((REAL / "carvana" / "train_masks").iterdir())[:2]
     for path in masks:
-        truth = datasets.read_mask(path)
+        truth = pixels.read_mask(path)
         small = cv2.resize(truth.astype(np.float32), (96, 64), interpolation=cv2.INTER_AREA)
-        probability = to_native(torch.from_numpy(small)[None], truth.shape)
+        probability = to_native(torch.from_numpy(small)[None], truth.shape, Input(None))
         curve = metrics.dice_curve(metrics.histograms(levels(probability), truth))
         for i in range(0, 255, 6):
-            predicted = probability.numpy() >= metrics.THRESHOLDS[i]
+            predicted = probability[0].numpy() >= metrics.THRESHOLDS[i]
             both = np.logical_and(predicted, truth).sum()
             brute = 2 * both / (predicted.sum() + truth.sum())
             assert curve[i] == pytest.approx(brute, abs=1e-12)

@@ -54,6 +54,73 @@ def test_the_papers_widths_have_the_published_number_of_parameters(norm, up, par
         assert models.parameters(UNet(PAPER, norm=norm, up=up)) == expected
 
 
+PUBLISHED = {  # settings, classes, parameters
+    # Jois & Aygar 2017, Background Separation using U-Net
+    "background_separation": ({"norm": "none", "up": "nearest", "channels": PAPER}, 1, 31_031_745),
+    # Gupta, Aggarwal, Singh, Chaudhary, Image Segmentation Project
+    "cityscapes_pairs": (
+        {"channels": [16 * 2**i for i in range(6)], "norm": "none", "up": "transpose3"}
+        | {"tail": [16], "dropout": [0, 0, 0, 0.1, 0.3, 0.3], "init": "he"},
+        34,
+        8_651_442,
+    ),
+    # Oltean, Image segmentation using deep learning
+    "pets_slim": (
+        {"channels": [8 * 2**i for i in range(7)], "norm": "none", "ups": [64, 32, 16, 8, 4, 2]}
+        | {"decoder": [256, 128, 64, 32, 16, 16]},
+        1,
+        6_667_639,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_networks_have_their_number_of_parameters_and_a_recipe(name):
+    knobs, classes, parameters = PUBLISHED[name]
+    with torch.device("meta"):
+        net = UNet(**knobs, classes=classes)
+    assert models.parameters(net) == parameters
+    settings = config.load([f"recipe={name}"])
+    assert {key: getattr(settings, key) for key in knobs} == knobs
+    with torch.device("meta"):
+        assert models.parameters(models.build_unet(settings, classes)) == parameters
+
+
+def test_valid_convolutions_take_and_give_the_papers_sizes():
+    net = UNet(PAPER, norm="none", padding="valid")
+    assert net.frame(388) == (572, 92) and net.frame(387) == (572, 92)
+    small = UNet([2, 4, 6], padding="valid", tail=[3], stem=2).eval()
+    for side in (1, 17, 40):
+        given, before = small.frame(side)
+        after = given - small(torch.randn(1, 3, given, given)).shape[-1] - before
+        assert 0 <= before <= after < before + small.frame(1)[0] and given % 2 == 0
+
+
+@torch.inference_mode()
+def test_valid_convolutions_see_a_mirrored_border():
+    """Inside, an image of any size is answered as a part of the larger mirrored one."""
+    settings = config.load(["channels=[4,8,8]", "norm=none", "padding=valid"])
+    network = models.build(settings).eval()
+    image = torch.randint(0, 256, (1, 3, 60, 76), dtype=torch.uint8)
+    large = F.pad(image.float(), (16, 16, 16, 16), mode="reflect").to(torch.uint8)
+    assert torch.allclose(network(large)[..., 16:-16, 16:-16], network(image), atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "given"), [("dropout", [0.1]), ("ups", [4]), ("decoder", [4])])
+def test_lists_that_do_not_fit_each_other_are_told(name, given):
+    settings = config.load(["channels=[4,8,8]", f"{name}={given}"])
+    with pytest.raises(InputError, match=rf"{name}=.*3 levels .* need [23] numbers"):
+        models.build(settings)
+
+
+def test_he_initialisation_keeps_the_size_of_what_flows():
+    torch.manual_seed(0)
+    net = UNet([64, 64], norm="none", init="he")
+    conv = net.down[0][2]
+    assert conv.weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.05)
+    assert not conv.bias.any()
+
+
 def straight_line(net, x):
     """A three-level U-Net without normalisation, spelled out on the same weights."""
     w = dict(net.named_parameters())
@@ -79,18 +146,22 @@ def test_forward_is_the_papers():
 
 
 @pytest.mark.parametrize("stem", [1, 2, 4])
-@pytest.mark.parametrize("up", ["transpose", "nearest", "bilinear"])
+@pytest.mark.parametrize("up", UPS)
 @pytest.mark.parametrize("channels", [[4, 8], [4, 8, 8, 16]])
 def test_output_has_the_inputs_size_and_every_weight_learns(stem, up, channels):
     net = UNet(channels, classes=2, up=up, stem=stem)
-    logits = net(torch.randn(2, 3, net.stride * 2, net.stride * 3))
-    assert logits.shape == (2, 2, net.stride * 2, net.stride * 3)
+    stride = stem * 2 ** (len(channels) - 1)
+    assert [net.frame(side) for side in (1, stride, stride + 1)] == [
+        (size, 0) for size in (stride, stride, 2 * stride)
+    ]
+    logits = net(torch.randn(2, 3, stride * 2, stride * 3))
+    assert logits.shape == (2, 2, stride * 2, stride * 3)
     (logits**2).sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
 
 
 def test_dropout_only_while_training():
-    net, x = UNet([4, 8], norm="none", dropout=0.5), torch.randn(1, 3, 8, 8)
+    net, x = UNet([4, 8], norm="none", dropout=[0, 0.5]), torch.randn(1, 3, 8, 8)
     assert not torch.equal(net.train()(x), net(x))
     assert torch.equal(net.eval()(x), net(x))
 
@@ -114,13 +185,13 @@ def test_any_image_size_is_answered_at_that_size(segmenters, size):
 
 def test_pixels_are_normalised_as_imagenet_was():
     """(0…1 RGB − mean) / deviation, the numbers of torchvision's pretrained models."""
-    segmenter = models.Segmenter(torch.nn.Identity(), stride=1)
+    segmenter = models.Segmenter(torch.nn.Identity(), lambda side: (side, 0))
     pixel = segmenter(torch.tensor([255, 0, 51], dtype=torch.uint8).view(1, 3, 1, 1)).flatten()
     expected = [(1 - 0.485) / 0.229, -0.456 / 0.224, (0.2 - 0.406) / 0.225]
     assert pixel.tolist() == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("up", ["transpose", "nearest", "bilinear"])
+@pytest.mark.parametrize("up", UPS)
 def test_doubling_adds_one_pixel_below_and_right_of_each(up):
     """A constant stays in place: the first output row and column come from the first pixel."""
     double = UPS[up](1, 1)

@@ -11,7 +11,8 @@ from scipy import ndimage
 import metrics
 import postprocess
 from config import InputError
-from postprocess import STEPS, Cut
+from cut import Cut
+from postprocess import STEPS
 
 random_levels = arrays(np.uint8, (9, 12), elements=st.sampled_from([0, 63, 64, 127, 128, 255]))
 
@@ -74,7 +75,7 @@ def test_trials_are_the_dice_of_every_set_of_steps(levels, other):
         assert scores[chosen] == pytest.approx(metrics.mask_dice(mask, truth), abs=1e-12)
         names = [name for bit, name in enumerate(STEPS) if chosen >> bit & 1]
         probability = torch.from_numpy(levels / np.float32(256))
-        assert np.array_equal(Cut(0.5, names).mask(probability), mask)
+        assert np.array_equal(Cut(0.5, names).mask(probability[None]), mask)
 
 
 def trials_of(gains):

@@ -28,9 +28,8 @@ def entry(name, gain=0.0, folds=(0, 1), data="same", seed=0, spread=0.01):
     ]
     truth = np.repeat([True, False], 10)[None]
     counts = metrics.histograms(np.where(truth, 200, 50).astype(np.uint8), truth)
-    scores = Scores(
-        pd.DataFrame(lines), np.stack([counts] * len(lines)), np.full((len(lines), 16), 0.9)
-    )
+    arrays = {"counts": np.stack([counts] * len(lines)), "trials": np.full((len(lines), 16), 0.9)}
+    scores = Scores(pd.DataFrame(lines), arrays)
     return Entry(name, scores, ABOUT, data)
 
 

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from pycocotools import mask as coco
 
-import datasets
+import pixels
 import rle
+import tables
 
 MASKS = arrays.arrays(bool, arrays.array_shapes(min_dims=2, max_dims=2, max_side=12))
 
@@ -65,11 +66,11 @@ def test_known_masks(mask, text):
 
 @needs_real_data
 def test_equal_to_every_row_of_the_competitions_file():
-    table = datasets.read_table(REAL / "carvana/train_masks.csv", ["img", "rle_mask"])
+    table = tables.read_table(REAL / "carvana/train_masks.csv", ["img", "rle_mask"])
     assert len(table) == 512
     for name, text in zip(table["img"], table["rle_mask"], strict=True):
         stem = name.removesuffix(".jpg")
-        mask = datasets.read_mask(REAL / f"carvana/train_masks/{stem}_mask.gif")
+        mask = pixels.read_mask(REAL / f"carvana/train_masks/{stem}_mask.gif")
         assert rle.encode(mask) == text, name
         assert (rle.decode(text, mask.shape) == mask).all(), name
 

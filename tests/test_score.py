@@ -6,10 +6,10 @@ import pytest
 from conftest import REAL, needs_real_data, run_script
 
 import config
-import datasets
 import metrics
 import rle
 import score
+import tables
 from settings import Settings
 
 
@@ -23,7 +23,7 @@ def submission(data, tmp_path):
 
 def faults_of(path, words):
     settings = config.load(words)
-    table = datasets.read_table(path, score.COLUMNS)
+    table = tables.read_table(path, score.COLUMNS)
     names = score.name_faults(table, score.expected_names(settings))
     return names + score.mask_faults(settings, table)[0]
 
@@ -91,7 +91,7 @@ def test_empty_and_outlying_masks_are_worth_a_look():
 @needs_real_data
 def test_known_mistakes_cost_what_they_are_known_to_cost(tmp_path):
     """A mask shifted by one pixel still scores 0.99: only a check against a truth notices."""
-    table = datasets.read_table(REAL / "carvana/test_truth.csv", score.COLUMNS)
+    table = tables.read_table(REAL / "carvana/test_truth.csv", score.COLUMNS)
     masks = [rle.decode(text, score.FRAME) for text in table["rle_mask"][:16]]
     shifted = [metrics.mask_dice(np.roll(mask, 1), mask) for mask in masks]
     assert 0.998 < np.mean(shifted) < 0.9996

@@ -28,7 +28,7 @@ def turntable(spoil=None):
             area = {"area": truth.mean(), "dice": metrics.mask_dice(levels >= 128, truth)}
             name = {"image_id": f"{car}_{view + 1:02d}", "group": str(car)}
             lines.append({**name, "view": f"{view + 1:02d}", "fold": car % 2, **area})
-    return Scores(pd.DataFrame(lines), np.stack(counts), np.zeros((len(lines), 16)))
+    return Scores(pd.DataFrame(lines), {"counts": np.stack(counts)})
 
 
 def test_right_masks_are_not_suspected():
@@ -64,7 +64,7 @@ def test_a_car_that_is_hard_in_every_view_is_the_networks_fault():
 def test_images_that_stand_for_themselves_are_compared_with_all():
     scores = turntable(lambda car, view, truth: truth & ((car, view) != (0, 0)))
     alone = scores.table.assign(group=scores.table["image_id"], view="")
-    found = suspects.find(Scores(alone, scores.counts, scores.trials))
+    found = suspects.find(Scores(alone, scores.arrays))
     assert found["image_id"].tolist() == ["0_01"]
 
 

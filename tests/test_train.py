@@ -12,9 +12,10 @@ from conftest import ROOT, make_data, refused, run_script, words_for
 from safetensors.torch import load_file
 
 import config
-import datasets
 import metrics
+import pixels
 import rle
+import tables
 from config import InputError
 from device import memory_advice
 from optim import make_optimizer, make_schedule
@@ -25,7 +26,7 @@ def trained(tmp_path_factory):
     """Both folds of the tiny data set, trained by the real command: (words, output folder)."""
     folder = tmp_path_factory.mktemp("trained")
     words = words_for(make_data(folder / "data"), folder / "out")
-    done = run_script("train.py", *words, "dropout=0.2", "epochs=8")
+    done = run_script("train.py", *words, "dropout=[0,0.2]", "epochs=8")
     assert done.returncode == 0, done.stderr
     return words, folder / "out", done.stdout
 
@@ -51,9 +52,9 @@ def test_training_leaves_the_files_of_a_run(trained):
 
 def test_oof_holds_every_image_once_under_the_fold_that_held_it_out(trained):
     words, out, _ = trained
-    folds = datasets.read_folds(config.load(words))
-    tables = [pd.read_csv(out / "tiny" / f"fold{k}" / "oof.csv", dtype=str) for k in (0, 1)]
-    table = pd.concat(tables)
+    folds = tables.read_folds(config.load(words))
+    parts = [pd.read_csv(out / "tiny" / f"fold{k}" / "oof.csv", dtype=str) for k in (0, 1)]
+    table = pd.concat(parts)
     assert len(table) == table["image_id"].nunique() == 12
     assert all(
         folds[group] == int(fold) for group, fold in zip(table["group"], table["fold"], strict=True)
@@ -95,7 +96,7 @@ def test_prediction_writes_a_checked_submission(trained, tmp_path):
     about = json.loads((tmp_path / "s.json").read_text())
     assert len(about["weights"]) == 2 and about["rows"] == 6
     name, text = table.iloc[0]
-    mask = datasets.read_mask(out / "tiny/masks" / f"{name.removesuffix('.jpg')}_mask.png")
+    mask = pixels.read_mask(out / "tiny/masks" / f"{name.removesuffix('.jpg')}_mask.png")
     assert (rle.decode(text, (48, 72)) == mask).all()
 
 
@@ -113,8 +114,10 @@ def test_the_submission_does_not_depend_on_batch_or_workers(trained, tmp_path):
 def test_what_exists_is_not_overwritten_and_a_run_is_not_mixed(trained):
     words, out, _ = trained
     before = (out / "tiny/fold0/best.safetensors").read_bytes()
-    refused(run_script("train.py", *words, "dropout=0.2", "epochs=8"), "resume=true", "run=")
-    refused(run_script("train.py", *words, "dropout=0.2", "epochs=9", "resume=true"), "epochs=8")
+    refused(run_script("train.py", *words, "dropout=[0,0.2]", "epochs=8"), "resume=true", "run=")
+    refused(
+        run_script("train.py", *words, "dropout=[0,0.2]", "epochs=9", "resume=true"), "epochs=8"
+    )
     done = run_script("train.py", *place(words), "resume=true")  # the run knows the rest
     assert done.returncode == 0, done.stderr
     assert (out / "tiny/fold0/best.safetensors").read_bytes() == before
@@ -154,7 +157,7 @@ config.run(train.main)
 
 
 def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit(data, tmp_path):
-    more = ["dropout=0.2", "epochs=4", "fold=0"]
+    more = ["dropout=[0,0.2]", "epochs=4", "fold=0"]
     outs = [tmp_path / "whole", tmp_path / "broken"]
     whole, broken = ([*words_for(data, out), *more] for out in outs)
     assert run_script("train.py", *whole).returncode == 0

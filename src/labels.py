@@ -1,0 +1,167 @@
+"""What the pixels of a label mean: classes with their names and colours, and how they are told."""
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from config import InputError
+from settings import Settings
+
+IGNORE = 255  # a pixel of no class: it is neither trained on nor scored
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """The classes that a data set's labels tell apart. One class: it, against background."""
+
+    names: tuple[str, ...]
+    colours: tuple[tuple[int, int, int], ...]  # RGB, for pictures
+    table: tuple[int, ...] = ()  # what a file's values 0, 1, … mean: a class or IGNORE; -1: wrong
+    unsure: int = 0  # RGB distance from every colour beyond which a pixel is ignored; 0: none
+
+    @property
+    def binary(self) -> bool:
+        """Whether there is one class, told by one logit."""
+        return len(self.names) == 1
+
+
+# The official table of Cityscapes (Cordts et al. 2016, arXiv:1604.01685, and cityscapesScripts):
+# name, RGB, the number among the 19 classes that are evaluated. The id is the place in the list.
+_VOID = IGNORE
+CITYSCAPES = [
+    ("unlabeled", (0, 0, 0), _VOID),
+    ("ego vehicle", (0, 0, 0), _VOID),
+    ("rectification border", (0, 0, 0), _VOID),
+    ("out of roi", (0, 0, 0), _VOID),
+    ("static", (0, 0, 0), _VOID),
+    ("dynamic", (111, 74, 0), _VOID),
+    ("ground", (81, 0, 81), _VOID),
+    ("road", (128, 64, 128), 0),
+    ("sidewalk", (244, 35, 232), 1),
+    ("parking", (250, 170, 160), _VOID),
+    ("rail track", (230, 150, 140), _VOID),
+    ("building", (70, 70, 70), 2),
+    ("wall", (102, 102, 156), 3),
+    ("fence", (190, 153, 153), 4),
+    ("guard rail", (180, 165, 180), _VOID),
+    ("bridge", (150, 100, 100), _VOID),
+    ("tunnel", (150, 120, 90), _VOID),
+    ("pole", (153, 153, 153), 5),
+    ("polegroup", (153, 153, 153), _VOID),
+    ("traffic light", (250, 170, 30), 6),
+    ("traffic sign", (220, 220, 0), 7),
+    ("vegetation", (107, 142, 35), 8),
+    ("terrain", (152, 251, 152), 9),
+    ("sky", (70, 130, 180), 10),
+    ("person", (220, 20, 60), 11),
+    ("rider", (255, 0, 0), 12),
+    ("car", (0, 0, 142), 13),
+    ("truck", (0, 0, 70), 14),
+    ("bus", (0, 60, 100), 15),
+    ("caravan", (0, 0, 90), _VOID),
+    ("trailer", (0, 0, 110), _VOID),
+    ("train", (0, 80, 100), 16),
+    ("motorcycle", (0, 0, 230), 17),
+    ("bicycle", (119, 11, 32), 18),
+]
+COLOURS = np.array([colour for _, colour, _ in CITYSCAPES])
+PET, BACKGROUND, BORDER = (240, 150, 40), (40, 60, 90), (240, 240, 240)
+
+
+def carvana(settings: Settings) -> Scheme:
+    """One class; anything above 0 in a mask."""
+    return Scheme(("car",), ((60, 220, 90),))
+
+
+def cityscapes(settings: Settings) -> Scheme:
+    """The 34 ids, or the 19 classes that are evaluated, the rest ignored."""
+    if settings.classes == 34:
+        names, colours = zip(*((name, colour) for name, colour, _ in CITYSCAPES), strict=True)
+        return Scheme(names, colours, tuple(range(34)), settings.unsure)
+    kept = [(name, colour) for name, colour, train_id in CITYSCAPES if train_id != _VOID]
+    names, colours = zip(*kept, strict=True)
+    return Scheme(names, colours, tuple(t for _, _, t in CITYSCAPES), settings.unsure)
+
+
+def pets(settings: Settings) -> Scheme:
+    """Trimaps hold 1 pet, 2 background, 3 border; `border` says what the third counts as."""
+    if settings.border in ("pet", "background"):
+        return Scheme(("pet",), (PET,), (-1, 1, 0, int(settings.border == "pet")))
+    names, colours = ("background", "pet", "border"), (BACKGROUND, PET, BORDER)
+    if settings.border == "ignore":
+        return Scheme(names[:2], colours[:2], (-1, 1, 0, IGNORE))
+    return Scheme(names, colours, (-1, 1, 0, 2))
+
+
+SCHEMES = {"carvana": carvana, "pairs": cityscapes, "cityscapes": cityscapes, "pets": pets}
+
+
+def scheme_of(settings: Settings) -> Scheme:
+    """The classes of the data set that the settings name."""
+    return SCHEMES[settings.layout](settings)
+
+
+# ---------------------------------------------------------------- values and colours → classes
+
+
+def by_value(values: np.ndarray, scheme: Scheme, name: str) -> np.ndarray:
+    """H×W uint8 as in the file → H×W uint8 classes; InputError at a value that means nothing."""
+    table = np.full(256, -1, np.int16)
+    table[: len(scheme.table)] = scheme.table
+    classes = table[values.astype(np.uint8)]
+    if classes.min(initial=0) < 0:
+        wrong = int(values[classes < 0][0])
+        known = ", ".join(str(v) for v, c in enumerate(scheme.table) if c >= 0)
+        raise InputError(f"{name}: holds the value {wrong}; labels here hold {known}")
+    return classes.astype(np.uint8)
+
+
+def by_colour(label: np.ndarray, scheme: Scheme, name: str) -> np.ndarray:
+    """H×W×3 uint8 RGB of Cityscapes' colours, perhaps blurred by JPEG → H×W uint8 classes.
+
+    Each pixel takes the nearest of the 34 colours, of equal ones the first; then what its id means.
+    """
+    red, green, blue = np.moveaxis(label.astype(np.uint32), 2, 0)
+    colour = red << 16 | green << 8 | blue
+    found = _nearest()[colour]
+    if (found == _NEW).any():
+        _learn(np.unique(colour[found == _NEW]))
+        found = _nearest()[colour]
+    distance = found >> 8
+    if np.mean(distance > FAR) > STRANGE:
+        wrong = label[distance > FAR][0].tolist()
+        raise InputError(f"{name}: holds the colour {wrong}, which Cityscapes' labels do not have")
+    classes = np.array(scheme.table, np.uint8)[found & 255]
+    if scheme.unsure:
+        classes[distance > scheme.unsure] = IGNORE
+    return classes
+
+
+FAR, STRANGE = 100, 0.01  # JPEG brings 0.1% of a label's pixels so far from every colour, not 1%
+_NEW = 65535
+
+
+@cache
+def _nearest() -> np.ndarray:
+    """Of each of the 2^24 colours the nearest id and, times 256, its distance rounded up; what
+    has not been seen yet is _NEW. Labels hold few colours: most are found by one look-up."""
+    return np.full(2**24, _NEW, np.uint16)
+
+
+def _learn(colours: np.ndarray) -> None:
+    """As |x − c|² = |x|² − 2·x·c + |c|², one matrix product finds the nearest, exactly."""
+    points = np.stack([colours >> 16, colours >> 8 & 255, colours & 255], axis=1)
+    squares = (points**2).sum(axis=1)[:, None] - 2 * points.astype(np.int64) @ COLOURS.T
+    squares = squares + (COLOURS**2).sum(axis=1)
+    ids = squares.argmin(axis=1)
+    distance = np.ceil(np.sqrt(squares[np.arange(len(ids)), ids])).astype(np.uint16)
+    _nearest()[colours] = ids | np.minimum(distance, 254) << 8
+
+
+def to_colours(classes: np.ndarray, scheme: Scheme) -> np.ndarray:
+    """H×W classes (uint8, or bool for one class) → H×W×3 uint8 RGB; ignored pixels are black."""
+    table = np.zeros((256, 3), np.uint8)
+    first = 1 if scheme.binary else 0
+    table[first : first + len(scheme.colours)] = scheme.colours
+    return table[classes.astype(np.uint8)]

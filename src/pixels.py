@@ -1,0 +1,100 @@
+"""Files → pixels: photographs and what their labels say."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+import labels
+from config import InputError
+from datasets import Row
+
+
+def header_size(path: Path) -> tuple[int, int]:
+    """(height, width) from the file's header; nothing is decoded."""
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except (UnidentifiedImageError, OSError) as error:
+        raise InputError(f"{path}: cannot be read as an image ({_short(error)})") from None
+
+
+def photograph(row: Row) -> np.ndarray:
+    """The row's image, H×W×3 uint8 RGB."""
+    image = read_image(row.image)
+    return image[:, : image.shape[1] // 2] if row.layout == "pairs" else image
+
+
+def truth(row: Row) -> np.ndarray:
+    """The row's label, H×W: bool where there is one class, else uint8 classes and IGNORE."""
+    if row.layout == "carvana":
+        return read_mask(row.mask)
+    if row.layout == "pairs":
+        label = read_image(row.mask)
+        classes = labels.by_colour(label[:, label.shape[1] // 2 :], row.scheme, str(row.mask))
+    else:
+        classes = labels.by_value(read_values(row.mask), row.scheme, str(row.mask))
+    return classes == 1 if row.scheme.binary else classes
+
+
+def read_image(path: Path) -> np.ndarray:
+    """H×W×3 uint8 RGB."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({_short(error)})") from None
+    # Of a JPEG that breaks off, OpenCV gives the upper part over grey, and no error.
+    broken_off = data.startswith(b"\xff\xd8") and b"\xff\xd9" not in data[-4096:]
+    if data.startswith(b"GIF8"):  # among the pets some are, whatever their name says
+        with Image.open(path) as picture:
+            return np.asarray(picture.convert("RGB"))
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
+    if image is None or broken_off:
+        raise InputError(f"{path}: cannot be decoded as an image; get the file again")
+    return image
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """H×W bool: value > 0, whether the file says 0/1 or 0/255. A third value is an InputError."""
+    values = read_values(path)
+    mask = values > 0
+    top = values.max()
+    if top > 0 and np.count_nonzero(values == top) != np.count_nonzero(mask):
+        raise InputError(f"{path}: a mask holds 0 and one other value, this one holds more")
+    return mask
+
+
+def read_values(path: Path) -> np.ndarray:
+    """H×W uint8 (or bool): the values that a label file holds, its palette left aside."""
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image if image.mode in ("1", "L", "P") else image.convert("L"))
+    except (UnidentifiedImageError, OSError) as error:
+        raise InputError(f"{path}: cannot be read as a mask ({_short(error)})") from None
+
+
+def _short(error: Exception) -> str:
+    return str(error).splitlines()[0].split(": '")[0] if str(error) else type(error).__name__
+
+
+def check_headers(rows: list[Row]) -> set[tuple[int, int]]:
+    """The sizes (h, w) there are; InputError at the first file that is no image, or mask of
+    another size than its image."""
+    sizes = set()
+    for row in rows:
+        image = header_size(row.image)
+        if row.layout == "pairs":
+            if image[1] != 2 * image[0]:
+                raise InputError(
+                    f"{row.image}: is {image[1]}×{image[0]}, not twice as wide as high"
+                )
+            sizes.add((image[0], image[0]))
+            continue
+        mask = header_size(row.mask)
+        if image != mask:
+            raise InputError(
+                f"{row.mask}: is {mask[1]}×{mask[0]} but {row.image.name} is {image[1]}×{image[0]}"
+            )
+        sizes.add(image)
+    return sizes

@@ -1,0 +1,90 @@
+"""A photograph → what a network sees of it, and back."""
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from labels import IGNORE
+from settings import Settings
+
+Size = tuple[int, int]  # height, width
+SAMPLE, CELL = (
+    1000,
+    8,
+)  # pixels that k-means looks at; RGB steps within which colours share a centre
+
+
+class Input(NamedTuple):
+    """How images are prepared for a network."""
+
+    size: Size | None  # None: as they are
+    letterbox: bool = False  # keep proportions and fill the rest, instead of stretching
+    colours: int = 0  # reduced to so many of its own colours; 0: all
+
+
+def input_of(settings: Settings) -> Input:
+    """What the network of these settings is trained on."""
+    size = tuple(settings.size) if settings.size else None
+    return Input(size, settings.fit == "letterbox", settings.quantize)
+
+
+def inner(native: Size, given: Input) -> tuple[slice, slice]:
+    """The part of the prepared image that shows the photograph."""
+    if not given.letterbox or given.size is None:
+        return slice(None), slice(None)
+    scale = min(side / full for side, full in zip(given.size, native, strict=True))
+    sides = [max(1, round(full * scale)) for full in native]
+    starts = [(side - part) // 2 for side, part in zip(given.size, sides, strict=True)]
+    return tuple(slice(at, at + part) for at, part in zip(starts, sides, strict=True))
+
+
+def image(pixels: np.ndarray, given: Input) -> np.ndarray:
+    """H×W×3 uint8 RGB → h×w×3 uint8 RGB; a letterbox is black."""
+    small = _fit(pixels, given, None, 0)
+    return quantize(small, given.colours) if given.colours else small
+
+
+def coverage(mask: np.ndarray, given: Input) -> np.ndarray:
+    """H×W bool → h×w uint8: how much of each pixel the mask covers, 0…255."""
+    return _fit(mask.astype(np.uint8) * 255, given, None, 0)
+
+
+def classes(label: np.ndarray, given: Input) -> np.ndarray:
+    """H×W uint8 classes → h×w; of each pixel the class in its middle."""
+    return _fit(label, given, cv2.INTER_NEAREST_EXACT, IGNORE)
+
+
+def _fit(pixels: np.ndarray, given: Input, method: int | None, fill: int) -> np.ndarray:
+    """Resize by `method`; None: by area where it shrinks, else linearly."""
+    if given.size is None or pixels.shape[:2] == given.size:
+        return pixels
+    part = inner(pixels.shape[:2], given)
+    box = np.full((*given.size, *pixels.shape[2:]), fill, np.uint8)
+    height, width = box[part].shape[:2]
+    if method is None:
+        shrinks = height <= pixels.shape[0] and width <= pixels.shape[1]
+        method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    small = cv2.resize(pixels, (width, height), interpolation=method)
+    if small.shape == box.shape:
+        return small
+    box[part] = small
+    return box
+
+
+def quantize(pixels: np.ndarray, colours: int) -> np.ndarray:
+    """H×W×3 uint8 → the same with so many colours, the centres of k-means over 1,000 pixels.
+
+    Each pixel takes the centre that is nearest to its cell of 8×8×8 colours: one look-up.
+    """
+    rng = np.random.default_rng(0)
+    flat = pixels.reshape(-1, 3)
+    sample = flat[rng.integers(0, len(flat), SAMPLE)].astype(np.float32)
+    cv2.setRNGSeed(0)
+    stop = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 20, 1.0)
+    _, _, centres = cv2.kmeans(sample, colours, None, stop, 1, cv2.KMEANS_PP_CENTERS)
+    steps = np.arange(CELL // 2, 256, CELL)
+    cells = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 1, 3)
+    nearest = ((cells - centres) ** 2).sum(-1).argmin(1)
+    red, green, blue = np.moveaxis(pixels // CELL, -1, 0).astype(np.int32)
+    return centres.round().astype(np.uint8)[nearest[(red * len(steps) + green) * len(steps) + blue]]
