@@ -14,11 +14,12 @@ import checkpoint
 import oof
 import postprocess
 from config import InputError
-from datasets import Row, fingerprint
+from datasets import fingerprint
 from ensemble import common_folds, judges, networks
 from files import replacing
 from infer import levels, predict
 from metrics import cross_fitted, dice_curve, paired_interval, peak
+from row import Row
 from settings import Settings
 
 # Where every run is as sure as this, no weights can bring a pixel over a threshold between.

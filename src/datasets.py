@@ -1,4 +1,4 @@
-"""Where a data set keeps images and labels, and whose they are. No file of them is opened here.
+"""Where a data set keeps images and labels, and whose they are.
 
 The layout `carvana` is the competition's: train/<car>_<view>.jpg, its mask in train_masks/ as
 <car>_<view>_mask.gif, test/, sample_submission.csv. Other endings and names will do.
@@ -7,38 +7,18 @@ The layout `carvana` is the competition's: train/<car>_<view>.jpg, its mask in t
 import hashlib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
+import pixels
 from config import InputError
-from labels import Scheme, scheme_of
+from labels import IGNORE, scheme_of
+from row import Row
 from settings import Settings
 from tables import read_folds, sample_names
 
 IMAGES = {".jpg", ".jpeg", ".png"}
 MASKS = {".gif", ".png"}
-
-
-@dataclass(frozen=True)
-class Row:
-    """One image: its file, its label's file (None: not known), and the group it hangs with."""
-
-    image: Path
-    group: str
-    mask: Path | None = None
-    fold: int = -1
-    layout: str = "carvana"
-    scheme: Scheme = Scheme(("car",), ((60, 220, 90),))
-
-    @property
-    def image_id(self) -> str:
-        """The file's name without its ending, unique in a data set."""
-        return self.image.stem
-
-    @property
-    def view(self) -> str:
-        """What the file's stem adds to its group: '01' of '00087a6bd4dc_01'."""
-        return self.image_id.removeprefix(self.group).lstrip("_-")
 
 
 # ---------------------------------------------------------------- the competition's layout
@@ -200,10 +180,20 @@ def training_rows(settings: Settings) -> list[Row]:
             f"data_dir={settings.data_dir} folds_csv=<new file>` and train with the same words"
         )
     rows = [replace(row, fold=folds[row.group]) for row in rows]
+    if settings.skip_empty:
+        rows = without_empty(rows)
     if settings.limit:
         held = [[row for row in rows if row.fold == k] for k in range(max(folds.values()) + 1)]
         rows = sorted((r for part in held for r in part[: settings.limit]), key=lambda r: r.image)
     return rows
+
+
+def without_empty(rows: list[Row]) -> list[Row]:
+    """The rows whose label shows something; says which are left out. Every label is read."""
+    shows = [bool((label[label != IGNORE] != 0).any()) for label in map(pixels.truth, rows)]
+    empty = [row.image_id for row, something in zip(rows, shows, strict=True) if not something]
+    print(f"skip_empty: {len(empty)} labels show nothing but background: {', '.join(empty[:5])}")
+    return [row for row, something in zip(rows, shows, strict=True) if something]
 
 
 def fingerprint(rows: list[Row]) -> str:

@@ -18,8 +18,8 @@ import datasets
 import pixels
 import tables
 from config import InputError
-from datasets import Row
 from files import replacing
+from row import Row
 from settings import Settings
 
 

@@ -7,13 +7,15 @@ import torch
 
 import datasets
 import ensemble
+import labels
 import oof
 import pictures
 import pixels
 from cut import Cut
-from datasets import Row
 from infer import Member, Prediction, predict
-from metrics import mask_dice
+from labels import IGNORE
+from metrics import confusion, mask_dice, overall
+from row import Row
 from settings import Settings
 
 WIDTH = 480  # pixels of a picture on the page
@@ -57,24 +59,49 @@ def held_out(
 
 
 def error_card(prediction: Prediction, cut: Cut) -> Card:
-    """What the masks share and where they differ."""
-    row, truth = prediction.row, prediction.photograph.truth
+    """What prediction and truth share, and where they differ."""
+    row, true = prediction.row, prediction.photograph.truth
     image, mask = pixels.photograph(row), cut.mask(prediction.probability)
+    compare = compare_masks if row.scheme.binary else compare_classes
+    facts, shown = compare(row, image, mask, true)
+    facts.insert(1, f"group {row.group}, view {row.view or 'only'}, fold {row.fold}")
+    return card(row, facts, {"photograph": image, **shown})
+
+
+Comparison = tuple[list[str], dict[str, np.ndarray]]  # facts, pictures by caption
+
+
+def compare_masks(row: Row, image: np.ndarray, mask: np.ndarray, true: np.ndarray) -> Comparison:
+    """Of one class: H×W bool against H×W bool."""
     facts = [
-        f"Dice {mask_dice(mask, truth):.5f} at {cut.threshold:.3f}",
-        f"group {row.group}, view {row.view or 'only'}, fold {row.fold}",
-        f"missed {np.count_nonzero(truth & ~mask):,} pixels, "
-        f"invented {np.count_nonzero(mask & ~truth):,}",
-        f"the truth has {truth.mean():.1%} of the image, the prediction {mask.mean():.1%}",
+        f"Dice {mask_dice(mask, true):.5f}",
+        f"missed {np.count_nonzero(true & ~mask):,} pixels, "
+        f"invented {np.count_nonzero(mask & ~true):,}",
+        f"the truth has {true.mean():.1%} of the image, the prediction {mask.mean():.1%}",
     ]
-    shown = {
-        "photograph": image,
-        "truth": pictures.cutout(image, truth),
+    return facts, {
+        "truth": pictures.cutout(image, true),
         "prediction": pictures.cutout(image, mask),
-        "errors: missed red, invented blue": pictures.errors(image, mask, truth),
-        "the largest error": pictures.zoom(image, mask, truth),
+        "errors: missed red, invented blue": pictures.errors(image, mask, true),
+        "the largest error": pictures.zoom(image, mask, true),
     }
-    return card(row, facts, shown)
+
+
+def compare_classes(row: Row, image: np.ndarray, mask: np.ndarray, true: np.ndarray) -> Comparison:
+    """Of several: H×W uint8 against H×W uint8."""
+    names, matrix = row.scheme.names, confusion(mask, true, len(row.scheme.names))
+    found, wrong = overall(matrix), matrix * (1 - np.eye(len(names), dtype=int))
+    worst, taken = np.unravel_index(wrong.argmax(), wrong.shape)
+    facts = [
+        f"mean Dice {found['dice']:.4f}, mean IoU {found['iou']:.4f}, "
+        f"accuracy {found['accuracy']:.4f}",
+        f"most often {names[worst]} is taken for {names[taken]}: {wrong.max():,} pixels",
+    ]
+    return facts, {
+        "truth": labels.to_colours(true, row.scheme),
+        "prediction": labels.to_colours(mask, row.scheme),
+        "errors: wrong pixels red": pictures.wrong(image, (mask != true) & (true != IGNORE)),
+    }
 
 
 def least_agreed(
@@ -88,16 +115,26 @@ def least_agreed(
     predictions = predict(members, rows, alone, apart=True)
     for prediction in oof.progress(predictions, rows, "pictures of test images"):
         row, image = prediction.row, pixels.photograph(prediction.row)
-        votes = (prediction.probability[:, 0] >= 0.5).cpu().numpy()
-        share = np.tensordot(weights / weights.sum(), votes, 1)
+        each = prediction.probability  # M×C×H×W
+        joint = torch.einsum("mchw,m->chw", each, torch.tensor(weights / weights.sum()).to(each))
+        if row.scheme.binary:
+            votes, shown = (
+                each[:, 0] >= 0.5,
+                pictures.cutout(image, (joint[0] >= 0.5).cpu().numpy()),
+            )
+        else:
+            classes = joint.argmax(0)
+            votes = each.argmax(1) == classes
+            shown = labels.to_colours(classes.byte().cpu().numpy(), row.scheme)
+        share = np.tensordot(weights / weights.sum(), votes.cpu().numpy(), 1)
         facts = [
-            f"agreement {agreement[row.image.name]:.5f}: Dice of each network's mask with the "
-            f"joint one, mean of {len(members)}",
+            f"agreement {agreement[row.image.name]:.5f} of {len(members)} networks with what they "
+            "say together",
             f"split over {np.count_nonzero((share > 0.2) & (share < 0.8)):,} pixels",
         ]
         shown = {
             "photograph": image,
-            "joint prediction": pictures.cutout(image, share >= 0.5),
+            "joint prediction": shown,
             "where networks differ": pictures.disagreement(image, share),
         }
         cards.append(card(row, facts, shown))

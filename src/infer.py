@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datasets import Row
 from device import autocast, memory_advice, pick_device, pick_precision
 from loader import Photograph, photographs
 from models import Segmenter
 from prepare import Input, Size, inner, input_of
+from row import Row
 from settings import Settings
 
 # The axes along which an image is mirrored, for each view. A mirroring undoes itself.

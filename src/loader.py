@@ -17,10 +17,10 @@ from tqdm import tqdm
 import prepare
 from augment import Augment
 from config import InputError
-from datasets import Row
 from device import pick_device
 from pixels import photograph, truth
 from prepare import Input, Size, input_of
+from row import Row
 from settings import Settings
 
 

@@ -10,7 +10,6 @@ from tqdm import tqdm
 
 import postprocess
 from config import InputError
-from datasets import Row
 from files import replacing
 from infer import Member, Prediction, levels, predict
 from metrics import (
@@ -24,6 +23,7 @@ from metrics import (
     mask_dice,
     overall,
 )
+from row import Row
 from settings import Settings
 
 HALF = int(np.searchsorted(THRESHOLDS, 0.5))

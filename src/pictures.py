@@ -47,6 +47,13 @@ def errors(image: np.ndarray, mask: np.ndarray, truth: np.ndarray) -> np.ndarray
     return picture
 
 
+def wrong(image: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """H×W×3 uint8 RGB: the grey photograph, wrong pixels red."""
+    picture = grey(image)
+    picture[where] = RED
+    return picture
+
+
 def largest_error(mask: np.ndarray, truth: np.ndarray) -> tuple[slice, slice]:
     """A window of the frame's proportions around the largest connected region of wrong pixels."""
     wrong = (mask ^ truth).view(np.uint8)
@@ -70,7 +77,7 @@ def zoom(image: np.ndarray, mask: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 def disagreement(image: np.ndarray, share: np.ndarray) -> np.ndarray:
     """H×W×3 uint8 RGB: over the grey photograph, from nothing to yellow, how evenly networks are
-    split. `share` is H×W in [0, 1]: the part of them that calls the pixel car."""
+    split. `share` is H×W in [0, 1]: the part of them that is of one opinion."""
     split = (4 * share * (1 - share) * 255).astype(np.uint8)
     heat = cv2.cvtColor(cv2.applyColorMap(split, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
     return np.where(split[..., None] > 0, np.maximum(heat, grey(image)), grey(image))

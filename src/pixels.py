@@ -8,7 +8,7 @@ from PIL import Image, UnidentifiedImageError
 
 import labels
 from config import InputError
-from datasets import Row
+from row import Row
 
 
 def header_size(path: Path) -> tuple[int, int]:

@@ -134,6 +134,17 @@ def makes(axes: Axes, by_make: pd.DataFrame) -> None:
     axes.invert_yaxis()
 
 
+def confused(axes: Axes, matrix: np.ndarray, names: list[str]) -> None:
+    """Of each true class (a row) the part that is predicted as each class (a column)."""
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    size = min(9, 140 / len(names))
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
+    axes.set_yticks(range(len(names)), names, fontsize=size)
+    axes.grid(False)
+    axes.set(xlabel="predicted", ylabel="true")
+
+
 def distribution(axes: Axes, table: pd.DataFrame) -> None:
     """How many images have which Dice; the few bad ones are seen on a logarithmic scale."""
     axes.hist(table["dice"], bins=50, color=COLOURS[0], alpha=0.7)

@@ -30,13 +30,13 @@ import pictures
 import pixels
 import rle
 from cut import Cut, best_cut
-from datasets import Row
 from device import pick_device
 from files import replacing
 from infer import Member, Prediction, predict
 from labels import Scheme
 from metrics import clustered_error
 from pictures import overlay
+from row import Row
 
 
 def told(settings: Settings, cut: Cut) -> str:

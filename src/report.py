@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+import charts
 import checkpoint
 import datasets
 import ensemble
@@ -33,7 +34,8 @@ from cut import best_cut
 from device import pick_device
 from files import replacing
 from gallery import Card
-from metrics import clustered_error, dice_curve, expected
+from labels import Scheme
+from metrics import dice_curve, expected, per_class
 from oof import Scores
 from ranking import Entry
 
@@ -74,19 +76,6 @@ def expectation(settings: Settings, scores: Scores) -> dict[str, Any]:
     return found | {"others": others, "of": expected(scores.dice, scores.groups, others)}
 
 
-def mean_by(table: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Mean Dice, its standard error and the number of groups, for each value of a column."""
-    parts = {
-        value: {
-            "dice": part["dice"].mean(),
-            "error": clustered_error(part["dice"].to_numpy(), part["group"].to_numpy(str)),
-            "groups": part["group"].nunique(),
-        }
-        for value, part in table.groupby(column)
-    }
-    return pd.DataFrame(parts).T
-
-
 def pairs(entries: list[Entry]) -> pd.DataFrame:
     """Every two entries compared on the images both have scored."""
     lines = [
@@ -114,58 +103,32 @@ def groups(settings: Settings, table: pd.DataFrame) -> pd.DataFrame:
     return lines.sort_values("mean Dice")
 
 
-# ---------------------------------------------------------------- curves
+# ---------------------------------------------------------------- one class or several
 
 
-def histories(output: Path, run: str) -> dict[str, pd.DataFrame]:
-    """What each fold of a run wrote while it trained."""
-    folds = {f"fold {k}": output / run / f"fold{k}" for k in checkpoint.trained_folds(output / run)}
-    return {name: pd.read_csv(folder / "history.csv") for name, folder in folds.items()}
+def of_one(scores: Scores, same: list[Entry]) -> dict[str, Any]:
+    """What there is to say of one class: thresholds, post-processing, suspected labels."""
+    curves = {other.name: dice_curve(other.scores.counts).mean(axis=0) for other in same}
+    caption = "Mean Dice at each threshold, the best one marked"
+    return {
+        "why": postprocess.why(scores.trials, scores.folds),
+        "choices": [(plots.draw("threshold", caption, plots.thresholds, curves), caption)],
+        "suspects": suspects.find(scores),
+        "classes": None,
+    }
 
 
-def learning(settings: Settings, entries: list[Entry]) -> list[tuple[str, str]]:
-    """Learning curves of each fold of the runs, and of all runs together, as (svg, caption)."""
-    output, drawn = Path(settings.output_dir), []
-    runs = {e.name: histories(output, e.name) for e in entries if "weights" not in e.about}
-    told = {f"each fold of {run}": runs[run] for run in settings.runs}
-    if len(runs) > 1:
-        told["each run, mean of its folds"] = {
-            run: pd.concat(folds.values()).groupby("epoch", as_index=False).mean()
-            for run, folds in runs.items()
-        }
-    for i, (what, curves) in enumerate(told.items()):
-        caption = f"1 − Dice of {what}: held-out images solid, training batches dashed; no flips"
-        drawn.append((plots.draw(f"dice{i}", caption, plots.dice, curves), caption))
-        caption = f"Training loss of {what}"
-        drawn.append((plots.draw(f"loss{i}", caption, plots.losses, curves), caption))
-    return drawn
-
-
-def where(settings: Settings, table: pd.DataFrame) -> list[tuple[str, str]]:
-    """Dice by view, fold, area and make, and its distribution, as (svg, caption)."""
-    cars = tables.metadata(settings)
-    named = table if cars is None else table.assign(make=table["group"].map(cars["make"]))
-    by_group = table.groupby("group").agg(fold=("fold", "first"), dice=("dice", "mean"))
-    views = mean_by(table, "view")
-    charts = [
-        (
-            "folds",
-            "Dice by fold: a dot is a group (a car), the bar a mean",
-            plots.folds,
-            by_group,
-        ),
-        ("areas", "Dice by the mask's part of the image", plots.areas, table),
-        ("distribution", "How many images have which Dice", plots.distribution, table),
-    ]
-    if "make" in named:
-        makes = mean_by(named, "make").sort_values("dice").astype({"groups": int})
-        charts.append(("makes", "Dice by make (cars), ± one standard error", plots.makes, makes))
-    drawn = [(plots.draw(name, text, plot, data), text) for name, text, plot, data in charts]
-    if 2 < len(views) <= 36 and views.index.str.isdecimal().all():
-        text = "1 − Dice of each view, round the turntable, ± one standard error over groups"
-        views = views.sort_index(key=lambda names: names.astype(int))
-        drawn.insert(0, (plots.draw("views", text, plots.dial, views, kind="polar"), text))
-    return drawn
+def of_classes(scores: Scores, scheme: Scheme) -> dict[str, Any]:
+    """What there is to say of several: their confusion and a line for each."""
+    matrix, caption = scores.confusion.sum(axis=0), "Of each true class, what it is taken for"
+    lines = pd.DataFrame(
+        {"class": scheme.names}
+        | {name: [f"{x:.4f}" for x in values] for name, values in per_class(matrix).items()}
+        | {"part of all pixels": [f"{x:.2%}" for x in matrix.sum(axis=1) / matrix.sum()]}
+    ).replace("nan", "")
+    drawn = plots.draw("confusion", caption, plots.confused, matrix, scheme.names)
+    nothing = pd.DataFrame(columns=["image_id", "dice", "reason"])
+    return {"why": [], "choices": [(drawn, caption)], "suspects": nothing, "classes": lines}
 
 
 # ---------------------------------------------------------------- test images
@@ -196,25 +159,21 @@ def facts(settings: Settings) -> dict[str, Any]:
     """All that the page shows of the settings' runs."""
     weights, scores = ensemble.choices(settings)
     entry, same = same_data(ranking.entries(Path(settings.output_dir)), settings.run)
-    table, board = scores.table, ranking.rank(same)
-    cut = best_cut(settings, scores)
-    found, worst = suspects.find(scores), list(table.nsmallest(WORST, "dice")["image_id"])
+    rows, cut = datasets.training_rows(settings), best_cut(settings, scores)
+    kind = of_one(scores, same) if scores.binary else of_classes(scores, rows[0].scheme)
+    table, board, found = scores.table, ranking.rank(same), kind["suspects"]
+    worst = list(table.nsmallest(WORST, "dice")["image_id"])
     doubted = [name for name in found["image_id"] if name not in worst][:SUSPECTS]
-    rows = datasets.training_rows(settings)
     cards = gallery.held_out(settings, rows, weights, cut, worst + doubted, pick_device(settings))
     told, split = least_agreed(settings, weights)
-    curves = {other.name: dice_curve(other.scores.counts).mean(axis=0) for other in same}
-    caption = "Mean Dice at each threshold, the best one marked"
-    return {
+    return kind | {
         **{"title": settings.run, "tta": settings.tta, "data_dir": settings.data_dir},
         **{"data": entry.data, "commit": checkpoint.commit(), "date": f"{date.today()}"},
         **{"scores": scores, "count": len(np.unique(scores.groups)), "cut": cut},
         "expect": expectation(settings, scores),
         **{"board": ranking.scores(board), "costs": ranking.costs(board), "pairs": pairs(same)},
         "commands": list(zip(board["run"], board["command"], strict=True)),
-        "why": postprocess.why(scores.trials, scores.folds),
-        "threshold": [(plots.draw("threshold", caption, plots.thresholds, curves), caption)],
-        **{"learning": learning(settings, same), "where": where(settings, table)},
+        **{"learning": charts.learning(settings, same), "where": charts.where(settings, table)},
         "groups": groups(settings, table),
         "worst": [cards[name] for name in worst],
         "suspects": found.assign(dice=found["dice"].map("{:.5f}".format)),

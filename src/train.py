@@ -29,7 +29,6 @@ import oof
 import pixels
 import tables
 from cut import Cut
-from datasets import Row
 from device import pick_device, pick_precision
 from files import replacing
 from infer import Prediction, member, predict
@@ -39,6 +38,7 @@ from losses import OF_CLASSES, OF_ONE
 from metrics import clustered_error
 from models import build, parameters
 from pictures import overlay
+from row import Row
 from trainer import Fold, shown, train_epoch
 
 # ---------------------------------------------------------------- a fold

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm import tqdm
 
 from config import InputError
-from datasets import Row, fingerprint
+from datasets import fingerprint
 from device import memory_advice
 from infer import Member, member
 from labels import IGNORE
@@ -20,6 +20,7 @@ from loader import Cache, training_batches
 from losses import LOSSES
 from models import build
 from optim import make_average, make_optimizer, make_schedule
+from row import Row
 from settings import Settings
 
 

@@ -1,6 +1,7 @@
 """The one road: flips, members, sizes, batches."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -147,3 +148,42 @@ def test_levels_are_exact_at_every_threshold():
     levels = infer.levels(torch.from_numpy(p)[None])
     for i in range(1, 256):
         assert np.array_equal(levels >= i, p >= i / 256)
+
+
+# ---------------------------------------------------------------- tiles
+
+
+@pytest.mark.parametrize("side", [1, 100, 128, 129, 400, 1000, 1918])
+@pytest.mark.parametrize(("tile", "overlap"), [(128, 0.0), (128, 0.5), (512, 0.25), (200, 0.75)])
+def test_tiles_cover_a_side_on_the_grid_and_overlap(side, tile, overlap):
+    begin = infer.starts(side, tile, overlap)
+    assert begin[0] == 0 and begin[-1] + tile >= side and max(begin) < side
+    assert all(start % infer.GRID == 0 for start in begin)
+    assert all(0 < b - a <= max(tile * (1 - overlap), infer.GRID) for a, b in pairwise(begin))
+
+
+@pytest.mark.parametrize("size", [(300, 431), (128, 500)])
+@torch.inference_mode()
+def test_tiles_answer_as_the_whole_image_does(size):
+    """The network sees 22 pixels to each side, a tile shares 64 with its neighbour."""
+    torch.manual_seed(0)
+    network = models.build(Settings(channels=[8, 16, 16], norm="none", init="he")).eval()
+    images = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8)
+    whole = infer.probability(network, images, Settings(tta="none"))
+    tiles = infer.probability(network, images, Settings(tta="none", tile=192, overlap=0.34))
+    assert whole.std() > 0.05 and (tiles - whole).abs().max() < 1e-3
+    one = infer.probability(network, images, Settings(tta="none", tile=512))
+    assert torch.equal(one, whole)
+
+
+# ---------------------------------------------------------------- several classes
+
+
+@torch.inference_mode()
+def test_the_probabilities_of_classes_add_up_to_one():
+    torch.manual_seed(0)
+    network = models.build(Settings(channels=[4, 8]), classes=5).eval()
+    images = torch.randint(0, 256, (2, 3, 30, 40), dtype=torch.uint8)
+    found = infer.probability(network, images, Settings(tta="hflip"))
+    assert found.shape == (2, 5, 30, 40)
+    assert torch.allclose(found.sum(1), torch.ones(2, 30, 40), atol=1e-5)

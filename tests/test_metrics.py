@@ -132,3 +132,36 @@ def test_the_sweep_is_brute_force_on_real_masks():
             both = np.logical_and(predicted, truth).sum()
             brute = 2 * both / (predicted.sum() + truth.sum())
             assert curve[i] == pytest.approx(brute, abs=1e-12)
+
+
+# ---------------------------------------------------------------- several classes
+
+
+def test_confusion_and_its_scores_by_hand():
+    true = np.array([[0, 0, 1, 1, 2, 255]], np.uint8)
+    predicted = np.array([[0, 1, 1, 1, 0, 2]])
+    matrix = metrics.confusion(predicted, true, 4)
+    assert matrix.tolist() == [[1, 1, 0, 0], [0, 2, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
+    each = metrics.per_class(matrix)
+    assert each["iou"][:3].tolist() == pytest.approx([1 / 3, 2 / 3, 0]) and np.isnan(each["iou"][3])
+    assert each["dice"][:3].tolist() == pytest.approx([1 / 2, 4 / 5, 0])
+    assert each["accuracy"][:3].tolist() == pytest.approx([1 / 2, 1, 0])
+    found = metrics.overall(matrix)
+    assert found["accuracy"] == pytest.approx(3 / 5) and found["iou"] == pytest.approx(1 / 3)
+    assert found["class_accuracy"] == pytest.approx(1 / 2)
+    assert found["weighted_iou"] == pytest.approx(2 / 5 / 3 + 2 / 5 * 2 / 3)
+    assert metrics.image_dice(matrix) == pytest.approx(1.3 / 3)
+
+
+def test_dice_of_classes_is_that_of_masks():
+    rng = np.random.default_rng(0)
+    true, predicted = rng.integers(0, 3, (2, 9, 11))
+    matrix = metrics.confusion(predicted, true.astype(np.uint8), 3)
+    dice = metrics.per_class(matrix)["dice"]
+    assert dice.tolist() == pytest.approx([brute_dice(predicted == c, true == c) for c in range(3)])
+
+
+def test_an_image_of_ignored_pixels_has_no_error():
+    matrix = metrics.confusion(np.zeros((2, 2), int), np.full((2, 2), 255, np.uint8), 3)
+    assert not matrix.any() and metrics.image_dice(matrix) == 1
+    assert np.isnan(metrics.overall(matrix)["iou"])
