@@ -34,7 +34,8 @@ def expected_names(settings: Settings) -> list[str]:
 
 def frame_of(settings: Settings, name: str) -> tuple[int, int]:
     """(height, width) of a test image, from its header; the competition's where it is not here."""
-    path = Path(settings.data_dir) / ("test_hq" if settings.hq else "test") / name
+    folder = "images" if settings.layout == "pets" else "test_hq" if settings.hq else "test"
+    path = Path(settings.data_dir) / folder / name
     return pixels.header_size(path) if path.exists() else FRAME
 
 

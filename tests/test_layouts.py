@@ -206,6 +206,15 @@ def test_prediction_writes_colours_a_legend_and_scores(classes):
     assert json.loads((run / "submission.json").read_text())["runs"] == {"a": 0.5, "b": 0.5}
 
 
+def test_the_report_of_classes_has_their_confusion_and_no_threshold(classes):
+    folder, where, _ = classes
+    done = run_script("report.py", *where, "runs=[a,b]")
+    assert done.returncode == 0, done.stderr
+    page = (folder / "output" / "report.html").read_text(encoding="utf-8")
+    assert "what it is taken for" in page and "where networks differ" in page
+    assert "<td>border</td>" in page and "threshold" not in page.split("<script>")[0].lower()
+
+
 def test_a_loss_for_one_class_is_refused(classes, tmp_path):
     folder = classes[0]
     words = [f"data_dir={folder / 'pets'}", f"folds_csv={folder / 'folds.csv'}", "run=c"]
