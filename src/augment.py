@@ -24,11 +24,12 @@ warnings.filterwarnings("error", message="Argument.*not valid")
 PAPER = 0.1  # of Jois & Aygar 2017: how often each of their distortions strikes
 
 
-SMOOTH = {
-    "border_mode": cv2.BORDER_REFLECT_101,
+SMOOTH = {  # soft masks stay soft
     "interpolation": cv2.INTER_LINEAR,
-    "mask_interpolation": cv2.INTER_LINEAR,  # soft masks stay soft
+    "mask_interpolation": cv2.INTER_LINEAR,
 }
+MIRROR = {"border_mode": cv2.BORDER_REFLECT_101, **SMOOTH}
+BLACK = {"border_mode": cv2.BORDER_CONSTANT, **SMOOTH}  # as a letterbox
 
 
 def _affine(scale: float, shift: float, turn: float, p: float) -> A.Affine:
@@ -37,7 +38,7 @@ def _affine(scale: float, shift: float, turn: float, p: float) -> A.Affine:
         scale=(1 - scale, 1 + scale),
         translate_percent=(-shift, shift),
         rotate=(-turn, turn),
-        **SMOOTH,
+        **MIRROR,
         p=p,
     )
 
@@ -58,7 +59,7 @@ POLICIES: dict[str, list[A.BasicTransform]] = {
     "paper": [  # flip, turn, zoom of each axis, shear to either side, shift: each by itself
         A.HorizontalFlip(p=PAPER),
         *(
-            A.Affine(**change, **SMOOTH, p=PAPER)
+            A.Affine(**change, **BLACK, p=PAPER)
             for change in (
                 {"rotate": (-20, 20)},
                 {"scale": {"x": (0.8, 1.0), "y": (0.8, 1.0)}},
