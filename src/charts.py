@@ -41,9 +41,15 @@ def learning(settings: Settings, entries: list[Entry]) -> list[tuple[str, str]]:
             run: pd.concat(folds.values()).groupby("epoch", as_index=False).mean()
             for run, folds in runs.items()
         }
+    named = (
+        {"dice": "Dice"} if entries[0].scores.binary else {"dice": "Dice", "accuracy": "accuracy"}
+    )
     for i, (what, curves) in enumerate(told.items()):
-        caption = f"1 − Dice of {what}: held-out images solid, training batches dashed; no flips"
-        drawn.append((plots.draw(f"dice{i}", caption, plots.dice, curves), caption))
+        for key, score in named.items():
+            caption = (
+                f"1 − {score} of {what}: held-out images solid, training batches dashed; no flips"
+            )
+            drawn.append((plots.draw(f"{key}{i}", caption, plots.errors, curves, key), caption))
         caption = f"Training loss of {what}"
         drawn.append((plots.draw(f"loss{i}", caption, plots.losses, curves), caption))
     return drawn

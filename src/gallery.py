@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 import torch
 
@@ -56,6 +57,19 @@ def held_out(
         for prediction in oof.progress(predictions, here, f"pictures of fold {fold}"):
             cards[prediction.row.image_id] = error_card(prediction, cut)
     return cards
+
+
+def small_picture(prediction: Prediction) -> np.ndarray:
+    """At most 480 pixels wide, uint8 RGB: the mask's outline and its errors over the photograph, or
+    the classes that are predicted."""
+    mask, row = Cut(0.5, []).mask(prediction.probability), prediction.row
+    if row.scheme.binary:
+        picture = pictures.overlay(pixels.photograph(row), mask, prediction.photograph.truth)
+    else:
+        picture = labels.to_colours(mask, row.scheme)
+    height, width = picture.shape[:2]
+    small = (min(width, 480), height * min(width, 480) // width)
+    return cv2.resize(picture, small, interpolation=cv2.INTER_AREA)
 
 
 def error_card(prediction: Prediction, cut: Cut) -> Card:

@@ -95,12 +95,16 @@ def collect(rows: list[Row], measured: list[dict[str, np.ndarray]]) -> Scores:
     return Scores(table(rows, arrays), arrays)
 
 
-def dice_of(prediction: Prediction) -> float:
-    """Dice of a prediction's mask at 0.5, or the mean over its classes."""
+def plain_scores(prediction: Prediction) -> dict[str, float]:
+    """Dice of a prediction's mask at 0.5, or the mean over its classes, and the part of the pixels
+    that are right."""
     true, probability = prediction.photograph.truth, prediction.probability
     if len(probability) > 1:
-        return float(image_dice(measure(prediction)["confusion"]))
-    return mask_dice(levels(probability) >= 128, true)
+        matrix = measure(prediction)["confusion"]
+        right = np.trace(matrix) / max(matrix.sum(), 1)
+        return {"dice": float(image_dice(matrix)), "accuracy": float(right)}
+    mask = levels(probability) >= 128
+    return {"dice": mask_dice(mask, true), "accuracy": float((mask == true).mean())}
 
 
 def progress(

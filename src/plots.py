@@ -74,16 +74,16 @@ def losses(axes: Axes, histories: dict[str, pd.DataFrame]) -> None:
     _logarithmic(axes)
 
 
-def dice(axes: Axes, histories: dict[str, pd.DataFrame]) -> None:
-    """1 − Dice by epoch: of the training batches dashed, of held-out images solid."""
+def errors(axes: Axes, histories: dict[str, pd.DataFrame], score: str) -> None:
+    """1 − a score by epoch: of the training batches dashed, of held-out images solid."""
     for name, history in histories.items():
-        held_out = history.dropna(subset="dice")
-        (line,) = axes.plot(held_out["epoch"], 1 - held_out["dice"], ".-", label=name)
-        colour = line.get_color()
-        axes.plot(history["epoch"], 1 - history["train_dice"], "--", color=colour, linewidth=0.8)
-    axes.set(xlabel="epoch", ylabel="1 − Dice")
+        held_out = history.dropna(subset=score)
+        (line,) = axes.plot(held_out["epoch"], 1 - held_out[score], ".-", label=name)
+        colour, trained = line.get_color(), 1 - history[f"train_{score}"]
+        axes.plot(history["epoch"], trained, "--", color=colour, linewidth=0.8)
+    axes.set(xlabel="epoch", ylabel=f"1 − {score}")
     _logarithmic(axes)
-    axes.set_ylim(top=4 * max(1 - history["dice"].min() for history in histories.values()))
+    axes.set_ylim(top=4 * max(1 - history[score].min() for history in histories.values()))
 
 
 def _logarithmic(axes: Axes) -> None:

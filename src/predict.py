@@ -109,9 +109,10 @@ def say_scores(settings: Settings, rows: list[Row], measured: list[dict]) -> Non
     scores = oof.collect(rows, measured)
     oof.save(settings.run_dir, scores, "test")
     error = clustered_error(scores.dice, scores.groups)
+    iou = (scores.dice / (2 - scores.dice)).mean()
     print(
-        f"test dice {scores.dice.mean():.5f} ± {error:.5f} on {len(rows)} images at 0.5; "
-        f"{oof.beside(scores)}"
+        f"test dice {scores.dice.mean():.5f} ± {error:.5f} on {len(rows)} images"
+        + (f" at 0.5, IoU {iou:.5f}" if scores.binary else f"; {oof.beside(scores)}")
     )
 
 

@@ -116,6 +116,7 @@ class Settings:
     ema: float = setting(0.99, "decay of the averaged weights, which are scored and kept; 0: none", BELOW_ONE)
     loss: Literal["bce_dice", "bce", "dice", "focal", "lovasz", "ce", "ce_dice"] = setting("bce_dice", "what is minimised, in fp32 on logits; ce, ce_dice: for several classes")
     validate_every: int = setting(1, "epochs between two scorings of the held-out images", POSITIVE)
+    best_by: Literal["dice", "accuracy"] = setting("dice", "score of the held-out images by which the best epoch's weights are kept")
     seed: int = setting(0, "start of every random draw", NOT_NEGATIVE)
 
     runs: list[str] = setting([], "runs whose networks vote together, as leaderboard.py weighs them; empty: only `run`", NAMES)

@@ -13,8 +13,6 @@ from settings import FREE, Settings
 if __name__ == "__main__":  # help and wrong words are answered before torch takes its seconds
     config.run(lambda: config.load(sys.argv[1:]))
 
-import cv2
-import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
@@ -24,20 +22,18 @@ from tqdm import tqdm
 
 import checkpoint
 import datasets
-import labels
+import gallery
 import oof
 import pixels
 import tables
-from cut import Cut
 from device import pick_device, pick_precision
 from files import replacing
-from infer import Prediction, member, predict
+from infer import member, predict
 from labels import Scheme
 from loader import Cache, make_cache
 from losses import OF_CLASSES, OF_ONE
 from metrics import clustered_error
 from models import build, parameters
-from pictures import overlay
 from row import Row
 from trainer import Fold, shown, train_epoch
 
@@ -63,7 +59,7 @@ def train_fold(
             entry = train_epoch(state, bar)
             state.epoch += 1
             if state.epoch % settings.validate_every == 0 or state.epoch == settings.epochs:
-                entry["dice"] = validate(state, writer)
+                entry |= validate(state, writer)
             report(state, entry, bar, writer)
             checkpoint.save_snapshot(snapshot, state.state())
     writer.close()
@@ -73,37 +69,27 @@ def train_fold(
     engine.free_memory()
 
 
-def validate(state: Fold, writer: SummaryWriter) -> float:
-    """Mean Dice of the held-out images at native size, without TTA; the best weights are kept."""
+def validate(state: Fold, writer: SummaryWriter) -> dict[str, float]:
+    """Mean Dice and accuracy of the held-out images at native size, without TTA; the weights that
+    are best by `best_by` are kept."""
     plain = replace(state.settings, tta="none")
     predictions = predict([state.member()], state.held_out, plain, with_truth=True)
     scores = []
     for prediction in oof.progress(predictions, state.held_out, "validate"):
         if len(scores) < 3:
-            picture = picture_of(prediction)
+            picture = gallery.small_picture(prediction)
             writer.add_image(f"held_out/{len(scores)}", picture, state.epoch, dataformats="HWC")
-        scores.append(oof.dice_of(prediction))
-    dice = float(np.mean(scores))
+        scores.append(oof.plain_scores(prediction))
+    means = pd.DataFrame(scores).mean().to_dict()
+    best_by = means[state.settings.best_by]
     if isinstance(state.schedule, ReduceLROnPlateau):
-        state.schedule.step(dice)
-    if dice > state.best:
-        state.best = dice
+        state.schedule.step(best_by)
+    if best_by > state.best:
+        state.best = best_by
         path = checkpoint.weights_path(state.settings, state.fold)
-        checkpoint.save_weights(path, state.average.module, state.settings, about(state))
-    return dice
-
-
-def picture_of(prediction: Prediction) -> np.ndarray:
-    """At most 480 pixels wide, uint8 RGB: the mask's outline and its errors over the photograph, or
-    the classes that are predicted."""
-    mask, row = Cut(0.5, []).mask(prediction.probability), prediction.row
-    if row.scheme.binary:
-        picture = overlay(pixels.photograph(row), mask, prediction.photograph.truth)
-    else:
-        picture = labels.to_colours(mask, row.scheme)
-    height, width = picture.shape[:2]
-    small = (min(width, 480), height * min(width, 480) // width)
-    return cv2.resize(picture, small, interpolation=cv2.INTER_AREA)
+        network = state.average.module
+        checkpoint.save_weights(path, network, state.settings, about(state) | means)
+    return means
 
 
 def about(state: Fold) -> dict[str, Any]:
@@ -114,7 +100,6 @@ def about(state: Fold) -> dict[str, Any]:
         "fold": state.fold,
         "data": state.data,
         "epoch": state.epoch,
-        "dice": state.best,
         "parameters": parameters(state.average.module),
         "precision": state.engine.mixed_precision,
         "command": shlex.join(["bash", "train.sh", *sys.argv[1:]]),

@@ -85,7 +85,7 @@ def train_epoch(fold: Fold, bar: tqdm) -> dict[str, float]:
     """One pass over the training images; what it took, for history.csv."""
     settings, engine = fold.settings, fold.engine
     loss_of, begun = LOSSES[settings.loss], time.perf_counter()
-    total, dices, seen = 0.0, 0.0, 0
+    total, scores, seen = 0.0, 0.0, 0
     fold.network.train()
     fold.shuffle.epoch = fold.epoch
     torch.manual_seed(draws(fold))
@@ -100,7 +100,7 @@ def train_epoch(fold: Fold, bar: tqdm) -> dict[str, float]:
                 update(fold)
             fold.optimizer.zero_grad()
         total = total + loss.detach() * len(images)
-        dices = dices + dice_per_image(logits.detach(), masks).sum()
+        scores = scores + batch_scores(logits.detach(), masks)
         seen += len(images)
         bar.update(len(images))
         if step % 50 == 0:  # reading the loss makes the CPU wait for the GPU: not at every step
@@ -111,29 +111,32 @@ def train_epoch(fold: Fold, bar: tqdm) -> dict[str, float]:
         "epoch": fold.epoch + 1,
         "lr": fold.optimizer.param_groups[0]["lr"],
         "loss": mean,
-        "train_dice": float(dices) / seen,
+        "train_dice": float(scores[0]) / seen,
+        "train_accuracy": float(scores[1]) / seen,
         "seconds": round(seconds, 2),
         "images_per_second": round(seen / seconds, 2),
         "peak_gb": round(peak_memory() / 2**30, 3),
     }
 
 
-def dice_per_image(logits: Tensor, targets: Tensor) -> Tensor:
-    """Dice of what B×C×h×w logits say, B numbers that stay on the device; both empty is 1.
-
-    Of several classes the mean over those that are there or predicted.
-    """
+def batch_scores(logits: Tensor, targets: Tensor) -> Tensor:
+    """Dice and accuracy of what B×C×h×w logits say, each summed over the images: 2 numbers that
+    stay on the device. Dice of several classes is the mean over those there or predicted."""
     if logits.shape[1] == 1:
         predicted, true = logits > 0, targets > 127
+        counts = torch.ones_like(true)
     else:
         classes = torch.arange(logits.shape[1], device=logits.device).view(-1, 1, 1)
-        predicted, true = logits.argmax(1, keepdim=True) == classes, targets == classes
-        predicted = predicted & (targets != IGNORE)
-    both, total = (predicted & true).sum((2, 3)), predicted.sum((2, 3)) + true.sum((2, 3))
-    dice = 2 * both / total.clamp(min=1)
-    if logits.shape[1] == 1:
-        return torch.where(total > 0, dice, 1.0)[:, 0]
-    return dice.sum(1) / (total > 0).sum(1).clamp(min=1)
+        counts = targets != IGNORE
+        predicted = (logits.argmax(1, keepdim=True) == classes) & counts
+        true = targets == classes
+    both, sizes = (predicted & true).sum((2, 3)), predicted.sum((2, 3)) + true.sum((2, 3))
+    there = (sizes > 0).sum(1)
+    dice = (2 * both / sizes.clamp(min=1)).sum(1) / there.clamp(min=1)
+    dice = torch.where(there > 0, dice, 1.0)
+    wrong = ((predicted != true) & counts).any(1).sum((1, 2))
+    accuracy = 1 - wrong / counts.sum((1, 2, 3)).clamp(min=1)
+    return torch.stack([dice.sum(), accuracy.sum()])
 
 
 def shown(fold: Fold, loss: float) -> str:

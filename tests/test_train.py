@@ -16,6 +16,7 @@ import metrics
 import pixels
 import rle
 import tables
+import trainer
 from config import InputError
 from device import memory_advice
 from optim import make_optimizer, make_schedule
@@ -215,3 +216,24 @@ def test_out_of_memory_names_the_batch_and_what_to_try():
         raise torch.OutOfMemoryError("CUDA out of memory")
     with pytest.raises(RuntimeError, match="other"), memory_advice(settings):
         raise RuntimeError("other")
+
+
+@pytest.mark.parametrize("classes", [1, 4])
+def test_training_scores_are_those_of_the_metrics(classes):
+    rng = np.random.default_rng(0)
+    logits = torch.from_numpy(rng.normal(size=(3, classes, 6, 7)).astype(np.float32))
+    targets = rng.integers(0, classes, (3, 6, 7)).astype(np.uint8)
+    dice, accuracy = [], []
+    if classes == 1:
+        targets = rng.choice([0, 90, 200, 255], (3, 6, 7)).astype(np.uint8)
+        for each, target in zip(logits[:, 0].numpy() > 0, targets > 127, strict=True):
+            dice.append(metrics.mask_dice(each, target))
+            accuracy.append((each == target).mean())
+    else:
+        targets[rng.random(targets.shape) < 0.2] = 255
+        for each, target in zip(logits.argmax(1).numpy(), targets, strict=True):
+            matrix = metrics.confusion(each, target, classes)
+            dice.append(float(metrics.image_dice(matrix)))
+            accuracy.append(np.trace(matrix) / matrix.sum())
+    found = trainer.batch_scores(logits, torch.from_numpy(targets)[:, None])
+    assert found.tolist() == pytest.approx([sum(dice), sum(accuracy)], rel=1e-5)
