@@ -1,7 +1,6 @@
 """What the pixels of a label mean: classes with their names and colours, and how they are told."""
 
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 
@@ -117,6 +116,12 @@ def by_value(values: np.ndarray, scheme: Scheme, name: str) -> np.ndarray:
     return classes.astype(np.uint8)
 
 
+# Of each of the 2^24 colours the nearest id and, times 256, its distance rounded up plus 1; 0 where
+# it has not been seen yet. Labels hold few colours, so most are found by one look-up.
+NEAREST = np.zeros(2**24, np.uint16)
+FAR, STRANGE = 100, 0.01  # JPEG brings 0.1% of a label's pixels so far from every colour, not 1%
+
+
 def by_colour(label: np.ndarray, scheme: Scheme, name: str) -> np.ndarray:
     """H×W×3 uint8 RGB of Cityscapes' colours, perhaps blurred by JPEG → H×W uint8 classes.
 
@@ -124,11 +129,11 @@ def by_colour(label: np.ndarray, scheme: Scheme, name: str) -> np.ndarray:
     """
     red, green, blue = np.moveaxis(label.astype(np.uint32), 2, 0)
     colour = red << 16 | green << 8 | blue
-    found = _nearest()[colour]
-    if (found == _NEW).any():
-        _learn(np.unique(colour[found == _NEW]))
-        found = _nearest()[colour]
-    distance = found >> 8
+    found = NEAREST[colour]
+    if not found.all():
+        _learn(np.unique(colour[found == 0]))
+        found = NEAREST[colour]
+    distance = (found >> 8) - 1
     if np.mean(distance > FAR) > STRANGE:
         wrong = label[distance > FAR][0].tolist()
         raise InputError(f"{name}: holds the colour {wrong}, which Cityscapes' labels do not have")
@@ -138,25 +143,13 @@ def by_colour(label: np.ndarray, scheme: Scheme, name: str) -> np.ndarray:
     return classes
 
 
-FAR, STRANGE = 100, 0.01  # JPEG brings 0.1% of a label's pixels so far from every colour, not 1%
-_NEW = 65535
-
-
-@cache
-def _nearest() -> np.ndarray:
-    """Of each of the 2^24 colours the nearest id and, times 256, its distance rounded up; what
-    has not been seen yet is _NEW. Labels hold few colours: most are found by one look-up."""
-    return np.full(2**24, _NEW, np.uint16)
-
-
 def _learn(colours: np.ndarray) -> None:
     """As |x − c|² = |x|² − 2·x·c + |c|², one matrix product finds the nearest, exactly."""
-    points = np.stack([colours >> 16, colours >> 8 & 255, colours & 255], axis=1)
-    squares = (points**2).sum(axis=1)[:, None] - 2 * points.astype(np.int64) @ COLOURS.T
-    squares = squares + (COLOURS**2).sum(axis=1)
+    points = np.stack([colours >> 16, colours >> 8 & 255, colours & 255], axis=1).astype(np.int64)
+    squares = (points**2).sum(axis=1)[:, None] - 2 * points @ COLOURS.T + (COLOURS**2).sum(axis=1)
     ids = squares.argmin(axis=1)
-    distance = np.ceil(np.sqrt(squares[np.arange(len(ids)), ids])).astype(np.uint16)
-    _nearest()[colours] = ids | np.minimum(distance, 254) << 8
+    distance = np.ceil(np.sqrt(squares[np.arange(len(ids)), ids])).astype(np.int64)
+    NEAREST[colours] = ids | np.minimum(distance + 1, 255) << 8
 
 
 def to_colours(classes: np.ndarray, scheme: Scheme) -> np.ndarray:

@@ -1,5 +1,7 @@
 """What label files mean: colours and values → classes, and back."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from conftest import REAL, needs_real_data
@@ -35,6 +37,15 @@ def test_colours_become_the_nearest_class_as_a_loop_finds_it(seed):
     assert np.array_equal(labels.by_colour(label, ALL, "x"), nearest)  # now all is known
     unsure = labels.by_colour(label, labels.cityscapes(Settings(classes=34, unsure=20)), "x")
     assert np.array_equal(unsure, np.where(away > 20, IGNORE, nearest))
+
+
+def test_threads_that_meet_new_colours_at_once_agree(monkeypatch):
+    monkeypatch.setattr(labels, "NEAREST", np.zeros(2**24, np.uint16))
+    many = [blurred(seed) for seed in range(24)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda label: labels.by_colour(label, ALL, "x"), many))
+    for label, classes in zip(many, found, strict=True):
+        assert np.array_equal(classes, one_by_one(label)[0])
 
 
 def test_the_19_classes_are_those_that_cityscapes_evaluates():
