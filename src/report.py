@@ -35,7 +35,7 @@ from device import pick_device
 from files import replacing
 from gallery import Card
 from labels import Scheme
-from metrics import dice_curve, expected, per_class
+from metrics import dice_curve, expected, overall, per_class
 from oof import Scores
 from ranking import Entry
 
@@ -129,7 +129,8 @@ def of_classes(scores: Scores, scheme: Scheme) -> dict[str, Any]:
     ).replace("nan", "")
     drawn = plots.draw("confusion", caption, plots.confused, matrix, scheme.names)
     nothing = pd.DataFrame(columns=["image_id", "dice", "reason"])
-    return {"why": [], "choices": [(drawn, caption)], "suspects": nothing, "classes": lines}
+    about = {"why": [], "choices": [(drawn, caption)], "suspects": nothing, "classes": lines}
+    return about | {"overall": overall(matrix)}
 
 
 # ---------------------------------------------------------------- test images
