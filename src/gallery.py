@@ -78,7 +78,8 @@ def error_card(prediction: Prediction, cut: Cut) -> Card:
     image, mask = pixels.photograph(row), cut.mask(prediction.probability)
     compare = compare_masks if row.scheme.binary else compare_classes
     facts, shown = compare(row, image, mask, true)
-    facts.insert(1, f"group {row.group}, view {row.view or 'only'}, fold {row.fold}")
+    whose = f"group {row.group}, view {row.view}, " if row.view else ""
+    facts.insert(1, f"{whose}fold {row.fold}")
     return card(row, facts, {"photograph": image, **shown})
 
 

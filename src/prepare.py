@@ -83,8 +83,12 @@ def quantize(pixels: np.ndarray, colours: int) -> np.ndarray:
     cv2.setRNGSeed(0)
     stop = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 20, 1.0)
     _, _, centres = cv2.kmeans(sample, colours, None, stop, 1, cv2.KMEANS_PP_CENTERS)
-    steps = np.arange(CELL // 2, 256, CELL)
-    cells = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 1, 3)
-    nearest = ((cells - centres) ** 2).sum(-1).argmin(1)
-    red, green, blue = np.moveaxis(pixels // CELL, -1, 0).astype(np.int32)
-    return centres.round().astype(np.uint8)[nearest[(red * len(steps) + green) * len(steps) + blue]]
+    steps = np.arange(CELL // 2, 256, CELL, dtype=np.float32)
+    cells = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
+    nearest = ((centres**2).sum(1) - 2 * cells @ centres.T).argmin(1)  # |x − c|², less its |x|²
+    palette = np.zeros((len(cells), 4), np.uint8)  # four bytes a colour: looked up as one number
+    palette[:, :3] = centres.round()[nearest]
+    red, green, blue = (plane.astype(np.uint16) for plane in cv2.split(pixels // CELL))
+    at = (red * len(steps) + green) * len(steps) + blue
+    found = palette.view(np.uint32)[:, 0][at].view(np.uint8)
+    return np.ascontiguousarray(found.reshape(*at.shape, 4)[..., :3])

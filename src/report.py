@@ -86,9 +86,12 @@ def pairs(entries: list[Entry]) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def groups(settings: Settings, table: pd.DataFrame) -> pd.DataFrame:
-    """A line for each group (car): its scores and, where metadata.csv knows it, its name."""
+def groups(settings: Settings, table: pd.DataFrame) -> pd.DataFrame | None:
+    """A line for each group (car): its scores and, where metadata.csv knows it, its name. None
+    where every image is a group of its own, of which the worst are shown."""
     parts = table.groupby("group")
+    if parts.ngroups == len(table):
+        return None
     lines = pd.DataFrame(
         {
             "fold": parts["fold"].first().astype(str),
@@ -177,6 +180,7 @@ def facts(settings: Settings) -> dict[str, Any]:
         "commands": list(zip(board["run"], board["command"], strict=True)),
         **{"learning": charts.learning(settings, same), "where": charts.where(settings, table)},
         "groups": groups(settings, table),
+        "unit": "groups (cars)" if settings.layout == "carvana" else "groups",
         "worst": [cards[name] for name in worst],
         "suspects": found.assign(dice=found["dice"].map("{:.5f}".format)),
         **{"doubted": [cards[name] for name in doubted], "shown": worst + doubted},
