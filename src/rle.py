@@ -15,28 +15,29 @@ def encode(mask: np.ndarray) -> str:
     """
     found = edges(mask if mask.dtype == bool else mask != 0) + 1
     found[1::2] -= found[::2]
-    return " ".join(map(str, found.tolist()))
+    return str(found.tolist())[1:-1].replace(",", "")  # a list's own text is made faster than ours
 
 
 def edges(mask: np.ndarray) -> np.ndarray:
     """H×W bool → where runs begin, end, begin, end, ...: 0-indexed, int64; an end is exclusive.
 
-    Eight pixels are looked at as one number: of a mask nearly all are eight times the same, and
-    the same as the eight before them, so that only the others need to be taken apart.
+    Eight pixels are looked at as one number: in nearly all of a mask it is the number before, and
+    only where it differs do the pixels need to be taken apart.
     """
     flat = np.ascontiguousarray(mask).reshape(-1)
     flat = np.concatenate([flat, np.zeros(-flat.size % 8, bool)]) if flat.size % 8 else flat
     words = flat.view(np.uint64)
-    mixed = (words != 0) & (words != ALL_INSIDE)
-    mixed[1:] |= words[1:] != words[:-1]
-    mixed[:1] = True
-    at = np.flatnonzero(mixed)
+    at = np.append(0, np.flatnonzero(words[1:] != words[:-1]) + 1)[: len(words)]
+    mixed = (words[at] != 0) & (words[at] != ALL_INSIDE)
+    if (mixed & (np.diff(at, append=len(words)) > 1)).any():  # a pattern that repeats itself
+        at = np.union1d(at, np.flatnonzero((words != 0) & (words != ALL_INSIDE)))
     pixels = flat.reshape(-1, 8)[at]
-    before = np.concatenate([[False], flat[at[1:] * 8 - 1]])  # the pixel left of each eight
-    changed = pixels ^ np.column_stack([before, pixels[:, :-1]])
-    word, pixel = np.nonzero(changed)
-    found = at[word] * 8 + pixel
-    return np.append(found, flat.size) if flat[-1] else found
+    before = np.zeros_like(pixels)
+    before[:, 1:] = pixels[:, :-1]
+    before[1:, 0] = flat[at[1:] * 8 - 1]
+    changed = np.flatnonzero(pixels != before)
+    found = at[changed // 8] * 8 + changed % 8
+    return np.append(found, flat.size) if flat[-1:].any() else found
 
 
 def parse(text: str, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -34,6 +34,15 @@ def test_lossless_and_equal_to_the_slow_one(mask):
     assert (rle.decode(text, mask.shape) == mask).all()
 
 
+@given(
+    st.lists(st.tuples(arrays.arrays(bool, 8), st.integers(1, 5)), max_size=6), st.integers(0, 9)
+)
+def test_patterns_that_repeat_themselves(parts, rest):
+    eights = [np.tile(pattern, times) for pattern, times in parts]
+    mask = np.concatenate([*eights, np.ones(rest, bool)])[None]
+    assert rle.encode(mask) == slow_encode(mask)
+
+
 @pytest.mark.filterwarnings("ignore:__array__ implementation")  # pycocotools beside numpy 2
 @given(MASKS)
 def test_equal_to_pycocotools_on_the_transpose(mask):
