@@ -15,7 +15,7 @@ import albumentations as A
 import cv2
 import numpy as np
 
-from labels import Scheme
+from labels import IGNORE, Scheme
 
 # albumentations only warns of an argument it does not know, and goes on without it.
 warnings.filterwarnings("error", message="Argument.*not valid")
@@ -79,7 +79,11 @@ class Augment:
         self.seed = seed
         # Classes have nothing in between. Compose sets this in the transforms themselves.
         between = None if scheme.binary else cv2.INTER_NEAREST
-        self.transform = A.Compose(deepcopy(POLICIES[policy]), mask_interpolation=between)
+        steps = deepcopy(POLICIES[policy])
+        for step in steps:
+            if not scheme.binary and isinstance(step, A.Affine):
+                step.fill_mask = IGNORE  # what comes in from outside is of no class
+        self.transform = A.Compose(steps, mask_interpolation=between)
 
     def __call__(
         self, image: np.ndarray, mask: np.ndarray, epoch: int, image_id: str

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 import config
 from config import InputError
 from files import replacing
+from labels import scheme_of
 from models import Segmenter, build
 from settings import NETWORK, Settings
 
@@ -119,7 +120,7 @@ def settings_of_runs(words: list[str]) -> Settings:
     settings = config.load(words)
     if known:
         raise InputError(f"{known[0]}=: is stored with the weights; leave it out")
-    first = Path(settings.output_dir) / settings.runs[0]
+    first = Path(settings.output_dir) / min(settings.runs)  # in whatever order they are named
     if not trained_folds(first):
         raise InputError(
             f"{first}: has no trained fold; `bash train.sh recipe={settings.recipe}` trains them, "
@@ -129,7 +130,22 @@ def settings_of_runs(words: list[str]) -> Settings:
     kept = {key: value for key, value in stored.items() if key not in HERE}
     kept |= {"run": settings.run}
     together = config.load(words, kept)
+    for run in together.runs:
+        check_classes(together, Path(together.output_dir) / run)
     return replace(together, run="+".join(sorted(together.runs)))
+
+
+def check_classes(settings: Settings, run_dir: Path) -> None:
+    """InputError where a run tells other classes apart than the settings' labels."""
+    for fold in trained_folds(run_dir)[:1]:
+        path, wanted = run_dir / f"fold{fold}" / "best.safetensors", scheme_of(settings).names
+        names = tuple(about_weights(path).get("names", ()))
+        if names != wanted and (len(names) > 1 or len(wanted) > 1):
+            raise InputError(
+                f"{path}: tells {len(names)} classes apart ({', '.join(names[:3])}, ...), the "
+                f"labels {len(wanted)} ({', '.join(wanted[:3])}, ...): layout=, classes= and "
+                "border= must be as in training"
+            )
 
 
 def save_settings(settings: Settings) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 import pixels
 from config import InputError
 from labels import IGNORE, scheme_of
@@ -149,6 +151,13 @@ def pets(settings: Settings, part: str) -> list[Row]:
     return rows
 
 
+def has_test(settings: Settings) -> bool:
+    """Whether data_dir holds images to predict."""
+    places = {"carvana": "test_hq" if settings.hq else "test", "pairs": "val"}
+    places |= {"cityscapes": "leftImg8bit/val", "pets": "annotations/test.txt"}
+    return (Path(settings.data_dir) / places[settings.layout]).exists()
+
+
 Layout = Callable[[Settings, str], list[Row]]  # (settings, "train" or "test") → rows in order
 LAYOUTS: dict[str, Layout] = {
     "carvana": carvana,
@@ -190,7 +199,8 @@ def training_rows(settings: Settings) -> list[Row]:
 
 def without_empty(rows: list[Row]) -> list[Row]:
     """The rows whose label shows something; says which are left out. Every label is read."""
-    shows = [bool((label[label != IGNORE] != 0).any()) for label in map(pixels.truth, rows)]
+    nothing = [0, IGNORE] if rows[0].scheme.background else [IGNORE]
+    shows = [not np.isin(label, nothing).all() for label in map(pixels.truth, rows)]
     empty = [row.image_id for row, something in zip(rows, shows, strict=True) if not something]
     print(f"skip_empty: {len(empty)} labels show nothing but background: {', '.join(empty[:5])}")
     return [row for row, something in zip(rows, shows, strict=True) if something]

@@ -41,9 +41,11 @@ def judges(settings: Settings, fold: int, data: str, device: torch.device) -> li
         if about.get("fold") != fold:
             raise InputError(f"{path}: held out fold {about.get('fold')}, not {fold}; it was moved")
         if about.get("data") != data:
+            limited = f" (say limit={trained.limit}, as in training)"
             raise InputError(
                 f"{path}: was trained on other images or folds than {settings.data_dir} and "
                 f"{settings.folds_csv} hold now; its score would not be out of fold"
+                + (limited if trained.limit != settings.limit else "")
             )
         members.append(member(network, trained))
     return members

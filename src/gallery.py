@@ -50,8 +50,9 @@ def held_out(
     chosen = [row for row in rows if row.image_id in set(names)]
     for fold in sorted({row.fold for row in chosen}):
         members = ensemble.judges(settings, fold, data, device)
-        for voter, weight in zip(members, weights.values(), strict=True):
-            voter.weight = weight
+        for voter, run in zip(members, settings.runs, strict=True):
+            voter.weight = weights[run]
+        members = [voter for voter in members if voter.weight]
         here = [row for row in chosen if row.fold == fold]
         predictions = predict(members, here, settings, with_truth=True)
         for prediction in oof.progress(predictions, here, f"pictures of fold {fold}"):

@@ -24,6 +24,11 @@ class Scheme:
         """Whether there is one class, told by one logit."""
         return len(self.names) == 1
 
+    @property
+    def background(self) -> bool:
+        """Whether 0 stands for what is of no interest, rather than for a class as any other."""
+        return self.binary or self.names[0] in ("background", "unlabeled")
+
 
 # The official table of Cityscapes (Cordts et al. 2016, arXiv:1604.01685, and cityscapesScripts):
 # name, RGB, the number among the 19 classes that are evaluated. The id is the place in the list.

@@ -101,6 +101,13 @@ def image_dice(matrix: np.ndarray) -> np.ndarray:
     return image_mean(matrix, "dice")
 
 
+def image_accuracy(matrix: np.ndarray) -> np.ndarray:
+    """Confusion …×C×C → the part of pixels that are right; 1 where no pixel counts."""
+    total = matrix.sum(axis=(-2, -1))
+    right = np.trace(matrix, axis1=-2, axis2=-1)
+    return np.where(total > 0, right / np.maximum(total, 1), 1.0)
+
+
 def overall(matrix: np.ndarray) -> dict[str, float]:
     """Confusion C×C → pixel accuracy, mean class accuracy, mean IoU, mean Dice (F1) over classes
     that are there or predicted, and frequency-weighted IoU. All nan where no pixel counts.

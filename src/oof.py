@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from metrics import (
     confusion,
     dice_curve,
     histograms,
+    image_accuracy,
     image_dice,
     image_mean,
     mask_dice,
@@ -101,8 +103,7 @@ def plain_scores(prediction: Prediction) -> dict[str, float]:
     true, probability = prediction.photograph.truth, prediction.probability
     if len(probability) > 1:
         matrix = measure(prediction)["confusion"]
-        right = np.trace(matrix) / max(matrix.sum(), 1)
-        return {"dice": float(image_dice(matrix)), "accuracy": float(right)}
+        return {"dice": float(image_dice(matrix)), "accuracy": float(image_accuracy(matrix))}
     mask = levels(probability) >= 128
     return {"dice": mask_dice(mask, true), "accuracy": float((mask == true).mean())}
 
@@ -149,11 +150,10 @@ def of_one(counts: np.ndarray, trials: np.ndarray) -> dict[str, np.ndarray]:
 
 def of_classes(confusion: np.ndarray) -> dict[str, np.ndarray]:
     """Mean Dice over an image's classes, the same of IoU, and the part of pixels that are right."""
-    pixels = np.maximum(confusion.sum(axis=(1, 2)), 1)
     return {
         "dice": image_dice(confusion),
         "iou": image_mean(confusion, "iou"),
-        "accuracy": np.trace(confusion, axis1=1, axis2=2) / pixels,
+        "accuracy": image_accuracy(confusion),
     }
 
 
@@ -177,7 +177,7 @@ def load(folders: list[Path]) -> Scores:
             if known.keys() not in ({"counts", "trials"}, {"confusion"}):
                 raise ValueError(f"oof.npz holds {', '.join(known)}")
             arrays.append(known)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, BadZipFile) as error:
             raise InputError(
                 f"{folder}: its oof files cannot be read ({error}); move it away or train it again"
             ) from None

@@ -1,11 +1,12 @@
 """The update rule, the learning rate over time, and the averaged weights."""
 
 import math
+from copy import deepcopy
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from settings import Settings
 
@@ -51,14 +52,31 @@ def make_schedule(
     return LambdaLR(optimizer, factor)
 
 
-def make_average(settings: Settings, network: nn.Module) -> AveragedModel:
-    """An exponential moving average of weights and normalisation statistics.
+class Average:
+    """An exponential moving average of a network's weights and normalisation statistics.
 
-    The decay rises from 0.1 to `ema`, or the first random weights would linger in it.
+    The decay rises from 0.1 to `ema`, or the first random weights would linger in it. It is a
+    plain number on the CPU: torch's AveragedModel keeps a count on the GPU, which it waits for.
     """
 
-    def average(kept: list[Tensor], now: list[Tensor], count: Tensor) -> None:
-        decay = min(settings.ema, (1 + count.item()) / (10 + count.item()))
-        get_ema_multi_avg_fn(decay)(kept, now, count)
+    def __init__(self, network: nn.Module, ema: float):
+        self.module = deepcopy(network).eval().requires_grad_(False)
+        self.ema, self.count = ema, 0
 
-    return AveragedModel(network, multi_avg_fn=average, use_buffers=True).eval()
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        """Take in what the network has become."""
+        decay = min(self.ema, (1 + self.count) / (10 + self.count)) if self.count else 0.0
+        kept, now = self.module.state_dict(), network.state_dict()
+        names = [name for name, tensor in kept.items() if tensor.is_floating_point()]
+        torch._foreach_lerp_([kept[n] for n in names], [now[n] for n in names], 1 - decay)
+        self.count += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resume needs."""
+        return {"count": self.count, "module": self.module.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from where `state` was taken."""
+        self.count = state["count"]
+        self.module.load_state_dict(state["module"])

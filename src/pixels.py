@@ -47,8 +47,11 @@ def read_image(path: Path) -> np.ndarray:
     # Of a JPEG that breaks off, OpenCV gives the upper part over grey, and no error.
     broken_off = data.startswith(b"\xff\xd8") and b"\xff\xd9" not in data[-4096:]
     if data.startswith(b"GIF8"):  # among the pets some are, whatever their name says
-        with Image.open(path) as picture:
-            return np.asarray(picture.convert("RGB"))
+        try:
+            with Image.open(path) as picture:
+                return np.asarray(picture.convert("RGB"))
+        except OSError as error:
+            raise InputError(f"{path}: cannot be decoded ({_short(error)})") from None
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
     if image is None or broken_off:
         raise InputError(f"{path}: cannot be decoded as an image; get the file again")

@@ -9,10 +9,8 @@ from labels import IGNORE
 from settings import Settings
 
 Size = tuple[int, int]  # height, width
-SAMPLE, CELL = (
-    1000,
-    8,
-)  # pixels that k-means looks at; RGB steps within which colours share a centre
+SAMPLE = 1000  # pixels that k-means looks at
+CELL = 8  # RGB steps within which colours share a centre
 
 
 class Input(NamedTuple):

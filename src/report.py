@@ -70,8 +70,7 @@ def same_data(entries: list[Entry], name: str) -> tuple[Entry, list[Entry]]:
 def expectation(settings: Settings, scores: Scores) -> dict[str, Any]:
     """The mean Dice to expect from other groups, and from as many as the test set has."""
     found = {"mean": scores.dice.mean(), "interval": expected(scores.dice, scores.groups)}
-    test = Path(settings.data_dir) / ("test_hq" if settings.hq else "test")
-    if settings.layout == "carvana" and not test.is_dir():
+    if not datasets.has_test(settings):
         return found | {"others": 0}
     others = len({row.group for row in datasets.test_rows(settings)})
     return found | {"others": others, "of": expected(scores.dice, scores.groups, others)}

@@ -5,7 +5,7 @@ import pandas as pd
 
 from oof import Scores
 
-SURE = 13  # levels: the network is sure below 13/256 = 5% and from 95% on
+SURE = 16  # levels: sure is below 16/256 = 1/16 and from 15/16 on; of runs together no more is kept
 MUCH = 5  # times the usual share of confident errors
 FAR = 5.0  # robust standard deviations
 FEW = 5  # images of a group that say what is usual for it

@@ -19,7 +19,7 @@ from labels import IGNORE
 from loader import Cache, training_batches
 from losses import LOSSES
 from models import build
-from optim import make_average, make_optimizer, make_schedule
+from optim import Average, make_optimizer, make_schedule
 from row import Row
 from settings import Settings
 
@@ -41,7 +41,7 @@ class Fold:
         torch.manual_seed(draws(self))  # the first weights
         self.scheme = rows[0].scheme
         network = build(settings, len(self.scheme.names)).to(engine.device)
-        self.average = make_average(settings, network)
+        self.average = Average(network, settings.ema)
         batches = training_batches([row for row in rows if row.fold != fold], settings, cache)
         self.shuffle = batches.sampler
         optimizer = make_optimizer(settings, network)
@@ -149,7 +149,7 @@ def update(fold: Fold) -> None:
     fold.optimizer.step()
     if not isinstance(fold.schedule, ReduceLROnPlateau):
         fold.schedule.step()
-    fold.average.update_parameters(fold.engine.unwrap_model(fold.network))
+    fold.average.update(fold.engine.unwrap_model(fold.network))
 
 
 def check_loss(loss: float, fold: Fold) -> float:

@@ -215,6 +215,11 @@ def test_the_report_of_classes_has_their_confusion_and_no_threshold(classes):
     assert "<td>border</td>" in page and "threshold" not in page.split("<script>")[0].lower()
 
 
+@pytest.mark.parametrize("script", ["predict.py", "report.py"])
+def test_other_classes_than_the_weights_know_are_refused(classes, script):
+    refused(run_script(script, *classes[1], "runs=[b,a]", "border=pet"), "3 classes", "border=")
+
+
 def test_a_loss_for_one_class_is_refused(classes, tmp_path):
     folder = classes[0]
     words = [f"data_dir={folder / 'pets'}", f"folds_csv={folder / 'folds.csv'}", "run=c"]

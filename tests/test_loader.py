@@ -49,6 +49,13 @@ def equal(first, second):
 # ---------------------------------------------------------------- augmentation
 
 
+def test_what_comes_in_from_outside_is_of_no_class():
+    scheme = labels.cityscapes(Settings(layout="pairs"))
+    change, road = Augment("paper", 0, scheme), np.full((32, 32), 7, np.uint8)
+    seen = [change(np.zeros((32, 32, 3), np.uint8), road, epoch, "a")[1] for epoch in range(40)]
+    assert set(np.unique(seen)) == {7, labels.IGNORE}
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_shapes_and_types_stay_and_the_mask_stays_coverage(policy):
     image, mask = draw_car(0, 1, (48, 72))

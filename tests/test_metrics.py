@@ -146,6 +146,8 @@ def test_confusion_and_its_scores_by_hand():
     assert each["iou"][:3].tolist() == pytest.approx([1 / 3, 2 / 3, 0]) and np.isnan(each["iou"][3])
     assert each["dice"][:3].tolist() == pytest.approx([1 / 2, 4 / 5, 0])
     assert each["accuracy"][:3].tolist() == pytest.approx([1 / 2, 1, 0])
+    nothing = np.zeros_like(matrix)
+    assert metrics.image_accuracy(np.stack([matrix, nothing])).tolist() == [3 / 5, 1]
     found = metrics.overall(matrix)
     assert found["accuracy"] == pytest.approx(3 / 5) and found["iou"] == pytest.approx(1 / 3)
     assert found["class_accuracy"] == pytest.approx(1 / 2)
