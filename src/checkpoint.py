@@ -107,7 +107,8 @@ def stored_settings(run_dir: Path) -> dict[str, Any]:
 
 
 # What a run remembers and a prediction does not take over: where and on what it was trained.
-HERE = {"device", "amp", "workers", "cache", "fold", "resume", "limit", "output_dir", "run", "runs"}
+HERE = {"device", "amp", "compile", "workers", "cache", "fold", "resume", "limit", "output_dir"}
+HERE |= {"run", "runs"}
 
 
 def settings_of_runs(words: list[str]) -> Settings:

@@ -1,9 +1,11 @@
 """Where the network runs, and in which precision."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch.utils._triton import has_triton
 
 from config import InputError
 from settings import Settings
@@ -37,6 +39,20 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context in which networks run; for fp32 it does nothing."""
     dtype = PRECISIONS[precision]
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def why_not_compiled(settings: Settings, device: torch.device) -> str | None:
+    """Why training does not compile its network: '' where it is not asked to, None where it does.
+
+    Tried on a CPU: a minute of compiling, and steps no faster.
+    """
+    if settings.compile == "false" or (settings.compile == "auto" and device.type == "cpu"):
+        return ""
+    if not any(map(shutil.which, ("cc", "gcc", "clang"))):
+        return "there is no C compiler (Debian, Ubuntu: apt install gcc)"
+    if device.type == "cuda" and not has_triton():
+        return "torch has no Triton for this GPU"
+    return None
 
 
 @contextmanager

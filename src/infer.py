@@ -1,15 +1,19 @@
 """The one road from image to probability: validation, out-of-fold scores and test all take it."""
 
 import math
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
+from typing import TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cache import Cache
 from device import autocast, memory_advice, pick_device, pick_precision
 from loader import Photograph, photographs
 from models import Segmenter
@@ -34,6 +38,7 @@ class Member:
     weight: float = 1.0
 
 
+Item = TypeVar("Item")
 Vote = tuple[Member, Tensor]  # float32 C×h×w in [0, 1], at the member's size
 
 
@@ -73,20 +78,42 @@ def to_native(small: Tensor, native: Size, given: Input) -> Tensor:
     return large.clamp_(0, 1)[0]
 
 
-@torch.inference_mode()
 def predict(
     members: list[Member],
     rows: list[Row],
     settings: Settings,
     with_truth: bool = False,
     apart: bool = False,
+    cache: Cache | None = None,
 ) -> Iterator[Prediction]:
     """Every row's probability, in order: the weighted mean of the members' votes, or each
-    member's own (`apart`)."""
+    member's own (`apart`). What is done with one runs beside the making of the next."""
+    inputs = {member.given for member in members}
+    batches = iter(photographs(rows, inputs, settings, with_truth, cache))
+    return ahead(predictions(members, batches, settings, apart), 2)
+
+
+def ahead(items: Generator[Item], count: int) -> Iterator[Item]:
+    """The items in order, made in a thread that is at most `count` of them ahead."""
+    end = object()
+    try:
+        with ThreadPoolExecutor(1) as thread:
+            coming = deque(thread.submit(next, items, end) for _ in range(count))
+            while (item := coming.popleft().result()) is not end:
+                coming.append(thread.submit(next, items, end))
+                yield item
+    finally:
+        items.close()
+
+
+@torch.inference_mode()
+def predictions(
+    members: list[Member], batches: Iterator[list[Photograph]], settings: Settings, apart: bool
+) -> Generator[Prediction]:
+    """What predict() gives, made here and now."""
     device = pick_device(settings)
     precision = pick_precision(settings, device)
-    inputs = {member.given for member in members}
-    for batch in photographs(rows, inputs, settings, with_truth):
+    for batch in batches:
         # Images of one shape go through the networks together.
         for _, same in groupby(batch, key=lambda photo: photo.native):
             photos = list(same)

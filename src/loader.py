@@ -1,77 +1,24 @@
-"""Rows → batches. Images are decoded once and kept, if they fit, at the size the network sees."""
+"""Rows → batches, for training and for prediction."""
 
-import mmap
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from tqdm import tqdm
 
 import prepare
 from augment import Augment
+from cache import Cache, prepare_pair
 from config import InputError
 from device import pick_device
-from pixels import photograph, truth
+from pixels import native_size, photograph, truth
 from prepare import Input, Size, input_of
 from row import Row
 from settings import Settings
-
-
-def load_pair(row: Row, given: Input) -> tuple[np.ndarray, np.ndarray]:
-    """Image h×w×3 uint8 RGB, and its target h×w uint8: the mask's coverage in 0…255, or classes."""
-    target = prepare.coverage if row.scheme.binary else prepare.classes
-    return prepare.image(photograph(row), given), target(truth(row), given)
-
-
-# ---------------------------------------------------------------- the cache
-
-
-class Cache:
-    """Decoded training images and masks, in memory that worker processes share.
-
-    It is anonymous memory and not /dev/shm, of which a container has only 64 MB.
-    """
-
-    def __init__(self, rows: list[Row], given: Input, size: Size):
-        self.at = {row.image_id: i for i, row in enumerate(rows)}
-        self.images = _shared_memory((len(rows), *size, 3))
-        self.masks = _shared_memory((len(rows), *size))
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            pairs = pool.map(lambda row: load_pair(row, given), rows)
-            bar = tqdm(pairs, "decode", len(rows), unit="image", disable=None)
-            for i, (image, mask) in enumerate(bar):
-                self.images[i], self.masks[i] = image, mask
-
-    def __getitem__(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
-        i = self.at[row.image_id]
-        return self.images[i], self.masks[i]
-
-
-def _shared_memory(shape: tuple[int, ...]) -> np.ndarray:
-    return np.frombuffer(mmap.mmap(-1, int(np.prod(shape))), dtype=np.uint8).reshape(shape)
-
-
-def make_cache(settings: Settings, rows: list[Row]) -> Cache | None:
-    """The cache that `cache` asks for; None where images are to be decoded every time."""
-    given = input_of(settings)
-    size = given.size or photograph(rows[0]).shape[:2]
-    needed, free = len(rows) * size[0] * size[1] * 4, psutil.virtual_memory().available
-    if settings.cache == "none" or (settings.cache == "auto" and needed > free / 2):
-        return None
-    if needed > free:
-        raise InputError(
-            f"cache=ram: needs {needed / 2**30:.0f} GiB and {free / 2**30:.0f} are free; "
-            "say cache=none or a smaller size"
-        )
-    return Cache(rows, given, size)
-
 
 # ---------------------------------------------------------------- training
 
@@ -89,7 +36,7 @@ class TrainingImages(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         epoch, i = key
         row = self.rows[i]
-        pair = self.cache[row] if self.cache else load_pair(row, self.given)
+        pair = self.cache.pair(row) if self.cache else prepare_pair(row, self.given, truth(row))
         image, mask = self.augment(*pair, epoch, row.image_id)
         return _channels_first(image), torch.from_numpy(mask)[None]
 
@@ -113,16 +60,13 @@ class Shuffle(Sampler):
 
 def training_batches(rows: list[Row], settings: Settings, cache: Cache | None) -> DataLoader:
     """Batches of uint8 B×3×h×w images and B×1×h×w targets; `.sampler.epoch` names the epoch."""
-    # From the cache an image is ready sooner than a process could hand it over; a GPU waits less.
-    on_cpu = pick_device(settings).type == "cpu"
-    fed = cache is not None and on_cpu
-    workers = (0 if fed else _cores()) if settings.workers is None else settings.workers
+    workers, on_gpu = _workers(settings, cache), pick_device(settings).type == "cuda"
     return DataLoader(
         TrainingImages(rows, settings, cache),
         settings.batch,
         sampler=Shuffle(len(rows), settings.seed),
         num_workers=workers,
-        pin_memory=not on_cpu,
+        pin_memory=on_gpu,
         persistent_workers=workers > 0,
         worker_init_fn=_one_thread,
     )
@@ -144,37 +88,57 @@ class Photograph:
 class Photographs(Dataset):
     """i → Photograph."""
 
-    def __init__(self, rows: list[Row], inputs: set[Input], with_truth: bool):
-        self.rows, self.inputs, self.with_truth = rows, inputs, with_truth
+    def __init__(self, rows: list[Row], inputs: set[Input], with_truth: bool, cache: Cache | None):
+        self.rows, self.inputs, self.with_truth, self.cache = rows, inputs, with_truth, cache
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, i: int) -> Photograph:
         row = self.rows[i]
-        image = photograph(row)
+        if self.cache:  # its rows have truths
+            image, true = self.cache.pair(row)[0], self.cache.truth(row)
+            return Photograph(row, true.shape, {self.cache.given: _channels_first(image)}, true)
+        decoded = {enough: photograph(row, enough) for enough in {g.enough for g in self.inputs}}
+        native = decoded[None].shape[:2] if None in decoded else native_size(row)
         true = truth(row) if self.with_truth else None
-        if true is not None and true.shape != image.shape[:2]:
+        if true is not None and true.shape != native:
             raise InputError(f"{row.mask}: its size is not that of {row.image.name}")
-        images = {given: _channels_first(prepare.image(image, given)) for given in self.inputs}
-        return Photograph(row, image.shape[:2], images, true)
+        images = {
+            given: _channels_first(prepare.image(decoded[given.enough], given))
+            for given in self.inputs
+        }
+        return Photograph(row, native, images, true)
 
 
 def photographs(
-    rows: list[Row], inputs: set[Input], settings: Settings, with_truth: bool
+    rows: list[Row],
+    inputs: set[Input],
+    settings: Settings,
+    with_truth: bool,
+    cache: Cache | None = None,
 ) -> DataLoader:
-    """Lists of `batch` Photographs, in the rows' order."""
+    """Lists of `batch` Photographs, in the rows' order; from the cache, if it has what is asked."""
+    cache = cache if cache and inputs == {cache.given} and with_truth else None
     return DataLoader(
-        Photographs(rows, inputs, with_truth),
+        Photographs(rows, inputs, with_truth, cache),
         settings.batch,
         collate_fn=list,
-        num_workers=_cores() if settings.workers is None else settings.workers,
+        num_workers=_workers(settings, cache),
         worker_init_fn=_one_thread,
     )
 
 
 def _channels_first(image: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+def _workers(settings: Settings, cache: Cache | None) -> int:
+    """Processes that load. From the cache an image is ready sooner than a process could hand it
+    over; yet a GPU is too fast to wait for one."""
+    if settings.workers is not None:
+        return settings.workers
+    return 0 if cache and pick_device(settings).type == "cpu" else _cores()
 
 
 def _cores() -> int:

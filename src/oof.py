@@ -10,6 +10,7 @@ import pandas as pd
 from tqdm import tqdm
 
 import postprocess
+from cache import Cache
 from config import InputError
 from files import replacing
 from infer import Member, Prediction, levels, predict
@@ -74,9 +75,15 @@ class Scores:
         return self.table["group"].to_numpy(str)
 
 
-def score(members: list[Member], rows: list[Row], settings: Settings, title: str) -> Scores:
+def score(
+    members: list[Member],
+    rows: list[Row],
+    settings: Settings,
+    title: str,
+    cache: Cache | None = None,
+) -> Scores:
     """Predict the rows and compare them with their labels."""
-    predictions = predict(members, rows, settings, with_truth=True)
+    predictions = predict(members, rows, settings, with_truth=True, cache=cache)
     return collect(rows, [measure(p) for p in progress(predictions, rows, title)])
 
 

@@ -19,12 +19,19 @@ class Input(NamedTuple):
     size: Size | None  # None: as they are
     letterbox: bool = False  # keep proportions and fill the rest, instead of stretching
     colours: int = 0  # reduced to so many of its own colours; 0: all
+    scaled: bool = False  # a JPEG is decoded no larger than needed
+
+    @property
+    def enough(self) -> Size | None:
+        """The size above which decoding need not go; None: the whole image."""
+        return self.size if self.scaled else None
 
 
 def input_of(settings: Settings) -> Input:
     """What the network of these settings is trained on."""
     size = tuple(settings.size) if settings.size else None
-    return Input(size, settings.fit == "letterbox", settings.quantize)
+    scaled = settings.decode == "scaled" and settings.fit == "stretch"
+    return Input(size, settings.fit == "letterbox", settings.quantize, scaled)
 
 
 def inner(native: Size, given: Input) -> tuple[slice, slice]:

@@ -66,6 +66,7 @@ class Settings:
     output_dir: str = setting("output", "where runs and submissions are written")
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "where the network runs")
     amp: Literal["auto", "bf16", "fp16", "fp32"] = setting("auto", "precision of the forward pass; auto: what the device is fast at")
+    compile: Literal["auto", "true", "false"] = setting("auto", "fuse the network's operations for training, in a minute or so; auto: on a GPU")
     workers: int | None = setting(None, "processes that load images; null: as many as help here", NOT_NEGATIVE)
 
     data_dir: str = setting("input/carvana", "holds train/, train_masks/, test/, sample_submission.csv")
@@ -82,7 +83,8 @@ class Settings:
     size: list[int] | None = setting(None, "[height,width] the network sees; null: the images' own", SIZE)
     fit: Literal["stretch", "letterbox"] = setting("stretch", "how an image is brought to `size`; letterbox keeps its proportions")
     quantize: int = setting(0, "reduce each image to so many of its colours by k-means; 0: none", QUANTIZE)
-    cache: Literal["auto", "ram", "none"] = setting("auto", "decode training images once; auto: if they fit half the free memory")
+    decode: Literal["full", "scaled"] = setting("full", "scaled: JPEGs at 1/2, 1/4, 1/8 where the network sees no more: faster, a little other pixels")
+    cache: Literal["auto", "ram", "disk", "none"] = setting("auto", "where images decoded once are kept; auto: in half the free memory, or on disk, shared by all processes")
     augment: Literal["none", "flip", "light", "strong", "paper"] = setting("light", "what is done to training images")
     prepare: list[str] = setting([], "scripts that make data_dir, or folds_csv, where it is missing")
     demo_cars: int = setting(12, "training cars that demo.py renders", TWO_OR_MORE)
@@ -128,6 +130,7 @@ class Settings:
     masks: bool = setting(False, "predict.py: also write PNG masks and overlays to look at")
     submission: str = setting("", "the csv to write or check; empty: output/submission.csv, or in the run's folder")
     truth: str = setting("", "score.py: csv of true masks (img,rle_mask)")
+    compare: bool = setting(False, "bench.py: measure plain rivals beside it")
 
     @property
     def run_dir(self) -> Path:
@@ -154,10 +157,11 @@ NETWORK = [
     "size",
     "fit",
     "quantize",
+    "decode",
     *list(FIELDS)[list(FIELDS).index("model") : list(FIELDS).index("epochs")],
 ]
 
 # What may differ between the folds of one run, or when it is resumed.
-FREE = {"recipe", "fold", "resume", "device", "amp", "workers", "cache", "prepare", "k"}
+FREE = {"recipe", "fold", "resume", "device", "amp", "workers", "cache", "prepare", "k", "compile"}
 FREE |= {"data_dir", "output_dir", "folds_csv", "runs", "threshold", "postprocess", "masks"}
-FREE |= {"submission", "truth", "tile", "overlap"}
+FREE |= {"submission", "truth", "tile", "overlap", "compare"}

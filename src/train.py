@@ -26,16 +26,16 @@ import gallery
 import oof
 import pixels
 import tables
-from device import pick_device, pick_precision
+from cache import Cache, make_cache
+from device import why_not_compiled
 from files import replacing
 from infer import member, predict
 from labels import Scheme
-from loader import Cache, make_cache
 from losses import OF_CLASSES, OF_ONE
 from metrics import clustered_error
 from models import build, parameters
 from row import Row
-from trainer import Fold, shown, train_epoch
+from trainer import Fold, make_engine, shown, train_epoch
 
 # ---------------------------------------------------------------- a fold
 
@@ -63,7 +63,7 @@ def train_fold(
             report(state, entry, bar, writer)
             checkpoint.save_snapshot(snapshot, state.state())
     writer.close()
-    score_fold(settings, fold, state.held_out, engine.device)
+    score_fold(settings, fold, state.held_out, engine.device, cache)
     snapshot.unlink()
     snapshot.parent.rmdir()
     engine.free_memory()
@@ -73,7 +73,7 @@ def validate(state: Fold, writer: SummaryWriter) -> dict[str, float]:
     """Mean Dice and accuracy of the held-out images at native size, without TTA; the weights that
     are best by `best_by` are kept."""
     plain = replace(state.settings, tta="none")
-    predictions = predict([state.member()], state.held_out, plain, with_truth=True)
+    predictions = predict([state.member()], state.held_out, plain, True, cache=state.cache)
     scores = []
     for prediction in oof.progress(predictions, state.held_out, "validate"):
         if len(scores) < 3:
@@ -124,12 +124,14 @@ def report(state: Fold, entry: dict[str, Any], bar: tqdm, writer: SummaryWriter)
     )
 
 
-def score_fold(settings: Settings, fold: int, held_out: list[Row], device: torch.device) -> None:
+def score_fold(
+    settings: Settings, fold: int, held_out: list[Row], device: torch.device, cache: Cache | None
+) -> None:
     """Score the kept weights out of fold, with TTA; write oof.csv and oof.npz; say it."""
     path = checkpoint.weights_path(settings, fold)
     network, _, _ = checkpoint.load_weights(path, device)
     voters = [member(network, settings)]
-    scores = oof.score(voters, held_out, settings, f"fold {fold} oof")
+    scores = oof.score(voters, held_out, settings, f"fold {fold} oof", cache)
     oof.save(path.parent, scores)
     error = clustered_error(scores.dice, scores.groups)
     print(
@@ -221,21 +223,14 @@ def main() -> None:
             raise InputError(
                 f"fold={fold}: needs groups inside and outside it in {settings.data_dir}"
             )
-    device = pick_device(settings)
-    torch.backends.cudnn.benchmark = True
-    torch.set_float32_matmul_precision("high")
-    precision = pick_precision(settings, device)
-    engine = Accelerator(
-        mixed_precision="no" if precision == "fp32" else precision,
-        cpu=device.type == "cpu",
-        gradient_accumulation_steps=settings.accumulate,
-    )
+    engine = make_engine(settings)
     if folds:
         check_loss(settings, rows[0].scheme)
         build(settings)  # an unknown encoder is told now, not after minutes of decoding
+        if reason := why_not_compiled(settings, engine.device):
+            print(f"compile={settings.compile}: trained without compiling, {reason}")
         checkpoint.save_settings(replace(settings, fold=None, resume=False))
-        used = rows if len(folds) > 1 else [row for row in rows if row.fold != folds[0]]
-        cache = make_cache(settings, used)
+        cache = make_cache(settings, rows)
     for fold in folds:
         train_fold(settings, fold, rows, cache, engine)
     config.run_script("leaderboard.py", [f"output_dir={settings.output_dir}"])

@@ -7,21 +7,37 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm import tqdm
 
+from cache import Cache
 from config import InputError
 from datasets import fingerprint
-from device import memory_advice
+from device import memory_advice, pick_device, pick_precision, why_not_compiled
 from infer import Member, member
 from labels import IGNORE
-from loader import Cache, training_batches
+from loader import training_batches
 from losses import LOSSES
 from models import build
 from optim import Average, make_optimizer, make_schedule
 from row import Row
 from settings import Settings
+
+
+def make_engine(settings: Settings) -> Accelerator:
+    """What brings network and batches to the device and runs them there in mixed precision."""
+    device = pick_device(settings)
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high")
+    precision = pick_precision(settings, device)
+    return Accelerator(
+        mixed_precision="no" if precision == "fp32" else precision,
+        cpu=device.type == "cpu",
+        gradient_accumulation_steps=settings.accumulate,
+        dataloader_config=DataLoaderConfiguration(non_blocking=True),
+    )
 
 
 class Fold:
@@ -35,7 +51,7 @@ class Fold:
         cache: Cache | None,
         engine: Accelerator,
     ):
-        self.settings, self.fold, self.engine = settings, fold, engine
+        self.settings, self.fold, self.engine, self.cache = settings, fold, engine, cache
         self.held_out = [row for row in rows if row.fold == fold]
         self.epoch, self.best, self.data = 0, -1.0, fingerprint(rows)
         torch.manual_seed(draws(self))  # the first weights
@@ -46,6 +62,8 @@ class Fold:
         self.shuffle = batches.sampler
         optimizer = make_optimizer(settings, network)
         self.network, self.optimizer, self.batches = engine.prepare(network, optimizer, batches)
+        if why_not_compiled(settings, engine.device) is None:
+            self.network.compile(dynamic=False)  # a shape is compiled at its first step
         updates = math.ceil(len(self.batches) / settings.accumulate) * settings.epochs
         self.schedule = make_schedule(settings, optimizer, updates)
         self.history: list[dict[str, Any]] = []
@@ -83,24 +101,16 @@ def draws(fold: Fold) -> int:
 
 def train_epoch(fold: Fold, bar: tqdm) -> dict[str, float]:
     """One pass over the training images; what it took, for history.csv."""
-    settings, engine = fold.settings, fold.engine
-    loss_of, begun = LOSSES[settings.loss], time.perf_counter()
+    begun = time.perf_counter()
     total, scores, seen = 0.0, 0.0, 0
     fold.network.train()
     fold.shuffle.epoch = fold.epoch
     torch.manual_seed(draws(fold))
     for step, (images, masks) in enumerate(fold.batches):
-        with memory_advice(settings), engine.accumulate(fold.network):
-            logits = fold.network(images)
-            loss = loss_of(logits, masks.float() / 255 if fold.scheme.binary else masks)
-            engine.backward(loss)
-            if engine.sync_gradients:
-                if settings.clip:
-                    engine.clip_grad_norm_(fold.network.parameters(), settings.clip)
-                update(fold)
-            fold.optimizer.zero_grad()
-        total = total + loss.detach() * len(images)
-        scores = scores + batch_scores(logits.detach(), masks)
+        with memory_advice(fold.settings):
+            loss, logits = train_step(fold, images, masks)
+        total = total + loss * len(images)
+        scores = scores + batch_scores(logits, masks)
         seen += len(images)
         bar.update(len(images))
         if step % 50 == 0:  # reading the loss makes the CPU wait for the GPU: not at every step
@@ -117,6 +127,23 @@ def train_epoch(fold: Fold, bar: tqdm) -> dict[str, float]:
         "images_per_second": round(seen / seconds, 2),
         "peak_gb": round(peak_memory() / 2**30, 3),
     }
+
+
+def train_step(fold: Fold, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Forward, backward and, after `accumulate` of them, an update: loss and logits. The CPU waits
+    for nothing here."""
+    settings, engine = fold.settings, fold.engine
+    with engine.accumulate(fold.network):
+        logits = fold.network(images)
+        soft = targets.float() / 255 if fold.scheme.binary else targets
+        loss = LOSSES[settings.loss](logits, soft)
+        engine.backward(loss)
+        if engine.sync_gradients:
+            if settings.clip:
+                engine.clip_grad_norm_(fold.network.parameters(), settings.clip)
+            update(fold)
+        fold.optimizer.zero_grad()
+    return loss.detach(), logits.detach()
 
 
 def batch_scores(logits: Tensor, targets: Tensor) -> Tensor:

@@ -10,9 +10,11 @@ import torch
 from conftest import make_data
 
 import config
+import cut
 import datasets
 import infer
 import models
+from config import InputError
 from infer import VIEWS, Member
 from prepare import Input
 from settings import Settings
@@ -187,3 +189,37 @@ def test_the_probabilities_of_classes_add_up_to_one():
     found = infer.probability(network, images, Settings(tta="hflip"))
     assert found.shape == (2, 5, 30, 40)
     assert torch.allclose(found.sum(1), torch.ones(2, 30, 40), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (8, 16)])
+def test_masks_are_packed_as_numpy_does(shape):
+    mask = np.random.default_rng(0).random(shape) < 0.5
+    assert np.array_equal(cut.pack(torch.from_numpy(mask)).numpy(), np.packbits(mask))
+
+
+def test_what_is_made_ahead_keeps_its_order_and_its_errors():
+    def made():
+        yield from range(5)
+        raise InputError("the sixth")
+
+    seen = infer.ahead(made(), 2)
+    assert [next(seen) for _ in range(5)] == [0, 1, 2, 3, 4]
+    with pytest.raises(InputError, match="the sixth"):
+        next(seen)
+
+
+def test_nothing_is_made_far_ahead_and_the_maker_is_closed():
+    made = []
+
+    def make():
+        try:
+            for i in range(100):
+                made.append(i)
+                yield i
+        finally:
+            made.append("closed")
+
+    seen = infer.ahead(make(), 2)
+    next(seen)
+    seen.close()
+    assert made[-1] == "closed" and len(made) <= 5

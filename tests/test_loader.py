@@ -2,12 +2,18 @@
 
 import importlib
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from conftest import draw_car, write_mask
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
 
 import augment
+import cache
 import config
 import datasets
 import labels
@@ -15,6 +21,7 @@ import loader
 import pixels
 import prepare
 from augment import POLICIES, Augment
+from cache import make_cache
 from config import InputError
 from prepare import Input
 from settings import Settings
@@ -25,15 +32,23 @@ CAR = labels.carvana(Settings())
 @pytest.fixture
 def settings(data):
     """Settings under which the tiny data set is read."""
-    words = ["dataset=tiny", "size=[32,48]", "batch=5", "augment=strong", "device=cpu", "workers=0"]
+    words = [
+        f"output_dir={data / 'output'}",
+        "dataset=tiny",
+        "size=[32,48]",
+        "batch=5",
+        "augment=strong",
+        "device=cpu",
+        "workers=0",
+    ]
     return config.load([f"data_dir={data}", f"folds_csv={data / 'folds.csv'}", *words])
 
 
-def batches_of(settings, epochs, cache=None, **changes):
+def batches_of(settings, epochs, kept=None, **changes):
     """All batches of some epochs, as (images, masks)."""
     for name, value in changes.items():
         setattr(settings, name, value)
-    made = loader.training_batches(datasets.training_rows(settings), settings, cache)
+    made = loader.training_batches(datasets.training_rows(settings), settings, kept)
     out = []
     for epoch in epochs:
         made.sampler.epoch = epoch
@@ -158,20 +173,97 @@ def test_batches_are_the_same_with_workers_and_with_the_cache(settings):
     assert equal(plain, batches_of(settings, [0, 1], workers=2))
     assert equal(
         plain,
-        batches_of(settings, [0, 1], loader.Cache(rows, Input((32, 48)), (32, 48)), workers=0),
+        batches_of(settings, [0, 1], cache.in_memory(rows, Input((32, 48)), (32, 48)), workers=0),
     )
     assert not equal(plain[:3], plain[3:])
 
 
 def test_auto_cache_gives_way_where_memory_is_short(settings, monkeypatch):
     rows = datasets.training_rows(settings)
-    assert loader.make_cache(settings, rows) is not None
+    assert isinstance(make_cache(settings, rows).pixels, np.ndarray)
     short = type("Memory", (), {"available": 1000})
-    monkeypatch.setattr(loader.psutil, "virtual_memory", short)
-    assert loader.make_cache(settings, rows) is None
+    monkeypatch.setattr(cache.psutil, "virtual_memory", short)
+    assert isinstance(make_cache(settings, rows).pixels, np.memmap)
+    settings.size = [16, 24]  # the file of another size is there already
+    monkeypatch.setattr(cache, "disk_room", lambda folder: 1000)
+    assert make_cache(settings, rows) is None
     settings.cache = "ram"
     with pytest.raises(InputError, match="cache=none"):
-        loader.make_cache(settings, rows)
+        make_cache(settings, rows)
+
+
+@pytest.mark.parametrize("place", ["ram", "disk"])
+def test_a_cache_holds_what_decoding_gives(settings, place, tmp_path):
+    settings.cache, settings.output_dir = place, str(tmp_path)
+    rows = datasets.training_rows(settings)
+    kept, given = make_cache(settings, rows), Input((32, 48))
+    for row in rows[::-1]:
+        image, mask = cache.prepare_pair(row, given, pixels.truth(row))
+        assert np.array_equal(kept.pair(row)[0], image) and np.array_equal(kept.pair(row)[1], mask)
+        assert np.array_equal(kept.truth(row), pixels.truth(row)) and kept.truth(row).dtype == bool
+
+
+def test_a_disk_cache_is_made_once_and_again_where_a_file_has_changed(settings, tmp_path):
+    settings.cache, settings.output_dir = "disk", str(tmp_path)
+    rows = datasets.training_rows(settings)
+    make_cache(settings, rows)
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*.npy")}
+    make_cache(settings, rows)
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").glob("*.npy")} == made
+    changed = np.arange(48 * 72).reshape(48, 72) % 72 < 36
+    write_mask(rows[0].mask, changed)
+    assert np.array_equal(make_cache(settings, rows).truth(rows[0]), changed)
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 2
+
+
+@given(
+    arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.integers(0, 2))
+)
+def test_packed_labels_come_back(label):
+    packed = cache.join([cache.pack(label), cache.pack(label.T)])
+    for i, wanted in enumerate((label, label.T)):
+        runs = slice(*packed["ends"][i : i + 2])
+        found = np.repeat(packed["values"][runs], packed["lengths"][runs])
+        assert np.array_equal(found.reshape(packed["shapes"][i]), wanted)
+
+
+def test_photographs_from_the_cache_are_those_from_the_files(settings):
+    rows = datasets.training_rows(settings)[2:7]
+    kept = cache.in_memory(datasets.training_rows(settings), Input((32, 48)), (32, 48))
+    made = [
+        [
+            photo
+            for batch in loader.photographs(rows, {kept.given}, settings, True, source)
+            for photo in batch
+        ]
+        for source in (None, kept)
+    ]
+    for plain, cached in zip(*made, strict=True):
+        assert plain.row == cached.row and plain.native == cached.native
+        assert np.array_equal(plain.truth, cached.truth)
+        assert torch.equal(plain.images[kept.given], cached.images[kept.given])
+
+
+def test_images_of_several_sizes_are_not_kept(settings):
+    rows = datasets.training_rows(settings)
+    picture, mask = draw_car(0, 1, (40, 60))
+    Image.fromarray(picture).save(rows[0].image)
+    write_mask(rows[0].mask, mask)
+    settings.size, settings.batch = None, 1
+    assert make_cache(settings, rows) is None
+
+
+@pytest.mark.parametrize(
+    ("enough", "size"), [((60, 90), (60, 90)), ((61, 90), (120, 180)), ((15, 20), (15, 23))]
+)
+def test_a_jpeg_is_decoded_no_larger_than_enough(tmp_path, enough, size):
+    path = tmp_path / "a.jpg"
+    picture = cv2.resize(draw_car(0, 1, (48, 72))[0], (180, 120))
+    Image.fromarray(picture).save(path, quality=95)
+    found = pixels.read_image(path, enough)
+    assert found.shape[:2] == size
+    wanted = cv2.resize(pixels.read_image(path), size[::-1], interpolation=cv2.INTER_AREA)
+    assert np.abs(found.astype(int) - wanted).mean() < 5
 
 
 def test_resizing_a_mask_by_area_gives_the_covered_part():
@@ -184,11 +276,11 @@ def test_resizing_a_mask_by_area_gives_the_covered_part():
 def test_a_pair_is_resized_together_and_coverage_goes_up_to_255(settings):
     row = datasets.training_rows(settings)[0]
     for size in ((32, 48), (96, 144), None):
-        image, mask = loader.load_pair(row, Input(size))
+        image, mask = cache.prepare_pair(row, Input(size), pixels.truth(row))
         assert image.shape[:2] == mask.shape == (size or (48, 72))
         assert mask.min() == 0 and mask.max() == 255
     assert ((mask == 0) | (mask == 255)).all()
-    large = loader.load_pair(row, Input((96, 144)))[1]
+    large = cache.prepare_pair(row, Input((96, 144)), pixels.truth(row))[1]
     assert ((large > 0) & (large < 255)).any()  # enlarged smoothly
 
 
