@@ -2,17 +2,18 @@
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 import prepare
 from augment import Augment
-from cache import Cache, prepare_pair
+from cache import Cache, Pair, prepare_pair
 from config import InputError
 from device import pick_device
 from pixels import native_size, photograph, truth
@@ -24,7 +25,7 @@ from settings import Settings
 
 
 class TrainingImages(Dataset):
-    """(epoch, i) → uint8 image 3×h×w and target 1×h×w (see load_pair), augmented."""
+    """(epoch, i) → uint8 image 3×h×w and target 1×h×w (see cache.Pair), augmented."""
 
     def __init__(self, rows: list[Row], settings: Settings, cache: Cache | None):
         self.rows, self.given, self.cache = rows, input_of(settings), cache
@@ -37,8 +38,18 @@ class TrainingImages(Dataset):
         epoch, i = key
         row = self.rows[i]
         pair = self.cache.pair(row) if self.cache else prepare_pair(row, self.given, truth(row))
-        image, mask = self.augment(*pair, epoch, row.image_id)
-        return _channels_first(image), torch.from_numpy(mask)[None]
+        return tensors(*self.augment(*pair, epoch, row.image_id))
+
+
+def tensors(image: np.ndarray, target: np.ndarray) -> tuple[Tensor, Tensor]:
+    """h×w×3 and h×w uint8 → 3×h×w and 1×h×w."""
+    return _channels_first(image), torch.from_numpy(target)[None]
+
+
+def batch_of(pairs: list[Pair]) -> tuple[Tensor, Tensor]:
+    """B images and targets → B×3×h×w and B×1×h×w uint8."""
+    images, targets = zip(*(tensors(*pair) for pair in pairs), strict=True)
+    return torch.stack(images), torch.stack(targets)
 
 
 class Shuffle(Sampler):
@@ -60,7 +71,7 @@ class Shuffle(Sampler):
 
 def training_batches(rows: list[Row], settings: Settings, cache: Cache | None) -> DataLoader:
     """Batches of uint8 B×3×h×w images and B×1×h×w targets; `.sampler.epoch` names the epoch."""
-    workers, on_gpu = _workers(settings, cache), pick_device(settings).type == "cuda"
+    workers, on_gpu = _workers(settings, cache is not None), pick_device(settings).type == "cuda"
     return DataLoader(
         TrainingImages(rows, settings, cache),
         settings.batch,
@@ -94,6 +105,14 @@ class Photographs(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def __getitems__(self, indices: list[int]) -> list[Photograph]:
+        """A batch: decoded by all cores at once, between two turns of the network, where that
+        needs the same cores. Beside it, they would make it wait twice as long."""
+        if get_worker_info() is not None:
+            return [self[i] for i in indices]
+        with ThreadPoolExecutor(_cores()) as pool:
+            return list(pool.map(self.__getitem__, indices))
+
     def __getitem__(self, i: int) -> Photograph:
         row = self.rows[i]
         if self.cache:  # its rows have truths
@@ -124,7 +143,7 @@ def photographs(
         Photographs(rows, inputs, with_truth, cache),
         settings.batch,
         collate_fn=list,
-        num_workers=_workers(settings, cache),
+        num_workers=_workers(settings, True),
         worker_init_fn=_one_thread,
     )
 
@@ -133,12 +152,12 @@ def _channels_first(image: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
-def _workers(settings: Settings, cache: Cache | None) -> int:
-    """Processes that load. From the cache an image is ready sooner than a process could hand it
-    over; yet a GPU is too fast to wait for one."""
+def _workers(settings: Settings, quick: bool) -> int:
+    """Processes that load. What is `quick` they would take from the network where it runs on the
+    same cores; yet a GPU is too fast to wait for anything."""
     if settings.workers is not None:
         return settings.workers
-    return 0 if cache and pick_device(settings).type == "cpu" else _cores()
+    return 0 if quick and pick_device(settings).type == "cpu" else _cores()
 
 
 def _cores() -> int:
