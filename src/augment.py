@@ -8,6 +8,7 @@ import os
 import warnings
 import zlib
 from copy import deepcopy
+from typing import Any
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network at import
 
@@ -72,6 +73,9 @@ POLICIES: dict[str, list[A.BasicTransform]] = {
 }
 
 
+Drawn = tuple[A.BasicTransform, dict[str, Any]]
+
+
 class Augment:
     """A policy by name, called with the key of one draw."""
 
@@ -85,10 +89,32 @@ class Augment:
                 step.fill_mask = IGNORE  # what comes in from outside is of no class
         self.transform = A.Compose(steps, mask_interpolation=between)
 
+    @property
+    def steps(self) -> list[A.BasicTransform]:
+        """What may happen, in its order."""
+        return self.transform.transforms
+
+    def start(self, epoch: int, image_id: str) -> None:
+        """Begin the draws of this image in this epoch."""
+        self.transform.set_random_seed(zlib.crc32(f"{self.seed} {epoch} {image_id}".encode()))
+
+    def drawn(self, epoch: int, image_id: str, size: tuple[int, int]) -> dict[int, Drawn]:
+        """What __call__ would do to an image of this size (h, w), without doing it: the steps that
+        strike, by their place, with their numbers."""
+        self.start(epoch, image_id)
+        self.transform.py_random.random()  # Compose asks whether it is to run at all
+        struck, nothing = {}, {"image": np.zeros((1, 1, 3), np.uint8)}
+        for i, step in enumerate(self.steps):
+            if step.should_apply():
+                params = step.get_params()
+                known = {"shape": (*size, 3)} | params
+                struck[i] = step, params | step.get_params_dependent_on_data(known, nothing)
+        return struck
+
     def __call__(
         self, image: np.ndarray, mask: np.ndarray, epoch: int, image_id: str
     ) -> tuple[np.ndarray, np.ndarray]:
         """H×W×3 and H×W uint8 → the same shapes; the mask holds coverage 0…255, or classes."""
-        self.transform.set_random_seed(zlib.crc32(f"{self.seed} {epoch} {image_id}".encode()))
+        self.start(epoch, image_id)
         done = self.transform(image=image, mask=mask)
         return done["image"], done["mask"]

@@ -16,6 +16,7 @@ from augment import Augment
 from cache import Cache, Pair, prepare_pair
 from config import InputError
 from device import pick_device
+from ondevice import draws
 from pixels import native_size, photograph, truth
 from prepare import Input, Size, input_of
 from row import Row
@@ -25,20 +26,28 @@ from settings import Settings
 
 
 class TrainingImages(Dataset):
-    """(epoch, i) → uint8 image 3×h×w and target 1×h×w (see cache.Pair), augmented."""
+    """(epoch, i) → uint8 image 3×h×w and target 1×h×w (see cache.Pair), augmented. Where that is
+    done on the device: not yet augmented, and the draws; of a cache that stays there (`resident`)
+    its place in it, and the draws."""
 
-    def __init__(self, rows: list[Row], settings: Settings, cache: Cache | None):
-        self.rows, self.given, self.cache = rows, input_of(settings), cache
+    def __init__(self, rows: list[Row], settings: Settings, cache: Cache | None, resident: bool):
+        self.rows, self.given, self.cache, self.resident = rows, input_of(settings), cache, resident
         self.augment = Augment(settings.augment, settings.seed, rows[0].scheme)
+        self.here = settings.augment_on == "cpu"
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor | int, ...]:
         epoch, i = key
         row = self.rows[i]
+        if self.resident:
+            numbers = draws(self.augment, epoch, row.image_id, self.cache.size)
+            return self.cache.at[row.image_id], numbers
         pair = self.cache.pair(row) if self.cache else prepare_pair(row, self.given, truth(row))
-        return tensors(*self.augment(*pair, epoch, row.image_id))
+        if self.here:
+            return tensors(*self.augment(*pair, epoch, row.image_id))
+        return *tensors(*pair), draws(self.augment, epoch, row.image_id, pair[1].shape)
 
 
 def tensors(image: np.ndarray, target: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -69,11 +78,13 @@ class Shuffle(Sampler):
         return ((self.epoch, i) for i in order.tolist())
 
 
-def training_batches(rows: list[Row], settings: Settings, cache: Cache | None) -> DataLoader:
-    """Batches of uint8 B×3×h×w images and B×1×h×w targets; `.sampler.epoch` names the epoch."""
+def training_batches(
+    rows: list[Row], settings: Settings, cache: Cache | None, resident: bool = False
+) -> DataLoader:
+    """Batches of what TrainingImages holds; `.sampler.epoch` names the epoch."""
     workers, on_gpu = _workers(settings, cache is not None), pick_device(settings).type == "cuda"
     return DataLoader(
-        TrainingImages(rows, settings, cache),
+        TrainingImages(rows, settings, cache, resident),
         settings.batch,
         sampler=Shuffle(len(rows), settings.seed),
         num_workers=workers,

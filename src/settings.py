@@ -86,6 +86,7 @@ class Settings:
     decode: Literal["full", "scaled"] = setting("full", "scaled: JPEGs at 1/2, 1/4, 1/8 where the network sees no more: faster, a little other pixels")
     cache: Literal["auto", "ram", "disk", "none"] = setting("auto", "where images decoded once are kept; auto: in half the free memory, or on disk, shared by all processes")
     augment: Literal["none", "flip", "light", "strong", "paper"] = setting("light", "what is done to training images")
+    augment_on: Literal["cpu", "gpu"] = setting("cpu", "gpu: augment whole batches where the network runs, from a cache that stays there if it fits")
     prepare: list[str] = setting([], "scripts that make data_dir, or folds_csv, where it is missing")
     demo_cars: int = setting(12, "training cars that demo.py renders", TWO_OR_MORE)
     demo_test_cars: int = setting(4, "test cars that demo.py renders", POSITIVE)

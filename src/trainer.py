@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm import tqdm
 
+import ondevice
+from augment import Augment
 from cache import Cache
 from config import InputError
 from datasets import fingerprint
@@ -58,7 +60,11 @@ class Fold:
         self.scheme = rows[0].scheme
         network = build(settings, len(self.scheme.names)).to(engine.device)
         self.average = Average(network, settings.ema)
-        batches = training_batches([row for row in rows if row.fold != fold], settings, cache)
+        trained = [row for row in rows if row.fold != fold]
+        self.augment = Augment(settings.augment, settings.seed, self.scheme)
+        on_device = settings.augment_on == "gpu"
+        self.resident = ondevice.resident(cache, engine.device) if on_device else None
+        batches = training_batches(trained, settings, cache, self.resident is not None)
         self.shuffle = batches.sampler
         optimizer = make_optimizer(settings, network)
         self.network, self.optimizer, self.batches = engine.prepare(network, optimizer, batches)
@@ -71,6 +77,15 @@ class Fold:
     def member(self) -> Member:
         """The averaged network, as `infer` takes it."""
         return member(self.average.module, self.settings)
+
+    def finished(self, batch: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """A batch as it comes → uint8 images B×3×h×w and targets B×1×h×w, augmented."""
+        if self.settings.augment_on == "cpu":
+            return batch
+        *pair, draws = batch
+        if self.resident is not None:
+            pair = ondevice.gathered(self.resident, *pair, self.cache.size)
+        return ondevice.augmented(*pair, draws, self.augment)
 
     def parts(self) -> dict[str, Any]:
         """Whatever has a state of its own."""
@@ -106,7 +121,8 @@ def train_epoch(fold: Fold, bar: tqdm) -> dict[str, float]:
     fold.network.train()
     fold.shuffle.epoch = fold.epoch
     torch.manual_seed(draws(fold))
-    for step, (images, masks) in enumerate(fold.batches):
+    for step, batch in enumerate(fold.batches):
+        images, masks = fold.finished(batch)
         with memory_advice(fold.settings):
             loss, logits = train_step(fold, images, masks)
         total = total + loss * len(images)

@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 SRC = ROOT / "src"
-SCRIPTS = {"demo", "folds", "train", "leaderboard", "predict", "score", "report"}
+SCRIPTS = {"demo", "folds", "train", "leaderboard", "predict", "score", "report", "bench"}
 MODULES = {path.stem: path for path in SRC.glob("*.py")}
 ALONE = {"rle", "metrics", "losses", "unet"}  # to be read, or taken, by themselves
 

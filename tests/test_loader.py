@@ -18,6 +18,7 @@ import config
 import datasets
 import labels
 import loader
+import ondevice
 import pixels
 import prepare
 from augment import POLICIES, Augment
@@ -163,7 +164,7 @@ def test_keys_carry_the_epoch_for_the_augmentation(settings):
     shuffle = loader.Shuffle(3, seed=0)
     shuffle.epoch = 7
     assert {epoch for epoch, _ in shuffle} == {7}
-    images = loader.TrainingImages(datasets.training_rows(settings), settings, None)
+    images = loader.TrainingImages(datasets.training_rows(settings), settings, None, False)
     assert len({images[(epoch, 0)][0].numpy().tobytes() for epoch in range(4)}) > 1
 
 
@@ -312,3 +313,48 @@ def test_an_image_that_cannot_be_decoded_is_one_line_also_from_a_worker(settings
     with pytest.raises(InputError) as error:
         list(loader.photographs(rows, {Input(None)}, settings, False))
     assert str(error.value).startswith(str(rows[3].image)) and "\n" not in str(error.value)
+
+
+# ---------------------------------------------------------------- on the device
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("scheme", [CAR, labels.cityscapes(Settings())])
+def test_the_device_does_what_the_cpu_does(policy, scheme):
+    """The same draws, and the same pixels but for OpenCV's coarser arithmetic."""
+    image, mask = draw_car(0, 1, (48, 72))
+    image = cv2.GaussianBlur(image, (0, 0), 2)  # a photograph has no such edges
+    target = mask.astype(np.uint8) * (255 if scheme.binary else 1)
+    change, struck = Augment(policy, 0, scheme), 0
+    batch = [loader.tensors(image, target) for _ in range(40)]
+    numbers = [ondevice.draws(change, epoch, "a", (48, 72)) for epoch in range(40)]
+    pair = (torch.stack(part) for part in zip(*batch, strict=True))
+    images, targets = ondevice.augmented(*pair, torch.stack(numbers), change)
+    for epoch in range(40):
+        wanted, wanted_target = change(image, target, epoch, "a")
+        found = images[epoch].permute(1, 2, 0).numpy()
+        assert np.abs(found.astype(int) - wanted).mean() < 4
+        assert (np.abs(targets[epoch, 0].numpy().astype(int) - wanted_target) > 8).mean() < 0.02
+        struck += not np.array_equal(wanted, image)
+        if policy in ("none", "flip"):
+            assert np.array_equal(found, wanted)
+            assert np.array_equal(targets[epoch, 0], wanted_target)
+    assert struck > 2 or policy == "none"
+
+
+def test_batches_augmented_on_the_device_come_from_files_cache_and_device_alike(settings):
+    rows = datasets.training_rows(settings)
+    settings.augment_on = "gpu"
+    kept = cache.in_memory(rows, Input((32, 48)), (32, 48))
+    records, made = torch.from_numpy(kept.pixels), []
+    for source, stays in ((None, False), (kept, False), (kept, True)):
+        for batch in loader.training_batches(rows, settings, source, stays):
+            pair, numbers = batch[:-1], batch[-1]
+            pair = ondevice.gathered(records, *pair, kept.size) if stays else pair
+            made.append((stays, source is kept, *pair, numbers))
+    third = len(made) // 3
+    for first, second, last in zip(
+        made[:third], made[third : 2 * third], made[2 * third :], strict=True
+    ):
+        for a, b, c in zip(first[2:], second[2:], last[2:], strict=True):
+            assert torch.equal(a, b) and torch.equal(b, c)
