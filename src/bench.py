@@ -158,7 +158,7 @@ def flops(fold: Fold, size: tuple[int, int]) -> float:
 
 def compared(clock: Clock, fold: Fold, rows: list[Row], loop: float) -> dict[str, float]:
     """How many times faster than the plain way, in this run."""
-    plain = rivals.plain_training(fold.settings, rows, fold.engine.device)
+    plain = rivals.plain_rate(fold.settings, rows, fold.engine.device)
     masks = [pixels.truth(row) for row in rows[:16]]
     clock.time("encode: ours", rle.encode, masks)
     clock.time("encode: classic", rivals.classic_encode, masks)
@@ -218,6 +218,8 @@ def main() -> None:
     found = loops(clock, fold, rows, there)
     if settings.compare:
         found |= compared(clock, fold, rows, found["training loop, images/s"])
+    if settings.minutes:
+        found |= rivals.plain_dice(settings, datasets.training_rows(settings), engine.device)
     tell(settings, clock, found, machine(engine.device) | {"precision": engine.mixed_precision})
 
 

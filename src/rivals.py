@@ -2,18 +2,26 @@
 
 import os
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from pycocotools import mask as coco
+from torch import nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
+import oof
+import pixels
+from infer import member
 from losses import LOSSES
-from models import build
+from models import Segmenter, build
 from row import Row
 from settings import Settings
+from unet import UNet
 
 
 class PlainImages(Dataset):
@@ -34,25 +42,59 @@ class PlainImages(Dataset):
         return torch.from_numpy(pixels.copy()), torch.from_numpy(inside)
 
 
-def plain_training(settings: Settings, rows: list[Row], device: torch.device) -> float:
-    """Images/s of the same network over one epoch: float32, NCHW, eager, nothing kept, a loss that
-    is read at every step. The first batch is not counted, nor the start of the workers."""
+def steps(network: nn.Module, optimizer: Optimizer, batches: DataLoader) -> Iterator[int]:
+    """Trains for an epoch in float32, eagerly, and reads the loss at every step: the number of
+    images of each step, after it."""
+    device = next(network.parameters()).device
+    for images, masks in batches:
+        loss = LOSSES["bce_dice"](network(images.to(device)), masks.to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        loss.item()
+        yield len(images)
+
+
+def batches_of(rows: list[Row], size: tuple[int, int], batch: int) -> DataLoader:
+    """Shuffled PlainImages, loaded by a process for each core."""
+    return DataLoader(PlainImages(rows, size), batch, num_workers=os.cpu_count(), shuffle=True)
+
+
+def plain_rate(settings: Settings, rows: list[Row], device: torch.device) -> float:
+    """Images/s of the settings' own network, NCHW, over one epoch. The first batch is not counted,
+    nor the start of the workers."""
     segmenter = build(settings, pretrained=False).to(device)
     network = segmenter.network.to(memory_format=torch.contiguous_format)
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr)
-    images = PlainImages(rows, tuple(settings.size))
-    batches = DataLoader(images, settings.batch, num_workers=os.cpu_count(), shuffle=True)
-    seen, begun = 0, 0.0
-    for step, (x, y) in enumerate(batches):
-        if step == 1:
-            begun = time.perf_counter()
-        loss = LOSSES[settings.loss](network(x.to(device)), y.to(device))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        loss.item()
-        seen += len(x) if step else 0
-    return seen / (time.perf_counter() - begun)
+    going = steps(network, optimizer, batches_of(rows, tuple(settings.size), settings.batch))
+    next(going)
+    begun = time.perf_counter()
+    return sum(going) / (time.perf_counter() - begun)
+
+
+def plain_dice(settings: Settings, rows: list[Row], device: torch.device) -> dict[str, float]:
+    """Trains the U-Net 64…1024 for `minutes` as Pytorch-UNet does by default (RMSprop with momentum
+    0.999, lr 1e-5, one image a step) at an eighth of the photographs' size; native Dice of fold 0,
+    which it never saw."""
+    size = tuple(round(side / 128) * 16 for side in pixels.native_size(rows[0]))
+    network = UNet([64, 128, 256, 512, 1024], 1).to(device)
+    optimizer = torch.optim.RMSprop(
+        network.parameters(), lr=1e-5, momentum=0.999, weight_decay=1e-8
+    )
+    batches = batches_of([row for row in rows if row.fold != 0], size, 1)
+    end, seen = time.perf_counter() + 60 * settings.minutes, 0
+    while time.perf_counter() < end:
+        for count in steps(network, optimizer, batches):
+            seen += count
+            if time.perf_counter() > end:
+                break
+    segmenter = Segmenter(network.eval(), network.frame)
+    segmenter.mean, segmenter.std = torch.zeros(3, 1, 1), torch.full((3, 1, 1), 255.0)
+    alone = replace(settings, size=list(size), tta="none")
+    held_out = [row for row in rows if row.fold == 0]
+    scores = oof.score([member(segmenter.to(device), alone)], held_out, alone, "plain U-Net")
+    return {"plain U-Net, images trained on": seen, "plain U-Net, Dice": scores.dice.mean()}
 
 
 def classic_encode(mask: np.ndarray) -> str:

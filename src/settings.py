@@ -132,6 +132,7 @@ class Settings:
     submission: str = setting("", "the csv to write or check; empty: output/submission.csv, or in the run's folder")
     truth: str = setting("", "score.py: csv of true masks (img,rle_mask)")
     compare: bool = setting(False, "bench.py: measure plain rivals beside it")
+    minutes: float = setting(0, "bench.py: train the plain U-Net of 31M for so long, and score the fold it never saw", NOT_NEGATIVE)
 
     @property
     def run_dir(self) -> Path:
@@ -165,4 +166,4 @@ NETWORK = [
 # What may differ between the folds of one run, or when it is resumed.
 FREE = {"recipe", "fold", "resume", "device", "amp", "workers", "cache", "prepare", "k", "compile"}
 FREE |= {"data_dir", "output_dir", "folds_csv", "runs", "threshold", "postprocess", "masks"}
-FREE |= {"submission", "truth", "tile", "overlap", "compare"}
+FREE |= {"submission", "truth", "tile", "overlap", "compare", "minutes"}
