@@ -31,11 +31,12 @@ from tqdm import tqdm
 import datasets
 import pixels
 import prepare
+import provenance
 import rivals
 import rle
 from augment import Augment
 from cache import make_cache
-from clock import Clock, machine
+from clock import Clock
 from config import InputError
 from cut import Cut
 from device import PRECISIONS, autocast, pick_precision
@@ -115,7 +116,8 @@ def training_loop(clock: Clock, fold: Fold, there: list[torch.Tensor]) -> float:
     that is `there`, as a machine's speed changes from minute to minute."""
     loop, steps = [], []
     for fold.epoch in range(1 + ROUNDS):
-        loop.append(train_epoch(fold, tqdm(disable=True))["images_per_second"])
+        loop.append(train_epoch(fold, tqdm(disable=True), lambda: None)["images_per_second"])
+        fold.end_epoch()
         clock.time("training step", lambda b: train_step(fold, *b), [there], len(there[0]))
         steps.append(clock.steps["training step"])
     clock.steps["training step"] = pd.DataFrame(steps[1:]).mean().to_dict()
@@ -220,7 +222,12 @@ def main() -> None:
         found |= compared(clock, fold, rows, found["training loop, images/s"])
     if settings.minutes:
         found |= rivals.plain_dice(settings, datasets.training_rows(settings), engine.device)
-    tell(settings, clock, found, machine(engine.device) | {"precision": engine.mixed_precision})
+    tell(
+        settings,
+        clock,
+        found,
+        provenance.machine(engine.device) | {"precision": engine.mixed_precision},
+    )
 
 
 def tell(settings: Settings, clock: Clock, found: dict[str, float], about: dict[str, Any]) -> None:

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import checkpoint
 import oof
 import postprocess
+import provenance
 from config import InputError
 from datasets import fingerprint
 from ensemble import common_folds, judges, networks
@@ -155,7 +155,7 @@ def judge(settings: Settings, rows: list[Row], device: torch.device) -> dict[str
         "data": fingerprint(rows),
         "tta": settings.tta,
         "networks": networks(Path(settings.output_dir), settings.runs),
-        "commit": checkpoint.commit(),
+        "commit": provenance.commit(),
     }
     oof.save(settings.run_dir, scores)
     with replacing(settings.run_dir / "ensemble.json") as partial:

@@ -132,8 +132,8 @@ def key(rows: list[Row], given: Input) -> str:
     """Tells what is decoded how: files by name, size and time, and what is made of them."""
     lines = [repr((given, rows[0].layout, rows[0].scheme))]
     for row in rows:
-        for path in (row.image, row.mask):
-            stat = path.stat()
+        for path in filter(None, (row.image, row.mask)):
+            stat = path.stat() if path.exists() else path.lstat()  # a link to nowhere
             lines.append(f"{path.name},{stat.st_size},{stat.st_mtime_ns}")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
 

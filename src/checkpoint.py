@@ -1,16 +1,14 @@
-"""Weights with all that is needed to use them, and snapshots with all that is needed to go on."""
+"""Weights with all that is needed to use them."""
 
 import json
-import subprocess
 from dataclasses import asdict, replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 import yaml
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 import config
 from config import InputError
@@ -34,8 +32,9 @@ def save_weights(path: Path, network: Segmenter, settings: Settings, about: dict
     """One safetensors file: the weights, the settings that made them, and facts `about` them."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
     about = {**about, "settings": asdict(settings)}
-    with replacing(path) as partial:
-        save_file(tensors, partial, metadata={k: json.dumps(v) for k, v in about.items()})
+    data = save(tensors, metadata={k: json.dumps(v) for k, v in about.items()})
+    with replacing(path, len(data)) as partial:
+        partial.write_bytes(data)
 
 
 def about_weights(path: Path) -> dict[str, Any]:
@@ -61,33 +60,14 @@ def load_weights(path: Path, device: torch.device) -> tuple[Segmenter, Settings,
     network = build(settings, about["classes"], pretrained=False)
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise InputError(f"{path}: holds numbers that are not finite; train them again")
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise InputError(f"{path}: does not fit its own settings ({reason})") from None
     return network.to(device).eval(), settings, about
-
-
-def begun(run_dir: Path) -> bool:
-    """Whether a run has weights or a snapshot of any fold."""
-    found = [*run_dir.glob("fold*/best.safetensors"), *run_dir.glob("fold*/resume/state.pt")]
-    return bool(found)
-
-
-def commit() -> str:
-    """The commit of this code, with + where files differ from it; 'unknown' outside git."""
-    try:
-        git = ["git", "-C", str(Path(__file__).parent)]
-        name = subprocess.run(
-            [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-        )
-        dirty = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True)
-    except FileNotFoundError:
-        return "unknown"
-    if name.returncode:
-        return "unknown"
-    return name.stdout.strip() + ("+" if dirty.returncode else "")
 
 
 def trained_folds(run_dir: Path) -> list[int]:
@@ -153,29 +133,3 @@ def save_settings(settings: Settings) -> None:
     """Write config.yaml into the run's folder."""
     with replacing(settings.run_dir / "config.yaml") as partial:
         partial.write_text(yaml.safe_dump(asdict(settings), sort_keys=False), encoding="utf-8")
-
-
-# ---------------------------------------------------------------- snapshots
-
-# What torch.load raises where a file is cut off, altered, or never was a snapshot.
-SPOILED = (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, UnpicklingError)
-
-
-def snapshot_path(settings: Settings, fold: int) -> Path:
-    """output/<run>/fold<k>/resume/state.pt"""
-    return fold_dir(settings, fold) / "resume" / "state.pt"
-
-
-def save_snapshot(path: Path, state: dict[str, Any]) -> None:
-    """Tensors, numbers and texts in nested dicts; what an exact resume needs."""
-    with replacing(path) as partial:
-        torch.save(state, partial)
-
-
-def load_snapshot(path: Path) -> dict[str, Any]:
-    """What save_snapshot wrote, on the CPU. Never runs code that a file might hold."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except SPOILED as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(f"{path}: cannot be read ({reason}); delete it to start again") from None

@@ -1,17 +1,12 @@
-"""How long a step takes, and on which machine."""
+"""How long a step takes."""
 
-import platform
 import time
 from collections.abc import Callable, Iterable
-from datetime import date
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
-
-import checkpoint
 
 TIMES = 16  # that a step is measured at the least
 
@@ -44,18 +39,3 @@ class Clock:
     def sum(self, names: list[str], column: str) -> float:
         """ms of these steps together."""
         return sum(self.steps[name][column] for name in names)
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """What was measured on."""
-    info = Path("/proc/cpuinfo")  # of Linux
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.machine(),
-        "cores": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        "torch": torch.__version__,
-        "commit": checkpoint.commit(),
-        "date": f"{date.today()}",
-    }

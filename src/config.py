@@ -1,5 +1,6 @@
 """Words → settings: `key=value` over a recipe over the defaults. How a script starts and ends."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -12,7 +13,9 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import stopping
 from settings import FIELDS, PARTS, Settings
+from stopping import Stopped
 
 SRC = Path(__file__).resolve().parent
 ADVICE = "`bash train.sh help` lists every setting"
@@ -118,16 +121,31 @@ def _kind(annotation: Any) -> str:
 # ---------------------------------------------------------------- scripts
 
 
-def run(main: Callable[[], None], stopped: str = "stopped") -> None:
-    """Run a script's main; what the person can mend ends in one line and exit code 2."""
+# Why a file cannot be written: there is no room for it, or it may not be there.
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+SHUT = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
+
+
+def run(main: Callable[[], None], remedy: str = "") -> None:
+    """Run a script's main; what the person can mend ends in one line and exit code 2, a signal in
+    128 + its number and how to go on."""
+    name = Path(sys.argv[0]).name
     try:
+        stopping.listen()
         main()
     except InputError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print(f"{Path(sys.argv[0]).name}: {stopped}", file=sys.stderr)
-        sys.exit(130)
+    except OSError as error:
+        if error.errno not in FULL | SHUT:
+            raise
+        print(f"{name}: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
+    except Stopped as stopped:
+        print(f"{name}: stopped{remedy and f'; {remedy}'}", file=sys.stderr)
+        sys.exit(stopped.code)
+    finally:
+        stopping.leave_at_once()  # while a script imports what it needs, nothing is lost
 
 
 def run_script(name: str, words: list[str]) -> None:

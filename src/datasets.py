@@ -40,7 +40,7 @@ def folder(settings: Settings, part: str) -> Path:
 
 def group_of(stem: str, group_by: str) -> str:
     """The group (car) that a file's stem names."""
-    match = re.fullmatch(group_by, stem)
+    match = re.fullmatch(group_by, stem, re.DOTALL)
     if not match:
         raise InputError(f"{stem}: this file name does not fit group_by={group_by}")
     return match[1]

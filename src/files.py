@@ -1,21 +1,94 @@
-"""Files that are whole or not there: written under another name, then renamed."""
+"""Files that are whole or not there, in folders where one process works at a time."""
 
 import os
+import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+from filelock import FileLock, Timeout
+
+from config import FULL, SHUT, InputError
+
 
 @contextmanager
-def replacing(path: Path | str) -> Iterator[Path]:
-    """A path beside `path` to write to; it takes `path`'s place when the block ends well."""
+def replacing(path: Path | str, size: int = 0) -> Iterator[Path]:
+    """A path beside `path` to write to; it takes `path`'s place when the block ends well.
+
+    InputError where the disk is full or shut; `size` is how many bytes are needed, if known.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        yield partial
-        with open(partial, "rb") as file:
-            os.fsync(file.fileno())  # a crash after the rename must not find it empty
-        os.replace(partial, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            sync(partial)  # a crash after the rename must not find it empty
+            os.replace(partial, path)
+            sync(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        ours = {None, str(partial), *map(str, path.parents)}
+        if error.errno not in FULL | SHUT or error.filename not in ours:
+            raise
+        raise InputError(unwritable(path, error, size)) from None
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of files, is on the disk."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
     finally:
-        partial.unlink(missing_ok=True)
+        os.close(opened)
+
+
+def unwritable(path: Path, error: OSError, size: int) -> str:
+    """Which file could not be written, why, and how much room it needs."""
+    if error.errno in SHUT:
+        return f"{path}: cannot be written ({error.strerror}); say another output_dir=..."
+    free = shutil.disk_usage(path.parent).free
+    needed = f"{size / 2**20:.1f} MiB are needed, " if size else ""
+    return f"{path}: {error.strerror}; {needed}{free / 2**20:.1f} MiB are free there: make room"
+
+
+# ---------------------------------------------------------------- one at a time
+
+PATIENCE = 30  # seconds; the workers of a process that was killed live on for 5
+
+
+@contextmanager
+def only_one(folder: Path, remedy: str) -> Iterator[None]:
+    """Keeps other processes out of `folder`; InputError names the one that is at work there.
+
+    The system frees the lock of a process that dies; what it left half-written is removed here.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    note = folder / ".lock"
+    while True:
+        lock, holder = FileLock(note), note.read_text() if note.exists() else ""
+        try:
+            lock.acquire(timeout=0 if lives(holder) else PATIENCE)
+            break
+        except Timeout:
+            if note.read_text() == holder:
+                said = holder or "another process"
+                raise InputError(f"{folder}: {said} is at work there; {remedy}") from None
+    try:
+        note.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        for partial in folder.glob(".*.partial"):
+            partial.unlink()
+        yield
+    finally:
+        if folder.exists():
+            note.write_text("")
+        lock.release()
+
+
+def lives(holder: str) -> bool:
+    """Whether the process that a lock names is there, or on another machine."""
+    _, number, _, host = holder.split(" ") if holder else ("", "0", "", "")
+    return bool(holder) and (host != socket.gethostname() or psutil.pid_exists(int(number)))

@@ -53,7 +53,7 @@ class Prediction:
     of each of several, which add up to 1."""
 
     row: Row
-    probability: Tensor  # C×H×W; M×C×H×W where the members were asked one by one
+    probability: Tensor | None  # C×H×W; M×C×H×W of members asked one by one; None of no image
     agreement: Tensor | None  # see agreement(); None where they were asked one by one
     photograph: Photograph
 
@@ -117,6 +117,9 @@ def predictions(
         # Images of one shape go through the networks together.
         for _, same in groupby(batch, key=lambda photo: photo.native):
             photos = list(same)
+            if photos[0].fault:
+                yield from (Prediction(photo.row, None, None, photo) for photo in photos)
+                continue
             with memory_advice(settings), autocast(device, precision):
                 votes = ask(members, photos, settings, device)
             for photo, each in zip(photos, votes, strict=True):

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 import prepare
+import stopping
 from augment import Augment
 from cache import Cache, Pair, prepare_pair
 from config import InputError
@@ -64,18 +65,19 @@ def batch_of(pairs: list[Pair]) -> tuple[Tensor, Tensor]:
 class Shuffle(Sampler):
     """The order of an epoch, drawn from (seed, epoch) alone, as keys (epoch, i).
 
-    The epoch travels in the key, so that worker processes that live on know it.
+    The epoch travels in the key, so that worker processes that live on know it. The first `start`
+    are left out: those that an interrupted epoch has seen.
     """
 
     def __init__(self, count: int, seed: int):
-        self.count, self.seed, self.epoch = count, seed, 0
+        self.count, self.seed, self.epoch, self.start = count, seed, 0, 0
 
     def __len__(self) -> int:
         return self.count
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
-        return ((self.epoch, i) for i in order.tolist())
+        return ((self.epoch, i) for i in order[self.start :].tolist())
 
 
 def training_batches(
@@ -90,7 +92,7 @@ def training_batches(
         num_workers=workers,
         pin_memory=on_gpu,
         persistent_workers=workers > 0,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_begin_worker,
     )
 
 
@@ -105,13 +107,22 @@ class Photograph:
     native: Size
     images: dict[Input, Tensor]  # uint8 3×h×w
     truth: np.ndarray | None  # H×W: bool, or uint8 classes
+    fault: str = ""  # why there is no image
 
 
 class Photographs(Dataset):
-    """i → Photograph."""
+    """i → Photograph. Where `skip` is said, one that cannot be read has only a fault."""
 
-    def __init__(self, rows: list[Row], inputs: set[Input], with_truth: bool, cache: Cache | None):
+    def __init__(
+        self,
+        rows: list[Row],
+        inputs: set[Input],
+        with_truth: bool,
+        cache: Cache | None,
+        skip: bool = False,
+    ):
         self.rows, self.inputs, self.with_truth, self.cache = rows, inputs, with_truth, cache
+        self.skip = skip
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -125,7 +136,15 @@ class Photographs(Dataset):
             return list(pool.map(self.__getitem__, indices))
 
     def __getitem__(self, i: int) -> Photograph:
-        row = self.rows[i]
+        try:
+            return self.read(self.rows[i])
+        except InputError as error:
+            if not self.skip:
+                raise
+            return Photograph(self.rows[i], (0, 0), {}, None, str(error))
+
+    def read(self, row: Row) -> Photograph:
+        """The row's Photograph; InputError where a file cannot be read."""
         if self.cache:  # its rows have truths
             image, true = self.cache.pair(row)[0], self.cache.truth(row)
             return Photograph(row, true.shape, {self.cache.given: _channels_first(image)}, true)
@@ -151,11 +170,11 @@ def photographs(
     """Lists of `batch` Photographs, in the rows' order; from the cache, if it has what is asked."""
     cache = cache if cache and inputs == {cache.given} and with_truth else None
     return DataLoader(
-        Photographs(rows, inputs, with_truth, cache),
+        Photographs(rows, inputs, with_truth, cache, settings.skip_bad and not with_truth),
         settings.batch,
         collate_fn=list,
         num_workers=_workers(settings, True),
-        worker_init_fn=_one_thread,
+        worker_init_fn=_begin_worker,
     )
 
 
@@ -177,5 +196,6 @@ def _cores() -> int:
     return min(len(mine), 8)
 
 
-def _one_thread(_: int) -> None:
+def _begin_worker(_: int) -> None:
     cv2.setNumThreads(0)  # the processes share the cores already
+    stopping.ignore()

@@ -1,23 +1,39 @@
 """Files → pixels: photographs and what their labels say."""
 
+import struct
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 import labels
 from config import InputError
 from row import Row
 
+# What Pillow raises on files that are cut off, altered, or never were images.
+SPOILED = (OSError, SyntaxError, ValueError, EOFError, LookupError, struct.error)
+# What stands near the end of a whole file. Of one that breaks off, OpenCV gives the upper part
+# over grey, and no error.
+ENDS = {b"\xff\xd8": b"\xff\xd9", b"\x89PNG": b"IEND"}
+LARGEST = 2**28  # pixels; a file of a few kB may claim more than fit any memory
+Image.MAX_IMAGE_PIXELS = None  # that is checked here
+SIDEWAYS = {5, 6, 7, 8}  # values of the EXIF tag Orientation, 0x0112
+
 
 def header_size(path: Path) -> tuple[int, int]:
-    """(height, width) from the file's header; nothing is decoded."""
+    """(height, width) as the image is shown, from the file's header; nothing is decoded."""
     try:
         with Image.open(path) as image:
-            return image.height, image.width
-    except (UnidentifiedImageError, OSError) as error:
-        raise InputError(f"{path}: cannot be read as an image ({_short(error)})") from None
+            (width, height), exif = image.size, Image.Exif()
+            exif.load(image.info.get("exif"))  # image.getexif() decodes a whole PNG to find it
+    except SPOILED as error:
+        raise InputError(
+            f"{path}: cannot be read as an image ({_short(error)}); get the file again"
+        ) from None
+    if height * width > LARGEST:
+        raise InputError(f"{path}: claims {width}×{height} pixels, 2²⁸ are allowed; cut it up")
+    return (width, height) if exif.get(0x0112) in SIDEWAYS else (height, width)
 
 
 def photograph(row: Row, enough: tuple[int, int] | None = None) -> np.ndarray:
@@ -55,27 +71,31 @@ REDUCED = {
 
 
 def read_image(path: Path, enough: tuple[int, int] | None = None) -> np.ndarray:
-    """H×W×3 uint8 RGB; of a JPEG smaller, but not below `enough` (h, w)."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({_short(error)})") from None
-    # Of a JPEG that breaks off, OpenCV gives the upper part over grey, and no error.
-    broken_off = data.startswith(b"\xff\xd8") and b"\xff\xd9" not in data[-4096:]
+    """H×W×3 uint8 RGB, turned as EXIF says; of a JPEG smaller, but not below `enough` (h, w)."""
+    native = header_size(path)
+    data = path.read_bytes()
+    end = next((end for start, end in ENDS.items() if data.startswith(start)), b"")
+    image = None
     if data.startswith(b"GIF8"):  # among the pets some are, whatever their name says
-        try:
-            with Image.open(path) as picture:
-                return np.asarray(picture.convert("RGB"))
-        except OSError as error:
-            raise InputError(f"{path}: cannot be decoded ({_short(error)})") from None
-    flag = cv2.IMREAD_COLOR
-    if enough and data.startswith(b"\xff\xd8"):
-        times = min(side // less for side, less in zip(header_size(path), enough, strict=True))
-        flag = next((REDUCED[n] for n in REDUCED if n <= times), flag)
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flag) if data else None
-    if image is None or broken_off:
+        image = _gif(path)
+    elif end in data[-4096:]:
+        flag = cv2.IMREAD_COLOR
+        if enough and data.startswith(b"\xff\xd8"):
+            times = min(side // less for side, less in zip(native, enough, strict=True))
+            flag = next((REDUCED[n] for n in REDUCED if n <= times), flag)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+    if image is None:
         raise InputError(f"{path}: cannot be decoded as an image; get the file again")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _gif(path: Path) -> np.ndarray | None:
+    """H×W×3 uint8 BGR of a GIF's first picture; None where it cannot be decoded."""
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture.convert("RGB"))[..., ::-1]
+    except SPOILED:
+        return None
 
 
 def read_mask(path: Path) -> np.ndarray:
@@ -90,15 +110,19 @@ def read_mask(path: Path) -> np.ndarray:
 
 def read_values(path: Path) -> np.ndarray:
     """H×W uint8 (or bool): the values that a label file holds, its palette left aside."""
+    header_size(path)
     try:
         with Image.open(path) as image:
             return np.asarray(image if image.mode in ("1", "L", "P") else image.convert("L"))
-    except (UnidentifiedImageError, OSError) as error:
-        raise InputError(f"{path}: cannot be read as a mask ({_short(error)})") from None
+    except SPOILED as error:
+        raise InputError(
+            f"{path}: cannot be read as a mask ({_short(error)}); make it again"
+        ) from None
 
 
 def _short(error: Exception) -> str:
-    return str(error).splitlines()[0].split(": '")[0] if str(error) else type(error).__name__
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return text.splitlines()[0].split(": '")[0]
 
 
 def check_headers(rows: list[Row]) -> set[tuple[int, int]]:

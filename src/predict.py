@@ -7,7 +7,8 @@ import csv
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import config
@@ -28,13 +29,15 @@ import labels
 import oof
 import pictures
 import pixels
+import provenance
 import rle
 from cut import Cut, best_cut
 from device import pick_device
-from files import replacing
+from files import only_one, replacing
 from infer import Member, Prediction, predict
 from labels import Scheme
 from metrics import clustered_error
+from parts import Found, Parts, key
 from pictures import overlay
 from row import Row
 
@@ -48,60 +51,71 @@ def told(settings: Settings, cut: Cut) -> str:
 
 def write_masks(folder: Path, prediction: Prediction, mask: np.ndarray) -> None:
     """To look at: of one class a PNG mask (0/255) and an overlay, of several a coloured PNG."""
-    folder.mkdir(parents=True, exist_ok=True)
     name, scheme = prediction.row.image_id, prediction.row.scheme
     if scheme.binary:
-        cv2.imwrite(str(folder / f"{name}_mask.png"), mask.astype(np.uint8) * 255)
+        write_picture(folder / f"{name}_mask.png", mask.astype(np.uint8) * 255)
         picture = overlay(pixels.photograph(prediction.row), mask)
-        cv2.imwrite(str(folder / f"{name}_overlay.jpg"), picture[..., ::-1])
+        write_picture(folder / f"{name}_overlay.jpg", picture)
     else:
-        cv2.imwrite(str(folder / f"{name}.png"), labels.to_colours(mask, scheme)[..., ::-1])
+        write_picture(folder / f"{name}.png", labels.to_colours(mask, scheme))
 
 
-def results(
-    settings: Settings, members: list[Member], rows: list[Row], cut: Cut
-) -> Iterator[tuple[Prediction, np.ndarray]]:
-    """Each row's prediction with its mask, in order, behind a bar."""
-    known = all(row.mask for row in rows)
-    predictions = predict(members, rows, settings, with_truth=known)
-    for prediction in tqdm(predictions, "predict", len(rows), unit="image", disable=None):
-        yield prediction, cut.mask(prediction.probability)
+def write_picture(path: Path, picture: np.ndarray) -> None:
+    """H×W or H×W×3 RGB uint8 → a file of the kind that its ending says."""
+    _, data = cv2.imencode(path.suffix, picture[..., ::-1] if picture.ndim == 3 else picture)
+    with replacing(path, len(data)) as partial:
+        partial.write_bytes(data)
 
 
-def write_submission(
-    settings: Settings, found: Iterable[tuple[Prediction, np.ndarray]]
-) -> tuple[str, list[tuple], list[dict]]:
-    """Stream the masks into the csv; its sha256, what is known of each image, and its scores."""
-    seen, measured = [], []
-    with replacing(settings.submission_csv) as partial:
+def found_in(settings: Settings, prediction: Prediction, cut: Cut) -> Found:
+    """What is kept of a prediction; its pictures are written on the way."""
+    row = prediction.row
+    if fault := prediction.photograph.fault:
+        return Found(row.image.name, "", 0.0, float("nan"), fault)
+    mask = cut.mask(prediction.probability)
+    if settings.masks or not row.scheme.binary:
+        write_masks(settings.run_dir / "masks", prediction, mask)
+    binary = row.scheme.binary
+    return Found(
+        row.image.name,
+        rle.encode(mask) if binary else hashlib.sha256(mask).hexdigest(),
+        float((mask != 0).mean()),
+        float(prediction.agreement),
+        measured=oof.measure(prediction) if row.mask else {},
+    )
+
+
+def predict_parts(settings: Settings, members: list[Member], parts: Parts, cut: Cut) -> None:
+    """Predict the parts that are missing, in one stream behind a bar; each is stored when it is
+    whole."""
+    missing, count = parts.missing(), len(parts.rows)
+    rows = [row for i in missing for row in parts.rows_of(i)]
+    if len(rows) < count:
+        print(f"{count - len(rows)} images were predicted before; going on")
+    predictions = predict(members, rows, settings, with_truth=all(row.mask for row in rows))
+    begun = count - len(rows)
+    bar = tqdm(predictions, "predict", count, initial=begun, unit="image", disable=None)
+    stream = (found_in(settings, prediction, cut) for prediction in bar)
+    for i in missing:
+        parts.write(i, list(islice(stream, len(parts.rows_of(i)))))
+
+
+def write_submission(path: Path, parts: Parts) -> str:
+    """The masks of all parts → submission.csv; its SHA-256."""
+    with replacing(path) as partial:
         with open(partial, "w", newline="", encoding="utf-8") as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(["img", "rle_mask"])
-            for prediction, mask in found:
-                name = prediction.row.image.name
-                table.writerow([name, rle.encode(mask)])
-                seen.append((name, mask.mean(), float(prediction.agreement)))
-                measured += [oof.measure(prediction)] if prediction.row.mask else []
-                if settings.masks:
-                    write_masks(settings.run_dir / "masks", prediction, mask)
-        digest = hashlib.sha256(partial.read_bytes()).hexdigest()
-    return digest, seen, measured
+            table.writerows((found.img, found.text) for found in parts.read())
+        with open(partial, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_classes(
-    settings: Settings, found: Iterable[tuple[Prediction, np.ndarray]], scheme: Scheme
-) -> tuple[str, list[tuple], list[dict]]:
-    """A picture in the classes' colours of each image, and their legend; the sha256 of all classes,
-    what is known of each image, and its scores."""
-    folder, seen, measured, digest = settings.run_dir / "masks", [], [], hashlib.sha256()
-    for prediction, classes in found:
-        digest.update(classes.tobytes())
-        name, sure = prediction.row.image.name, float((classes != 0).mean())
-        seen.append((name, sure, float(prediction.agreement)))
-        measured += [oof.measure(prediction)] if prediction.row.mask else []
-        write_masks(folder, prediction, classes)
-    cv2.imwrite(str(folder / "legend.png"), pictures.legend(scheme)[..., ::-1])
-    return digest.hexdigest(), seen, measured
+def write_legend(folder: Path, parts: Parts, scheme: Scheme) -> str:
+    """The colours of the classes, for their pictures; the SHA-256 of all images' classes."""
+    write_picture(folder / "legend.png", pictures.legend(scheme))
+    texts = "".join(found.text for found in parts.read())
+    return hashlib.sha256(texts.encode()).hexdigest()
 
 
 def say_scores(settings: Settings, rows: list[Row], measured: list[dict]) -> None:
@@ -116,41 +130,58 @@ def say_scores(settings: Settings, rows: list[Row], measured: list[dict]) -> Non
     )
 
 
+def write_about(
+    settings: Settings, cut: Cut, weights: dict[str, float], members: dict[str, Member], known: dict
+) -> None:
+    """submission.json: how the submission came about."""
+    about = {
+        "runs": weights,
+        "weights": {path: voter.weight for path, voter in members.items()},
+        "threshold": cut.threshold,
+        "postprocess": cut.steps,
+        "tta": settings.tta,
+        **known,
+        **provenance.machine(pick_device(settings)),
+    }
+    with replacing(settings.submission_csv.with_suffix(".json")) as partial:
+        partial.write_text(json.dumps(about, indent=2) + "\n")
+
+
 def main() -> None:
     settings = checkpoint.settings_of_runs(sys.argv[1:])
     rows = datasets.test_rows(settings)
     weights, scores = ensemble.choices(settings)
     members = ensemble.voters(settings, weights, pick_device(settings))
-    cut = best_cut(settings, scores)
+    cut, target = best_cut(settings, scores), settings.submission_csv
     print(
         f"{len(rows)} images of {settings.data_dir}, {len(members)} networks, tta={settings.tta}"
         + (told(settings, cut) if scores.binary else "")
     )
-    found, scheme = results(settings, list(members.values()), rows, cut), rows[0].scheme
-    if scheme.binary:
-        digest, seen, measured = write_submission(settings, found)
-    else:
-        digest, seen, measured = write_classes(settings, found, scheme)
-    with replacing(settings.submission_csv.with_suffix(".images.csv")) as partial:
-        table = pd.DataFrame(seen, columns=["img", "area", "agreement"])
-        table.to_csv(partial, index=False, float_format="%.6f")
-    about = {
-        "runs": weights,
-        "weights": {path: voter.weight for path, voter in members.items()},
-        "threshold": cut.threshold if scheme.binary else None,
-        "postprocess": cut.steps,
-        "tta": settings.tta,
-        "rows": len(rows),
-        "sha256": digest,
-        "commit": checkpoint.commit(),
-    }
-    with replacing(settings.submission_csv.with_suffix(".json")) as partial:
-        partial.write_text(json.dumps(about, indent=2) + "\n")
-    if measured:
-        say_scores(settings, rows, measured)
-    if scheme.binary:
+    parts = Parts(target.with_suffix(".parts"), rows, settings.batch)
+    with only_one(parts.folder, "wait, or write another with submission=..."):
+        parts.begin(key(settings, members, rows, cut))
+        predict_parts(settings, list(members.values()), parts, cut)
+        if scores.binary:
+            digest = write_submission(target, parts)
+        else:
+            digest = write_legend(settings.run_dir / "masks", parts, rows[0].scheme)
+        found = [replace(each, text="") for each in parts.read()]
+        with replacing(target.with_suffix(".images.csv")) as partial:
+            table = pd.DataFrame(found)[["img", "area", "agreement"]]
+            table.to_csv(partial, index=False, float_format="%.6f")
+        bad = {each.img: each.fault for each in found if each.fault}
+        known = {"rows": len(rows), "sha256": digest, "skipped": bad}
+        write_about(settings, cut, weights, members, known)
+        parts.remove()
+    if found[0].measured:
+        say_scores(settings, rows, [each.measured for each in found])
+    if scores.binary:
         config.run_script("score.py", config.as_words(settings))
+    if bad:
+        for fault in bad.values():
+            print(f"skipped, its mask is empty: {fault}")
+        sys.exit(3)
 
 
 if __name__ == "__main__":
-    config.run(main)
+    config.run(main, "the same command goes on after what is done")

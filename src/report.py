@@ -27,6 +27,7 @@ import ensemble
 import gallery
 import plots
 import postprocess
+import provenance
 import ranking
 import suspects
 import tables
@@ -172,7 +173,7 @@ def facts(settings: Settings) -> dict[str, Any]:
     told, split = least_agreed(settings, weights)
     return kind | {
         **{"title": settings.run, "tta": settings.tta, "data_dir": settings.data_dir},
-        **{"data": entry.data, "commit": checkpoint.commit(), "date": f"{date.today()}"},
+        **{"data": entry.data, "commit": provenance.commit(), "date": f"{date.today()}"},
         **{"scores": scores, "count": len(np.unique(scores.groups)), "cut": cut},
         "expect": expectation(settings, scores),
         **{"board": ranking.scores(board), "costs": ranking.costs(board), "pairs": pairs(same)},

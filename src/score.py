@@ -36,7 +36,12 @@ def frame_of(settings: Settings, name: str) -> tuple[int, int]:
     """(height, width) of a test image, from its header; the competition's where it is not here."""
     folder = "images" if settings.layout == "pets" else "test_hq" if settings.hq else "test"
     path = Path(settings.data_dir) / folder / name
-    return pixels.header_size(path) if path.exists() else FRAME
+    try:
+        return pixels.header_size(path) if path.exists() else FRAME
+    except InputError:
+        if settings.skip_bad:
+            return FRAME
+        raise
 
 
 def name_faults(table: pd.DataFrame, names: list[str]) -> list[str]:
@@ -92,6 +97,12 @@ def score(settings: Settings, table: pd.DataFrame) -> None:
     absent = [name for name in table["img"] if name not in truth.index]
     if absent:
         raise InputError(f"{settings.truth}: has no mask of {absent[0]} ({len(absent)} such)")
+    other = sorted(set(truth.index) - set(table["img"]))
+    if other and not settings.limit:
+        raise InputError(
+            f"{settings.truth}: has masks of {other[0]} ({len(other)} such), which the submission "
+            "lacks: it is the truth of other images"
+        )
     dice = []
     for name, text in zip(table["img"], table["rle_mask"], strict=True):
         frame = frame_of(settings, name)

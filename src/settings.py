@@ -62,6 +62,7 @@ class Settings:
     run: str = setting("", "folder of the run under output/; empty: the recipe's name", NAME)
     fold: int | None = setting(None, "the fold to hold out; null: every fold in turn", NOT_NEGATIVE)
     resume: bool = setting(False, "go on with an interrupted run; finished folds are skipped")
+    snapshot_every: float = setting(60, "seconds of training between two snapshots, the most that is lost if it is killed", NOT_NEGATIVE)
     limit: int = setting(0, "only the first N images, for a quick trial; 0: all", NOT_NEGATIVE)
     output_dir: str = setting("output", "where runs and submissions are written")
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "where the network runs")
@@ -128,6 +129,7 @@ class Settings:
     overlap: float = setting(0.25, "part of a tile that its neighbour covers as well", OVERLAP)
     threshold: float | None = setting(None, "probability from which a pixel counts; null: the best out of fold", BETWEEN)
     postprocess: str = setting("auto", "what is done to masks: none, or of specks,largest,fill,hull; auto: what gains on every fold", STEPS)
+    skip_bad: bool = setting(False, "test images that cannot be read get an empty mask, are listed at the end, and exit code 3")
     masks: bool = setting(False, "predict.py: also write PNG masks and overlays to look at")
     submission: str = setting("", "the csv to write or check; empty: output/submission.csv, or in the run's folder")
     truth: str = setting("", "score.py: csv of true masks (img,rle_mask)")
@@ -166,4 +168,5 @@ NETWORK = [
 # What may differ between the folds of one run, or when it is resumed.
 FREE = {"recipe", "fold", "resume", "device", "amp", "workers", "cache", "prepare", "k", "compile"}
 FREE |= {"data_dir", "output_dir", "folds_csv", "runs", "threshold", "postprocess", "masks"}
-FREE |= {"submission", "truth", "tile", "overlap", "compare", "minutes"}
+FREE |= {"submission", "truth", "tile", "overlap", "compare", "minutes", "skip_bad"}
+FREE |= {"snapshot_every"}

@@ -1,14 +1,13 @@
 """Trains one fold, or every fold in turn; scores each out of fold; then the leaderboard."""
 
-import shlex
 import sys
-from dataclasses import asdict, replace
-from pathlib import Path
+import time
+from dataclasses import replace
 from typing import Any
 
 import config
 from config import InputError
-from settings import FREE, Settings
+from settings import Settings
 
 if __name__ == "__main__":  # help and wrong words are answered before torch takes its seconds
     config.run(lambda: config.load(sys.argv[1:]))
@@ -24,49 +23,64 @@ import checkpoint
 import datasets
 import gallery
 import oof
-import pixels
-import tables
+import plan
+import provenance
+import snapshots
 from cache import Cache, make_cache
 from device import why_not_compiled
-from files import replacing
+from files import only_one, replacing
 from infer import member, predict
-from labels import Scheme
-from losses import OF_CLASSES, OF_ONE
 from metrics import clustered_error
 from models import build, parameters
 from row import Row
+from stopping import AfterStep
 from trainer import Fold, make_engine, shown, train_epoch
-
-# ---------------------------------------------------------------- a fold
 
 
 def train_fold(
     settings: Settings, fold: int, rows: list[Row], cache: Cache | None, engine: Accelerator
 ) -> None:
-    """Train one fold from its snapshot or from scratch, then score what it held out."""
+    """Train one fold from its last snapshot or from scratch, then score what it held out."""
     state = Fold(settings, fold, rows, cache, engine)
-    snapshot = checkpoint.snapshot_path(settings, fold)
-    if snapshot.exists():
-        state.restore(checkpoint.load_snapshot(snapshot))
-        print(f"fold {fold}: going on after epoch {state.epoch} of {settings.epochs}")
+    resume = snapshots.folder(settings, fold)
+    if (stored := snapshots.load(resume)) is not None:
+        state.restore(stored)
+        inside = f" and step {state.step} of {len(state.batches)}" if state.step else ""
+        print(f"fold {fold}: going on after epoch {state.epoch} of {settings.epochs}{inside}")
+    provenance.record(resume.parent, settings, rows, engine.device)
     images = len(state.batches.dataset)
-    writer = SummaryWriter(checkpoint.fold_dir(settings, fold) / "tensorboard")
-    title, done = f"fold {fold}", state.epoch * images
+    writer = SummaryWriter(resume.parent / "tensorboard")
+    title, done = f"fold {fold}", state.epoch * images + state.sums.images
     with tqdm(
         None, title, settings.epochs * images, unit="image", initial=done, disable=None
     ) as bar:
         while state.epoch < settings.epochs:
-            entry = train_epoch(state, bar)
-            state.epoch += 1
-            if state.epoch % settings.validate_every == 0 or state.epoch == settings.epochs:
+            entry = train_safely(state, bar)
+            if (state.epoch + 1) % settings.validate_every == 0 or state.last_epoch:
+                snapshots.save(resume, state.state())
                 entry |= validate(state, writer)
             report(state, entry, bar, writer)
-            checkpoint.save_snapshot(snapshot, state.state())
+            state.end_epoch()
+            snapshots.save(resume, state.state())
     writer.close()
     score_fold(settings, fold, state.held_out, engine.device, cache)
-    snapshot.unlink()
-    snapshot.parent.rmdir()
+    snapshots.remove(resume)
     engine.free_memory()
+
+
+def train_safely(state: Fold, bar: tqdm) -> dict[str, float]:
+    """An epoch, with a snapshot now and then, and before a signal ends it after an update."""
+    resume, taken = snapshots.folder(state.settings, state.fold), time.monotonic()
+    with AfterStep() as asked:
+
+        def updated() -> None:
+            nonlocal taken
+            if asked.number or time.monotonic() - taken > state.settings.snapshot_every:
+                snapshots.save(resume, state.state())
+                taken = time.monotonic()
+            asked.check()
+
+        return train_epoch(state, bar, updated)
 
 
 def validate(state: Fold, writer: SummaryWriter) -> dict[str, float]:
@@ -78,7 +92,7 @@ def validate(state: Fold, writer: SummaryWriter) -> dict[str, float]:
     for prediction in oof.progress(predictions, state.held_out, "validate"):
         if len(scores) < 3:
             picture = gallery.small_picture(prediction)
-            writer.add_image(f"held_out/{len(scores)}", picture, state.epoch, dataformats="HWC")
+            writer.add_image(f"held_out/{len(scores)}", picture, state.epoch + 1, dataformats="HWC")
         scores.append(oof.plain_scores(prediction))
     means = pd.DataFrame(scores).mean().to_dict()
     best_by = means[state.settings.best_by]
@@ -99,11 +113,11 @@ def about(state: Fold) -> dict[str, Any]:
         "names": state.scheme.names,
         "fold": state.fold,
         "data": state.data,
-        "epoch": state.epoch,
+        "epoch": state.epoch + 1,
         "parameters": parameters(state.average.module),
         "precision": state.engine.mixed_precision,
-        "command": shlex.join(["bash", "train.sh", *sys.argv[1:]]),
-        "commit": checkpoint.commit(),
+        "command": provenance.command(),
+        "commit": provenance.commit(),
     }
 
 
@@ -140,84 +154,11 @@ def score_fold(
     )
 
 
-# ---------------------------------------------------------------- a run
-
-
-def load_settings(words: list[str]) -> Settings:
-    """The words' settings; a run that is resumed brings its own, below the words."""
-    settings = config.load(words)
-    path = settings.run_dir / "config.yaml"
-    if not checkpoint.begun(settings.run_dir):
-        return settings
-    stored = checkpoint.stored_settings(settings.run_dir)
-    if settings.resume:
-        settings = config.load(words, {**stored, "fold": None})
-    differ = [k for k, v in asdict(settings).items() if k not in FREE and v != stored.get(k)]
-    if differ:
-        key = differ[0]
-        raise InputError(
-            f"{path}: this run has {key}={stored.get(key)}, not {getattr(settings, key)}; "
-            "name another with run=..."
-        )
-    return settings
-
-
-def folds_to_train(settings: Settings, folds: int) -> list[int]:
-    """The folds that are asked for and not finished; what exists is never overwritten."""
-    if settings.fold is not None and settings.fold >= folds:
-        raise InputError(f"fold={settings.fold}: {settings.folds_csv} has folds 0 to {folds - 1}")
-    wanted = list(range(folds)) if settings.fold is None else [settings.fold]
-    for fold in wanted:
-        weights = checkpoint.weights_path(settings, fold)
-        snapshot = checkpoint.snapshot_path(settings, fold)
-        if not settings.resume and (weights.exists() or snapshot.exists()):
-            raise InputError(f"{weights.parent}: exists; say resume=true to go on, or another run=")
-    finished = checkpoint.trained_folds(settings.run_dir)
-    return [fold for fold in wanted if fold not in finished]
-
-
-def make_data(settings: Settings) -> None:
-    """Where data_dir is missing, let the scripts that the recipe names make it; where only the
-    folds are, write them."""
-    if not Path(settings.data_dir).exists():
-        for script in settings.prepare:
-            config.run_script(script, sys.argv[1:])
-    elif "folds.py" in settings.prepare and not Path(settings.folds_csv).exists():
-        config.run_script("folds.py", sys.argv[1:])
-
-
-def describe(settings: Settings, rows: list[Row]) -> int:
-    """Say what there is to train on; the number of folds. InputError where it cannot work."""
-    groups = {row.group: row.fold for row in rows}
-    known = tables.read_folds(settings)
-    folds = max(known.values()) + 1
-    sizes = pixels.check_headers(rows)
-    if settings.size is None and len(sizes) > 1 and settings.batch > 1:
-        raise InputError(f"{settings.data_dir}: holds images of {len(sizes)} sizes; say size=[h,w]")
-    shapes = " and ".join(f"{w}×{h}" for h, w in sorted(sizes)[:3])
-    print(
-        f"{settings.data_dir}: {len(rows)} images with masks, {shapes}; {len(groups)} of the "
-        f"{len(known)} groups in {settings.folds_csv}, {folds} folds of "
-        + "+".join(str(list(groups.values()).count(k)) for k in range(folds))
-    )
-    return folds
-
-
-def check_loss(settings: Settings, scheme: Scheme) -> None:
-    """InputError where the loss is not for as many classes as the labels have."""
-    fit, classes = (OF_ONE if scheme.binary else OF_CLASSES), len(scheme.names)
-    if settings.loss not in fit:
-        raise InputError(
-            f"loss={settings.loss}: is not for {classes} class{'' if scheme.binary else 'es'}; "
-            f"there are {', '.join(fit)}"
-        )
-
-
 def main() -> None:
-    settings = load_settings(sys.argv[1:])
-    make_data(settings)
+    settings = plan.load_settings(sys.argv[1:])
+    plan.make_data(settings)
     rows = datasets.training_rows(settings)
-    folds = folds_to_train(settings, describe(settings, rows))
+    folds = plan.folds_to_train(settings, plan.describe(settings, rows))
     for fold in folds:
         if len({row.fold == fold for row in rows}) < 2:
             raise InputError(
@@ -225,16 +166,17 @@ def main() -> None:
             )
     engine = make_engine(settings)
     if folds:
-        check_loss(settings, rows[0].scheme)
+        plan.check_loss(settings, rows[0].scheme)
         build(settings)  # an unknown encoder is told now, not after minutes of decoding
         if reason := why_not_compiled(settings, engine.device):
             print(f"compile={settings.compile}: trained without compiling, {reason}")
         checkpoint.save_settings(replace(settings, fold=None, resume=False))
         cache = make_cache(settings, rows)
     for fold in folds:
-        train_fold(settings, fold, rows, cache, engine)
+        with only_one(checkpoint.fold_dir(settings, fold), "wait, or name another with run=..."):
+            train_fold(settings, fold, rows, cache, engine)
     config.run_script("leaderboard.py", [f"output_dir={settings.output_dir}"])
 
 
 if __name__ == "__main__":
-    config.run(main, "stopped; the same command with resume=true goes on")
+    config.run(main, "the same command with resume=true goes on")

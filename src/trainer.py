@@ -3,6 +3,7 @@
 import math
 import resource
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -55,7 +56,8 @@ class Fold:
     ):
         self.settings, self.fold, self.engine, self.cache = settings, fold, engine, cache
         self.held_out = [row for row in rows if row.fold == fold]
-        self.epoch, self.best, self.data = 0, -1.0, fingerprint(rows)
+        self.epoch, self.step, self.best, self.data = 0, 0, -1.0, fingerprint(rows)
+        self.sums = Sums(engine.device)  # of the epoch's steps so far
         torch.manual_seed(draws(self))  # the first weights
         self.scheme = rows[0].scheme
         network = build(settings, len(self.scheme.names)).to(engine.device)
@@ -91,56 +93,94 @@ class Fold:
         """Whatever has a state of its own."""
         network = self.engine.unwrap_model(self.network)
         parts = {"network": network, "average": self.average, "scaler": self.engine.scaler}
+        parts |= {"sums": self.sums}
         parts |= {"optimizer": self.optimizer, "schedule": self.schedule}
         return {name: part for name, part in parts.items() if part is not None}
 
     def state(self) -> dict[str, Any]:
-        """All that an exact resume needs at the end of an epoch."""
-        numbers = {"epoch": self.epoch, "best": self.best, "history": self.history}
+        """All that an exact resume needs after an update."""
+        numbers = {name: getattr(self, name) for name in NUMBERS}
         return {name: part.state_dict() for name, part in self.parts().items()} | numbers
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from where `state` was taken."""
         for name, part in self.parts().items():
             part.load_state_dict(state[name])
-        self.epoch, self.best, self.history = state["epoch"], state["best"], state["history"]
+        for name in NUMBERS:
+            setattr(self, name, state[name])
+
+    @property
+    def last_epoch(self) -> bool:
+        """Whether the epoch in training is the last one."""
+        return self.epoch + 1 == self.settings.epochs
+
+    def end_epoch(self) -> None:
+        """Turn to the next one."""
+        self.epoch, self.step, self.sums = self.epoch + 1, 0, Sums(self.engine.device)
+
+
+NUMBERS = ("epoch", "step", "best", "history")
+
+
+class Sums:
+    """What the steps of an epoch add up to: loss, Dice and accuracy stay on the device."""
+
+    def __init__(self, device: torch.device):
+        self.scores, self.images, self.seconds = torch.zeros(3, device=device), 0, 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resume needs."""
+        return {"scores": self.scores, "images": self.images, "seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from where `state` was taken."""
+        self.scores.copy_(state["scores"])
+        self.images, self.seconds = state["images"], state["seconds"]
+
+    def means(self) -> list[float]:
+        """Loss, Dice and accuracy of an image. The CPU waits for the GPU here."""
+        return (self.scores / self.images).tolist()
 
 
 def draws(fold: Fold) -> int:
-    """The seed of an epoch's dropout, so that a resumed run draws what an undisturbed one does."""
-    return (fold.settings.seed * 1000 + fold.fold) * 100_000 + fold.epoch
+    """The seed of a step's dropout, so that a resumed run draws what an undisturbed one does."""
+    known = fold.settings.seed, fold.fold, fold.epoch
+    return ((fold.step * 1000 + known[0]) * 1000 + known[1]) * 100_000 + known[2]
 
 
 # ---------------------------------------------------------------- an epoch
 
 
-def train_epoch(fold: Fold, bar: tqdm) -> dict[str, float]:
-    """One pass over the training images; what it took, for history.csv."""
-    begun = time.perf_counter()
-    total, scores, seen = 0.0, 0.0, 0
+def train_epoch(fold: Fold, bar: tqdm, updated: Callable[[], None]) -> dict[str, float]:
+    """One pass over the training images, or what is left of it; what it took, for history.csv.
+    `updated` is called after every update of the weights."""
     fold.network.train()
-    fold.shuffle.epoch = fold.epoch
-    torch.manual_seed(draws(fold))
-    for step, batch in enumerate(fold.batches):
+    fold.shuffle.epoch, fold.shuffle.start = fold.epoch, fold.step * fold.settings.batch
+    begun = time.perf_counter()
+    for batch in fold.batches if fold.step < len(fold.batches) else []:
+        torch.manual_seed(draws(fold))
         images, masks = fold.finished(batch)
         with memory_advice(fold.settings):
             loss, logits = train_step(fold, images, masks)
-        total = total + loss * len(images)
-        scores = scores + batch_scores(logits, masks)
-        seen += len(images)
+        fold.step += 1
+        fold.sums.scores += torch.cat([loss[None] * len(images), batch_scores(logits, masks)])
+        fold.sums.images += len(images)
+        fold.sums.seconds += time.perf_counter() - begun
         bar.update(len(images))
-        if step % 50 == 0:  # reading the loss makes the CPU wait for the GPU: not at every step
-            bar.set_postfix_str(shown(fold, check_loss(float(total) / seen, fold)))
-    mean = check_loss(float(total) / seen, fold)
-    seconds = time.perf_counter() - begun
+        if fold.step % 50 == 1:  # reading the loss makes the CPU wait for the GPU: not every time
+            bar.set_postfix_str(shown(fold, check_loss(fold.sums.means()[0], fold)))
+        if fold.engine.sync_gradients:
+            updated()
+        begun = time.perf_counter()
+    loss, dice, accuracy = fold.sums.means()
     return {
         "epoch": fold.epoch + 1,
         "lr": fold.optimizer.param_groups[0]["lr"],
-        "loss": mean,
-        "train_dice": float(scores[0]) / seen,
-        "train_accuracy": float(scores[1]) / seen,
-        "seconds": round(seconds, 2),
-        "images_per_second": round(seen / seconds, 2),
+        "loss": check_loss(loss, fold),
+        "train_dice": dice,
+        "train_accuracy": accuracy,
+        "seconds": round(fold.sums.seconds, 2),
+        "images_per_second": round(fold.sums.images / fold.sums.seconds, 2),
         "peak_gb": round(peak_memory() / 2**30, 3),
     }
 

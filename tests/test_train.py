@@ -43,7 +43,10 @@ def test_training_leaves_the_files_of_a_run(trained):
     for fold in (0, 1):
         folder = out / "tiny" / f"fold{fold}"
         names = {path.name for path in folder.iterdir()}
-        assert names == {"best.safetensors", "history.csv", "oof.csv", "oof.npz", "tensorboard"}
+        assert names == {
+            *("best.safetensors", "history.csv", "oof.csv", "oof.npz", "tensorboard"),
+            *("about.json", ".lock"),
+        }
         history = pd.read_csv(folder / "history.csv")
         assert list(history["epoch"]) == list(range(1, 9))
         assert history["loss"].iloc[-1] < history["loss"].iloc[0]
@@ -143,38 +146,48 @@ def test_wrong_words_are_one_line(trained, script, words, parts):
 
 
 INTERRUPT = """
-import sys
+import os, signal, sys
 sys.path.insert(0, "src")
-sys.argv[0] = "train.py"
-import checkpoint, config, train
-save = checkpoint.save_snapshot
-def save_then_stop(path, state):
-    save(path, state)
-    if state["epoch"] == 2:
-        raise KeyboardInterrupt
-checkpoint.save_snapshot = save_then_stop
-config.run(train.main)
+updates = int(sys.argv.pop(1))
+import config, train, trainer
+update = trainer.update
+def update_and_stop(fold):
+    global updates
+    update(fold)
+    updates -= 1
+    if not updates:
+        os.kill(os.getpid(), signal.SIGTERM)
+trainer.update = update_and_stop
+config.run(train.main, "the same command with resume=true goes on")
 """
 
 
-def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit(data, tmp_path):
-    more = ["dropout=[0,0.2]", "epochs=4", "fold=0"]
+def same(folders, names):
+    """Whether these files of two folders are the same, byte for byte."""
+    return all(len({(folder / name).read_bytes() for folder in folders}) == 1 for name in names)
+
+
+@pytest.mark.parametrize("updates", [2, 3, 8])
+def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit(data, tmp_path, updates):
+    """Interrupted within an epoch and at its end, with gradients of two steps in each update."""
+    more = ["dropout=[0,0.2]", "batch=1", "accumulate=2", "epochs=4", "fold=0", "snapshot_every=0"]
     outs = [tmp_path / "whole", tmp_path / "broken"]
     whole, broken = ([*words_for(data, out), *more] for out in outs)
     assert run_script("train.py", *whole).returncode == 0
     stopped = subprocess.run(
-        [sys.executable, "-c", INTERRUPT, *broken], cwd=ROOT, capture_output=True
+        [sys.executable, "-c", INTERRUPT, str(updates), *broken], cwd=ROOT, capture_output=True
     )
-    assert stopped.returncode == 130, stopped.stderr
+    assert stopped.returncode == 143, stopped.stderr
+    assert b"resume=true goes on" in stopped.stderr
     done = run_script("train.py", *broken, "resume=true")
-    assert "going on after epoch 2 of 4" in done.stdout, done.stderr
-    files = [out / "tiny/fold0" for out in outs]
-    first, second = (load_file(folder / "best.safetensors") for folder in files)
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    for name in ("oof.csv", "oof.npz"):
-        assert (files[0] / name).read_bytes() == (files[1] / name).read_bytes()
-    losses = [pd.read_csv(folder / "history.csv")["loss"].tolist() for folder in files]
-    assert losses[0] == losses[1]
+    assert "going on after epoch" in done.stdout, done.stderr
+    folders = [out / "tiny/fold0" for out in outs]
+    tensors = [load_file(folder / "best.safetensors") for folder in folders]
+    assert all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
+    assert same(folders, ["oof.csv", "oof.npz"])
+    times = ["seconds", "images_per_second", "peak_gb"]
+    tables = [pd.read_csv(folder / "history.csv").drop(columns=times) for folder in folders]
+    assert tables[0].equals(tables[1])
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_nothing_bad(data, tmp_path):

@@ -1,0 +1,62 @@
+"""Ctrl-C and SIGTERM: at once, or after a step; a script ends with 130 or 143."""
+
+import os
+import signal
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asks this process to end, with exit status `code`."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.code = 128 + number
+
+
+def listen() -> None:
+    """From here on a signal raises Stopped."""
+    for number in SIGNALS:
+        signal.signal(number, _raise)
+
+
+def leave_at_once() -> None:
+    """From here on a signal ends this process without a word."""
+    for number in SIGNALS:
+        signal.signal(number, lambda number, _: os._exit(128 + number))
+
+
+def ignore() -> None:
+    """For worker processes: Ctrl-C reaches them too, but the step that they serve is finished."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _raise(number: int, _: FrameType | None) -> None:
+    raise Stopped(number)
+
+
+class AfterStep:
+    """`with AfterStep() as asked`: the first signal is noted in `asked.number`, for check() to
+    raise where it is safe; a second one raises at once."""
+
+    number = 0
+
+    def __enter__(self) -> "AfterStep":
+        for number in SIGNALS:
+            signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        listen()
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if self.number:
+            raise Stopped(number)
+        self.number = number
+
+    def check(self) -> None:
+        """Raise Stopped if a signal has come."""
+        if self.number:
+            raise Stopped(self.number)

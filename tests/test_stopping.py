@@ -1,0 +1,39 @@
+"""A signal is noted until it is safe; a second one is not waited for."""
+
+import os
+import signal
+
+import pytest
+
+import stopping
+from stopping import AfterStep, Stopped
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """Those of pytest come back."""
+    before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
+    stopping.listen()
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_waits_for_the_end_of_a_step(number, code):
+    with AfterStep() as asked:
+        asked.check()
+        os.kill(os.getpid(), number)
+        finished = True
+        with pytest.raises(Stopped) as stopped:
+            asked.check()
+    assert finished and stopped.value.code == code
+
+
+def test_a_second_signal_and_one_between_steps_are_at_once():
+    with AfterStep():
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Stopped):
+            os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(Stopped):
+        os.kill(os.getpid(), signal.SIGINT)
