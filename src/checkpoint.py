@@ -32,7 +32,7 @@ def save_weights(path: Path, network: Segmenter, settings: Settings, about: dict
     """One safetensors file: the weights, the settings that made them, and facts `about` them."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
     about = {**about, "settings": asdict(settings)}
-    data = save(tensors, metadata={k: json.dumps(v) for k, v in about.items()})
+    data = save(tensors, metadata={"about": json.dumps(about)})  # several would be in any order
     with replacing(path, len(data)) as partial:
         partial.write_bytes(data)
 
@@ -41,7 +41,7 @@ def about_weights(path: Path) -> dict[str, Any]:
     """What save_weights was told, from the file's header alone; InputError if it is not ours."""
     try:
         with safe_open(path, framework="pt") as file:
-            about = {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
+            about = json.loads((file.metadata() or {}).get("about", "{}"))
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as weights ({error}); train them again") from None
     missing = {"settings", "classes"} - about.keys()

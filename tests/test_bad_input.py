@@ -1,6 +1,7 @@
 """The catalogue of bad input, through the commands as a person types them; tests/README.md has it
 as a table, and a test here holds the two together."""
 
+import json
 import os
 import pickle
 import shutil
@@ -94,16 +95,16 @@ def weights(change: Callable[[dict, dict], None]) -> Spoil:
     def spoil(folder: Path) -> None:
         path = folder / WEIGHTS
         with safe_open(path, "pt") as file:
-            about = file.metadata()
+            about = json.loads(file.metadata()["about"])
         tensors = load_file(path)
         change(tensors, about)
-        save_file(tensors, path, about)
+        save_file(tensors, path, {"about": json.dumps(about)})
 
     return spoil
 
 
 def other_architecture(tensors: dict, about: dict) -> None:
-    about["settings"] = about["settings"].replace("[8, 16]", "[8, 16, 32]")
+    about["settings"]["channels"] = [8, 16, 32]
 
 
 def with_nan(tensors: dict, about: dict) -> None:
@@ -183,9 +184,7 @@ SPOILS: dict[str, Spoil] = {
     "truth that lacks images": with_bytes("data/test_truth.csv", lambda b: b"img,rle_mask\n"),
     "weights cut off": with_bytes(WEIGHTS, lambda b: b[:-9]),
     "weights of another architecture": weights(other_architecture),
-    "weights of several classes": weights(
-        lambda t, a: a.update(classes="3", names='["a", "b", "c"]')
-    ),
+    "weights of several classes": weights(lambda t, a: a.update(classes=3, names=["a", "b", "c"])),
     "weights that train.py did not write": weights(lambda t, a: a.clear()),
     "weights with NaN": weights(with_nan),
     "a pickle named best.safetensors": payload_in(WEIGHTS),
