@@ -46,6 +46,8 @@ def folds_to_train(settings: Settings, folds: int) -> list[int]:
         if begun and not settings.resume:
             raise InputError(f"{weights.parent}: exists; say resume=true to go on, or another run=")
     finished = checkpoint.trained_folds(settings.run_dir)
+    for fold in finished:  # a kill may have come between its last file and this
+        snapshots.remove(snapshots.folder(settings, fold))
     return [fold for fold in wanted if fold not in finished]
 
 
