@@ -26,7 +26,9 @@ class InputError(Exception):
 
     def __init__(self, message: str):
         # A DataLoader worker hands its error over inside a traceback: keep the line itself.
-        super().__init__(message.strip().splitlines()[-1].removeprefix("config.InputError: "))
+        line = message.rpartition("config.InputError: ")[2].strip()
+        # What a file or its name may hold, such as a line break, is shown and not done.
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))
 
 
 # ---------------------------------------------------------------- words → settings

@@ -61,17 +61,23 @@ class Victim:
         return found
 
 
-def training(folder: Path) -> Victim:
+def training(folder: Path, epochs: int = 30) -> Victim:
     """A fold of small images, with a snapshot after every update and a worker process."""
     data = make_data(folder / "data", views=8)
-    more = ["fold=0", "epochs=30", "validate_every=10", "dropout=[0,0.2]", "snapshot_every=0"]
+    more = [
+        "fold=0",
+        f"epochs={epochs}",
+        "validate_every=10",
+        "dropout=[0,0.2]",
+        "snapshot_every=0",
+    ]
     words = [*words_for(data, folder / "out"), *more, "workers=1", "resume=true"]
     return Victim("train.py", words, folder / "out/tiny/fold0")
 
 
-def prediction(folder: Path) -> Victim:
-    """Many small test images by such a fold, in parts of 16."""
-    data = make_data(folder / "data", test_cars=5, views=200)
+def prediction(folder: Path, views: int = 200) -> Victim:
+    """Small test images of five cars by such a fold, in parts of 16."""
+    data = make_data(folder / "data", test_cars=5, views=views)
     words = words_for(data, folder / "out")
     Victim("train.py", [*words, "fold=0", "limit=8", "epochs=1"], folder / "out/tiny/fold0")
     words = [w for w in words if w.split("=")[0] in ("data_dir", "output_dir", "run", "workers")]
@@ -79,16 +85,21 @@ def prediction(folder: Path) -> Victim:
     return Victim("predict.py", [*words, *more], folder / "submitted")
 
 
-def disturb(victim: Victim, name: str, draw: random.Random, most: int) -> Counter:
-    """Kill it up to `most` times, then let it through and compare: how many kills there were, and
-    how many of the starts after them went on from something."""
+def disturb(
+    victim: Victim, name: str, draw: random.Random, most: int, mark: str | None = None
+) -> Counter:
+    """Kill it up to `most` times, at random moments or once it has left the files `mark`, then let
+    it through and compare: how many kills there were, and how many of the starts after them went
+    on from something."""
     shutil.rmtree(victim.folder)
     counts = Counter(runs=1)
     while True:
         process = victim.start()
         try:
             if counts["kills"] < most:
-                process.wait(draw.uniform(0.2, 1) * victim.seconds)
+                while mark and process.poll() is None and not any(victim.folder.glob(mark)):
+                    time.sleep(0.01)
+                process.wait(0.1 if mark else draw.uniform(0.2, 1) * victim.seconds)
         except subprocess.TimeoutExpired:
             kill(process, name, draw)
             printed, _ = process.communicate(timeout=120)

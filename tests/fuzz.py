@@ -1,0 +1,39 @@
+"""The checks of test_fuzz.py for as long as one likes, guided by coverage:
+
+python -m pip install atheris            # not among the requirements
+python tests/fuzz.py folds -max_total_time=300      # or submission, text, recipe
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import atheris
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
+
+with atheris.instrument_imports(include=["rle", "tables", "score", "config", "csv", "yaml"]):
+    import test_fuzz
+
+
+def main() -> None:
+    what, folder = sys.argv.pop(1), Path(tempfile.mkdtemp())
+    checks = {
+        "folds": lambda data: test_fuzz.check_folds(folder / "folds.csv", data),
+        "submission": lambda data: test_fuzz.check_submission(folder, data),
+        "text": lambda data: test_fuzz.check_text(data.decode("utf-8", "replace")),
+        "recipe": lambda data: test_fuzz.check_recipe(folder / "mine.yaml", data),
+    }
+    corpus = folder / "corpus"
+    corpus.mkdir()
+    (corpus / "folds").write_bytes(test_fuzz.FOLDS)
+    (corpus / "submission").write_bytes(test_fuzz.SUBMISSION)
+    (corpus / "text").write_bytes(b"1 3 9 2 100 72 3000 1")
+    (corpus / "recipe").write_bytes(b"lr: 1e-3\nsize: [32, 48]\nbatch: 4\n")
+    atheris.Setup([*sys.argv, "-print_final_stats=1", str(corpus)], checks[what])
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""What is interrupted goes on; tests/torture.py does the same many times over."""
+
+import random
+import subprocess
+
+import pytest
+import torture
+from conftest import make_data, refused, run_script, words_for
+
+from files import only_one
+
+MARKS = {"training": "resume/*.pt", "prediction": "*.parts/0*.csv"}
+
+
+@pytest.fixture(scope="module")
+def victims(tmp_path_factory):
+    """Training and prediction, undisturbed."""
+    folder = tmp_path_factory.mktemp("torture")
+    return {
+        "training": torture.training(folder / "training", epochs=12),
+        "prediction": torture.prediction(folder / "prediction", views=60),
+    }
+
+
+@pytest.mark.parametrize("what", MARKS)
+@pytest.mark.parametrize("name", torture.CODES)
+def test_killed_it_goes_on_to_what_an_undisturbed_one_leaves(victims, what, name):
+    counts = torture.disturb(victims[what], name, random.Random(0), 1, MARKS[what])
+    assert counts["kills"] == counts["resumed"] == 1
+
+
+def test_a_second_process_on_a_fold_or_a_submission_is_told_who_is_there(data, tmp_path):
+    words = [*words_for(data, tmp_path), "fold=0", "epochs=1"]
+    with only_one(tmp_path / "tiny/fold0", ""):
+        refused(run_script("train.py", *words), "fold0: process ", "is at work there", "run=")
+    assert run_script("train.py", *words).returncode == 0
+    place = [word for word in words if word.split("=")[0] in ("data_dir", "output_dir", "run")]
+    with only_one(tmp_path / "tiny/submission.parts", ""):
+        refused(run_script("predict.py", *place), "is at work there", "submission=")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 800 kB; only root can make one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=800k", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("may not mount a small disk")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_on_a_full_disk_training_ends_in_a_line_and_goes_on_when_there_is_room(data, small_disk):
+    words = [*words_for(data, small_disk), "fold=0", "snapshot_every=0", "cache=ram"]
+    (small_disk / "ballast").write_bytes(bytes(600_000))
+    refused(run_script("train.py", *words), "No space left on device")
+    assert not list(small_disk.rglob("*.partial"))
+    (small_disk / "ballast").unlink()
+    done = run_script("train.py", *words, "resume=true")
+    assert done.returncode == 0, done.stderr
+    assert "out-of-fold dice" in done.stdout
+
+
+def test_where_nothing_may_be_written_training_says_so(data, small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    words = [*words_for(data, small_disk), "fold=0"]
+    refused(run_script("train.py", *words), str(small_disk), "Read-only file system")
+
+
+def test_images_of_one_pixel_and_empty_masks_have_defined_results(tmp_path):
+    """Nothing is divided by nothing: no nan in what is written."""
+    data = make_data(tmp_path / "data", size=(1, 1))
+    words = [*words_for(data, tmp_path / "out"), "epochs=2"]
+    done = run_script("train.py", *words)
+    assert done.returncode == 0, done.stderr
+    place = [word for word in words if word.split("=")[0] in ("data_dir", "output_dir", "run")]
+    done = run_script("predict.py", *place, f"truth={data / 'test_truth.csv'}")
+    assert done.returncode == 0, done.stderr
+    for path in (tmp_path / "out").rglob("*.csv"):
+        assert "nan" not in path.read_text(), path
