@@ -33,7 +33,13 @@ def ignore() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _raise(number: int, _: FrameType | None) -> None:
+def _raise(number: int, frame: FrameType | None) -> None:
+    while frame is not None:
+        if frame.f_code.co_name == "__del__":  # Python would drop it there: once more in a moment
+            signal.signal(signal.SIGALRM, lambda _, frame: _raise(number, frame))
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+            return
+        frame = frame.f_back
     raise Stopped(number)
 
 

@@ -17,7 +17,7 @@ def victims(tmp_path_factory):
     """Training and prediction, undisturbed."""
     folder = tmp_path_factory.mktemp("torture")
     return {
-        "training": torture.training(folder / "training", epochs=12),
+        "training": torture.training(folder / "training"),
         "prediction": torture.prediction(folder / "prediction", views=60),
     }
 

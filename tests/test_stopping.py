@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import pytest
 
@@ -37,3 +38,17 @@ def test_a_second_signal_and_one_between_steps_are_at_once():
             os.kill(os.getpid(), signal.SIGTERM)
     with pytest.raises(Stopped):
         os.kill(os.getpid(), signal.SIGINT)
+
+
+class Dying:
+    """Gets a signal in its destructor, where Python drops what is raised."""
+
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_within_a_destructor_is_not_lost():
+    thing = Dying()
+    with pytest.raises(Stopped):  # noqa: PT012
+        del thing
+        time.sleep(5)

@@ -1,7 +1,8 @@
 """Kills training and prediction at random moments and starts them again, many times over: what they
 leave must be, byte for byte, what undisturbed ones leave.
 
-python tests/torture.py 50      kills by each of three signals, of training and of prediction
+python tests/torture.py 50             kills by each of three signals, of training and of prediction
+python tests/torture.py 50 training    of training alone, or of prediction
 """
 
 import os
@@ -61,7 +62,7 @@ class Victim:
         return found
 
 
-def training(folder: Path, epochs: int = 30) -> Victim:
+def training(folder: Path, epochs: int = 12) -> Victim:
     """A fold of small images, with a snapshot after every update and a worker process."""
     data = make_data(folder / "data", views=8)
     more = [
@@ -129,9 +130,11 @@ def kill(process: subprocess.Popen, name: str, draw: random.Random) -> None:
 
 
 def main() -> None:
-    kills = int(sys.argv[1])
+    kills, only = int(sys.argv[1]), sys.argv[2:]
     with tempfile.TemporaryDirectory() as folder:
         for make in (training, prediction):
+            if only and make.__name__ not in only:
+                continue
             victim = make(Path(folder) / make.__name__)
             for name in CODES:
                 draw, counts, begun = random.Random(name), Counter(), time.monotonic()
