@@ -44,7 +44,8 @@ from files import replacing
 from infer import predict, probability, to_native
 from loader import batch_of
 from row import Row
-from trainer import Fold, make_engine, peak_memory, train_epoch, train_step
+from state import Fold, make_engine
+from trainer import peak_memory, train_epoch, train_step
 
 IMAGES = 64  # of the loops, unless `limit` says otherwise
 SAMPLE = 8  # of the steps

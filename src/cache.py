@@ -14,6 +14,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 import prepare
+import ranks
 from config import InputError
 from files import replacing
 from pixels import check_headers, photograph, truth
@@ -148,10 +149,12 @@ def make_cache(settings: Settings, rows: list[Row]) -> Cache | None:
     name = f"{settings.dataset}_{size[0]}x{size[1]}_{key(rows, given)}.npy"
     path = Path(settings.output_dir) / "cache" / name
     needed = len(rows) * size[0] * size[1] * 4
-    free = {"ram": psutil.virtual_memory().available, "disk": disk_room(path.parent)}
+    each = psutil.virtual_memory().available // ranks.local_world()
+    free = {"ram": each, "disk": disk_room(path.parent)}
     place = "none" if len(sizes) > 1 else settings.cache
     if place == "auto":
-        roomy = [where for where in ("ram", "disk") if needed < free[where] / 2]
+        places = ("ram", "disk") if ranks.local_world() == 1 else ("disk", "ram")
+        roomy = [where for where in places if needed < free[where] / 2]
         place = "disk" if path.exists() else next(iter(roomy), "none")
     if place != "none" and needed > free[place] and not path.exists():
         raise InputError(

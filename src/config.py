@@ -2,8 +2,10 @@
 
 import errno
 import json
+import re
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +15,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import ranks
 import stopping
 from settings import FIELDS, PARTS, Settings
 from stopping import Stopped
@@ -132,28 +135,39 @@ def run(main: Callable[[], None], remedy: str = "") -> None:
     """Run a script's main; what the person can mend ends in one line and exit code 2, a signal in
     128 + its number and how to go on."""
     name = Path(sys.argv[0]).name
+    ranks.hush()
     try:
         stopping.listen()
         main()
     except InputError as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        if error.errno not in FULL | SHUT:
-            raise
-        print(f"{name}: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
+        ranks.tell(f"{name}: {error}")
         sys.exit(2)
     except Stopped as stopped:
-        print(f"{name}: stopped{remedy and f'; {remedy}'}", file=sys.stderr)
+        ranks.tell(f"{name}: stopped{remedy and f'; {remedy}'}")
         sys.exit(stopped.code)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in FULL | SHUT:
+            ranks.tell(f"{name}: {error.filename or 'writing'}: {error.strerror}")
+            sys.exit(2)
+        if not ranks.launched():
+            raise
+        ranks.tell(lost_touch(error) or traceback.format_exc().strip())
+        sys.exit(1)
     finally:
         stopping.leave_at_once()  # while a script imports what it needs, nothing is lost
+
+
+def lost_touch(error: Exception) -> str:
+    """A line, where the error is that another process of the team has gone."""
+    line = str(error).splitlines()[0] if str(error) else ""
+    ours = re.search("gloo|NCCL|c10d|Connection (closed|reset)|Broken pipe", line)
+    return f"another process is gone ({line[:80]}); the same command goes on" if ours else ""
 
 
 def run_script(name: str, words: list[str]) -> None:
     """Run another script as a person would; if it fails, its line has been said: end likewise."""
     sys.stdout.flush()
-    done = subprocess.run([sys.executable, str(SRC / name), *words], check=False)
+    done = subprocess.run([sys.executable, str(SRC / name), *words], check=False, env=ranks.alone())
     if done.returncode:
         sys.exit(done.returncode)
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch.utils._triton import has_triton
 
+import ranks
 from config import InputError
 from settings import Settings
 
@@ -17,9 +18,8 @@ def pick_device(settings: Settings) -> torch.device:
     """The device that is there, or the one asked for; InputError where that is absent."""
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise InputError("device=cuda: torch sees no GPU here; say device=cpu or mend the driver")
-    if settings.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(settings.device)
+    here = "cpu" if settings.device == "cpu" or not torch.cuda.is_available() else "cuda"
+    return torch.device("cuda", ranks.local_rank()) if here == "cuda" else torch.device("cpu")
 
 
 def pick_precision(settings: Settings, device: torch.device) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
+import ranks
 from config import FULL, SHUT, InputError
 
 
@@ -71,7 +72,8 @@ def only_one(folder: Path, remedy: str) -> Iterator[None]:
     while True:
         lock, holder = FileLock(note), note.read_text() if note.exists() else ""
         try:
-            lock.acquire(timeout=0 if lives(holder) else PATIENCE)
+            # Of a team that torchrun starts anew the last one may still be dying.
+            lock.acquire(timeout=0 if lives(holder) and not ranks.restarts() else PATIENCE)
             break
         except Timeout:
             if note.read_text() == holder:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 import prepare
+import ranks
 import stopping
 from augment import Augment
 from cache import Cache, Pair, prepare_pair
@@ -63,32 +64,41 @@ def batch_of(pairs: list[Pair]) -> tuple[Tensor, Tensor]:
 
 
 class Shuffle(Sampler):
-    """The order of an epoch, drawn from (seed, epoch) alone, as keys (epoch, i).
+    """The steps of an epoch as lists of keys (epoch, i), in an order drawn from (seed, epoch).
+    Of every step each process has its part, one list after the other, of which accelerate gives
+    it its own; where there are fewer images than processes, some have one that does not count.
 
     The epoch travels in the key, so that worker processes that live on know it. The first `start`
-    are left out: those that an interrupted epoch has seen.
+    steps are left out: those that an interrupted epoch has done.
     """
 
-    def __init__(self, count: int, seed: int):
-        self.count, self.seed, self.epoch, self.start = count, seed, 0, 0
+    def __init__(self, count: int, batch: int, seed: int):
+        self.count, self.batch, self.seed, self.epoch, self.start = count, batch, seed, 0, 0
 
     def __len__(self) -> int:
-        return self.count
+        return -(-self.count // self.batch) * ranks.world()
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
-        return ((self.epoch, i) for i in order[self.start :].tolist())
+        for begin in range(self.start * self.batch, self.count, self.batch):
+            images = order[begin : begin + self.batch]
+            for part in np.array_split(images, ranks.world()):
+                yield [(self.epoch, i) for i in (part if len(part) else images[:1]).tolist()]
+
+    def counts(self, step: int) -> tuple[int, int]:
+        """How many images count in a step, in this process and in all."""
+        images = min(self.batch, self.count - step * self.batch)
+        return len(np.array_split(np.arange(images), ranks.world())[ranks.rank()]), images
 
 
 def training_batches(
     rows: list[Row], settings: Settings, cache: Cache | None, resident: bool = False
 ) -> DataLoader:
-    """Batches of what TrainingImages holds; `.sampler.epoch` names the epoch."""
+    """Batches of what TrainingImages holds; `.batch_sampler.epoch` names the epoch."""
     workers, on_gpu = _workers(settings, cache is not None), pick_device(settings).type == "cuda"
     return DataLoader(
         TrainingImages(rows, settings, cache, resident),
-        settings.batch,
-        sampler=Shuffle(len(rows), settings.seed),
+        batch_sampler=Shuffle(len(rows), settings.batch, settings.seed),
         num_workers=workers,
         pin_memory=on_gpu,
         persistent_workers=workers > 0,
@@ -193,7 +203,7 @@ def _workers(settings: Settings, quick: bool) -> int:
 def _cores() -> int:
     """The cores this process may use, where the system tells (Linux); at most 8."""
     mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count())
-    return min(len(mine), 8)
+    return max(1, min(len(mine) // ranks.local_world(), 8))
 
 
 def _begin_worker(_: int) -> None:

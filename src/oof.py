@@ -28,6 +28,7 @@ from metrics import (
 )
 from row import Row
 from settings import Settings
+from together import share, shared_out
 
 HALF = int(np.searchsorted(THRESHOLDS, 0.5))
 
@@ -82,9 +83,12 @@ def score(
     title: str,
     cache: Cache | None = None,
 ) -> Scores:
-    """Predict the rows and compare them with their labels."""
-    predictions = predict(members, rows, settings, with_truth=True, cache=cache)
-    return collect(rows, [measure(p) for p in progress(predictions, rows, title)])
+    """Predict the rows and compare them with their labels; several processes share them."""
+    places = share(list(range(len(rows))))
+    mine = [rows[i] for i in places]
+    predictions = progress(predict(members, mine, settings, True, cache=cache), mine, title)
+    measured = [(i, measure(p)) for i, p in zip(places, predictions, strict=True)]
+    return collect(rows, shared_out(measured))
 
 
 def measure(prediction: Prediction) -> dict[str, np.ndarray]:

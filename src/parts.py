@@ -4,6 +4,7 @@ import csv
 import hashlib
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 
 import cache
 from cut import Cut
-from files import replacing
+from files import only_one, replacing
 from infer import Member
 from row import Row
 from settings import Settings
@@ -40,14 +41,20 @@ class Parts:
     def __len__(self) -> int:
         return -(-len(self.rows) // self.size)
 
-    def begin(self, key: str) -> None:
-        """Keep what is done of the prediction with this key, and nothing of any other."""
-        note = self.folder / "key.txt"
-        if not note.exists() or note.read_text() != key:
-            for path in self.folder.glob("[0-9]*"):
-                path.unlink()
-            with replacing(note) as partial:
-                partial.write_text(key)
+    @contextmanager
+    def held(self, key: str) -> Iterator[None]:
+        """Keeps others out of the folder; holds what is done of the prediction with this key, and
+        nothing of any other."""
+        with only_one(self.folder, "wait, or write another with submission=..."):
+            for partial in self.folder.parent.glob(f".{self.folder.stem}.*.partial"):
+                partial.unlink()  # of a process that was killed while it merged the parts
+            note = self.folder / "key.txt"
+            if not note.exists() or note.read_text() != key:
+                for path in self.folder.glob("[0-9]*"):
+                    path.unlink()
+                with replacing(note) as partial:
+                    partial.write_text(key)
+            yield
 
     def path(self, i: int) -> Path:
         """The table of part i; where it is, the part is done."""

@@ -1,23 +1,30 @@
 """What is to be trained, on what: found out and checked before the first step."""
 
 import sys
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 
 import checkpoint
 import config
+import datasets
 import pixels
+import ranks
 import snapshots
 import tables
 from config import InputError
+from files import only_one
 from labels import Scheme
 from losses import OF_CLASSES, OF_ONE
+from models import build
 from row import Row
 from settings import FREE, Settings
 
 
 def load_settings(words: list[str]) -> Settings:
-    """The words' settings; a run that is resumed brings its own, below the words."""
+    """The words' settings; a run that is resumed brings its own, below the words. What torchrun
+    starts anew is resumed."""
+    words = [*words, "resume=true"] if ranks.restarts() else words
     settings = config.load(words)
     path = settings.run_dir / "config.yaml"
     if not snapshots.begun(settings.run_dir):
@@ -46,7 +53,7 @@ def folds_to_train(settings: Settings, folds: int) -> list[int]:
         if begun and not settings.resume:
             raise InputError(f"{weights.parent}: exists; say resume=true to go on, or another run=")
     finished = checkpoint.trained_folds(settings.run_dir)
-    for fold in finished:  # a kill may have come between its last file and this
+    for fold in finished if ranks.first() else []:  # a kill may have come before this
         snapshots.remove(snapshots.folder(settings, fold))
     return [fold for fold in wanted if fold not in finished]
 
@@ -54,6 +61,8 @@ def folds_to_train(settings: Settings, folds: int) -> list[int]:
 def make_data(settings: Settings) -> None:
     """Where data_dir is missing, let the scripts that the recipe names make it; where only the
     folds are, write them."""
+    if ranks.launched():  # several processes would make it several times
+        return
     if not Path(settings.data_dir).exists():
         for script in settings.prepare:
             config.run_script(script, sys.argv[1:])
@@ -86,3 +95,30 @@ def check_loss(settings: Settings, scheme: Scheme) -> None:
             f"loss={settings.loss}: is not for {classes} class{'' if scheme.binary else 'es'}; "
             f"there are {', '.join(fit)}"
         )
+
+
+def check_folds(settings: Settings, folds: list[int], rows: list[Row]) -> None:
+    """InputError where these folds, or this network, cannot be trained on these rows."""
+    for fold in folds:
+        if len({row.fold == fold for row in rows}) < 2:
+            raise InputError(
+                f"fold={fold}: needs groups inside and outside it in {settings.data_dir}"
+            )
+    check_loss(settings, rows[0].scheme)
+    build(settings)  # an unknown encoder is told now, not after minutes of decoding
+
+
+def check(settings: Settings) -> None:
+    """All of this, without a word: before several processes are started that would say it."""
+    with redirect_stdout(None):
+        rows = datasets.training_rows(settings)
+        folds = folds_to_train(settings, describe(settings, rows))
+        check_folds(settings, folds, rows)
+
+
+def held(settings: Settings, fold: int) -> AbstractContextManager:
+    """Keeps other runs out of the fold's folder; of several processes the first one does."""
+    if not ranks.first():
+        return nullcontext()
+    folder = checkpoint.fold_dir(settings, fold)
+    return only_one(folder, "wait, or name another with run=...")

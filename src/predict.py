@@ -7,9 +7,11 @@ import csv
 import hashlib
 import json
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import config
 from settings import Settings
@@ -30,10 +32,12 @@ import oof
 import pictures
 import pixels
 import provenance
+import ranks
 import rle
+import together
 from cut import Cut, best_cut
 from device import pick_device
-from files import only_one, replacing
+from files import replacing
 from infer import Member, Prediction, predict
 from labels import Scheme
 from metrics import clustered_error
@@ -87,17 +91,20 @@ def found_in(settings: Settings, prediction: Prediction, cut: Cut) -> Found:
 
 def predict_parts(settings: Settings, members: list[Member], parts: Parts, cut: Cut) -> None:
     """Predict the parts that are missing, in one stream behind a bar; each is stored when it is
-    whole."""
-    missing, count = parts.missing(), len(parts.rows)
-    rows = [row for i in missing for row in parts.rows_of(i)]
-    if len(rows) < count:
-        print(f"{count - len(rows)} images were predicted before; going on")
+    whole. Several processes share the parts."""
+    together.wait()
+    missing, count = together.gathered([parts.missing()])[0], len(parts.rows)
+    begun = count - sum(len(parts.rows_of(i)) for i in missing)
+    if begun:
+        print(f"{begun} images were predicted before; going on")
+    mine = together.share(missing)
+    rows = [row for i in mine for row in parts.rows_of(i)]
     predictions = predict(members, rows, settings, with_truth=all(row.mask for row in rows))
-    begun = count - len(rows)
-    bar = tqdm(predictions, "predict", count, initial=begun, unit="image", disable=None)
+    bar = tqdm(predictions, "predict", begun + len(rows), initial=begun, unit="image", disable=None)
     stream = (found_in(settings, prediction, cut) for prediction in bar)
-    for i in missing:
+    for i in mine:
         parts.write(i, list(islice(stream, len(parts.rows_of(i)))))
+    together.wait()
 
 
 def write_submission(path: Path, parts: Parts) -> str:
@@ -147,40 +154,60 @@ def write_about(
         partial.write_text(json.dumps(about, indent=2) + "\n")
 
 
+def merge(settings: Settings, parts: Parts, binary: bool) -> tuple[list[Found], dict[str, Any]]:
+    """All parts → submission.csv or the classes' legend, and the table beside it; what was found
+    of each image, and facts about all."""
+    target = settings.submission_csv
+    if binary:
+        digest = write_submission(target, parts)
+    else:
+        digest = write_legend(settings.run_dir / "masks", parts, parts.rows[0].scheme)
+    found = [replace(each, text="") for each in parts.read()]
+    with replacing(target.with_suffix(".images.csv")) as partial:
+        table = pd.DataFrame(found)[["img", "area", "agreement"]]
+        table.to_csv(partial, index=False, float_format="%.6f")
+    skipped = {each.img: each.fault for each in found if each.fault}
+    return found, {"rows": len(found), "sha256": digest, "skipped": skipped}
+
+
+def check(settings: Settings, found: list[Found], rows: list[Row], known: dict[str, Any]) -> None:
+    """Say scores where labels are known, have the submission checked, list what was skipped."""
+    if found[0].measured:
+        say_scores(settings, rows, [each.measured for each in found])
+    if rows[0].scheme.binary:
+        config.run_script("score.py", config.as_words(settings))
+    for fault in known["skipped"].values():
+        print(f"skipped, its mask is empty: {fault}")
+    if known["skipped"]:
+        sys.exit(3)
+
+
 def main() -> None:
     settings = checkpoint.settings_of_runs(sys.argv[1:])
-    rows = datasets.test_rows(settings)
+    rows, device = datasets.test_rows(settings), pick_device(settings)
     weights, scores = ensemble.choices(settings)
-    members = ensemble.voters(settings, weights, pick_device(settings))
-    cut, target = best_cut(settings, scores), settings.submission_csv
+    if together.wanted() > 1:
+        together.launch(device)
+        return
+    members = ensemble.voters(settings, weights, device)
+    cut = best_cut(settings, scores)
     print(
         f"{len(rows)} images of {settings.data_dir}, {len(members)} networks, tta={settings.tta}"
         + (told(settings, cut) if scores.binary else "")
     )
-    parts = Parts(target.with_suffix(".parts"), rows, settings.batch)
-    with only_one(parts.folder, "wait, or write another with submission=..."):
-        parts.begin(key(settings, members, rows, cut))
+    together.join(device)
+    prediction = key(settings, members, rows, cut)
+    together.check_alike({"weights, images or settings": prediction})
+    parts = Parts(settings.submission_csv.with_suffix(".parts"), rows, settings.batch)
+    with parts.held(prediction) if ranks.first() else nullcontext():
         predict_parts(settings, list(members.values()), parts, cut)
-        if scores.binary:
-            digest = write_submission(target, parts)
-        else:
-            digest = write_legend(settings.run_dir / "masks", parts, rows[0].scheme)
-        found = [replace(each, text="") for each in parts.read()]
-        with replacing(target.with_suffix(".images.csv")) as partial:
-            table = pd.DataFrame(found)[["img", "area", "agreement"]]
-            table.to_csv(partial, index=False, float_format="%.6f")
-        bad = {each.img: each.fault for each in found if each.fault}
-        known = {"rows": len(rows), "sha256": digest, "skipped": bad}
-        write_about(settings, cut, weights, members, known)
-        parts.remove()
-    if found[0].measured:
-        say_scores(settings, rows, [each.measured for each in found])
-    if scores.binary:
-        config.run_script("score.py", config.as_words(settings))
-    if bad:
-        for fault in bad.values():
-            print(f"skipped, its mask is empty: {fault}")
-        sys.exit(3)
+        if ranks.first():
+            found, known = merge(settings, parts, scores.binary)
+            write_about(settings, cut, weights, members, known)
+            parts.remove()
+    together.leave()
+    if ranks.first():
+        check(settings, found, rows, known)
 
 
 if __name__ == "__main__":

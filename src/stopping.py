@@ -44,8 +44,8 @@ def _raise(number: int, frame: FrameType | None) -> None:
 
 
 class AfterStep:
-    """`with AfterStep() as asked`: the first signal is noted in `asked.number`, for check() to
-    raise where it is safe; a second one raises at once."""
+    """`with AfterStep() as asked`: the first signal is noted in `asked.number`, to end where it is
+    safe; a second one raises Stopped at once."""
 
     number = 0
 
@@ -61,8 +61,3 @@ class AfterStep:
         if self.number:
             raise Stopped(number)
         self.number = number
-
-    def check(self) -> None:
-        """Raise Stopped if a signal has come."""
-        if self.number:
-            raise Stopped(self.number)

@@ -105,7 +105,8 @@ def disturb(
             kill(process, name, draw)
             printed, _ = process.communicate(timeout=120)
             assert process.returncode in (0, *CODES[name]), (process.returncode, printed)
-            assert "Traceback" not in printed, printed
+            if name != "SIGKILL":  # after which orphaned workers complain
+                assert "Traceback" not in printed, printed
             if process.returncode:
                 counts += Counter(kills=1, resumed="going on" in printed)
                 continue

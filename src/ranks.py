@@ -1,0 +1,80 @@
+"""One process or several: which of them this is, and who of them speaks.
+
+torchrun tells each process its rank in the environment; without it there is one process, rank 0.
+"""
+
+import os
+import sys
+
+TOLD_BY_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_")
+
+
+def launched() -> bool:
+    """Whether torchrun has started this process."""
+    return "RANK" in os.environ
+
+
+def rank() -> int:
+    """This process's number among all."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world() -> int:
+    """How many processes there are."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_rank() -> int:
+    """This process's number among those of its machine: the GPU that is its own."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def local_world() -> int:
+    """How many processes this machine has."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def first() -> bool:
+    """Whether this is the process that writes and speaks."""
+    return rank() == 0
+
+
+def restarts() -> int:
+    """How often torchrun has started all processes anew after one failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def alone() -> dict[str, str]:
+    """The environment without what torchrun told, for a script that is no part of the team."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(TOLD_BY_TORCHRUN)}
+
+
+STDERR = 2
+
+
+def hush() -> None:
+    """All but the first process fall silent, also the libraries in them; but for tell()."""
+    global STDERR
+    if not first() and STDERR == 2:
+        STDERR = os.dup(2)
+        silence = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silence, 1)
+        os.dup2(silence, 2)
+
+
+def tell(line: str) -> None:
+    """Say why this process ends; of several that end for one reason, the first one speaks."""
+    sys.stdout.flush()
+    if not launched() or _first_to_tell():
+        os.write(STDERR, f"{line}\n".encode())
+
+
+def _first_to_tell() -> bool:
+    from torch.distributed import DistError, TCPStore  # heavy: only where a team fails
+
+    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        store = TCPStore(*place, is_master=False, wait_for_workers=False)
+        return store.add(f"told in {restarts()}", 1) == 1
+    except (DistError, RuntimeError):
+        return True  # torchrun itself is gone
