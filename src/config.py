@@ -37,6 +37,10 @@ class InputError(Exception):
 # ---------------------------------------------------------------- words → settings
 
 
+# What YAML raises: ValueError for 2001-99-99 and for what is no text, RecursionError for [[[[...
+NO_YAML = (yaml.YAMLError, ValueError, RecursionError)
+
+
 def parse(words: list[str]) -> dict[str, Any]:
     """['lr=2e-4', 'size=[256,384]'] → {'lr': '2e-4', 'size': [256, 384]}; keys are checked."""
     values = {}
@@ -47,7 +51,7 @@ def parse(words: list[str]) -> dict[str, Any]:
         try:
             # A text stays as typed: YAML would read run=1e3 as a number, and run=no as false.
             values[key] = text if is_text(key) else yaml.safe_load(text)
-        except yaml.YAMLError:
+        except NO_YAML:
             raise InputError(f"{word}: not a value; lists are written [1,2]") from None
     return values
 
@@ -83,7 +87,7 @@ def read_recipe(name: str) -> dict[str, Any]:
     except OSError:
         known = ", ".join(sorted(p.stem for p in (SRC / "recipes").glob("*.yaml")))
         raise InputError(f"recipe={name}: no such recipe; there are {known}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except NO_YAML as error:
         raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: a recipe is lines of `key: value`")
@@ -100,7 +104,11 @@ def _assign(conf: DictConfig, key: str, value: Any, source: str) -> DictConfig:
             reason = "a list is meant, written [a,b]"
         raise InputError(f"{source}{key}={value}: {reason}; {ADVICE}") from None
     check = FIELDS[key].metadata["check"]
-    if check and conf[key] is not None and not check[1](conf[key]):
+    try:
+        fits = not check or conf[key] is None or check[1](conf[key])
+    except TypeError:  # a list may hold anything
+        fits = False
+    if not fits:
         raise InputError(f"{source}{key}={value}: must be {check[0]}")
     return conf
 
