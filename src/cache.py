@@ -108,7 +108,7 @@ def on_disk(rows: list[Row], given: Input, size: Size, path: Path) -> Cache:
     with FileLock(path.with_suffix(".lock")):
         if not path.exists():
             write(rows, given, size, path)
-    cache = Cache(rows, given, size, np.load(path, mmap_mode="r"))
+    cache = Cache(rows, given, size, np.load(path, mmap_mode="c"))
     with np.load(path.with_suffix(".npz")) as file:
         cache.labels = dict(file)
     return cache

@@ -3,6 +3,7 @@ or torchrun. With one process nothing is exchanged."""
 
 import logging
 import os
+import signal
 import sys
 from datetime import timedelta
 from functools import cache
@@ -50,8 +51,11 @@ def launch(device: torch.device) -> None:
     try:
         elastic_launch(setup, sys.executable)(*sys.argv)
     except ChildFailedError as error:
-        code = error.get_first_failure()[1].exitcode
-        sys.exit(code if code >= 0 else 128 - code)
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            name = signal.Signals(-failure.exitcode).name
+            ranks.tell(f"process {rank} of {count} was killed by {name}; the same command goes on")
+        sys.exit(failure.exitcode if failure.exitcode >= 0 else 128 - failure.exitcode)
     except SignalException as error:
         sys.exit(128 + error.sigval)
 

@@ -9,8 +9,6 @@ from conftest import make_data, refused, run_script, words_for
 
 from files import only_one
 
-MARKS = {"training": "resume/*.pt", "prediction": "*.parts/0*.csv"}
-
 
 @pytest.fixture(scope="module")
 def victims(tmp_path_factory):
@@ -22,10 +20,10 @@ def victims(tmp_path_factory):
     }
 
 
-@pytest.mark.parametrize("what", MARKS)
+@pytest.mark.parametrize("what", torture.MARKS)
 @pytest.mark.parametrize("name", torture.CODES)
 def test_killed_it_goes_on_to_what_an_undisturbed_one_leaves(victims, what, name):
-    counts = torture.disturb(victims[what], name, random.Random(0), 1, MARKS[what])
+    counts = torture.disturb(victims[what], name, random.Random(0), 1, torture.MARKS[what])
     assert counts["kills"] == counts["resumed"] == 1
 
 

@@ -23,6 +23,7 @@ CODES = {"SIGKILL": (-9,), "SIGTERM": (143, -15), "SIGINT": (130, -2)}
 TIMES = ["seconds", "images_per_second", "peak_gb"]  # of history.csv: no two runs have them alike
 DIFFER = {"about.json", "submission.json", ".lock"}  # they tell when it was started, by whom
 ROUND = 10  # kills before a run is let through
+MARKS = {"training": "resume/*.pt", "prediction": "*.parts/0*.csv"}  # what there is to go on from
 
 
 class Victim:
@@ -100,7 +101,7 @@ def disturb(
             if counts["kills"] < most:
                 while mark and process.poll() is None and not any(victim.folder.glob(mark)):
                     time.sleep(0.01)
-                process.wait(0.1 if mark else draw.uniform(0.2, 1) * victim.seconds)
+                process.wait(draw.uniform(*((0, 0.3) if mark else (0.2, 1))) * victim.seconds)
         except subprocess.TimeoutExpired:
             kill(process, name, draw)
             printed, _ = process.communicate(timeout=120)
@@ -140,7 +141,8 @@ def main() -> None:
             for name in CODES:
                 draw, counts, begun = random.Random(name), Counter(), time.monotonic()
                 while counts["kills"] < kills:
-                    counts += disturb(victim, name, draw, min(ROUND, kills - counts["kills"]))
+                    most, mark = min(ROUND, kills - counts["kills"]), MARKS[make.__name__]
+                    counts += disturb(victim, name, draw, most, draw.choice([None, mark, mark]))
                 print(
                     f"{make.__name__:<10} {name:<7} {counts['kills']} kills, {counts['resumed']} "
                     f"starts went on, {counts['runs']} runs compared, none differs; "
