@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -23,6 +24,7 @@ def listen() -> None:
 
 def leave_at_once() -> None:
     """From here on a signal ends this process without a word."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
     for number in SIGNALS:
         signal.signal(number, lambda number, _: os._exit(128 + number))
 
@@ -33,13 +35,12 @@ def ignore() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _raise(number: int, frame: FrameType | None) -> None:
-    while frame is not None:
-        if frame.f_code.co_name == "__del__":  # Python would drop it there: once more in a moment
-            signal.signal(signal.SIGALRM, lambda _, frame: _raise(number, frame))
-            signal.setitimer(signal.ITIMER_REAL, 0.01)
-            return
-        frame = frame.f_back
+def _raise(number: int, _: FrameType | None) -> None:
+    if isinstance(sys.exc_info()[1], Stopped):
+        return  # it is on its way
+    # Python drops what is raised in a destructor or around a fork: look again in a moment.
+    signal.signal(signal.SIGALRM, lambda _, frame: _raise(number, frame))
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
     raise Stopped(number)
 
 
@@ -57,7 +58,7 @@ class AfterStep:
     def __exit__(self, *_: object) -> None:
         listen()
 
-    def _note(self, number: int, _: FrameType | None) -> None:
+    def _note(self, number: int, frame: FrameType | None) -> None:
         if self.number:
-            raise Stopped(number)
+            _raise(number, frame)
         self.number = number

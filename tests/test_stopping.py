@@ -16,6 +16,7 @@ def handlers():
     before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
     stopping.listen()
     yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -35,6 +36,16 @@ def test_a_second_signal_and_one_between_steps_are_at_once():
             os.kill(os.getpid(), signal.SIGTERM)
     with pytest.raises(Stopped):
         os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_it_is_not_raised_once_more_while_it_is_on_its_way():
+    with pytest.raises(Stopped):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        finally:
+            time.sleep(0.5)
+            cleaned = True
+    assert cleaned
 
 
 class Dying:

@@ -14,6 +14,9 @@ import pytest
 from conftest import ROOT, make_data, words_for
 from safetensors.torch import load_file
 
+# Without it the agents of torch 2.13 keep the address of the first meeting, and one that was
+# started again waits for it in vain (pytorch issue 135712); README says it, too.
+REJOIN = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 PLACE = ("data_dir", "output_dir", "run", "device", "workers")
 
 
@@ -25,7 +28,7 @@ def start(processes, script, *words, before=()):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"GPUS": str(processes), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"GPUS": str(processes), "OMP_NUM_THREADS": "1"} | REJOIN,
     )
 
 
@@ -179,7 +182,7 @@ def test_of_two_machines_one_is_killed_and_started_again(trained, tmp_path):
         "accumulate=2",
         "dropout=[]",
     ]
-    more = [*words, *more, "lr=3e-3", "snapshot_every=0"]
+    more = [*words, *more, "lr=3e-3", "snapshot_every=0", "resume=true"]
     machines = [agent(port, number, *more) for number in (0, 1)]
     while not any(tmp_path.glob("by1/fold0/resume/00001*.pt")):
         assert machines[0].poll() is None, machines[0].communicate()

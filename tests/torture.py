@@ -2,7 +2,7 @@
 leave must be, byte for byte, what undisturbed ones leave.
 
 python tests/torture.py 50             kills by each of three signals, of training and of prediction
-python tests/torture.py 50 training    of training alone, or of prediction
+python tests/torture.py 50 training SIGTERM     of some alone
 """
 
 import os
@@ -106,8 +106,8 @@ def disturb(
             kill(process, name, draw)
             printed, _ = process.communicate(timeout=120)
             assert process.returncode in (0, *CODES[name]), (process.returncode, printed)
-            if name != "SIGKILL":  # after which orphaned workers complain
-                assert "Traceback" not in printed, printed
+            if name != "SIGKILL" and "Exception ignored" not in printed:
+                assert "Traceback" not in printed, printed  # orphaned workers may complain
             if process.returncode:
                 counts += Counter(kills=1, resumed="going on" in printed)
                 continue
@@ -135,10 +135,11 @@ def main() -> None:
     kills, only = int(sys.argv[1]), sys.argv[2:]
     with tempfile.TemporaryDirectory() as folder:
         for make in (training, prediction):
-            if only and make.__name__ not in only:
+            names = [name for name in CODES if name in only or not {*CODES} & {*only}]
+            if {*MARKS} & {*only} and make.__name__ not in only:
                 continue
             victim = make(Path(folder) / make.__name__)
-            for name in CODES:
+            for name in names:
                 draw, counts, begun = random.Random(name), Counter(), time.monotonic()
                 while counts["kills"] < kills:
                     most, mark = min(ROUND, kills - counts["kills"]), MARKS[make.__name__]
