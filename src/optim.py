@@ -28,7 +28,15 @@ def make_optimizer(settings: Settings, network: nn.Module) -> torch.optim.Optimi
     ]
     special = {"rmsprop": {}, "sgd": {"momentum": 0.9, "nesterov": True, "fused": True}}
     options = special.get(settings.optimizer, {"fused": True})
-    return OPTIMIZERS[settings.optimizer](groups, lr=settings.lr, **options)
+    return OPTIMIZERS[settings.optimizer](groups, lr=peak_lr(settings), **options)
+
+
+def peak_lr(settings: Settings) -> float:
+    """lr, scaled to the batch where `lr_batch` says for which one it is meant: linearly (Goyal et
+    al. 2017), or by the square root, as suits Adam (Malladi et al. 2022)."""
+    images = settings.batch * settings.accumulate
+    times = images / (settings.lr_batch or images)
+    return settings.lr * (times if settings.lr_rule == "linear" else math.sqrt(times))
 
 
 def make_schedule(
@@ -39,7 +47,7 @@ def make_schedule(
         return ReduceLROnPlateau(optimizer, mode="max", factor=0.5, patience=2)
     if settings.schedule == "onecycle":
         rise = max(settings.warmup, 1 / updates)
-        return OneCycleLR(optimizer, settings.lr, total_steps=updates + 1, pct_start=rise)
+        return OneCycleLR(optimizer, peak_lr(settings), total_steps=updates + 1, pct_start=rise)
     warmup = math.ceil(settings.warmup * updates)
 
     def factor(update: int) -> float:

@@ -109,10 +109,12 @@ class Settings:
     encoder_weights: str = setting("imagenet", "smp: pretrained weights of the encoder, or none")
 
     epochs: int = setting(20, "passes over the training images", POSITIVE)
-    batch: int = setting(4, "images a step", POSITIVE)
+    batch: int = setting(4, "images a step, of all GPUs together", POSITIVE)
     accumulate: int = setting(1, "steps whose gradients make one update", POSITIVE)
     optimizer: Literal["adamw", "adam", "rmsprop", "sgd"] = setting("adamw", "the update rule")
     lr: float = setting(1e-3, "peak learning rate", POSITIVE)
+    lr_batch: int = setting(0, "images of an update that lr is meant for: other batches scale it by lr_rule; 0: lr is as said", NOT_NEGATIVE)
+    lr_rule: Literal["sqrt", "linear"] = setting("sqrt", "how lr grows with the batch, where lr_batch is said")
     weight_decay: float = setting(1e-2, "decoupled in AdamW, L2 penalty in the others", NOT_NEGATIVE)
     schedule: Literal["cosine", "onecycle", "plateau", "constant"] = setting("cosine", "the learning rate over time")
     warmup: float = setting(0.05, "part of all updates in which lr rises to its peak", BELOW_ONE)

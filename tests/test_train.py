@@ -223,6 +223,16 @@ def test_cosine_rises_then_falls_to_nothing():
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0)
 
 
+@pytest.mark.parametrize(
+    ("words", "lr"),
+    [([], 0.1), (["lr_batch=4"], 0.2), (["lr_batch=4", "lr_rule=linear"], 0.4)],
+)
+def test_lr_grows_with_the_batch_where_that_is_asked_for(words, lr):
+    settings = config.load(["lr=0.1", "batch=8", "accumulate=2", *words])
+    optimizer = make_optimizer(settings, torch.nn.Conv2d(1, 1, 1))
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(lr)
+
+
 def test_out_of_memory_names_the_batch_and_what_to_try():
     settings = config.load(["batch=8", "size=[256,384]"])
     with pytest.raises(InputError, match=r"batch=8.*batch=4 accumulate=2"), memory_advice(settings):
