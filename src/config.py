@@ -98,9 +98,9 @@ def _assign(conf: DictConfig, key: str, value: Any, source: str) -> DictConfig:
     """`conf` with one more value, whose key, type and range are checked."""
     try:
         conf = OmegaConf.merge(conf, {key: value})
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, TypeError) as error:
         reason = str(error).splitlines()[0]  # the lines after it repeat the key and the class
-        if "ListConfig" in reason:
+        if "ListConfig" in reason or isinstance(error, TypeError):
             reason = "a list is meant, written [a,b]"
         raise InputError(f"{source}{key}={value}: {reason}; {ADVICE}") from None
     check = FIELDS[key].metadata["check"]

@@ -5,6 +5,7 @@ torchrun tells each process its rank in the environment; without it there is one
 
 import os
 import sys
+from datetime import timedelta
 
 TOLD_BY_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_")
 
@@ -49,6 +50,7 @@ def alone() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if not k.startswith(TOLD_BY_TORCHRUN)}
 
 
+SOON = timedelta(seconds=10)
 STDERR = 2
 
 
@@ -74,7 +76,7 @@ def _first_to_tell() -> bool:
 
     place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     try:
-        store = TCPStore(*place, is_master=False, wait_for_workers=False)
+        store = TCPStore(*place, is_master=False, wait_for_workers=False, timeout=SOON)
         return store.add(f"told in {restarts()}", 1) == 1
     except (DistError, RuntimeError):
         return True  # torchrun itself is gone

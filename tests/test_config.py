@@ -8,7 +8,7 @@ from conftest import refused, run_script
 
 import config
 from config import InputError
-from settings import Settings
+from settings import FIELDS, Settings
 
 
 def test_words_win_over_the_recipe_and_the_recipe_over_the_defaults(tmp_path):
@@ -82,6 +82,19 @@ def test_a_wrong_recipe_is_one_line_that_names_it(tmp_path, text):
     with pytest.raises(InputError, match=r"bad\.yaml") as error:
         config.load([f"recipe={recipe}"])
     assert "\n" not in str(error.value)
+
+
+WRONG = ["{a: 1}", "nonsense", "[x, [1]]", "1.5e400", "2001-01-01"]
+
+
+@pytest.mark.parametrize("name", [n for n, f in FIELDS.items() if f.type is not str])
+def test_every_setting_refuses_values_of_another_type(name):
+    """A text, or names in a list, may be nearly anything; all else refuses all of these."""
+    kind = str(FIELDS[name].type)
+    for text in [t for t in WRONG if not ("list[str]" in kind and t.startswith("[x"))]:
+        with pytest.raises(InputError, match=name) as error:
+            config.load([f"{name}={text}"])
+        assert "\n" not in str(error.value)
 
 
 def test_text_stays_as_typed():
