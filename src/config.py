@@ -2,7 +2,9 @@
 
 import errno
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import traceback
@@ -153,6 +155,9 @@ def run(main: Callable[[], None], remedy: str = "") -> None:
     except Stopped as stopped:
         ranks.tell(f"{name}: stopped{remedy and f'; {remedy}'}")
         sys.exit(stopped.code)
+    except BrokenPipeError:  # whoever reads what is printed, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in FULL | SHUT:
             ranks.tell(f"{name}: {error.filename or 'writing'}: {error.strerror}")

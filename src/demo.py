@@ -15,13 +15,17 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
+import config
+
+if __name__ == "__main__":  # help, wrong words and Ctrl-C are answered before the heavy imports
+    config.run(lambda: config.load(sys.argv[1:]))
+
 import cv2
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 import cars
-import config
 import rle
 import studio
 from cars import Body

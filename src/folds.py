@@ -9,11 +9,15 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import config
+
+if __name__ == "__main__":  # help, wrong words and Ctrl-C are answered before the heavy imports
+    config.run(lambda: config.load(sys.argv[1:]))
+
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-import config
 import datasets
 import pixels
 import tables

@@ -12,6 +12,7 @@ import pixels
 import ranks
 import snapshots
 import tables
+import together
 from config import InputError
 from files import only_one
 from labels import Scheme
@@ -110,6 +111,8 @@ def check_folds(settings: Settings, folds: list[int], rows: list[Row]) -> None:
 
 def check(settings: Settings) -> None:
     """All of this, without a word: before several processes are started that would say it."""
+    if settings.batch < together.wanted():
+        raise InputError(f"batch={settings.batch}: is of all {together.wanted()} GPUs together")
     with redirect_stdout(None):
         rows = datasets.training_rows(settings)
         folds = folds_to_train(settings, describe(settings, rows))

@@ -72,8 +72,10 @@ def tell(line: str) -> None:
 
 
 def _first_to_tell() -> bool:
-    from torch.distributed import DistError, TCPStore  # heavy: only where a team fails
+    from torch.distributed import DistError, TCPStore, is_initialized  # only where a team fails
 
+    if not (is_initialized() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"):
+        return True  # they have not met, and have nowhere to agree
     place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     try:
         store = TCPStore(*place, is_master=False, wait_for_workers=False, timeout=SOON)

@@ -4,11 +4,15 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
+import config
+
+if __name__ == "__main__":  # help, wrong words and Ctrl-C are answered before the heavy imports
+    config.run(lambda: config.load(sys.argv[1:]))
+
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-import config
 import datasets
 import pixels
 import rle

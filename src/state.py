@@ -16,7 +16,6 @@ import together
 from augment import Augment
 from cache import Cache
 from checkpoint import fold_dir
-from config import InputError
 from datasets import fingerprint
 from device import pick_device, pick_precision, why_not_compiled
 from infer import Member, member
@@ -33,8 +32,6 @@ def make_engine(settings: Settings) -> Accelerator:
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
     precision = pick_precision(settings, device)
-    if settings.batch < ranks.world():
-        raise InputError(f"batch={settings.batch}: is of all {ranks.world()} processes together")
     engine = Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,
         cpu=device.type == "cpu",

@@ -46,7 +46,7 @@ def _raise(number: int, _: FrameType | None) -> None:
 
 class AfterStep:
     """`with AfterStep() as asked`: the first signal is noted in `asked.number`, to end where it is
-    safe; a second one raises Stopped at once."""
+    safe, at the latest with the block; a second one raises Stopped at once."""
 
     number = 0
 
@@ -55,8 +55,10 @@ class AfterStep:
             signal.signal(number, self._note)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, raised: type[BaseException] | None, *_: object) -> None:
         listen()
+        if self.number and raised is None:
+            raise Stopped(self.number)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.number:

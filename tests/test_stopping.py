@@ -23,10 +23,12 @@ def handlers():
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_waits_for_the_end_of_a_step(number, code):
-    with AfterStep() as asked:
+    finished = False
+    with pytest.raises(Stopped) as stopped, AfterStep() as asked:
         assert not asked.number
         os.kill(os.getpid(), number)
-        assert asked.number == number and Stopped(asked.number).code == code
+        finished = asked.number == number
+    assert finished and stopped.value.code == code
 
 
 def test_a_second_signal_and_one_between_steps_are_at_once():

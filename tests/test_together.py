@@ -112,7 +112,7 @@ def test_a_process_that_dies_ends_the_others_and_what_is_done_is_kept(trained, t
     [
         (["lr=0.0"], 2, "must be above 0"),
         (["fold=9"], 2, "folds 0 to 1"),
-        (["batch=1"], 2, "batch=1: is of all 2 processes together"),
+        (["batch=1"], 2, "batch=1: is of all 2 GPUs together"),
         ([], "two", "GPUS=two: must be the number of GPUs"),
     ],
 )

@@ -101,7 +101,7 @@ def disturb(
             if counts["kills"] < most:
                 while mark and process.poll() is None and not any(victim.folder.glob(mark)):
                     time.sleep(0.01)
-                process.wait(draw.uniform(*((0, 0.3) if mark else (0.2, 1))) * victim.seconds)
+                process.wait(draw.uniform(*((0, 0.05) if mark else (0.2, 1))) * victim.seconds)
         except subprocess.TimeoutExpired:
             kill(process, name, draw)
             printed, _ = process.communicate(timeout=120)
