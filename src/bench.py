@@ -116,7 +116,7 @@ def training_loop(clock: Clock, fold: Fold, there: list[torch.Tensor]) -> float:
     """Images/s from the second epoch on, as train.py runs it; in turns with steps on the batch
     that is `there`, as a machine's speed changes from minute to minute."""
     loop, steps = [], []
-    for fold.epoch in range(1 + ROUNDS):
+    for _ in range(1 + ROUNDS):
         loop.append(train_epoch(fold, tqdm(disable=True), lambda: None)["images_per_second"])
         fold.end_epoch()
         clock.time("training step", lambda b: train_step(fold, *b), [there], len(there[0]))

@@ -16,7 +16,7 @@ from tqdm import tqdm
 import prepare
 import ranks
 from config import InputError
-from files import replacing
+from files import remove_partials, replacing
 from pixels import check_headers, photograph, truth
 from prepare import Input, Size, input_of
 from row import Row
@@ -107,6 +107,7 @@ def on_disk(rows: list[Row], given: Input, size: Size, path: Path) -> Cache:
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         if not path.exists():
+            remove_partials(path.parent, path.stem)
             write(rows, given, size, path)
     cache = Cache(rows, given, size, np.load(path, mmap_mode="c"))
     with np.load(path.with_suffix(".npz")) as file:

@@ -1,5 +1,6 @@
 """Files that are whole or not there, in folders where one process works at a time."""
 
+import glob
 import os
 import shutil
 import socket
@@ -36,6 +37,13 @@ def replacing(path: Path | str, size: int = 0) -> Iterator[Path]:
         if error.errno not in FULL | SHUT or error.filename not in ours:
             raise
         raise InputError(unwritable(path, error, size)) from None
+
+
+def remove_partials(folder: Path, name: str = "") -> None:
+    """What killed processes left of files in `folder` whose names begin so. Only for who holds the
+    lock: others may be writing."""
+    for partial in folder.glob(f".{glob.escape(name)}*.partial"):
+        partial.unlink()
 
 
 def sync(path: Path) -> None:
@@ -81,8 +89,7 @@ def only_one(folder: Path, remedy: str) -> Iterator[None]:
                 raise InputError(f"{folder}: {said} is at work there; {remedy}") from None
     try:
         note.write_text(f"process {os.getpid()} on {socket.gethostname()}")
-        for partial in folder.glob(".*.partial"):
-            partial.unlink()
+        remove_partials(folder)
         yield
     finally:
         if folder.exists():

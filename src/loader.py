@@ -208,4 +208,4 @@ def _cores() -> int:
 
 def _begin_worker(_: int) -> None:
     cv2.setNumThreads(0)  # the processes share the cores already
-    stopping.ignore()
+    stopping.linger()

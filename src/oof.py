@@ -28,7 +28,7 @@ from metrics import (
 )
 from row import Row
 from settings import Settings
-from together import share, shared_out
+from together import of_each
 
 HALF = int(np.searchsorted(THRESHOLDS, 0.5))
 
@@ -84,11 +84,12 @@ def score(
     cache: Cache | None = None,
 ) -> Scores:
     """Predict the rows and compare them with their labels; several processes share them."""
-    places = share(list(range(len(rows))))
-    mine = [rows[i] for i in places]
-    predictions = progress(predict(members, mine, settings, True, cache=cache), mine, title)
-    measured = [(i, measure(p)) for i, p in zip(places, predictions, strict=True)]
-    return collect(rows, shared_out(measured))
+
+    def measured(mine: list[Row]) -> Iterator[dict[str, np.ndarray]]:
+        predictions = predict(members, mine, settings, with_truth=True, cache=cache)
+        return map(measure, progress(predictions, mine, title))
+
+    return collect(rows, of_each(rows, measured))
 
 
 def measure(prediction: Prediction) -> dict[str, np.ndarray]:

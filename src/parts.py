@@ -12,7 +12,7 @@ import numpy as np
 
 import cache
 from cut import Cut
-from files import only_one, replacing
+from files import only_one, remove_partials, replacing
 from infer import Member
 from row import Row
 from settings import Settings
@@ -46,8 +46,7 @@ class Parts:
         """Keeps others out of the folder; holds what is done of the prediction with this key, and
         nothing of any other."""
         with only_one(self.folder, "wait, or write another with submission=..."):
-            for partial in self.folder.parent.glob(f".{self.folder.stem}.*.partial"):
-                partial.unlink()  # of a process that was killed while it merged the parts
+            remove_partials(self.folder.parent, f"{self.folder.stem}.")  # of what is merged
             note = self.folder / "key.txt"
             if not note.exists() or note.read_text() != key:
                 for path in self.folder.glob("[0-9]*"):

@@ -1,5 +1,6 @@
 """Files → pixels: photographs and what their labels say."""
 
+import io
 import struct
 from pathlib import Path
 
@@ -21,19 +22,26 @@ Image.MAX_IMAGE_PIXELS = None  # that is checked here
 SIDEWAYS = {5, 6, 7, 8}  # values of the EXIF tag Orientation, 0x0112
 
 
-def header_size(path: Path) -> tuple[int, int]:
-    """(height, width) as the image is shown, from the file's header; nothing is decoded."""
+def header_size(path: Path, data: bytes | None = None) -> tuple[int, int]:
+    """(height, width) as the image is shown, from the header of the file, or of its `data`; nothing
+    is decoded."""
     try:
-        with Image.open(path) as image:
-            (width, height), exif = image.size, Image.Exif()
-            exif.load(image.info.get("exif"))  # image.getexif() decodes a whole PNG to find it
+        with Image.open(path if data is None else io.BytesIO(data)) as image:
+            return _shown_size(image, path)
     except SPOILED as error:
-        raise InputError(
-            f"{path}: cannot be read as an image ({_short(error)}); get the file again"
-        ) from None
+        raise _unreadable(path, error) from None
+
+
+def _shown_size(image: Image.Image, path: Path) -> tuple[int, int]:
+    (width, height), exif = image.size, Image.Exif()
     if height * width > LARGEST:
         raise InputError(f"{path}: claims {width}×{height} pixels, 2²⁸ are allowed; cut it up")
+    exif.load(image.info.get("exif"))  # image.getexif() decodes a whole PNG to find it
     return (width, height) if exif.get(0x0112) in SIDEWAYS else (height, width)
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path}: cannot be read as an image ({_short(error)}); get the file again")
 
 
 def photograph(row: Row, enough: tuple[int, int] | None = None) -> np.ndarray:
@@ -72,12 +80,15 @@ REDUCED = {
 
 def read_image(path: Path, enough: tuple[int, int] | None = None) -> np.ndarray:
     """H×W×3 uint8 RGB, turned as EXIF says; of a JPEG smaller, but not below `enough` (h, w)."""
-    native = header_size(path)
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    native = header_size(path, data)
     end = next((end for start, end in ENDS.items() if data.startswith(start)), b"")
     image = None
     if data.startswith(b"GIF8"):  # among the pets some are, whatever their name says
-        image = _gif(path)
+        image = _gif(data)
     elif end in data[-4096:]:
         flag = cv2.IMREAD_COLOR
         if enough and data.startswith(b"\xff\xd8"):
@@ -89,10 +100,10 @@ def read_image(path: Path, enough: tuple[int, int] | None = None) -> np.ndarray:
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def _gif(path: Path) -> np.ndarray | None:
+def _gif(data: bytes) -> np.ndarray | None:
     """H×W×3 uint8 BGR of a GIF's first picture; None where it cannot be decoded."""
     try:
-        with Image.open(path) as picture:
+        with Image.open(io.BytesIO(data)) as picture:
             return np.asarray(picture.convert("RGB"))[..., ::-1]
     except SPOILED:
         return None
@@ -110,9 +121,13 @@ def read_mask(path: Path) -> np.ndarray:
 
 def read_values(path: Path) -> np.ndarray:
     """H×W uint8 (or bool): the values that a label file holds, its palette left aside."""
-    header_size(path)
     try:
-        with Image.open(path) as image:
+        image = Image.open(path)
+    except SPOILED as error:
+        raise _unreadable(path, error) from None
+    try:
+        with image:
+            _shown_size(image, path)
             return np.asarray(image if image.mode in ("1", "L", "P") else image.convert("L"))
     except SPOILED as error:
         raise InputError(

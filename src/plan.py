@@ -100,6 +100,9 @@ def check_loss(settings: Settings, scheme: Scheme) -> None:
 
 def check_folds(settings: Settings, folds: list[int], rows: list[Row]) -> None:
     """InputError where these folds, or this network, cannot be trained on these rows."""
+    processes = max(together.wanted(), ranks.world())
+    if settings.batch < processes:
+        raise InputError(f"batch={settings.batch}: is of all {processes} GPUs together")
     for fold in folds:
         if len({row.fold == fold for row in rows}) < 2:
             raise InputError(
@@ -111,8 +114,6 @@ def check_folds(settings: Settings, folds: list[int], rows: list[Row]) -> None:
 
 def check(settings: Settings) -> None:
     """All of this, without a word: before several processes are started that would say it."""
-    if settings.batch < together.wanted():
-        raise InputError(f"batch={settings.batch}: is of all {together.wanted()} GPUs together")
     with redirect_stdout(None):
         rows = datasets.training_rows(settings)
         folds = folds_to_train(settings, describe(settings, rows))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import config
+from config import InputError
 from settings import Settings
 
 if __name__ == "__main__":  # help and wrong words are answered before torch takes its seconds
@@ -66,20 +67,21 @@ def write_masks(folder: Path, prediction: Prediction, mask: np.ndarray) -> None:
 
 def write_picture(path: Path, picture: np.ndarray) -> None:
     """H×W or H×W×3 RGB uint8 → a file of the kind that its ending says."""
-    _, data = cv2.imencode(path.suffix, picture[..., ::-1] if picture.ndim == 3 else picture)
+    made, data = cv2.imencode(path.suffix, picture[..., ::-1] if picture.ndim == 3 else picture)
+    if not made:
+        raise InputError(f"{path}: too large for this kind of file; say masks=false")
     with replacing(path, len(data)) as partial:
         partial.write_bytes(data)
 
 
 def found_in(settings: Settings, prediction: Prediction, cut: Cut) -> Found:
     """What is kept of a prediction; its pictures are written on the way."""
-    row = prediction.row
+    row, binary = prediction.row, prediction.row.scheme.binary
     if fault := prediction.photograph.fault:
         return Found(row.image.name, "", 0.0, float("nan"), fault)
     mask = cut.mask(prediction.probability)
-    if settings.masks or not row.scheme.binary:
+    if settings.masks or not binary:
         write_masks(settings.run_dir / "masks", prediction, mask)
-    binary = row.scheme.binary
     return Found(
         row.image.name,
         rle.encode(mask) if binary else hashlib.sha256(mask).hexdigest(),
@@ -144,7 +146,7 @@ def write_about(
     about = {
         "runs": weights,
         "weights": {path: voter.weight for path, voter in members.items()},
-        "threshold": cut.threshold,
+        "threshold": cut.threshold if labels.scheme_of(settings).binary else None,
         "postprocess": cut.steps,
         "tta": settings.tta,
         **known,

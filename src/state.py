@@ -68,7 +68,8 @@ class Fold:
         self.resident = ondevice.resident(cache, engine.device) if on_device else None
         batches = training_batches(trained, settings, cache, self.resident is not None)
         self.shuffle = batches.batch_sampler
-        if settings.batch // ranks.world() < FEW and engine.device.type == "cuda":
+        several = ranks.world() > 1 and engine.device.type == "cuda"
+        if several and settings.batch // ranks.world() < FEW:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         optimizer = make_optimizer(settings, network)
         self.network, self.optimizer, self.batches = engine.prepare(network, optimizer, batches)
@@ -100,8 +101,7 @@ class Fold:
         """Whatever has a state of its own."""
         network = self.engine.unwrap_model(self.network)
         parts = {"network": network, "average": self.average, "scaler": self.engine.scaler}
-        parts |= {"sums": self.sums}
-        parts |= {"optimizer": self.optimizer, "schedule": self.schedule}
+        parts |= {"optimizer": self.optimizer, "schedule": self.schedule, "sums": self.sums}
         return {name: part for name, part in parts.items() if part is not None}
 
     def state(self) -> dict[str, Any]:

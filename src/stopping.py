@@ -29,10 +29,12 @@ def leave_at_once() -> None:
         signal.signal(number, lambda number, _: os._exit(128 + number))
 
 
-def ignore() -> None:
-    """For worker processes: Ctrl-C reaches them too, but the step that they serve is finished."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+def linger(seconds: int = 5) -> None:
+    """For worker processes: Ctrl-C and SIGTERM reach them too, but the step that they serve is
+    finished. They end some time after a SIGTERM, as whoever waits for their end sends one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(seconds))
 
 
 def _raise(number: int, _: FrameType | None) -> None:

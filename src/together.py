@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import ranks
 from config import InputError
+from row import Row
 
 Item = TypeVar("Item")
 PATIENCE = InitProcessGroupKwargs(timeout=timedelta(minutes=10))  # that one waits for another
@@ -91,9 +93,11 @@ def share(things: list[Item]) -> list[Item]:
     return things[ranks.rank() :: ranks.world()]
 
 
-def shared_out(parts: list[Item]) -> list[Item]:
-    """What gathered() brought of parts made by share(), as [(place, item), ...], in order."""
-    return [item for _, item in sorted(gathered(parts), key=lambda part: part[0])]
+def of_each(rows: list[Row], work: Callable[[list[Row]], Iterable[Item]]) -> list[Item]:
+    """What `work` makes of each row, in the rows' order; each process does its share."""
+    places = share(list(range(len(rows))))
+    done = zip(places, work(share(rows)), strict=True)
+    return [item for _, item in sorted(gathered(list(done)), key=lambda pair: pair[0])]
 
 
 def any_of(flags: list[bool]) -> list[bool]:

@@ -3,6 +3,7 @@
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -65,6 +66,8 @@ def train_fold(
             report(state, entry, bar)
             state.end_epoch()
             keep(state)
+    if ranks.first():
+        state.writer.close()
     score_fold(settings, fold, state.held_out, engine.device, cache)
     if ranks.first():
         snapshots.remove(resume)
@@ -101,16 +104,8 @@ def validate(state: Fold) -> dict[str, float]:
     """Mean Dice and accuracy of the held-out images at native size, without TTA; the weights that
     are best by `best_by` are kept. Several processes share the images."""
     together.from_first(state.average.module)
-    places = together.share(list(range(len(state.held_out))))
-    rows, plain = [state.held_out[i] for i in places], replace(state.settings, tta="none")
-    predictions = predict([state.member()], rows, plain, True, cache=state.cache)
-    scores = []
-    for i, prediction in zip(places, oof.progress(predictions, rows, "validate"), strict=True):
-        if i < 3 and ranks.first():
-            picture = gallery.small_picture(prediction)
-            state.writer.add_image(f"held_out/{i}", picture, state.epoch + 1, dataformats="HWC")
-        scores.append((i, oof.plain_scores(prediction)))
-    means = pd.DataFrame(together.shared_out(scores)).mean().to_dict()
+    scores = together.of_each(state.held_out, lambda mine: scored(state, mine))
+    means = pd.DataFrame(scores).mean().to_dict()
     best_by = means[state.settings.best_by]
     if isinstance(state.schedule, ReduceLROnPlateau):
         state.schedule.step(best_by)
@@ -120,6 +115,17 @@ def validate(state: Fold) -> dict[str, float]:
         if ranks.first():
             checkpoint.save_weights(path, network, state.settings, about(state) | means)
     return means
+
+
+def scored(state: Fold, rows: list[Row]) -> Iterator[dict[str, float]]:
+    """Scores of each row without TTA; TensorBoard gets pictures of the first three."""
+    plain = replace(state.settings, tta="none")
+    predictions = predict([state.member()], rows, plain, True, cache=state.cache)
+    for i, prediction in enumerate(oof.progress(predictions, rows, "validate")):
+        if i < 3 and ranks.first():
+            picture = gallery.small_picture(prediction)
+            state.writer.add_image(f"held_out/{i}", picture, state.epoch + 1, dataformats="HWC")
+        yield oof.plain_scores(prediction)
 
 
 def about(state: Fold) -> dict[str, Any]:

@@ -2,9 +2,12 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
+from conftest import ROOT
 
 import stopping
 from stopping import AfterStep, Stopped
@@ -50,6 +53,27 @@ def test_it_is_not_raised_once_more_while_it_is_on_its_way():
             time.sleep(0.5)
             cleaned = True
     assert cleaned
+
+
+WORKER = """
+import sys, time
+sys.path.insert(0, "src")
+import stopping
+stopping.linger(1)
+print("there", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_worker_outlives_a_signal_and_yet_ends():
+    command = [sys.executable, "-c", WORKER]
+    worker = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert worker.stdout.readline() == "there\n"
+    worker.send_signal(signal.SIGINT)
+    worker.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        worker.wait(0.3)
+    assert worker.wait(30) == -signal.SIGALRM
 
 
 class Dying:
