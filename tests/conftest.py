@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -88,6 +89,34 @@ def words_for(data: Path, output: Path) -> list[str]:
         *("dataset=tiny", "run=tiny", "size=[32,48]", "channels=[8,16]", "batch=4", "epochs=3"),
         *("lr=0.01", "ema=0.5", "device=cpu", "amp=fp32", "workers=0"),
     ]
+
+
+def place(words: list[str]) -> list[str]:
+    """The words that say where things are, and not what is trained."""
+    keys = ("data_dir", "output_dir", "run", "device", "amp", "workers")
+    return [word for word in words if word.split("=")[0] in keys]
+
+
+class Payload:
+    """Unpickling it would create a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of a megabyte; only root can make one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("may not mount a small disk")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
 
 
 def run_script(name: str, *words: str) -> subprocess.CompletedProcess:

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, make_data, run_script, words_for
+from conftest import ROOT, Payload, make_data, place, run_script, words_for
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -109,16 +109,6 @@ def other_architecture(tensors: dict, about: dict) -> None:
 
 def with_nan(tensors: dict, about: dict) -> None:
     next(t for t in tensors.values() if t.is_floating_point()).view(-1)[0] = torch.nan
-
-
-class Payload:
-    """Unpickling it would create the file `exploded`."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
 
 
 def payload_in(name: str) -> Spoil:
@@ -225,14 +215,13 @@ def catalogue() -> list[Case]:
 
 CASES = catalogue()
 PATHS = {"recipe", "submission", "truth", "output_dir"}
-PLACE = {"data_dir", "output_dir", "run", "device", "workers"}
 
 
 def words_of(case: Case, folder: Path) -> list[str]:
     """The command's words, in this folder."""
     words = words_for(folder / "data", folder / "out")
     if case.command.startswith("predict"):
-        words = [word for word in words if word.split("=")[0] in PLACE]
+        words = place(words)
     if case.command.startswith("train"):
         words += ["fold=0", "epochs=1", *([] if case.what == "a run that exists" else ["run=new"])]
     for word in case.command.split()[1:]:
@@ -357,8 +346,7 @@ def test_odd_names_go_from_image_to_submission(tmp_path):
     assert (done := run_script("folds.py", *words, "k=2")).returncode == 0, done.stderr
     done = run_script("train.py", *words, "fold=0", "epochs=1")
     assert done.returncode == 0, done.stderr
-    place = [word for word in words if word.split("=")[0] in ("data_dir", "output_dir", "run")]
-    done = run_script("predict.py", *place)
+    done = run_script("predict.py", *place(words))
     assert done.returncode == 0, done.stderr
     table = pd.read_csv(tmp_path / "out/tiny/submission.csv", keep_default_na=False)
     assert {f"{name}.jpg" for name in ODD} <= set(table["img"])

@@ -1,10 +1,10 @@
 """Weights come back as they were; files that are not ours are refused and never run."""
 
 import pickle
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import Payload
 
 import checkpoint
 import config
@@ -29,19 +29,9 @@ def test_weights_settings_and_facts_come_back(saved):
     assert stored == settings and about["dice"] == 0.5
 
 
-class Bomb:
-    """Unpickling it would create a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
 def test_a_pickle_is_never_run(saved, tmp_path):
     sign = tmp_path / "exploded"
-    saved[0].write_bytes(pickle.dumps(Bomb(sign)))
+    saved[0].write_bytes(pickle.dumps(Payload(sign)))
     with pytest.raises(InputError, match=r"best\.safetensors"):
         checkpoint.load_weights(saved[0], torch.device("cpu"))
     assert not sign.exists()

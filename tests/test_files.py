@@ -82,20 +82,6 @@ def test_the_lock_of_a_dead_process_is_free_and_what_it_left_is_removed(tmp_path
         pass
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of a megabyte; only root can make one."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip("may not mount a small disk")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
 def test_a_full_disk_is_one_line_that_tells_the_room_needed_and_the_old_file_stays(small_disk):
     path = small_disk / "weights"
     path.write_bytes(b"old")

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 import torture
-from conftest import make_data, refused, run_script, words_for
+from conftest import make_data, place, refused, run_script, words_for
 
 from files import only_one
 
@@ -32,26 +32,13 @@ def test_a_second_process_on_a_fold_or_a_submission_is_told_who_is_there(data, t
     with only_one(tmp_path / "tiny/fold0", ""):
         refused(run_script("train.py", *words), "fold0: process ", "is at work there", "run=")
     assert run_script("train.py", *words).returncode == 0
-    place = [word for word in words if word.split("=")[0] in ("data_dir", "output_dir", "run")]
     with only_one(tmp_path / "tiny/submission.parts", ""):
-        refused(run_script("predict.py", *place), "is at work there", "submission=")
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 800 kB; only root can make one."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=800k", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("may not mount a small disk")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+        refused(run_script("predict.py", *place(words)), "is at work there", "submission=")
 
 
 def test_on_a_full_disk_training_ends_in_a_line_and_goes_on_when_there_is_room(data, small_disk):
     words = [*words_for(data, small_disk), "fold=0", "snapshot_every=0", "cache=ram"]
-    (small_disk / "ballast").write_bytes(bytes(600_000))
+    (small_disk / "ballast").write_bytes(bytes(800_000))
     refused(run_script("train.py", *words), "No space left on device")
     assert not list(small_disk.rglob("*.partial"))
     (small_disk / "ballast").unlink()
@@ -72,8 +59,7 @@ def test_images_of_one_pixel_and_empty_masks_have_defined_results(tmp_path):
     words = [*words_for(data, tmp_path / "out"), "epochs=2"]
     done = run_script("train.py", *words)
     assert done.returncode == 0, done.stderr
-    place = [word for word in words if word.split("=")[0] in ("data_dir", "output_dir", "run")]
-    done = run_script("predict.py", *place, f"truth={data / 'test_truth.csv'}")
+    done = run_script("predict.py", *place(words), f"truth={data / 'test_truth.csv'}")
     assert done.returncode == 0, done.stderr
     for path in (tmp_path / "out").rglob("*.csv"):
         assert "nan" not in path.read_text(), path

@@ -2,10 +2,10 @@
 
 import io
 import pickle
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import Payload
 
 import snapshots
 from config import InputError
@@ -49,21 +49,11 @@ def test_where_none_is_whole_nothing_is_guessed(tmp_path):
         snapshots.load(tmp_path)
 
 
-class Bomb:
-    """Unpickling it would create a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_pickle_is_never_run_even_under_its_right_checksum(tmp_path):
     sign, buffer = tmp_path / "exploded", io.BytesIO()
-    torch.save({"network": Bomb(sign)}, buffer)
-    for data in (buffer.getvalue(), pickle.dumps(Bomb(sign))):
+    torch.save({"network": Payload(sign)}, buffer)
+    for data in (buffer.getvalue(), pickle.dumps(Payload(sign))):
         path = tmp_path / f"00001-0000002-{snapshots.checksum(data)}.pt"
         path.write_bytes(data)
         with pytest.raises(InputError):

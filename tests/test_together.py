@@ -11,13 +11,12 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
-from conftest import ROOT, make_data, words_for
+from conftest import ROOT, make_data, place, words_for
 from safetensors.torch import load_file
 
 # Without it the agents of torch 2.13 keep the address of the first meeting, and one that was
 # started again waits for it in vain (pytorch issue 135712); README says it, too.
 REJOIN = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-PLACE = ("data_dir", "output_dir", "run", "device", "workers")
 
 
 def start(processes, script, *words, before=()):
@@ -75,12 +74,11 @@ def test_out_of_fold_every_image_is_scored_once_and_alike(trained, count):
 
 def test_the_submission_is_the_same_bytes(trained, tmp_path):
     words, _ = trained
-    place = [word for word in words if word.split("=")[0] in PLACE]
     texts = []
     for count in (1, 2, 4):
         path = tmp_path / f"{count}.csv"
         more = ["run=by1", "batch=1", f"submission={path}"]
-        code, _, err = run(count, "predict.py", *place, *more)
+        code, _, err = run(count, "predict.py", *place(words), *more)
         assert code == 0, err
         texts.append(path.read_bytes())
     assert len(set(texts)) == 1
@@ -89,10 +87,9 @@ def test_the_submission_is_the_same_bytes(trained, tmp_path):
 def test_a_process_that_dies_ends_the_others_and_what_is_done_is_kept(trained, tmp_path):
     words, out = trained
     data = make_data(tmp_path / "data", test_cars=3, views=60)
-    place = [word for word in words if word.split("=")[0] in PLACE]
     path = tmp_path / "s.csv"
     more = [f"data_dir={data}", "run=by1", "batch=1", f"submission={path}"]
-    process = start(2, "predict.py", *place, *more)
+    process = start(2, "predict.py", *place(words), *more)
     while not any(tmp_path.glob("s.parts/0*.csv")) and process.poll() is None:
         time.sleep(0.01)
     by_rank = {child.environ()["RANK"]: child for child in psutil.Process(process.pid).children()}
@@ -100,10 +97,10 @@ def test_a_process_that_dies_ends_the_others_and_what_is_done_is_kept(trained, t
     out, err = process.communicate(timeout=60)
     assert process.returncode == 137 and not path.exists(), out + err
     assert err.count("process 1 of 2 was killed by SIGKILL") == 1 and "Traceback" not in err, err
-    code, out, err = run(2, "predict.py", *place, *more)
+    code, out, err = run(2, "predict.py", *place(words), *more)
     assert code == 0 and "were predicted before; going on" in out, err
     texts = [path.read_bytes()]
-    code, _, err = run(1, "predict.py", *place, *more)
+    code, _, err = run(1, "predict.py", *place(words), *more)
     assert texts == [path.read_bytes()], err
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, make_data, refused, run_script, words_for
+from conftest import ROOT, make_data, place, refused, run_script, words_for
 from safetensors.torch import load_file
 
 import config
@@ -30,12 +30,6 @@ def trained(tmp_path_factory):
     done = run_script("train.py", *words, "dropout=[0,0.2]", "epochs=8")
     assert done.returncode == 0, done.stderr
     return words, folder / "out", done.stdout
-
-
-def place(words):
-    """The words that say where things are, and not what is trained."""
-    keys = ("data_dir", "output_dir", "run", "device", "amp", "workers")
-    return [word for word in words if word.split("=")[0] in keys]
 
 
 def test_training_leaves_the_files_of_a_run(trained):

@@ -17,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 
 import pandas as pd
-from conftest import ROOT, make_data, words_for
+from conftest import ROOT, make_data, place, words_for
 
 CODES = {"SIGKILL": (-9,), "SIGTERM": (143, -15), "SIGINT": (130, -2)}
 TIMES = ["seconds", "images_per_second", "peak_gb"]  # of history.csv: no two runs have them alike
@@ -82,9 +82,8 @@ def prediction(folder: Path, views: int = 200) -> Victim:
     data = make_data(folder / "data", test_cars=5, views=views)
     words = words_for(data, folder / "out")
     Victim("train.py", [*words, "fold=0", "limit=8", "epochs=1"], folder / "out/tiny/fold0")
-    words = [w for w in words if w.split("=")[0] in ("data_dir", "output_dir", "run", "workers")]
     more = ["batch=1", f"submission={folder / 'submitted/submission.csv'}"]
-    return Victim("predict.py", [*words, *more], folder / "submitted")
+    return Victim("predict.py", [*place(words), *more], folder / "submitted")
 
 
 def disturb(
