@@ -15,20 +15,18 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
-import config
-
-if __name__ == "__main__":  # help, wrong words and Ctrl-C are answered before the heavy imports
-    config.run(lambda: config.load(sys.argv[1:]))
-
 import cv2
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-import cars
-import rle
-import studio
-from cars import Body
+from core import cli, config, errors
+from data.demo_cars import cars, render
+from data.demo_cars.cars import Body
+from inference import rle
+
+if __name__ == "__main__":  # help, wrong words and Ctrl-C are answered before the heavy imports
+    cli.run_main(lambda: config.load_settings(sys.argv[1:]))
 
 # fmt: off
 BODIES = {
@@ -70,7 +68,7 @@ BODIES = {
         (1.62, 0.74, 0.58, -2.22), (1.72, 0.63, 0.20, -2.00), (1.74, 0.0, -0.90, -0.90)],
         6.0, (1.52, -1.50), 0.34, 0.90, 1.26, (1.14, 1.60), (1.5, 0.40, -0.85, -2.1), 0.016, 0.0),
 }
-COLOURS = {  # linear light: blue, green, red; the share mirrored head on
+PAINTS = {  # linear light: blue, green, red; the share mirrored head on
     "white": (0.80, 0.81, 0.81, 0.04), "silver": (0.33, 0.325, 0.32, 0.14),
     "grey": (0.09, 0.085, 0.08, 0.09), "black": (0.006, 0.006, 0.006, 0.035),
     "red": (0.018, 0.015, 0.40, 0.04), "blue": (0.13, 0.045, 0.012, 0.05),
@@ -83,7 +81,7 @@ NAMES = {  # makes and models which nobody has built
 # fmt: on
 
 
-class Entry(NamedTuple):
+class DemoCar(NamedTuple):
     """One car of the data set; its number and the seed fix everything about it."""
 
     id: str  # 12 hex digits
@@ -93,14 +91,14 @@ class Entry(NamedTuple):
     year: int
 
 
-def catalogue(count: int, seed: int) -> list[Entry]:
+def draw_cars(count: int, seed: int) -> list[DemoCar]:
     """Which cars there are: the body types take turns, the rest is drawn."""
     entries = []
     for number in range(count):
         rng = np.random.default_rng([seed, number])
-        body, colour = list(BODIES)[number % len(BODIES)], rng.choice(list(COLOURS))
+        body, colour = list(BODIES)[number % len(BODIES)], rng.choice(list(PAINTS))
         name = f"{rng.integers(1 << 48):012x}"
-        entries.append(Entry(name, number, body, str(colour), int(rng.integers(2006, 2018))))
+        entries.append(DemoCar(name, number, body, str(colour), int(rng.integers(2006, 2018))))
     return entries
 
 
@@ -111,16 +109,16 @@ def write_mask(path: Path, mask: np.ndarray) -> None:
     picture.save(path)
 
 
-def photograph(
-    folder: Path, entry: Entry, training: bool, seed: int, size: tuple[int, int]
+def render_car(
+    folder: Path, entry: DemoCar, training: bool, seed: int, size: tuple[int, int]
 ) -> list[tuple[str, str]]:
     """Write all views of one car -> (file name, RLE of its mask) of each."""
     cv2.setNumThreads(1)  # the cars already fill the cores
     rng = np.random.default_rng([seed, entry.number, 1])
-    car = cars.car(rng, BODIES[entry.body], COLOURS[entry.colour])
+    car = cars.build_car(rng, BODIES[entry.body], PAINTS[entry.colour])
     rows = []
-    for view in range(1, studio.VIEWS + 1):
-        image, mask = studio.photograph(car, view, size)
+    for view in range(1, render.N_VIEWS + 1):
+        image, mask = render.render_view(car, view, size)
         name = f"{entry.id}_{view:02d}"
         into = folder / ("train" if training else "test") / f"{name}.jpg"
         if not cv2.imwrite(str(into), image, [cv2.IMWRITE_JPEG_QUALITY, 92]):
@@ -138,20 +136,22 @@ def write_table(path: Path, header: str, rows: list[tuple]) -> None:
         table.writerows([header.split(","), *sorted(rows)])
 
 
-def fill(folder: Path, train_cars: int, test_cars: int, seed: int, size: tuple[int, int]) -> None:
+def write_dataset(
+    folder: Path, train_cars: int, test_cars: int, seed: int, size: tuple[int, int]
+) -> None:
     """Render everything into an empty folder, one process per core, each a car at a time."""
     for name in ("train", "train_masks", "test"):
         (folder / name).mkdir()
-    entries, truth = catalogue(train_cars + test_cars, seed), []
+    entries, truth = draw_cars(train_cars + test_cars, seed), []
     # Spawned, not forked: the parent may already run threads, which do not survive a fork.
     with (
         ProcessPoolExecutor(mp_context=get_context("spawn")) as pool,
-        tqdm(total=len(entries) * studio.VIEWS, unit="image", desc="render", disable=None) as bar,
+        tqdm(total=len(entries) * render.N_VIEWS, unit="image", desc="render", disable=None) as bar,
     ):
         tasks = {}
         for entry in entries:
             training = entry.number < train_cars
-            tasks[pool.submit(photograph, folder, entry, training, seed, size)] = training
+            tasks[pool.submit(render_car, folder, entry, training, seed, size)] = training
         for task in as_completed(tasks):
             truth += [] if tasks[task] else task.result()
             bar.update(len(task.result()))
@@ -163,32 +163,34 @@ def fill(folder: Path, train_cars: int, test_cars: int, seed: int, size: tuple[i
     write_table(folder / "metadata.csv", "id,year,make,model,trim1,trim2", models)
 
 
-def render(
+def render_dataset(
     folder: Path,
     train_cars: int,
     test_cars: int,
     seed: int,
-    size: tuple[int, int] = (1280, studio.WIDTH),
+    size: tuple[int, int] = (1280, render.FRAME_WIDTH),
 ) -> None:
     """Write the data set into folder, whole or not at all; InputError if there is something in it.
 
     size is height, width of the frames.  The same arguments give the same bytes.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise config.InputError(f"data_dir={folder}: exists and is not empty; remove it first")
+        raise errors.InputError(f"data_dir={folder}: exists and is not empty; remove it first")
     partial = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
     partial.mkdir(parents=True)
     try:
-        fill(partial, train_cars, test_cars, seed, size)
+        write_dataset(partial, train_cars, test_cars, seed, size)
         partial.rename(folder)  # an empty folder gives way
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def main() -> None:
-    settings = config.load(sys.argv[1:])
-    render(Path(settings.data_dir), settings.demo_cars, settings.demo_test_cars, settings.seed)
+    settings = config.load_settings(sys.argv[1:])
+    render_dataset(
+        Path(settings.data_dir), settings.demo_cars, settings.demo_test_cars, settings.seed
+    )
 
 
 if __name__ == "__main__":
-    config.run(main)
+    cli.run_main(main)

@@ -9,29 +9,26 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-import config
-
-if __name__ == "__main__":  # help, wrong words and Ctrl-C are answered before the heavy imports
-    config.run(lambda: config.load(sys.argv[1:]))
-
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-import datasets
-import pixels
-import tables
-from config import InputError
-from files import replacing
-from row import Row
-from settings import Settings
+from core import cli, config
+from core.errors import InputError
+from core.files import atomic_write
+from core.settings import Settings
+from data import csv_files, datasets, image_io
+from data.sample import Sample
+
+if __name__ == "__main__":  # help, wrong words and Ctrl-C are answered before the heavy imports
+    cli.run_main(lambda: config.load_settings(sys.argv[1:]))
 
 
-def mean_areas(settings: Settings) -> pd.Series:
+def mean_mask_area(settings: Settings) -> pd.Series:
     """Group → mean part of the frame that its masks cover, rounded to 6 digits."""
-    rows = datasets.rows_of(settings, "train")
+    rows = datasets.load_samples(settings, "train")
     with ProcessPoolExecutor() as pool:
-        masks = pool.map(mask_area, rows, chunksize=16)
+        masks = pool.map(foreground_fraction, rows, chunksize=16)
         areas = list(tqdm(masks, "mask areas", len(rows), unit="mask", disable=None))
     empty = [row.image_id for row, area in zip(rows, areas, strict=True) if not area]
     if empty:
@@ -40,17 +37,19 @@ def mean_areas(settings: Settings) -> pd.Series:
     return table.groupby("group")["area"].mean().round(6)
 
 
-def mask_area(row: Row) -> float:
+def foreground_fraction(row: Sample) -> float:
     """The part of the frame that is not background (or class 0), in [0, 1]."""
-    return float(np.mean(pixels.truth(row) != 0))
+    return float(np.mean(image_io.read_sample_mask(row) != 0))
 
 
-def breed(name: str) -> str:
+def breed_of(name: str) -> str:
     """'Great_Pyrenees' of 'Great_Pyrenees_100', as the pets are named."""
     return name.rpartition("_")[0]
 
 
-def assign(areas: pd.Series, k: int, stratum: Callable[[str], str] = lambda name: "") -> pd.Series:
+def assign_folds(
+    areas: pd.Series, k: int, stratum: Callable[[str], str] = lambda name: ""
+) -> pd.Series:
     """Group → fold, stratified by area: of each k groups of like area, every fold gets one.
 
     Down the list sorted by stratum and area the folds take turns, forth and back (0 1 2, 2 1 0,
@@ -62,29 +61,37 @@ def assign(areas: pd.Series, k: int, stratum: Callable[[str], str] = lambda name
 
 
 def main() -> None:
-    settings = config.load(sys.argv[1:])
+    settings = config.load_settings(sys.argv[1:])
     path = Path(settings.folds_csv)
-    areas = mean_areas(settings)
-    if len(areas) < settings.k:
-        raise InputError(f"k={settings.k}: {settings.data_dir} has only {len(areas)} groups")
-    folds = assign(areas, settings.k, *([breed] if settings.layout == "pets" else []))
-    table = pd.DataFrame({"dataset": settings.dataset, "group": folds.index, "fold": folds.values})
+    areas = mean_mask_area(settings)
+    if len(areas) < settings.n_folds:
+        raise InputError(
+            f"n_folds={settings.n_folds}: {settings.data_dir} has only {len(areas)} groups"
+        )
+    folds = assign_folds(
+        areas, settings.n_folds, *([breed_of] if settings.dataset_format == "pets" else [])
+    )
+    table = pd.DataFrame(
+        {"dataset": settings.dataset_name, "group": folds.index, "fold": folds.values}
+    )
     if path.exists():
-        others = tables.read_table(path, ["dataset", "group", "fold"])
-        mine = others[others["dataset"] == settings.dataset]
-        others = others[others["dataset"] != settings.dataset]
+        others = csv_files.read_csv_strict(path, ["dataset", "group", "fold"])
+        mine = others[others["dataset"] == settings.dataset_name]
+        others = others[others["dataset"] != settings.dataset_name]
         if len(mine) and set(mine["group"]) != set(folds.index):
             raise InputError(
-                f"{path}: has {len(mine)} groups of dataset {settings.dataset}, and "
-                f"{settings.data_dir} {len(folds)}; say folds_csv=<new file> or dataset=<new name>"
+                f"{path}: has {len(mine)} groups of dataset {settings.dataset_name}, and "
+                f"{settings.data_dir} {len(folds)}; say folds_csv=<new file> or dataset_name=<new name>"
             )
         table = pd.concat([others, table], ignore_index=True)
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         table.to_csv(partial, index=False, lineterminator="\n")
     for fold, group in areas.groupby(folds):
         print(f"fold {fold}: {len(group)} groups, mean area {group.mean():.4f}")
-    print(f"{path}: {len(folds)} groups of dataset {settings.dataset} in {settings.k} folds")
+    print(
+        f"{path}: {len(folds)} groups of dataset {settings.dataset_name} in {settings.n_folds} folds"
+    )
 
 
 if __name__ == "__main__":
-    config.run(main)
+    cli.run_main(main)

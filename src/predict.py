@@ -13,105 +13,99 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import config
-from config import InputError
-from settings import Settings
-
-if __name__ == "__main__":  # help and wrong words are answered before torch takes its seconds
-    config.run(lambda: config.load(sys.argv[1:]))
-
 import cv2
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-import checkpoint
-import datasets
-import ensemble
-import labels
-import oof
-import pictures
-import pixels
-import provenance
-import ranks
-import rle
-import together
-from cut import Cut, best_cut
-from device import pick_device
-from files import replacing
-from infer import Member, Prediction, predict
-from labels import Scheme
-from metrics import clustered_error
-from parts import Found, Parts, key
-from pictures import overlay
-from row import Row
+from core import cli, config, distributed, process_env, provenance
+from core.device import pick_device
+from core.errors import InputError
+from core.files import atomic_write
+from core.settings import Settings
+from data import classes, datasets, image_io
+from data.classes import ClassMap
+from data.sample import Sample
+from evaluation import ensemble, oof, visualize
+from evaluation.oof import choose_binarizer
+from evaluation.statistics import clustered_standard_error
+from evaluation.visualize import draw_overlay
+from inference import rle
+from inference.chunks import ChunkedPrediction, ImageResult, prediction_key
+from inference.postprocess import Binarizer
+from inference.predictor import EnsembleMember, Prediction, predict
+
+if __name__ == "__main__":  # help and wrong words are answered before torch takes its seconds
+    cli.run_main(lambda: config.load_settings(sys.argv[1:]))
 
 
-def told(settings: Settings, cut: Cut) -> str:
+def describe_binarizer(settings: Settings, cut: Binarizer) -> str:
     """How a probability becomes a mask."""
     said = "as said" if settings.threshold else "best out of fold"
     steps = ",".join(cut.steps) or "none"
     return f", threshold {cut.threshold:.4f} ({said}), postprocess {steps}"
 
 
-def write_masks(folder: Path, prediction: Prediction, mask: np.ndarray) -> None:
+def save_mask_images(folder: Path, prediction: Prediction, mask: np.ndarray) -> None:
     """To look at: of one class a PNG mask (0/255) and an overlay, of several a coloured PNG."""
-    name, scheme = prediction.row.image_id, prediction.row.scheme
-    if scheme.binary:
-        write_picture(folder / f"{name}_mask.png", mask.astype(np.uint8) * 255)
-        picture = overlay(pixels.photograph(prediction.row), mask)
-        write_picture(folder / f"{name}_overlay.jpg", picture)
+    name, scheme = prediction.sample.image_id, prediction.sample.class_map
+    if scheme.is_binary:
+        save_image(folder / f"{name}_mask.png", mask.astype(np.uint8) * 255)
+        picture = draw_overlay(image_io.read_sample_image(prediction.sample), mask)
+        save_image(folder / f"{name}_overlay.jpg", picture)
     else:
-        write_picture(folder / f"{name}.png", labels.to_colours(mask, scheme))
+        save_image(folder / f"{name}.png", classes.colorize(mask, scheme))
 
 
-def write_picture(path: Path, picture: np.ndarray) -> None:
+def save_image(path: Path, picture: np.ndarray) -> None:
     """H×W or H×W×3 RGB uint8 → a file of the kind that its ending says."""
     made, data = cv2.imencode(path.suffix, picture[..., ::-1] if picture.ndim == 3 else picture)
     if not made:
-        raise InputError(f"{path}: too large for this kind of file; say masks=false")
-    with replacing(path, len(data)) as partial:
+        raise InputError(f"{path}: too large for this kind of file; say save_masks=false")
+    with atomic_write(path, len(data)) as partial:
         partial.write_bytes(data)
 
 
-def found_in(settings: Settings, prediction: Prediction, cut: Cut) -> Found:
+def to_result(settings: Settings, prediction: Prediction, cut: Binarizer) -> ImageResult:
     """What is kept of a prediction; its pictures are written on the way."""
-    row, binary = prediction.row, prediction.row.scheme.binary
-    if fault := prediction.photograph.fault:
-        return Found(row.image.name, "", 0.0, float("nan"), fault)
+    row, binary = prediction.sample, prediction.sample.class_map.is_binary
+    if fault := prediction.loaded.error:
+        return ImageResult(row.image.name, "", 0.0, float("nan"), fault)
     mask = cut.mask(prediction.probability)
-    if settings.masks or not binary:
-        write_masks(settings.run_dir / "masks", prediction, mask)
-    return Found(
+    if settings.save_masks or not binary:
+        save_mask_images(settings.run_dir / "masks", prediction, mask)
+    return ImageResult(
         row.image.name,
         rle.encode(mask) if binary else hashlib.sha256(mask).hexdigest(),
         float((mask != 0).mean()),
         float(prediction.agreement),
-        measured=oof.measure(prediction) if row.mask else {},
+        measured=oof.image_statistics(prediction) if row.mask else {},
     )
 
 
-def predict_parts(settings: Settings, members: list[Member], parts: Parts, cut: Cut) -> None:
+def predict_pending_chunks(
+    settings: Settings, members: list[EnsembleMember], parts: ChunkedPrediction, cut: Binarizer
+) -> None:
     """Predict the parts that are missing, in one stream behind a bar; each is stored when it is
     whole. Several processes share the parts."""
-    together.wait()
-    missing, count = together.gathered([parts.missing()])[0], len(parts.rows)
+    distributed.barrier()
+    missing, count = distributed.gather([parts.missing()])[0], len(parts.samples)
     begun = count - sum(len(parts.rows_of(i)) for i in missing)
     if begun:
         print(f"{begun} images were predicted before; going on")
-    mine = together.share(missing)
+    mine = distributed.shard(missing)
     rows = [row for i in mine for row in parts.rows_of(i)]
     predictions = predict(members, rows, settings, with_truth=all(row.mask for row in rows))
     bar = tqdm(predictions, "predict", begun + len(rows), initial=begun, unit="image", disable=None)
-    stream = (found_in(settings, prediction, cut) for prediction in bar)
+    stream = (to_result(settings, prediction, cut) for prediction in bar)
     for i in mine:
         parts.write(i, list(islice(stream, len(parts.rows_of(i)))))
-    together.wait()
+    distributed.barrier()
 
 
-def write_submission(path: Path, parts: Parts) -> str:
+def write_submission(path: Path, parts: ChunkedPrediction) -> str:
     """The masks of all parts → submission.csv; its SHA-256."""
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         with open(partial, "w", newline="", encoding="utf-8") as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(["img", "rle_mask"])
@@ -120,64 +114,72 @@ def write_submission(path: Path, parts: Parts) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_legend(folder: Path, parts: Parts, scheme: Scheme) -> str:
+def save_legend(folder: Path, parts: ChunkedPrediction, scheme: ClassMap) -> str:
     """The colours of the classes, for their pictures; the SHA-256 of all images' classes."""
-    write_picture(folder / "legend.png", pictures.legend(scheme))
+    save_image(folder / "legend.png", visualize.draw_legend(scheme))
     texts = "".join(found.text for found in parts.read())
     return hashlib.sha256(texts.encode()).hexdigest()
 
 
-def say_scores(settings: Settings, rows: list[Row], measured: list[dict]) -> None:
+def report_test_scores(settings: Settings, rows: list[Sample], measured: list[dict]) -> None:
     """Where the labels are known: test.csv and test.npz in the run's folder, and their mean."""
-    scores = oof.collect(rows, measured)
-    oof.save(settings.run_dir, scores, "test")
-    error = clustered_error(scores.dice, scores.groups)
+    scores = oof.to_scores(rows, measured)
+    oof.save_scores(settings.run_dir, scores, "test")
+    error = clustered_standard_error(scores.dice, scores.groups)
     iou = (scores.dice / (2 - scores.dice)).mean()
     print(
         f"test dice {scores.dice.mean():.5f} ± {error:.5f} on {len(rows)} images"
-        + (f" at 0.5, IoU {iou:.5f}" if scores.binary else f"; {oof.beside(scores)}")
+        + (f" at 0.5, IoU {iou:.5f}" if scores.is_binary else f"; {oof.score_summary(scores)}")
     )
 
 
-def write_about(
-    settings: Settings, cut: Cut, weights: dict[str, float], members: dict[str, Member], known: dict
+def write_submission_json(
+    settings: Settings,
+    cut: Binarizer,
+    weights: dict[str, float],
+    members: dict[str, EnsembleMember],
+    known: dict,
 ) -> None:
     """submission.json: how the submission came about."""
     about = {
         "runs": weights,
         "weights": {path: voter.weight for path, voter in members.items()},
-        "threshold": cut.threshold if labels.scheme_of(settings).binary else None,
+        "threshold": cut.threshold if classes.get_class_map(settings).is_binary else None,
         "postprocess": cut.steps,
         "tta": settings.tta,
         **known,
-        **provenance.machine(pick_device(settings)),
+        **provenance.describe_machine(pick_device(settings)),
     }
-    with replacing(settings.submission_csv.with_suffix(".json")) as partial:
+    with atomic_write(settings.submission_path.with_suffix(".json")) as partial:
         partial.write_text(json.dumps(about, indent=2) + "\n")
 
 
-def merge(settings: Settings, parts: Parts, binary: bool) -> tuple[list[Found], dict[str, Any]]:
+def merge_chunks(
+    settings: Settings, parts: ChunkedPrediction, binary: bool
+) -> tuple[list[ImageResult], dict[str, Any]]:
     """All parts → submission.csv or the classes' legend, and the table beside it; what was found
     of each image, and facts about all."""
-    target = settings.submission_csv
+    target = settings.submission_path
     if binary:
         digest = write_submission(target, parts)
     else:
-        digest = write_legend(settings.run_dir / "masks", parts, parts.rows[0].scheme)
+        digest = save_legend(settings.run_dir / "masks", parts, parts.samples[0].class_map)
     found = [replace(each, text="") for each in parts.read()]
-    with replacing(target.with_suffix(".images.csv")) as partial:
+    with atomic_write(target.with_suffix(".images.csv")) as partial:
         table = pd.DataFrame(found)[["img", "area", "agreement"]]
         table.to_csv(partial, index=False, float_format="%.6f")
-    skipped = {each.img: each.fault for each in found if each.fault}
+    skipped = {each.img: each.error for each in found if each.error}
     return found, {"rows": len(found), "sha256": digest, "skipped": skipped}
 
 
-def check(settings: Settings, found: list[Found], rows: list[Row], known: dict[str, Any]) -> None:
+def check_and_report(
+    settings: Settings, found: list[ImageResult], rows: list[Sample], known: dict[str, Any]
+) -> None:
     """Say scores where labels are known, have the submission checked, list what was skipped."""
     if found[0].measured:
-        say_scores(settings, rows, [each.measured for each in found])
-    if rows[0].scheme.binary:
-        config.run_script("score.py", config.as_words(settings))
+        report_test_scores(settings, rows, [each.measured for each in found])
+    if rows[0].class_map.is_binary:
+        cli.run_script_in_subprocess("score.py", cli.to_cli_args(settings))
     for fault in known["skipped"].values():
         print(f"skipped, its mask is empty: {fault}")
     if known["skipped"]:
@@ -185,32 +187,34 @@ def check(settings: Settings, found: list[Found], rows: list[Row], known: dict[s
 
 
 def main() -> None:
-    settings = checkpoint.settings_of_runs(sys.argv[1:])
-    rows, device = datasets.test_rows(settings), pick_device(settings)
-    weights, scores = ensemble.choices(settings)
-    if together.wanted() > 1:
-        together.launch(device)
+    settings = ensemble.settings_for_prediction(sys.argv[1:])
+    rows, device = datasets.load_test_samples(settings), pick_device(settings)
+    weights, scores = ensemble.weights_and_scores(settings)
+    if distributed.requested_processes() > 1:
+        distributed.launch_processes(device)
         return
-    members = ensemble.voters(settings, weights, device)
-    cut = best_cut(settings, scores)
+    members = ensemble.load_members(settings, weights, device)
+    cut = choose_binarizer(settings, scores)
     print(
         f"{len(rows)} images of {settings.data_dir}, {len(members)} networks, tta={settings.tta}"
-        + (told(settings, cut) if scores.binary else "")
+        + (describe_binarizer(settings, cut) if scores.is_binary else "")
     )
-    together.join(device)
-    prediction = key(settings, members, rows, cut)
-    together.check_alike({"weights, images or settings": prediction})
-    parts = Parts(settings.submission_csv.with_suffix(".parts"), rows, settings.batch)
-    with parts.held(prediction) if ranks.first() else nullcontext():
-        predict_parts(settings, list(members.values()), parts, cut)
-        if ranks.first():
-            found, known = merge(settings, parts, scores.binary)
-            write_about(settings, cut, weights, members, known)
+    distributed.init_process_group(device)
+    prediction = prediction_key(settings, members, rows, cut)
+    distributed.assert_equal_on_all_ranks({"weights, images or settings": prediction})
+    parts = ChunkedPrediction(
+        settings.submission_path.with_suffix(".parts"), rows, settings.batch_size
+    )
+    with parts.held(prediction) if process_env.is_main_process() else nullcontext():
+        predict_pending_chunks(settings, list(members.values()), parts, cut)
+        if process_env.is_main_process():
+            found, known = merge_chunks(settings, parts, scores.is_binary)
+            write_submission_json(settings, cut, weights, members, known)
             parts.remove()
-    together.leave()
-    if ranks.first():
-        check(settings, found, rows, known)
+    distributed.destroy_process_group()
+    if process_env.is_main_process():
+        check_and_report(settings, found, rows, known)
 
 
 if __name__ == "__main__":
-    config.run(main, "the same command goes on after what is done")
+    cli.run_main(main, "the same command goes on after what is done")

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 REAL = Path(os.environ.get("REAL_DATA", ROOT.parent / "shared" / "data"))
@@ -53,7 +54,7 @@ def make_data(
     folds: int = 2,
 ) -> Path:
     """The competition's layout in small, with folds.csv and the truth of the test cars."""
-    import rle
+    from inference import rle
 
     for part in ("train", "train_masks", "test"):
         (folder / part).mkdir(parents=True)
@@ -86,8 +87,15 @@ def words_for(data: Path, output: Path) -> list[str]:
     """Settings with which the tiny data set trains in a second."""
     return [
         *(f"data_dir={data}", f"folds_csv={data / 'folds.csv'}", f"output_dir={output}"),
-        *("dataset=tiny", "run=tiny", "size=[32,48]", "channels=[8,16]", "batch=4", "epochs=3"),
-        *("lr=0.01", "ema=0.5", "device=cpu", "amp=fp32", "workers=0"),
+        *(
+            "dataset_name=tiny",
+            "run=tiny",
+            "size=[32,48]",
+            "channels=[8,16]",
+            "batch_size=4",
+            "epochs=3",
+        ),
+        *("lr=0.01", "ema_decay=0.5", "device=cpu", "precision=fp32", "num_workers=0"),
     ]
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from conftest import make_data, run_script, words_for
 
-import rivals
-import rle
+from benchmark import baselines
+from inference import rle
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +15,7 @@ def measured(tmp_path_factory):
     """bench.py on a tiny data set: what it printed, and what it wrote."""
     folder = tmp_path_factory.mktemp("bench")
     words = words_for(make_data(folder / "data"), folder / "out")
-    done = run_script("bench.py", *words, "batch=2", "compare=true")
+    done = run_script("bench.py", *words, "batch_size=2", "bench_baselines=true")
     assert done.returncode == 0, done.stderr
     return done.stdout, json.loads((folder / "out/bench.json").read_text())
 
@@ -40,4 +40,4 @@ def test_the_loops_are_held_against_their_limits_and_rivals(measured):
 def test_the_classic_encoder_is_right_where_it_is_known_to_be():
     mask = np.zeros((5, 7), bool)
     mask[1:4, 2:6] = True
-    assert rivals.classic_encode(mask) == rle.encode(mask)
+    assert baselines.rle_encode_kaggle(mask) == rle.encode(mask)

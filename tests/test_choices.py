@@ -5,20 +5,19 @@ from typing import get_args
 
 import pytest
 
-import augment
-import device
-import infer
-import losses
-import optim
-import unet
-from settings import Settings
+from core import device
+from core.settings import Settings
+from data import augment
+from inference import predictor
+from models import unet
+from training import losses, optim
 
 TABLES = {
     "loss": losses.LOSSES,
     "augment": augment.POLICIES,
-    "tta": infer.VIEWS,
+    "tta": predictor.TTA_FLIPS,
     "norm": unet.NORMS,
-    "up": unet.UPS,
+    "up": unet.UPSAMPLERS,
     "optimizer": optim.OPTIMIZERS,
     "amp": {"auto", *device.PRECISIONS},
 }

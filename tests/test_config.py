@@ -6,21 +6,21 @@ import pytest
 import yaml
 from conftest import refused, run_script
 
-import config
-from config import InputError
-from settings import FIELDS, Settings
+from core import cli, config
+from core.errors import InputError
+from core.settings import FIELDS, Settings
 
 
 def test_words_win_over_the_recipe_and_the_recipe_over_the_defaults(tmp_path):
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("lr: 2.0e-4\nepochs: 7\n")
-    settings = config.load([f"recipe={recipe}", "epochs=9"])
-    assert (settings.lr, settings.epochs, settings.batch) == (2e-4, 9, Settings().batch)
+    settings = config.load_settings([f"recipe={recipe}", "epochs=9"])
+    assert (settings.lr, settings.epochs, settings.batch_size) == (2e-4, 9, Settings().batch)
     assert settings.run == "mine" and settings.runs == ["mine"]
 
 
 def test_stored_settings_take_the_recipes_place():
-    settings = config.load(["epochs=9"], stored={"lr": 0.5, "run": "kept"})
+    settings = config.load_settings(["epochs=9"], stored={"lr": 0.5, "run": "kept"})
     assert (settings.lr, settings.epochs, settings.run) == (0.5, 9, "kept")
     assert settings.size is None  # and not that of recipe carvana
 
@@ -29,7 +29,7 @@ def test_stored_settings_take_the_recipes_place():
     "path", sorted((config.SRC / "recipes").glob("*.yaml")), ids=lambda p: p.stem
 )
 def test_every_recipe_of_ours_loads_and_says_in_a_comment_what_it_is(path):
-    assert config.load([f"recipe={path.stem}"]).run == path.stem
+    assert config.load_settings([f"recipe={path.stem}"]).run == path.stem
     assert path.read_text().startswith("# ")
 
 
@@ -53,11 +53,11 @@ def test_every_recipe_of_ours_loads_and_says_in_a_comment_what_it_is(path):
         ("optimizer=lion", ["adamw"]),
         ("model=vnet", ["unet"]),
         ("threshold=1", ["above 0 and below 1"]),
-        ("ema=1", ["below 1"]),
+        ("ema_decay=1", ["below 1"]),
         ("run=../up", ["folder name"]),
         ("runs=[a,a]", ["each once"]),
-        ("group_by=(.+", ["regular expression"]),
-        ("group_by=.+", ["one group"]),
+        ("group_regex=(.+", ["regular expression"]),
+        ("group_regex=.+", ["one group"]),
         ("lr=2001-99-99", ["not a value"]),
         ("size=" + "[" * 5000, ["not a value"]),
         ("size=[8,{a: 1}]", ["size=", "each 8 or more"]),
@@ -67,7 +67,7 @@ def test_every_recipe_of_ours_loads_and_says_in_a_comment_what_it_is(path):
 )
 def test_a_wrong_word_is_one_line(word, parts):
     with pytest.raises(InputError) as error:
-        config.load([word])
+        config.load_settings([word])
     assert "\n" not in str(error.value)
     for part in parts:
         assert part in str(error.value)
@@ -80,7 +80,7 @@ def test_a_wrong_recipe_is_one_line_that_names_it(tmp_path, text):
     recipe = tmp_path / "bad.yaml"
     recipe.write_text(text)
     with pytest.raises(InputError, match=r"bad\.yaml") as error:
-        config.load([f"recipe={recipe}"])
+        config.load_settings([f"recipe={recipe}"])
     assert "\n" not in str(error.value)
 
 
@@ -93,18 +93,20 @@ def test_every_setting_refuses_values_of_another_type(name):
     kind = str(FIELDS[name].type)
     for text in [t for t in WRONG if not ("list[str]" in kind and t.startswith("[x"))]:
         with pytest.raises(InputError, match=name) as error:
-            config.load([f"{name}={text}"])
+            config.load_settings([f"{name}={text}"])
         assert "\n" not in str(error.value)
 
 
 def test_text_stays_as_typed():
-    assert config.load(["run=1e3"]).run == "1e3"
-    assert config.load(["run=no"]).run == "no"
+    assert config.load_settings(["run=1e3"]).run == "1e3"
+    assert config.load_settings(["run=no"]).run == "no"
 
 
 def test_as_words_gives_the_same_settings_again():
-    settings = config.load(["recipe=demo", "size=[64,96]", "fold=1", "lr=2e-4", "runs=[a,b]"])
-    assert config.load(config.as_words(settings)) == settings
+    settings = config.load_settings(
+        ["recipe=demo", "size=[64,96]", "fold=1", "lr=2e-4", "runs=[a,b]"]
+    )
+    assert config.load_settings(cli.to_cli_args(settings)) == settings
 
 
 def test_every_setting_has_a_meaning_and_is_in_help():
@@ -115,9 +117,9 @@ def test_every_setting_has_a_meaning_and_is_in_help():
 
 
 def test_settings_survive_yaml():
-    settings = config.load(["recipe=carvana_small"])
+    settings = config.load_settings(["recipe=carvana_small"])
     stored = yaml.safe_load(yaml.safe_dump(vars(settings)))
-    assert config.load([], stored=stored) == settings
+    assert config.load_settings([], stored=stored) == settings
 
 
 def test_a_workers_error_keeps_its_line():

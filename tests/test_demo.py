@@ -7,18 +7,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import cars
-import config
 import demo
-import rle
-import studio
+from core import errors
+from data.demo_cars import cars, render
+from inference import rle
 
 SMALL = (320, 480)
 
 
 def car(seed=0, body="sedan", colour="red"):
     rng = np.random.default_rng(seed)
-    return cars.car(rng, demo.BODIES[body], demo.COLOURS[colour])
+    return cars.build_car(rng, demo.BODIES[body], demo.PAINTS[colour])
 
 
 def table(path):
@@ -29,20 +28,20 @@ def table(path):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("demo") / "data"
-    demo.render(path, 1, 1, seed=3, size=SMALL)
+    demo.render_dataset(path, 1, 1, seed=3, size=SMALL)
     return path
 
 
 def test_a_seed_fixes_the_bytes():
-    first, again = (studio.photograph(car(5), 3, SMALL) for _ in range(2))
+    first, again = (render.render_view(car(5), 3, SMALL) for _ in range(2))
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
 
 
 @pytest.mark.parametrize("other", [(6, 3), (5, 4)])
 def test_cars_and_views_differ(other):
-    image, mask = studio.photograph(car(5), 3, SMALL)
+    image, mask = render.render_view(car(5), 3, SMALL)
     seed, view = other
-    image2, mask2 = studio.photograph(car(seed), view, SMALL)
+    image2, mask2 = render.render_view(car(seed), view, SMALL)
     assert (image != image2).mean() > 0.1
     assert (mask != mask2).any()
 
@@ -50,7 +49,7 @@ def test_cars_and_views_differ(other):
 @pytest.mark.parametrize("body", demo.BODIES)
 def test_masks_have_the_size_of_cars(body):
     for view in (1, 4, 5):
-        image, mask = studio.photograph(car(1, body), view, SMALL)
+        image, mask = render.render_view(car(1, body), view, SMALL)
         assert image.shape == (*SMALL, 3) and image.dtype == np.uint8
         assert mask.shape == SMALL and mask.dtype == bool
         assert 0.05 < mask.mean() < 0.40
@@ -60,16 +59,16 @@ def test_masks_have_the_size_of_cars(body):
 def test_no_view_cuts_a_car(body):
     for seed in range(3):
         made = car(seed, body)
-        for view in range(1, studio.VIEWS + 1):
-            corners = studio.project(made.quads @ studio.axes(view), studio.WIDTH)
+        for view in range(1, render.N_VIEWS + 1):
+            corners = render.project(made.quads @ render.camera_axes(view), render.FRAME_WIDTH)
             assert corners.min() > 2
-            assert corners[..., 0].max() < studio.WIDTH - 2
+            assert corners[..., 0].max() < render.FRAME_WIDTH - 2
             assert corners[..., 1].max() < 1280 - 2
 
 
 @pytest.mark.parametrize("body", demo.BODIES)
 def test_one_sees_through_the_wheels(body):
-    _, mask = studio.photograph(car(2, body), 5, (1280, studio.WIDTH))
+    _, mask = render.render_view(car(2, body), 5, (1280, render.FRAME_WIDTH))
     outer, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     filled = cv2.drawContours(mask.astype(np.uint8), outer, -1, 1, cv2.FILLED)
     holes = (filled > 0) & ~mask
@@ -82,7 +81,7 @@ def test_one_sees_through_the_wheels(body):
 
 
 def test_the_layout_is_the_competitions(folder):
-    trained, tested = (entry.id for entry in demo.catalogue(2, seed=3))
+    trained, tested = (entry.id for entry in demo.draw_cars(2, seed=3))
     views = [f"{view:02d}" for view in range(1, 17)]
     names = {
         "train": [f"{trained}_{view}.jpg" for view in views],
@@ -112,20 +111,20 @@ def test_masks_are_palette_gifs_of_the_photographs_size(folder):
 
 
 def test_truth_is_the_masks(folder):
-    entry = demo.catalogue(2, seed=3)[1]
+    entry = demo.draw_cars(2, seed=3)[1]
     rng = np.random.default_rng([3, entry.number, 1])
-    made = cars.car(rng, demo.BODIES[entry.body], demo.COLOURS[entry.colour])
+    made = cars.build_car(rng, demo.BODIES[entry.body], demo.PAINTS[entry.colour])
     head, *rows = table(folder / "test_truth.csv")
     assert head == ["img", "rle_mask"] and len(rows) == 16
     for view in (1, 7):
         name, text = rows[view - 1]
         assert name == f"{entry.id}_{view:02d}.jpg"
-        assert np.array_equal(rle.decode(text, SMALL), studio.photograph(made, view, SMALL)[1])
+        assert np.array_equal(rle.decode(text, SMALL), render.render_view(made, view, SMALL)[1])
 
 
 def test_a_filled_folder_is_refused(folder):
-    with pytest.raises(config.InputError, match="not empty"):
-        demo.render(folder, 1, 1, seed=3, size=SMALL)
+    with pytest.raises(errors.InputError, match="not empty"):
+        demo.render_dataset(folder, 1, 1, seed=3, size=SMALL)
 
 
 def test_an_interrupted_rendering_leaves_nothing(tmp_path, monkeypatch):
@@ -134,5 +133,5 @@ def test_an_interrupted_rendering_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(demo, "write_table", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        demo.render(tmp_path / "data", 1, 0, seed=3, size=(64, 96))
+        demo.render_dataset(tmp_path / "data", 1, 0, seed=3, size=(64, 96))
     assert list(tmp_path.iterdir()) == []

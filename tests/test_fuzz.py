@@ -9,17 +9,16 @@ from conftest import draw_car, write_mask
 from hypothesis import given
 from hypothesis import strategies as st
 
-import config
-import pixels
-import rle
-import score
-import tables
-from config import InputError
-from settings import Settings
+from core import config
+from core.errors import InputError
+from core.settings import Settings
+from data import csv_files, image_io
+from evaluation import submission
+from inference import rle
 
 FOLDS = b"dataset,group,fold\ntiny,a,0\ntiny,b,1\nother,a,0\ntiny,c,1\n"
 SUBMISSION = b"img,rle_mask\na_01.jpg,1 3 9 2\nb_01.jpg,\nc_01.jpg,3456 1\n"
-EDIT = st.tuples(st.integers(0, 10**6), st.integers(0, 3), st.binary(max_size=4))
+EDIT = st.tuples(st.integers(0, 10**6), st.integers(0, 3), st.is_binary(max_size=4))
 SPECIAL = [
     b'"',
     b",",
@@ -49,7 +48,7 @@ def check_folds(path, data: bytes) -> None:
     """Read folds.csv: groups in folds that count from 0 without a hole, or a line."""
     path.write_bytes(data)
     try:
-        folds = tables.read_folds(Settings(folds_csv=str(path), dataset="tiny"))
+        folds = csv_files.read_folds(Settings(folds_csv=str(path), dataset_name="tiny"))
     except InputError as error:
         assert "\n" not in str(error) and str(path) in str(error)
     else:
@@ -61,18 +60,18 @@ def check_submission(folder, data: bytes) -> None:
     """Check a submission: it is refused, or names each image once with a mask in the frame."""
     path = folder / "s.csv"
     path.write_bytes(data)
-    settings = Settings(data_dir=str(folder), submission=str(path), output_dir=str(folder))
+    settings = Settings(data_dir=str(folder), submission_csv=str(path), output_dir=str(folder))
     try:
-        table = tables.read_table(path, score.COLUMNS)
-        faults = score.name_faults(table, ["a_01.jpg", "b_01.jpg", "c_01.jpg"])
-        faults += score.mask_faults(settings, table)[0]
+        table = csv_files.read_csv_strict(path, submission.SUBMISSION_COLUMNS)
+        faults = submission.name_errors(table, ["a_01.jpg", "b_01.jpg", "c_01.jpg"])
+        faults += submission.mask_errors(settings, table)[0]
     except InputError as error:
         assert "\n" not in str(error)
         return
     if not faults:
         assert sorted(table["img"]) == ["a_01.jpg", "b_01.jpg", "c_01.jpg"]
         for text in table["rle_mask"]:
-            mask = rle.decode(text, score.FRAME)
+            mask = rle.decode(text, submission.CARVANA_SIZE)
             assert mask.sum() == sum(map(int, text.split(" ")[1::2] if text else []))
 
 
@@ -91,7 +90,7 @@ def check_recipe(path, data: bytes) -> None:
     """Load a recipe: settings within their ranges, or a line."""
     path.write_bytes(data)
     try:
-        settings = config.load([f"recipe={path}"])
+        settings = config.load_settings([f"recipe={path}"])
     except InputError as error:
         assert "\n" not in str(error)
     else:
@@ -118,7 +117,7 @@ def test_run_lengths(edits):
     check_text(altered(b"1 3 9 2 100 72 3000 1", edits).decode("utf-8", "replace"))
 
 
-@given(EDITS | st.binary(max_size=40).map(lambda data: [(0, 10**6, data)]))
+@given(EDITS | st.is_binary(max_size=40).map(lambda data: [(0, 10**6, data)]))
 def test_recipes(folder, edits):
     check_recipe(folder / "mine.yaml", altered(b"lr: 1e-3\nsize: [32, 48]\nbatch: 4\n", edits))
 
@@ -130,8 +129,8 @@ def test_masks(folder, kind, edits):
     write_mask(path, draw_car(0, 1, (24, 36))[1])
     path.write_bytes(altered(path.read_bytes(), edits))
     try:
-        size = pixels.header_size(path)
-        mask = pixels.read_mask(path)
+        size = image_io.read_image_size(path)
+        mask = image_io.read_mask(path)
     except InputError as error:
         assert "\n" not in str(error) and str(path) in str(error)
     else:
@@ -144,8 +143,8 @@ def test_photographs(folder, suffix, edits):
     path = folder / f"image{suffix}"
     path.write_bytes(altered(data, edits))
     try:
-        image = pixels.read_image(path)
+        image = image_io.read_image(path)
     except InputError as error:
         assert "\n" not in str(error) and str(path) in str(error)
     else:
-        assert image.dtype == np.uint8 and image.shape == (*pixels.header_size(path), 3)
+        assert image.dtype == np.uint8 and image.shape == (*image_io.read_image_size(path), 3)

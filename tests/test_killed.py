@@ -7,7 +7,7 @@ import pytest
 import torture
 from conftest import make_data, place, refused, run_script, words_for
 
-from files import only_one
+from core.files import folder_lock
 
 
 @pytest.fixture(scope="module")
@@ -29,15 +29,15 @@ def test_killed_it_goes_on_to_what_an_undisturbed_one_leaves(victims, what, name
 
 def test_a_second_process_on_a_fold_or_a_submission_is_told_who_is_there(data, tmp_path):
     words = [*words_for(data, tmp_path), "fold=0", "epochs=1"]
-    with only_one(tmp_path / "tiny/fold0", ""):
+    with folder_lock(tmp_path / "tiny/fold0", ""):
         refused(run_script("train.py", *words), "fold0: process ", "is at work there", "run=")
     assert run_script("train.py", *words).returncode == 0
-    with only_one(tmp_path / "tiny/submission.parts", ""):
-        refused(run_script("predict.py", *place(words)), "is at work there", "submission=")
+    with folder_lock(tmp_path / "tiny/submission.parts", ""):
+        refused(run_script("predict.py", *place(words)), "is at work there", "submission_csv=")
 
 
 def test_on_a_full_disk_training_ends_in_a_line_and_goes_on_when_there_is_room(data, small_disk):
-    words = [*words_for(data, small_disk), "fold=0", "snapshot_every=0", "cache=ram"]
+    words = [*words_for(data, small_disk), "fold=0", "snapshot_seconds=0", "cache=ram"]
     (small_disk / "ballast").write_bytes(bytes(800_000))
     refused(run_script("train.py", *words), "No space left on device")
     assert not list(small_disk.rglob("*.partial"))
@@ -59,7 +59,7 @@ def test_images_of_one_pixel_and_empty_masks_have_defined_results(tmp_path):
     words = [*words_for(data, tmp_path / "out"), "epochs=2"]
     done = run_script("train.py", *words)
     assert done.returncode == 0, done.stderr
-    done = run_script("predict.py", *place(words), f"truth={data / 'test_truth.csv'}")
+    done = run_script("predict.py", *place(words), f"truth_csv={data / 'test_truth.csv'}")
     assert done.returncode == 0, done.stderr
     for path in (tmp_path / "out").rglob("*.csv"):
         assert "nan" not in path.read_text(), path

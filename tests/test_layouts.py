@@ -9,13 +9,11 @@ import pytest
 from conftest import REAL, draw_car, needs_real_data, refused, run_script
 from PIL import Image
 
-import config
-import datasets
-import labels
-import pixels
-from config import InputError
+from core import config
+from core.errors import InputError
+from data import classes, datasets, image_io
 
-COLOURS = [tuple(colour) for _, colour, _ in labels.CITYSCAPES]
+COLOURS = [tuple(colour) for _, colour, _ in classes.CITYSCAPES_CLASSES]
 ROAD, CAR = 7, 26
 
 
@@ -65,41 +63,50 @@ def make_cityscapes(folder):
 
 
 def settings_of(layout, folder, *words):
-    return config.load([f"layout={layout}", f"data_dir={folder}", "group_by=(.+)", *words])
+    return config.load_settings(
+        [f"dataset_format={layout}", f"data_dir={folder}", "group_regex=(.+)", *words]
+    )
 
 
 def test_pets_follow_their_lists_and_disguised_files_are_read(tmp_path):
     folder = make_pets(tmp_path / "pets")
-    settings = settings_of("pets", folder, "border=class")
-    rows = datasets.rows_of(settings, "train")
-    assert len(rows) == 7 and [r.image_id for r in datasets.test_rows(settings)] == [
+    settings = settings_of("pets", folder, "trimap_border=class")
+    rows = datasets.load_samples(settings, "train")
+    assert len(rows) == 7 and [r.image_id for r in datasets.load_test_samples(settings)] == [
         "Bombay_1",
         "Bombay_2",
     ]
-    picture = pixels.read_image(rows[0].image)
+    picture = image_io.read_image(rows[0].image)
     for form in ("GIF", "PNG"):
         Image.fromarray(picture).save(rows[0].image, format=form)
-        assert np.abs(pixels.photograph(rows[0]).astype(int) - picture).mean() < 12
-    assert set(np.unique(pixels.truth(rows[0]))) == {0, 1, 2}
-    assert pixels.truth(datasets.rows_of(settings_of("pets", folder), "train")[0]).dtype == bool
+        assert np.abs(image_io.read_sample_image(rows[0]).astype(int) - picture).mean() < 12
+    assert set(np.unique(image_io.read_sample_mask(rows[0]))) == {0, 1, 2}
+    assert (
+        image_io.read_sample_mask(
+            datasets.load_samples(settings_of("pets", folder), "train")[0]
+        ).dtype
+        == bool
+    )
 
 
 def test_pairs_are_cut_in_the_middle(tmp_path):
     folder = make_pairs(tmp_path / "pairs")
-    rows = datasets.rows_of(settings_of("pairs", folder, "classes=19"), "train")
+    rows = datasets.load_samples(settings_of("pairs", folder, "cityscapes_classes=19"), "train")
     image, mask = draw_car(0, 0, (48, 48))
-    assert np.abs(pixels.photograph(rows[0]).astype(int) - image).mean() < 8
-    assert (pixels.truth(rows[0]) == np.where(mask, 13, 0)).mean() > 0.95
-    assert pixels.check_headers(rows) == {(48, 48)}
+    assert np.abs(image_io.read_sample_image(rows[0]).astype(int) - image).mean() < 8
+    assert (image_io.read_sample_mask(rows[0]) == np.where(mask, 13, 0)).mean() > 0.95
+    assert image_io.check_sizes(rows) == {(48, 48)}
 
 
 def test_cityscapes_pairs_photographs_with_label_ids(tmp_path):
     folder = make_cityscapes(tmp_path / "city")
-    settings = settings_of("cityscapes", folder, "classes=19", "group_by=([^_]+)_.+")
-    rows = datasets.rows_of(settings, "train")
+    settings = settings_of("cityscapes", folder, "cityscapes_classes=19", "group_regex=([^_]+)_.+")
+    rows = datasets.load_samples(settings, "train")
     assert [row.group for row in rows] == ["city0", "city0", "city1", "city1"]
-    assert np.array_equal(pixels.truth(rows[0]), np.where(draw_car(0, 0, (32, 64))[1], 13, 0))
-    assert len(datasets.test_rows(settings)) == 4
+    assert np.array_equal(
+        image_io.read_sample_mask(rows[0]), np.where(draw_car(0, 0, (32, 64))[1], 13, 0)
+    )
+    assert len(datasets.load_test_samples(settings)) == 4
 
 
 def spoil_list(folder):
@@ -127,7 +134,12 @@ def spoil_size(folder):
 )
 def test_bad_pets_are_told_in_one_line(tmp_path, spoil, parts):
     folder = make_pets(tmp_path / "pets")
-    words = [f"data_dir={folder}", f"folds_csv={tmp_path / 'folds.csv'}", "k=2", "size=[32,32]"]
+    words = [
+        f"data_dir={folder}",
+        f"folds_csv={tmp_path / 'folds.csv'}",
+        "n_folds=2",
+        "size=[32,32]",
+    ]
     words += [f"output_dir={tmp_path / 'output'}", "recipe=pets_fcn", "device=cpu"]
     assert run_script("folds.py", *words).returncode == 0
     spoil(folder)
@@ -137,13 +149,13 @@ def test_bad_pets_are_told_in_one_line(tmp_path, spoil, parts):
 def test_bad_pairs_are_told_in_one_line(tmp_path):
     folder = make_pairs(tmp_path / "pairs")
     path = folder / "train" / "1.jpg"
-    rows = datasets.rows_of(settings_of("pairs", folder), "train")
+    rows = datasets.load_samples(settings_of("pairs", folder), "train")
     cv2.imwrite(str(path), np.zeros((48, 90, 3), np.uint8))
     with pytest.raises(InputError, match=r"1.jpg: is 90×48, not twice as wide as high"):
-        pixels.check_headers(rows)
+        image_io.check_sizes(rows)
     cv2.imwrite(str(path), np.full((48, 96, 3), (0, 255, 0), np.uint8))
     with pytest.raises(InputError, match=r"1.jpg: holds the colour"):
-        pixels.truth(rows[1])
+        image_io.read_sample_mask(rows[1])
 
 
 # ---------------------------------------------------------------- the commands
@@ -154,12 +166,17 @@ def classes(tmp_path_factory):
     """Two runs of three classes on tiny pets, judged together and predicted."""
     folder = tmp_path_factory.mktemp("classes")
     data = make_pets(folder / "pets", 12)
-    words = [f"data_dir={data}", f"folds_csv={folder / 'folds.csv'}", "k=2", "recipe=pets_fcn"]
-    words += [f"output_dir={folder / 'output'}", "device=cpu", "amp=fp32", "workers=0"]
-    more = ["size=[32,32]", "channels=[8,16]", "batch=4", "epochs=6", "lr=0.01"]
+    words = [
+        f"data_dir={data}",
+        f"folds_csv={folder / 'folds.csv'}",
+        "n_folds=2",
+        "recipe=pets_fcn",
+    ]
+    words += [f"output_dir={folder / 'output'}", "device=cpu", "precision=fp32", "num_workers=0"]
+    more = ["size=[32,32]", "channels=[8,16]", "batch_size=4", "epochs=6", "lr=0.01"]
     for run in ("a", "b"):
         seed = f"seed={'ab'.index(run)}"
-        done = run_script("train.py", *words, *more, f"run={run}", seed, "validate_every=3")
+        done = run_script("train.py", *words, *more, f"run={run}", seed, "validate_every_epochs=3")
         assert done.returncode == 0, done.stderr
     where = [f"output_dir={folder / 'output'}"]
     done = run_script("predict.py", *where, "runs=[a,b]")
@@ -194,12 +211,12 @@ def test_the_leaderboard_tells_mean_iou(classes):
 def test_prediction_writes_colours_a_legend_and_scores(classes):
     folder, _, said = classes
     run = folder / "output" / "a+b"
-    scheme = labels.pets(config.load(["border=class"]))
+    scheme = classes.pets_class_map(config.load_settings(["trimap_border=class"]))
     for name in ("Bombay_2", "Bombay_3"):
         picture = cv2.imread(str(run / "masks" / f"{name}.png"), cv2.IMREAD_COLOR_RGB)
         original = cv2.imread(str(folder / "pets" / "images" / f"{name}.jpg"))
         assert picture.shape == original.shape
-        assert {tuple(c) for c in np.unique(picture.reshape(-1, 3), axis=0)} <= set(scheme.colours)
+        assert {tuple(c) for c in np.unique(picture.reshape(-1, 3), axis=0)} <= set(scheme.colors)
     assert (run / "masks" / "legend.png").exists()
     table = pd.read_csv(run / "test.csv")
     assert table["image_id"].tolist() == ["Bombay_2", "Bombay_3"] and "mean IoU" in said
@@ -217,7 +234,11 @@ def test_the_report_of_classes_has_their_confusion_and_no_threshold(classes):
 
 @pytest.mark.parametrize("script", ["predict.py", "report.py"])
 def test_other_classes_than_the_weights_know_are_refused(classes, script):
-    refused(run_script(script, *classes[1], "runs=[b,a]", "border=pet"), "3 classes", "border=")
+    refused(
+        run_script(script, *classes[1], "runs=[b,a]", "trimap_border=pet"),
+        "3 classes",
+        "trimap_border=",
+    )
 
 
 def test_a_loss_for_one_class_is_refused(classes, tmp_path):
@@ -230,9 +251,9 @@ def test_a_loss_for_one_class_is_refused(classes, tmp_path):
 @needs_real_data
 def test_real_pets_are_read_with_the_bad_apple_among_them():
     settings = settings_of("pets", REAL / "pets")
-    rows = datasets.rows_of(settings, "train") + datasets.rows_of(settings, "test")
+    rows = datasets.load_samples(settings, "train") + datasets.load_samples(settings, "test")
     assert len(rows) == 184
     gif = next(row for row in rows if row.image_id == "Abyssinian_34")
-    assert pixels.photograph(gif).ndim == 3 and not pixels.truth(gif).any()
-    kept = datasets.without_empty(rows)
+    assert image_io.read_sample_image(gif).ndim == 3 and not image_io.read_sample_mask(gif).any()
+    kept = datasets.drop_empty_masks(rows)
     assert len(kept) == 183 and gif not in kept

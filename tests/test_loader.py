@@ -13,22 +13,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-import augment
-import cache
-import config
-import datasets
-import labels
-import loader
-import ondevice
-import pixels
-import prepare
-from augment import POLICIES, Augment
-from cache import make_cache
-from config import InputError
-from prepare import Input
-from settings import Settings
+from core import config
+from core.errors import InputError
+from core.settings import Settings
+from data import augment, cache, classes, datasets, image_io, loaders, ondevice, preprocess
+from data.augment import POLICIES, Augmenter
+from data.cache import make_cache
+from data.preprocess import Preprocessing
 
-CAR = labels.carvana(Settings())
+CAR = classes.carvana_class_map(Settings())
 
 
 @pytest.fixture
@@ -36,21 +29,21 @@ def settings(data):
     """Settings under which the tiny data set is read."""
     words = [
         f"output_dir={data / 'output'}",
-        "dataset=tiny",
+        "dataset_name=tiny",
         "size=[32,48]",
-        "batch=5",
-        "augment=strong",
+        "batch_size=5",
+        "augmentation=strong",
         "device=cpu",
-        "workers=0",
+        "num_workers=0",
     ]
-    return config.load([f"data_dir={data}", f"folds_csv={data / 'folds.csv'}", *words])
+    return config.load_settings([f"data_dir={data}", f"folds_csv={data / 'folds.csv'}", *words])
 
 
 def batches_of(settings, epochs, kept=None, **changes):
     """All batches of some epochs, as (images, masks)."""
     for name, value in changes.items():
         setattr(settings, name, value)
-    made = loader.training_batches(datasets.training_rows(settings), settings, kept)
+    made = loaders.train_loader(datasets.load_training_samples(settings), settings, kept)
     out = []
     for epoch in epochs:
         made.batch_sampler.epoch = epoch
@@ -67,17 +60,17 @@ def equal(first, second):
 
 
 def test_what_comes_in_from_outside_is_of_no_class():
-    scheme = labels.cityscapes(Settings(layout="pairs"))
-    change, road = Augment("paper", 0, scheme), np.full((32, 32), 7, np.uint8)
+    scheme = classes.cityscapes_class_map(Settings(dataset_format="pairs"))
+    change, road = Augmenter("paper", 0, scheme), np.full((32, 32), 7, np.uint8)
     seen = [change(np.zeros((32, 32, 3), np.uint8), road, epoch, "a")[1] for epoch in range(40)]
-    assert set(np.unique(seen)) == {7, labels.IGNORE}
+    assert set(np.unique(seen)) == {7, classes.IGNORE}
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_shapes_and_types_stay_and_the_mask_stays_coverage(policy):
     image, mask = draw_car(0, 1, (48, 72))
     mask = mask.astype(np.uint8) * 255
-    change = Augment(policy, 0, CAR)
+    change = Augmenter(policy, 0, CAR)
     for epoch in range(8):
         new_image, new_mask = change(image, mask, epoch, "a")
         assert new_image.shape == image.shape and new_image.dtype == np.uint8
@@ -90,7 +83,7 @@ def test_draws_depend_on_seed_epoch_and_image_and_on_nothing_else(policy):
     mask = mask.astype(np.uint8)
 
     def draws(seed, image_id, first=0):
-        fresh, epochs = Augment(policy, seed, CAR), range(first, first + 12)
+        fresh, epochs = Augmenter(policy, seed, CAR), range(first, first + 12)
         return [fresh(image, mask, epoch, image_id)[0].tobytes() for epoch in epochs]
 
     assert draws(0, "a") == draws(0, "a")
@@ -103,7 +96,7 @@ def test_draws_depend_on_seed_epoch_and_image_and_on_nothing_else(policy):
 def test_no_policy_turns_a_car_over(policy):
     image = np.full((48, 72, 3), 100, np.uint8)
     image[:24] = 200
-    change = Augment(policy, 0, CAR)
+    change = Augmenter(policy, 0, CAR)
     for epoch in range(40):
         new = change(image, image[..., 0], epoch, "a")[0].mean(axis=2)
         middle = (new[new > 5].min() + new.max()) / 2
@@ -114,7 +107,7 @@ def test_no_policy_turns_a_car_over(policy):
 def test_flip_is_an_exact_mirror_half_of_the_time():
     image, mask = draw_car(0, 1, (48, 72))
     mask = mask.astype(np.uint8)
-    change, mirrored = Augment("flip", 0, CAR), 0
+    change, mirrored = Augmenter("flip", 0, CAR), 0
     for epoch in range(200):
         new_image, new_mask = change(image, mask, epoch, "a")
         turned = not np.array_equal(new_image, image)
@@ -147,13 +140,13 @@ def test_an_argument_that_albumentations_does_not_know_is_an_error():
 def test_every_image_comes_once_an_epoch_also_in_the_last_small_batch(settings):
     sizes = [len(images) for images, _ in batches_of(settings, [0])]
     assert sizes == [5, 5, 2]
-    shuffle = loader.Shuffle(12, 5, seed=0)
+    shuffle = loaders.EpochBatchSampler(12, 5, seed=0)
     assert sorted(i for step in shuffle for _, i in step) == list(range(12))
 
 
 def test_orders_differ_by_epoch_and_seed_and_are_repeated():
     def order(seed, epoch):
-        shuffle = loader.Shuffle(30, 4, seed)
+        shuffle = loaders.EpochBatchSampler(30, 4, seed)
         shuffle.epoch = epoch
         return [i for step in shuffle for _, i in step]
 
@@ -168,7 +161,7 @@ def test_processes_share_every_step_and_see_each_image_once(monkeypatch, count, 
     """By the very sampler that accelerate puts around ours; an image that stands in for one that
     is not there does not count."""
     monkeypatch.setenv("WORLD_SIZE", str(world))
-    shuffle, seen = loader.Shuffle(count, batch, seed=0), []
+    shuffle, seen = loaders.EpochBatchSampler(count, batch, seed=0), []
     for rank in range(world):
         monkeypatch.setenv("RANK", str(rank))
         steps = list(BatchSamplerShard(shuffle, world, rank, even_batches=False))
@@ -181,32 +174,37 @@ def test_processes_share_every_step_and_see_each_image_once(monkeypatch, count, 
 
 
 def test_an_interrupted_epoch_goes_on_with_the_steps_that_are_left():
-    shuffle = loader.Shuffle(13, 4, seed=0)
+    shuffle = loaders.EpochBatchSampler(13, 4, seed=0)
     whole, shuffle.start = list(shuffle), 2
     assert list(shuffle) == whole[2:]
 
 
 def test_keys_carry_the_epoch_for_the_augmentation(settings):
-    shuffle = loader.Shuffle(3, 2, seed=0)
+    shuffle = loaders.EpochBatchSampler(3, 2, seed=0)
     shuffle.epoch = 7
     assert {epoch for step in shuffle for epoch, _ in step} == {7}
-    images = loader.TrainingImages(datasets.training_rows(settings), settings, None, False)
+    images = loaders.TrainDataset(datasets.load_training_samples(settings), settings, None, False)
     assert len({images[(epoch, 0)][0].numpy().tobytes() for epoch in range(4)}) > 1
 
 
 def test_batches_are_the_same_with_workers_and_with_the_cache(settings):
-    rows = datasets.training_rows(settings)
+    rows = datasets.load_training_samples(settings)
     plain = batches_of(settings, [0, 1], workers=0)
     assert equal(plain, batches_of(settings, [0, 1], workers=2))
     assert equal(
         plain,
-        batches_of(settings, [0, 1], cache.in_memory(rows, Input((32, 48)), (32, 48)), workers=0),
+        batches_of(
+            settings,
+            [0, 1],
+            cache.build_ram_cache(rows, Preprocessing((32, 48)), (32, 48)),
+            workers=0,
+        ),
     )
     assert not equal(plain[:3], plain[3:])
 
 
 def test_auto_cache_gives_way_where_memory_is_short(settings, monkeypatch):
-    rows = datasets.training_rows(settings)
+    rows = datasets.load_training_samples(settings)
     assert isinstance(make_cache(settings, rows).pixels, np.ndarray)
     short = type("Memory", (), {"available": 1000})
     monkeypatch.setattr(cache.psutil, "virtual_memory", short)
@@ -222,17 +220,20 @@ def test_auto_cache_gives_way_where_memory_is_short(settings, monkeypatch):
 @pytest.mark.parametrize("place", ["ram", "disk"])
 def test_a_cache_holds_what_decoding_gives(settings, place, tmp_path):
     settings.cache, settings.output_dir = place, str(tmp_path)
-    rows = datasets.training_rows(settings)
-    kept, given = make_cache(settings, rows), Input((32, 48))
+    rows = datasets.load_training_samples(settings)
+    kept, given = make_cache(settings, rows), Preprocessing((32, 48))
     for row in rows[::-1]:
-        image, mask = cache.prepare_pair(row, given, pixels.truth(row))
+        image, mask = cache.load_image_and_target(row, given, image_io.read_sample_mask(row))
         assert np.array_equal(kept.pair(row)[0], image) and np.array_equal(kept.pair(row)[1], mask)
-        assert np.array_equal(kept.truth(row), pixels.truth(row)) and kept.truth(row).dtype == bool
+        assert (
+            np.array_equal(kept.truth(row), image_io.read_sample_mask(row))
+            and kept.truth(row).dtype == bool
+        )
 
 
 def test_a_disk_cache_is_made_once_and_again_where_a_file_has_changed(settings, tmp_path):
     settings.cache, settings.output_dir = "disk", str(tmp_path)
-    rows = datasets.training_rows(settings)
+    rows = datasets.load_training_samples(settings)
     make_cache(settings, rows)
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*.npy")}
     make_cache(settings, rows)
@@ -247,7 +248,7 @@ def test_a_disk_cache_is_made_once_and_again_where_a_file_has_changed(settings, 
     arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.integers(0, 2))
 )
 def test_packed_labels_come_back(label):
-    packed = cache.join([cache.pack(label), cache.pack(label.T)])
+    packed = cache.concat_runs([cache.encode_runs(label), cache.encode_runs(label.T)])
     for i, wanted in enumerate((label, label.T)):
         runs = slice(*packed["ends"][i : i + 2])
         found = np.repeat(packed["values"][runs], packed["lengths"][runs])
@@ -255,28 +256,32 @@ def test_packed_labels_come_back(label):
 
 
 def test_photographs_from_the_cache_are_those_from_the_files(settings):
-    rows = datasets.training_rows(settings)[2:7]
-    kept = cache.in_memory(datasets.training_rows(settings), Input((32, 48)), (32, 48))
+    rows = datasets.load_training_samples(settings)[2:7]
+    kept = cache.build_ram_cache(
+        datasets.load_training_samples(settings), Preprocessing((32, 48)), (32, 48)
+    )
     made = [
         [
             photo
-            for batch in loader.photographs(rows, {kept.given}, settings, True, source)
+            for batch in loaders.prediction_loader(
+                rows, {kept.preprocessing}, settings, True, source
+            )
             for photo in batch
         ]
         for source in (None, kept)
     ]
     for plain, cached in zip(*made, strict=True):
-        assert plain.row == cached.row and plain.native == cached.native
-        assert np.array_equal(plain.truth, cached.truth)
-        assert torch.equal(plain.images[kept.given], cached.images[kept.given])
+        assert plain.sample == cached.sample and plain.native_size == cached.native_size
+        assert np.array_equal(plain.truth_csv, cached.truth)
+        assert torch.equal(plain.images[kept.preprocessing], cached.images[kept.preprocessing])
 
 
 def test_images_of_several_sizes_are_not_kept(settings):
-    rows = datasets.training_rows(settings)
+    rows = datasets.load_training_samples(settings)
     picture, mask = draw_car(0, 1, (40, 60))
     Image.fromarray(picture).save(rows[0].image)
     write_mask(rows[0].mask, mask)
-    settings.size, settings.batch = None, 1
+    settings.size, settings.batch_size = None, 1
     assert make_cache(settings, rows) is None
 
 
@@ -287,57 +292,65 @@ def test_a_jpeg_is_decoded_no_larger_than_enough(tmp_path, enough, size):
     path = tmp_path / "a.jpg"
     picture = cv2.resize(draw_car(0, 1, (48, 72))[0], (180, 120))
     Image.fromarray(picture).save(path, quality=95)
-    found = pixels.read_image(path, enough)
+    found = image_io.read_image(path, enough)
     assert found.shape[:2] == size
-    wanted = cv2.resize(pixels.read_image(path), size[::-1], interpolation=cv2.INTER_AREA)
+    wanted = cv2.resize(image_io.read_image(path), size[::-1], interpolation=cv2.INTER_AREA)
     assert np.abs(found.astype(int) - wanted).mean() < 5
 
 
 def test_resizing_a_mask_by_area_gives_the_covered_part():
     mask = np.random.default_rng(0).integers(0, 2, (12, 18), dtype=np.uint8) * 255
-    small = prepare.image(mask, Input((4, 6)))
+    small = preprocess.preprocess_image(mask, Preprocessing((4, 6)))
     blocks = mask.reshape(4, 3, 6, 3).mean(axis=(1, 3))
     assert np.abs(small - blocks).max() <= 0.5
 
 
 def test_a_pair_is_resized_together_and_coverage_goes_up_to_255(settings):
-    row = datasets.training_rows(settings)[0]
+    row = datasets.load_training_samples(settings)[0]
     for size in ((32, 48), (96, 144), None):
-        image, mask = cache.prepare_pair(row, Input(size), pixels.truth(row))
+        image, mask = cache.load_image_and_target(
+            row, Preprocessing(size), image_io.read_sample_mask(row)
+        )
         assert image.shape[:2] == mask.shape == (size or (48, 72))
         assert mask.min() == 0 and mask.max() == 255
     assert ((mask == 0) | (mask == 255)).all()
-    large = cache.prepare_pair(row, Input((96, 144)), pixels.truth(row))[1]
+    large = cache.load_image_and_target(
+        row, Preprocessing((96, 144)), image_io.read_sample_mask(row)
+    )[1]
     assert ((large > 0) & (large < 255)).any()  # enlarged smoothly
 
 
 def test_a_mask_that_does_not_fit_its_photograph_is_noticed_when_scoring(settings):
-    rows = datasets.training_rows(settings)
+    rows = datasets.load_training_samples(settings)
     write_mask(rows[0].mask, np.ones((40, 72), bool))
     with pytest.raises(InputError, match=rows[0].mask.name):
-        list(loader.photographs(rows, {Input(None)}, settings, True))
+        list(loaders.prediction_loader(rows, {Preprocessing(None)}, settings, True))
 
 
 def test_photographs_come_in_order_with_their_own_size_and_truth(settings):
-    rows = datasets.training_rows(settings)
-    inputs = {Input((32, 48)), Input(None)}
-    photos = [p for batch in loader.photographs(rows, inputs, settings, True) for p in batch]
-    assert [photo.row for photo in photos] == rows
+    rows = datasets.load_training_samples(settings)
+    inputs = {Preprocessing((32, 48)), Preprocessing(None)}
+    photos = [p for batch in loaders.prediction_loader(rows, inputs, settings, True) for p in batch]
+    assert [photo.sample for photo in photos] == rows
     for photo in photos:
-        image = pixels.read_image(photo.row.image)
-        assert photo.native == (48, 72) and photo.images[Input((32, 48))].shape == (3, 32, 48)
-        assert np.array_equal(photo.images[Input(None)].permute(1, 2, 0), image)
-        assert np.array_equal(photo.truth, pixels.read_mask(photo.row.mask))
+        image = image_io.read_image(photo.sample.image)
+        assert photo.native_size == (48, 72) and photo.images[Preprocessing((32, 48))].shape == (
+            3,
+            32,
+            48,
+        )
+        assert np.array_equal(photo.images[Preprocessing(None)].permute(1, 2, 0), image)
+        assert np.array_equal(photo.truth, image_io.read_mask(photo.sample.mask))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_cannot_be_decoded_is_one_line_also_from_a_worker(settings, data, workers):
-    settings.workers = workers
-    rows = datasets.training_rows(settings)
+    settings.num_workers = workers
+    rows = datasets.load_training_samples(settings)
     whole = rows[3].image.read_bytes()
     rows[3].image.write_bytes(whole[: len(whole) // 2])  # OpenCV would give half a picture
     with pytest.raises(InputError) as error:
-        list(loader.photographs(rows, {Input(None)}, settings, False))
+        list(loaders.prediction_loader(rows, {Preprocessing(None)}, settings, False))
     assert str(error.value).startswith(str(rows[3].image)) and "\n" not in str(error.value)
 
 
@@ -345,14 +358,14 @@ def test_an_image_that_cannot_be_decoded_is_one_line_also_from_a_worker(settings
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("scheme", [CAR, labels.cityscapes(Settings())])
+@pytest.mark.parametrize("scheme", [CAR, classes.cityscapes_class_map(Settings())])
 def test_the_device_does_what_the_cpu_does(policy, scheme):
     """The same draws, and the same pixels but for OpenCV's coarser arithmetic."""
     image, mask = draw_car(0, 1, (48, 72))
     image = cv2.GaussianBlur(image, (0, 0), 2)  # a photograph has no such edges
-    target = mask.astype(np.uint8) * (255 if scheme.binary else 1)
-    change, struck = Augment(policy, 0, scheme), 0
-    batch = [loader.tensors(image, target) for _ in range(40)]
+    target = mask.astype(np.uint8) * (255 if scheme.is_binary else 1)
+    change, struck = Augmenter(policy, 0, scheme), 0
+    batch = [loaders.to_tensors(image, target) for _ in range(40)]
     numbers = [ondevice.draws(change, epoch, "a", (48, 72)) for epoch in range(40)]
     pair = (torch.stack(part) for part in zip(*batch, strict=True))
     images, targets = ondevice.augmented(*pair, torch.stack(numbers), change)
@@ -369,12 +382,12 @@ def test_the_device_does_what_the_cpu_does(policy, scheme):
 
 
 def test_batches_augmented_on_the_device_come_from_files_cache_and_device_alike(settings):
-    rows = datasets.training_rows(settings)
+    rows = datasets.load_training_samples(settings)
     settings.augment_on = "gpu"
-    kept = cache.in_memory(rows, Input((32, 48)), (32, 48))
+    kept = cache.build_ram_cache(rows, Preprocessing((32, 48)), (32, 48))
     records, made = torch.from_numpy(kept.pixels), []
     for source, stays in ((None, False), (kept, False), (kept, True)):
-        for batch in loader.training_batches(rows, settings, source, stays):
+        for batch in loaders.train_loader(rows, settings, source, stays):
             pair, numbers = batch[:-1], batch[-1]
             pair = ondevice.gathered(records, *pair, kept.size) if stays else pair
             made.append((stays, source is kept, *pair, numbers))

@@ -1,5 +1,7 @@
 """The U-Net and the networks around it: parameters, shapes, any image size, clear refusals."""
 
+from models.build import build_model, build_unet
+
 import socket
 import subprocess
 import sys
@@ -11,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from conftest import ROOT
 
-import config
-import models
-from config import InputError
-from unet import UPS, UNet
+from core import config
+from core.errors import InputError
+from models import segmenter, smp
+from models.unet import UPSAMPLERS, UNet
 
 PAPER = [64, 128, 256, 512, 1024]
 
@@ -51,7 +53,7 @@ def test_the_papers_widths_have_the_published_number_of_parameters(norm, up, par
     expected = expected_parameters(PAPER, norm, up_side=2)
     assert parameters in (None, expected)
     with torch.device("meta"):
-        assert models.parameters(UNet(PAPER, norm=norm, up=up)) == expected
+        assert segmenter.count_parameters(UNet(PAPER, norm=norm, up=up)) == expected
 
 
 PUBLISHED = {  # settings, classes, parameters
@@ -79,11 +81,11 @@ def test_published_networks_have_their_number_of_parameters_and_a_recipe(name):
     knobs, classes, parameters = PUBLISHED[name]
     with torch.device("meta"):
         net = UNet(**knobs, classes=classes)
-    assert models.parameters(net) == parameters
-    settings = config.load([f"recipe={name}"])
+    assert segmenter.count_parameters(net) == parameters
+    settings = config.load_settings([f"recipe={name}"])
     assert {key: getattr(settings, key) for key in knobs} == knobs
     with torch.device("meta"):
-        assert models.parameters(models.build_unet(settings, classes)) == parameters
+        assert segmenter.count_parameters(build_unet(settings, classes)) == parameters
 
 
 def test_valid_convolutions_take_and_give_the_papers_sizes():
@@ -99,8 +101,8 @@ def test_valid_convolutions_take_and_give_the_papers_sizes():
 @torch.inference_mode()
 def test_valid_convolutions_see_a_mirrored_border():
     """Inside, an image of any size is answered as a part of the larger mirrored one."""
-    settings = config.load(["channels=[4,8,8]", "norm=none", "padding=valid"])
-    network = models.build(settings).eval()
+    settings = config.load_settings(["channels=[4,8,8]", "norm=none", "padding=valid"])
+    network = build_model(settings).eval()
     image = torch.randint(0, 256, (1, 3, 60, 76), dtype=torch.uint8)
     large = F.pad(image.float(), (16, 16, 16, 16), mode="reflect").to(torch.uint8)
     assert torch.allclose(network(large)[..., 16:-16, 16:-16], network(image), atol=1e-5)
@@ -108,9 +110,9 @@ def test_valid_convolutions_see_a_mirrored_border():
 
 @pytest.mark.parametrize(("name", "given"), [("dropout", [0.1]), ("ups", [4]), ("decoder", [4])])
 def test_lists_that_do_not_fit_each_other_are_told(name, given):
-    settings = config.load(["channels=[4,8,8]", f"{name}={given}"])
+    settings = config.load_settings(["channels=[4,8,8]", f"{name}={given}"])
     with pytest.raises(InputError, match=rf"{name}=.*3 levels .* need [23] numbers"):
-        models.build(settings)
+        build_model(settings)
 
 
 def test_he_initialisation_keeps_the_size_of_what_flows():
@@ -146,7 +148,7 @@ def test_forward_is_the_papers():
 
 
 @pytest.mark.parametrize("stem", [1, 2, 4])
-@pytest.mark.parametrize("up", UPS)
+@pytest.mark.parametrize("up", UPSAMPLERS)
 @pytest.mark.parametrize("channels", [[4, 8], [4, 8, 8, 16]])
 def test_output_has_the_inputs_size_and_every_weight_learns(stem, up, channels):
     net = UNet(channels, classes=2, up=up, stem=stem)
@@ -169,9 +171,9 @@ def test_dropout_only_while_training():
 @pytest.fixture(scope="module")
 def segmenters():
     torch.manual_seed(0)
-    small = config.load(["channels=[4,8,8]", "stem=2"])
-    smp = config.load(["model=smp", "encoder=resnet18", "encoder_weights=none"])
-    return [models.build(settings).eval() for settings in (small, smp)]
+    small = config.load_settings(["channels=[4,8,8]", "space_to_depth=2"])
+    smp = config.load_settings(["model=smp", "encoder=resnet18", "encoder_weights=none"])
+    return [build_model(settings).eval() for settings in (small, smp)]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 5), (33, 47), (64, 96), (80, 119)])
@@ -185,16 +187,16 @@ def test_any_image_size_is_answered_at_that_size(segmenters, size):
 
 def test_pixels_are_normalised_as_imagenet_was():
     """(0…1 RGB − mean) / deviation, the numbers of torchvision's pretrained models."""
-    segmenter = models.Segmenter(torch.nn.Identity(), lambda side: (side, 0))
+    segmenter = segmenter.Segmenter(torch.nn.Identity(), lambda side: (side, 0))
     pixel = segmenter(torch.tensor([255, 0, 51], dtype=torch.uint8).view(1, 3, 1, 1)).flatten()
     expected = [(1 - 0.485) / 0.229, -0.456 / 0.224, (0.2 - 0.406) / 0.225]
     assert pixel.tolist() == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("up", UPS)
+@pytest.mark.parametrize("up", UPSAMPLERS)
 def test_doubling_adds_one_pixel_below_and_right_of_each(up):
     """A constant stays in place: the first output row and column come from the first pixel."""
-    double = UPS[up](1, 1)
+    double = UPSAMPLERS[up](1, 1)
     with torch.no_grad():
         for name, parameter in double.named_parameters():
             parameter.fill_(0.0 if name.endswith("bias") else 1.0)
@@ -223,13 +225,13 @@ def test_padding_is_reflection_below_and_right(segmenters):
 )
 def test_an_unknown_network_is_one_line(words, hint):
     with pytest.raises(InputError, match=hint) as error:
-        models.build(config.load(["model=smp", *words]))
+        build_model(config.load_settings(["model=smp", *words]))
     assert "\n" not in str(error.value)
 
 
 def test_an_encoder_of_timm_builds():
-    settings = config.load(["model=smp", "encoder=tu-resnet18", "encoder_weights=none"])
-    assert models.parameters(models.build(settings)) > 1e6
+    settings = config.load_settings(["model=smp", "encoder=tu-resnet18", "encoder_weights=none"])
+    assert segmenter.count_parameters(build_model(settings)) > 1e6
 
 
 def test_pretrained_weights_without_a_network_are_refused_at_once(monkeypatch, tmp_path):
@@ -240,27 +242,27 @@ def test_pretrained_weights_without_a_network_are_refused_at_once(monkeypatch, t
     for encoder, weights in (("resnet34", "imagenet"), ("tu-resnet18", "true")):
         words = ["model=smp", f"encoder={encoder}", f"encoder_weights={weights}"]
         with pytest.raises(InputError, match="encoder_weights=none"):
-            models.build(config.load(words))
+            build_model(config.load_settings(words))
 
 
 def test_answers_knows_an_open_port_from_a_closed_one(monkeypatch):
-    monkeypatch.setattr(models.urllib.request, "getproxies", dict)
+    monkeypatch.setattr(smp.urllib.request, "getproxies", dict)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        assert models.answers("127.0.0.1", port)
-    assert not models.answers("127.0.0.1", port)
+        assert smp.is_reachable("127.0.0.1", port)
+    assert not smp.is_reachable("127.0.0.1", port)
 
 
 def test_a_look_up_that_hangs_is_given_up(monkeypatch):
-    monkeypatch.setattr(models.urllib.request, "getproxies", dict)
+    monkeypatch.setattr(smp.urllib.request, "getproxies", dict)
     enough = threading.Event()
 
     def hang(*_):
         enough.wait(10)
         raise OSError
 
-    monkeypatch.setattr(models.socket, "create_connection", hang)
-    assert not models.answers("nowhere", seconds=0.05)
+    monkeypatch.setattr(smp.socket, "create_connection", hang)
+    assert not smp.is_reachable("nowhere", seconds=0.05)
     enough.set()
 
 

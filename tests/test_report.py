@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 from conftest import make_data, refused, run_script, words_for
 
-import pictures
-import plots
-import rle
+from evaluation import visualize
+from inference import rle
+from reporting import charts
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 QUIET = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
@@ -76,7 +76,7 @@ def test_the_page_needs_nothing_else_and_shows_the_worst_first(runs):
     assert shown[: len(oof)] == oof["image_id"].tolist()
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
-    assert plots.INK not in page and plots.LINE not in page
+    assert charts.TEXT_PLACEHOLDER not in page and charts.GRID_PLACEHOLDER not in page
 
 
 SELF_TEST = """<script>
@@ -160,31 +160,34 @@ def test_the_largest_error_is_in_the_zoom():
     mask = truth.copy()
     mask[80:95, 120:150] = True  # invented in the corner
     mask[20:22, 30:40] = False  # and a little missed
-    rows, columns = pictures.largest_error(mask, truth)
+    rows, columns = visualize.largest_error_window(mask, truth)
     assert rows.stop <= 100 and columns.stop == 150
     assert rows.start <= 80 and rows.stop >= 95 and columns.start <= 120
     assert (columns.stop - columns.start) / (rows.stop - rows.start) == pytest.approx(1.5, abs=0.1)
-    assert pictures.largest_error(truth, truth) == (slice(0, 100), slice(0, 150))
+    assert visualize.largest_error_window(truth, truth) == (slice(0, 100), slice(0, 150))
 
 
 def test_colours_mean_what_the_caption_says():
     image = np.full((40, 60, 3), 200, np.uint8)
     truth, mask = np.zeros((2, 40, 60), bool)
     truth[:20], mask[10:30] = True, True
-    picture = pictures.errors(image, mask, truth)
-    assert tuple(picture[5, 5]) == pictures.RED and tuple(picture[25, 5]) == pictures.BLUE
+    picture = visualize.error_map(image, mask, truth)
+    assert (
+        tuple(picture[5, 5]) == visualize.FALSE_NEGATIVE_COLOR
+        and tuple(picture[25, 5]) == visualize.FALSE_POSITIVE_COLOR
+    )
     assert tuple(picture[15, 5]) == tuple(picture[35, 5]) == (100, 100, 100)
-    assert tuple(pictures.cutout(image, mask)[15, 5]) == (200, 200, 200)
+    assert tuple(visualize.highlight_mask(image, mask)[15, 5]) == (200, 200, 200)
     share = np.zeros((40, 60))
     share[0], share[1] = 0.5, 1.0
-    heat = pictures.disagreement(image, share)
+    heat = visualize.disagreement_heatmap(image, share)
     assert heat[0].mean() > heat[1].mean() == heat[2].mean() == 100
 
 
 def test_a_picture_stands_in_the_page_itself():
     picture = np.zeros((100, 300, 3), np.uint8)
     picture[..., 0] = 255
-    uri, width, height = pictures.data_uri(picture, 150)
+    uri, width, height = visualize.jpeg_data_uri(picture, 150)
     coded = np.frombuffer(base64.b64decode(uri.split(",")[1]), np.uint8)
     back = cv2.imdecode(coded, cv2.IMREAD_COLOR_RGB)
     assert back.shape == (height, width, 3) == (50, 150, 3)

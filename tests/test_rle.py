@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from pycocotools import mask as coco
 
-import pixels
-import rle
-import tables
+from data import csv_files, image_io
+from inference import rle
 
 MASKS = arrays.arrays(bool, arrays.array_shapes(min_dims=2, max_dims=2, max_side=12))
 
@@ -75,11 +74,11 @@ def test_known_masks(mask, text):
 
 @needs_real_data
 def test_equal_to_every_row_of_the_competitions_file():
-    table = tables.read_table(REAL / "carvana/train_masks.csv", ["img", "rle_mask"])
+    table = csv_files.read_csv_strict(REAL / "carvana/train_masks.csv", ["img", "rle_mask"])
     assert len(table) == 512
     for name, text in zip(table["img"], table["rle_mask"], strict=True):
         stem = name.removesuffix(".jpg")
-        mask = pixels.read_mask(REAL / f"carvana/train_masks/{stem}_mask.gif")
+        mask = image_io.read_mask(REAL / f"carvana/train_masks/{stem}_mask.gif")
         assert rle.encode(mask) == text, name
         assert (rle.decode(text, mask.shape) == mask).all(), name
 

@@ -5,12 +5,11 @@ import pandas as pd
 import pytest
 from conftest import REAL, needs_real_data, run_script
 
-import config
-import metrics
-import rle
-import score
-import tables
-from settings import Settings
+from core import config
+from core.settings import Settings
+from data import csv_files
+from evaluation import metrics, submission
+from inference import rle
 
 
 @pytest.fixture
@@ -18,18 +17,18 @@ def submission(data, tmp_path):
     """The truth itself as a submission, and the words that check it."""
     path = tmp_path / "s.csv"
     path.write_bytes((data / "test_truth.csv").read_bytes())
-    return path, [f"data_dir={data}", f"submission={path}"]
+    return path, [f"data_dir={data}", f"submission_csv={path}"]
 
 
 def faults_of(path, words):
-    settings = config.load(words)
-    table = tables.read_table(path, score.COLUMNS)
-    names = score.name_faults(table, score.expected_names(settings))
-    return names + score.mask_faults(settings, table)[0]
+    settings = config.load_settings(words)
+    table = csv_files.read_csv_strict(path, submission.SUBMISSION_COLUMNS)
+    names = submission.name_errors(table, submission.expected_file_names(settings))
+    return names + submission.mask_errors(settings, table)[0]
 
 
 def test_the_truth_scores_one(submission, data):
-    done = run_script("score.py", *submission[1], f"truth={data / 'test_truth.csv'}")
+    done = run_script("score.py", *submission[1], f"truth_csv={data / 'test_truth.csv'}")
     assert done.returncode == 0, done.stderr
     assert "6 rows, no fault" in done.stdout and "mean dice 1.000000" in done.stdout
 
@@ -83,7 +82,7 @@ def test_empty_and_outlying_masks_are_worth_a_look():
     names = pd.Series([f"{i}.jpg" for i in range(20)])
     areas = np.full(20, 0.2)
     areas[3], areas[7] = 0.0, 0.9
-    lines = score.oddities(Settings(), names, areas)
+    lines = submission.suspicious_masks(Settings(), names, areas)
     assert [line.split(":")[0] for line in lines] == ["row 5, 3.jpg", "row 9, 7.jpg"]
     assert "is empty" in lines[0] and "covers 90.0%" in lines[1]
 
@@ -91,8 +90,10 @@ def test_empty_and_outlying_masks_are_worth_a_look():
 @needs_real_data
 def test_known_mistakes_cost_what_they_are_known_to_cost(tmp_path):
     """A mask shifted by one pixel still scores 0.99: only a check against a truth notices."""
-    table = tables.read_table(REAL / "carvana/test_truth.csv", score.COLUMNS)
-    masks = [rle.decode(text, score.FRAME) for text in table["rle_mask"][:16]]
+    table = csv_files.read_csv_strict(
+        REAL / "carvana/test_truth.csv", submission.SUBMISSION_COLUMNS
+    )
+    masks = [rle.decode(text, submission.CARVANA_SIZE) for text in table["rle_mask"][:16]]
     shifted = [metrics.mask_dice(np.roll(mask, 1), mask) for mask in masks]
     assert 0.998 < np.mean(shifted) < 0.9996
     column_major = [metrics.mask_dice(mask.T.reshape(mask.shape), mask) for mask in masks]

@@ -9,15 +9,15 @@ import time
 import pytest
 from conftest import ROOT
 
-import stopping
-from stopping import AfterStep, Stopped
+from core import signals
+from core.signals import DeferSignals, StopRequested
 
 
 @pytest.fixture(autouse=True)
 def handlers():
     """Those of pytest come back."""
-    before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
-    stopping.listen()
+    before = {number: signal.getsignal(number) for number in signals.SIGNALS}
+    signals.install_handlers()
     yield
     signal.setitimer(signal.ITIMER_REAL, 0)
     for number, handler in before.items():
@@ -27,7 +27,7 @@ def handlers():
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_waits_for_the_end_of_a_step(number, code):
     finished = False
-    with pytest.raises(Stopped) as stopped, AfterStep() as asked:
+    with pytest.raises(StopRequested) as stopped, DeferSignals() as asked:
         assert not asked.number
         os.kill(os.getpid(), number)
         finished = asked.number == number
@@ -36,17 +36,17 @@ def test_a_signal_waits_for_the_end_of_a_step(number, code):
 
 def test_a_second_signal_and_one_between_steps_are_at_once():
     reached = False
-    with pytest.raises(Stopped), AfterStep():
+    with pytest.raises(StopRequested), DeferSignals():
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
         reached = True
     assert not reached
-    with pytest.raises(Stopped):
+    with pytest.raises(StopRequested):
         os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_it_is_not_raised_once_more_while_it_is_on_its_way():
-    with pytest.raises(Stopped):
+    with pytest.raises(StopRequested):
         try:
             os.kill(os.getpid(), signal.SIGINT)
         finally:
@@ -85,6 +85,6 @@ class Dying:
 
 def test_a_signal_within_a_destructor_is_not_lost():
     thing = Dying()
-    with pytest.raises(Stopped):
+    with pytest.raises(StopRequested):
         del thing
         time.sleep(5)

@@ -4,9 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import metrics
-import suspects
-from oof import Scores
+from evaluation import label_errors, metrics
+from evaluation.oof import Scores
 
 CARS, VIEWS = 10, 16
 
@@ -24,7 +23,7 @@ def turntable(spoil=None):
             levels[15:45, 60 - half - 1] = 140
             if spoil:
                 truth = spoil(car, view, truth)
-            counts.append(metrics.histograms(levels, truth))
+            counts.append(metrics.probability_histograms(levels, truth))
             area = {"area": truth.mean(), "dice": metrics.mask_dice(levels >= 128, truth)}
             name = {"image_id": f"{car}_{view + 1:02d}", "group": str(car)}
             lines.append({**name, "view": f"{view + 1:02d}", "fold": car % 2, **area})
@@ -32,7 +31,7 @@ def turntable(spoil=None):
 
 
 def test_right_masks_are_not_suspected():
-    assert suspects.find(turntable()).empty
+    assert label_errors.find_label_errors(turntable()).empty
 
 
 def test_a_missing_window_and_a_doubled_mask_are_found_first():
@@ -44,7 +43,7 @@ def test_a_missing_window_and_a_doubled_mask_are_found_first():
             truth[45:55] = truth[44]
         return truth
 
-    found = suspects.find(turntable(spoil))
+    found = label_errors.find_label_errors(turntable(spoil))
     assert set(found["image_id"][:2]) == {"3_05", "7_10"}
     reasons = found.set_index("image_id")["reason"]
     assert "more object and 0.0% less than the mask" in reasons["3_05"]
@@ -58,16 +57,16 @@ def test_a_car_that_is_hard_in_every_view_is_the_networks_fault():
         truth[40:45] &= car != 5  # the network takes its shadow for car
         return truth
 
-    assert suspects.find(turntable(spoil)).empty
+    assert label_errors.find_label_errors(turntable(spoil)).empty
 
 
 def test_images_that_stand_for_themselves_are_compared_with_all():
     scores = turntable(lambda car, view, truth: truth & ((car, view) != (0, 0)))
     alone = scores.table.assign(group=scores.table["image_id"], view="")
-    found = suspects.find(Scores(alone, scores.arrays))
+    found = label_errors.find_label_errors(Scores(alone, scores.arrays))
     assert found["image_id"].tolist() == ["0_01"]
 
 
 @pytest.mark.parametrize("change", [{"view": "front"}, {"view": "01"}])
 def test_without_numbered_views_there_is_no_ring(change):
-    assert not suspects.ring(turntable().table.assign(**change)).any()
+    assert not label_errors.turntable_outliers(turntable().table.assign(**change)).any()

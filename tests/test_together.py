@@ -46,7 +46,14 @@ def trained(tmp_path_factory):
     data = make_data(folder / "data", views=5, test_cars=4)
     words = words_for(data, folder / "out")
     for count in (1, 2, 4):
-        more = [f"run=by{count}", "norm=none", "fold=0", "accumulate=2", "dropout=[]", "lr=3e-3"]
+        more = [
+            f"run=by{count}",
+            "norm=none",
+            "fold=0",
+            "grad_accumulation=2",
+            "dropout=[]",
+            "lr=3e-3",
+        ]
         code, out, err = run(count, "train.py", *words, *more)
         assert code == 0, err
         assert out.count("out-of-fold dice") == 1  # one process speaks
@@ -77,7 +84,7 @@ def test_the_submission_is_the_same_bytes(trained, tmp_path):
     texts = []
     for count in (1, 2, 4):
         path = tmp_path / f"{count}.csv"
-        more = ["run=by1", "batch=1", f"submission={path}"]
+        more = ["run=by1", "batch_size=1", f"submission_csv={path}"]
         code, _, err = run(count, "predict.py", *place(words), *more)
         assert code == 0, err
         texts.append(path.read_bytes())
@@ -88,7 +95,7 @@ def test_a_process_that_dies_ends_the_others_and_what_is_done_is_kept(trained, t
     words, out = trained
     data = make_data(tmp_path / "data", test_cars=3, views=60)
     path = tmp_path / "s.csv"
-    more = [f"data_dir={data}", "run=by1", "batch=1", f"submission={path}"]
+    more = [f"data_dir={data}", "run=by1", "batch_size=1", f"submission_csv={path}"]
     process = start(2, "predict.py", *place(words), *more)
     while not any(tmp_path.glob("s.parts/0*.csv")) and process.poll() is None:
         time.sleep(0.01)
@@ -109,7 +116,7 @@ def test_a_process_that_dies_ends_the_others_and_what_is_done_is_kept(trained, t
     [
         (["lr=0.0"], 2, "must be above 0"),
         (["fold=9"], 2, "folds 0 to 1"),
-        (["batch=1"], 2, "batch=1: is of all 2 GPUs together"),
+        (["batch_size=1"], 2, "batch_size=1: is of all 2 GPUs together"),
         ([], "two", "GPUS=two: must be the number of GPUs"),
     ],
 )
@@ -176,10 +183,10 @@ def test_of_two_machines_one_is_killed_and_started_again(trained, tmp_path):
         "run=by1",
         "norm=none",
         "fold=0",
-        "accumulate=2",
+        "grad_accumulation=2",
         "dropout=[]",
     ]
-    more = [*words, *more, "lr=3e-3", "snapshot_every=0", "resume=true"]
+    more = [*words, *more, "lr=3e-3", "snapshot_seconds=0", "resume=true"]
     machines = [agent(port, number, *more) for number in (0, 1)]
     while not any(tmp_path.glob("by1/fold0/resume/00001*.pt")):
         assert machines[0].poll() is None, machines[0].communicate()

@@ -11,15 +11,14 @@ import torch
 from conftest import ROOT, make_data, place, refused, run_script, words_for
 from safetensors.torch import load_file
 
-import config
-import metrics
-import pixels
-import rle
-import tables
-import trainer
-from config import InputError
-from device import memory_advice
-from optim import make_optimizer, make_schedule
+from core import config
+from core.device import explain_out_of_memory
+from core.errors import InputError
+from data import csv_files, image_io
+from evaluation import metrics
+from inference import rle
+from training import trainer
+from training.optim import make_optimizer, make_schedule
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +49,7 @@ def test_training_leaves_the_files_of_a_run(trained):
 
 def test_oof_holds_every_image_once_under_the_fold_that_held_it_out(trained):
     words, out, _ = trained
-    folds = tables.read_folds(config.load(words))
+    folds = csv_files.read_folds(config.load_settings(words))
     parts = [pd.read_csv(out / "tiny" / f"fold{k}" / "oof.csv", dtype=str) for k in (0, 1)]
     table = pd.concat(parts)
     assert len(table) == table["image_id"].nunique() == 12
@@ -64,7 +63,7 @@ def test_oof_dice_is_that_of_masks_thresholded_at_half(trained):
     with np.load(out / "tiny/fold0/oof.npz") as file:
         counts = file["counts"]
     inside, predicted = counts[:, 1, 128:].sum(1), counts[:, :, 128:].sum((1, 2))
-    expected = metrics.dice(inside, predicted, counts[:, 1].sum(1))
+    expected = metrics.dice_from_counts(inside, predicted, counts[:, 1].sum(1))
     scores = pd.read_csv(out / "tiny/fold0/oof.csv")["dice"]
     assert np.allclose(scores, expected, atol=1e-7)
     assert scores.mean() > 0.8  # it has learned what a car is
@@ -82,9 +81,9 @@ def test_leaderboard_has_a_row_for_the_run(trained):
 def test_prediction_writes_a_checked_submission(trained, tmp_path):
     words, out, _ = trained
     data = words[0].split("=")[1]
-    target = f"submission={tmp_path / 's.csv'}"
+    target = f"submission_csv={tmp_path / 's.csv'}"
     done = run_script(
-        "predict.py", *place(words), target, f"truth={data}/test_truth.csv", "masks=true"
+        "predict.py", *place(words), target, f"truth_csv={data}/test_truth.csv", "save_masks=true"
     )
     assert done.returncode == 0, done.stderr
     assert "6 rows, no fault" in done.stdout and "mean dice 0." in done.stdout
@@ -94,7 +93,7 @@ def test_prediction_writes_a_checked_submission(trained, tmp_path):
     about = json.loads((tmp_path / "s.json").read_text())
     assert len(about["weights"]) == 2 and about["rows"] == 6
     name, text = table.iloc[0]
-    mask = pixels.read_mask(out / "tiny/masks" / f"{name.removesuffix('.jpg')}_mask.png")
+    mask = image_io.read_mask(out / "tiny/masks" / f"{name.removesuffix('.jpg')}_mask.png")
     assert (rle.decode(text, (48, 72)) == mask).all()
 
 
@@ -103,7 +102,7 @@ def test_the_submission_does_not_depend_on_batch_or_workers(trained, tmp_path):
     texts = []
     for batch, workers in ((1, 0), (4, 2)):
         path = tmp_path / f"{batch}.csv"
-        more = [f"submission={path}", f"batch={batch}", f"workers={workers}"]
+        more = [f"submission_csv={path}", f"batch_size={batch}", f"num_workers={workers}"]
         assert run_script("predict.py", *place(words), *more).returncode == 0
         texts.append(path.read_bytes())
     assert texts[0] == texts[1]
@@ -164,7 +163,14 @@ def same(folders, names):
 @pytest.mark.parametrize("updates", [2, 3, 8])
 def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit(data, tmp_path, updates):
     """Interrupted within an epoch and at its end, with gradients of two steps in each update."""
-    more = ["dropout=[0,0.2]", "batch=1", "accumulate=2", "epochs=4", "fold=0", "snapshot_every=0"]
+    more = [
+        "dropout=[0,0.2]",
+        "batch_size=1",
+        "grad_accumulation=2",
+        "epochs=4",
+        "fold=0",
+        "snapshot_seconds=0",
+    ]
     outs = [tmp_path / "whole", tmp_path / "broken"]
     whole, broken = ([*words_for(data, out), *more] for out in outs)
     assert run_script("train.py", *whole).returncode == 0
@@ -185,7 +191,7 @@ def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit(data, tmp_path, update
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_nothing_bad(data, tmp_path):
-    words = [*words_for(data, tmp_path), "fold=0", "lr=1e38", "optimizer=sgd", "clip=0"]
+    words = [*words_for(data, tmp_path), "fold=0", "lr=1e38", "optimizer=sgd", "grad_clip=0"]
     refused(run_script("train.py", *words), "loss became", "lower lr")
     assert not (tmp_path / "tiny/fold0/best.safetensors").exists()
 
@@ -193,7 +199,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_nothing_bad(data, tmp_path):
 @pytest.mark.parametrize("setting", ["optimizer=sgd", "optimizer=rmsprop", "optimizer=adam"])
 @pytest.mark.parametrize("schedule", ["onecycle", "plateau", "constant"])
 def test_every_optimizer_and_schedule_makes_updates(setting, schedule):
-    settings = config.load([setting, f"schedule={schedule}", "lr=0.1"])
+    settings = config.load_settings([setting, f"lr_schedule={schedule}", "lr=0.1"])
     network = torch.nn.Conv2d(1, 1, 1)
     before = network.weight.detach().clone()
     optimizer = make_optimizer(settings, network)
@@ -206,7 +212,7 @@ def test_every_optimizer_and_schedule_makes_updates(setting, schedule):
 
 
 def test_cosine_rises_then_falls_to_nothing():
-    settings = config.load(["lr=1", "warmup=0.2"])
+    settings = config.load_settings(["lr=1", "warmup=0.2"])
     optimizer = make_optimizer(settings, torch.nn.Conv2d(1, 1, 1))
     rule, rates = make_schedule(settings, optimizer, updates=10), []
     for _ in range(10):
@@ -219,19 +225,26 @@ def test_cosine_rises_then_falls_to_nothing():
 
 @pytest.mark.parametrize(
     ("words", "lr"),
-    [([], 0.1), (["lr_batch=4"], 0.2), (["lr_batch=4", "lr_rule=linear"], 0.4)],
+    [
+        ([], 0.1),
+        (["lr_reference_batch=4"], 0.2),
+        (["lr_reference_batch=4", "lr_scaling=linear"], 0.4),
+    ],
 )
 def test_lr_grows_with_the_batch_where_that_is_asked_for(words, lr):
-    settings = config.load(["lr=0.1", "batch=8", "accumulate=2", *words])
+    settings = config.load_settings(["lr=0.1", "batch_size=8", "grad_accumulation=2", *words])
     optimizer = make_optimizer(settings, torch.nn.Conv2d(1, 1, 1))
     assert optimizer.param_groups[0]["lr"] == pytest.approx(lr)
 
 
 def test_out_of_memory_names_the_batch_and_what_to_try():
-    settings = config.load(["batch=8", "size=[256,384]"])
-    with pytest.raises(InputError, match=r"batch=8.*batch=4 accumulate=2"), memory_advice(settings):
+    settings = config.load_settings(["batch_size=8", "size=[256,384]"])
+    with (
+        pytest.raises(InputError, match=r"batch_size=8.*batch_size=4 grad_accumulation=2"),
+        explain_out_of_memory(settings),
+    ):
         raise torch.OutOfMemoryError("CUDA out of memory")
-    with pytest.raises(RuntimeError, match="other"), memory_advice(settings):
+    with pytest.raises(RuntimeError, match="other"), explain_out_of_memory(settings):
         raise RuntimeError("other")
 
 
@@ -249,8 +262,8 @@ def test_training_scores_are_those_of_the_metrics(classes):
     else:
         targets[rng.random(targets.shape) < 0.2] = 255
         for each, target in zip(logits.argmax(1).numpy(), targets, strict=True):
-            matrix = metrics.confusion(each, target, classes)
-            dice.append(float(metrics.image_dice(matrix)))
+            matrix = metrics.confusion_matrix(each, target, classes)
+            dice.append(float(metrics.mean_class_dice(matrix)))
             accuracy.append(np.trace(matrix) / matrix.sum())
-    found = trainer.batch_scores(logits, torch.from_numpy(targets)[:, None])
+    found = trainer.batch_metrics(logits, torch.from_numpy(targets)[:, None])
     assert found.tolist() == pytest.approx([sum(dice), sum(accuracy)], rel=1e-5)

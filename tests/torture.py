@@ -69,11 +69,11 @@ def training(folder: Path, epochs: int = 12) -> Victim:
     more = [
         "fold=0",
         f"epochs={epochs}",
-        "validate_every=10",
+        "validate_every_epochs=10",
         "dropout=[0,0.2]",
-        "snapshot_every=0",
+        "snapshot_seconds=0",
     ]
-    words = [*words_for(data, folder / "out"), *more, "workers=1", "resume=true"]
+    words = [*words_for(data, folder / "out"), *more, "num_workers=1", "resume=true"]
     return Victim("train.py", words, folder / "out/tiny/fold0")
 
 
@@ -81,8 +81,8 @@ def prediction(folder: Path, views: int = 200) -> Victim:
     """Small test images of five cars by such a fold, in parts of 16."""
     data = make_data(folder / "data", test_cars=5, views=views)
     words = words_for(data, folder / "out")
-    Victim("train.py", [*words, "fold=0", "limit=8", "epochs=1"], folder / "out/tiny/fold0")
-    more = ["batch=1", f"submission={folder / 'submitted/submission.csv'}"]
+    Victim("train.py", [*words, "fold=0", "max_images=8", "epochs=1"], folder / "out/tiny/fold0")
+    more = ["batch_size=1", f"submission_csv={folder / 'submitted/submission.csv'}"]
     return Victim("predict.py", [*place(words), *more], folder / "submitted")
 
 

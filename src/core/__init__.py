@@ -1,0 +1,1 @@
+"""Settings, processes, devices and files. Nothing here knows about images."""

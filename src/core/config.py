@@ -1,0 +1,112 @@
+"""Parse `key=value` overrides over a recipe over the defaults into checked Settings."""
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from core.errors import InputError
+from core.settings import FIELDS, HELP_SECTIONS, RENAMED, Settings, rename_old_settings
+
+SRC = Path(__file__).resolve().parent.parent
+HELP_HINT = "`bash train.sh help` lists all settings"
+# PyYAML raises ValueError for 2001-99-99 and for binary input, RecursionError for [[[[...
+YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)
+
+
+def parse_overrides(args: list[str]) -> dict[str, Any]:
+    """Parse ['lr=2e-4', 'size=[256,384]'] into {'lr': '2e-4', 'size': [256, 384]}."""
+    values = {}
+    for arg in args:
+        key, equals, text = arg.partition("=")
+        if not equals:
+            raise InputError(f"{arg!r} is not key=value, as in epochs=10; {HELP_HINT}")
+        if key in RENAMED:
+            raise InputError(f"{key}= has been renamed: set {RENAMED[key]}={text}")
+        try:
+            # Strings stay as typed: YAML would read run=1e3 as a number, and run=no as false.
+            values[key] = text if _is_string_setting(key) else yaml.safe_load(text)
+        except YAML_ERRORS:
+            raise InputError(f"{arg}: invalid value; write lists as [1,2]") from None
+    return values
+
+
+def _is_string_setting(key: str) -> bool:
+    return key in FIELDS and (FIELDS[key].type is str or get_origin(FIELDS[key].type) is Literal)
+
+
+def load_settings(args: list[str], base: dict[str, Any] | None = None) -> Settings:
+    """Return the settings of `args` over the recipe they name, or over `base` if given.
+
+    Raises InputError for unknown keys and invalid values. Prints help and exits if asked to.
+    """
+    if "help" in args:
+        print(help_text())
+        sys.exit(0)
+    overrides = parse_overrides(args)
+    conf = OmegaConf.structured(Settings)
+    recipe = overrides.get("recipe", FIELDS["recipe"].default)
+    base = read_recipe(recipe) if base is None else base
+    for source, values in ((f"recipe {recipe}: ", base), ("", overrides)):
+        for key, value in values.items():
+            conf = _assign(conf, key, value, source)
+    settings = OmegaConf.to_object(conf)
+    settings.run = settings.run or Path(settings.recipe).stem
+    settings.runs = settings.runs or [settings.run]
+    return settings
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """Read src/recipes/<name>.yaml, or the .yaml file at the path `name`."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else SRC / "recipes" / f"{name}.yaml"
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError:
+        known = ", ".join(sorted(p.stem for p in (SRC / "recipes").glob("*.yaml")))
+        raise InputError(f"recipe={name}: no such recipe; available: {known}") from None
+    except YAML_ERRORS as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: a recipe must be lines of `key: value`")
+    return rename_old_settings(values)
+
+
+def _assign(conf: DictConfig, key: str, value: Any, source: str) -> DictConfig:
+    """Return `conf` with one more value, after checking its key, type and range."""
+    try:
+        conf = OmegaConf.merge(conf, {key: value})
+    except (OmegaConfBaseException, TypeError) as error:
+        reason = str(error).splitlines()[0]  # the other lines repeat the key and the class
+        if "ListConfig" in reason or isinstance(error, TypeError):
+            reason = "expected a list, written [a,b]"
+        raise InputError(f"{source}{key}={value}: {reason}; {HELP_HINT}") from None
+    check = FIELDS[key].metadata["check"]
+    try:
+        valid = not check or conf[key] is None or check[1](conf[key])
+    except TypeError:  # list elements are of any type
+        valid = False
+    if not valid:
+        raise InputError(f"{source}{key}={value}: must be {check[0]}")
+    return conf
+
+
+def help_text() -> str:
+    """Format all settings with name, default, type and help text."""
+    lines = ["usage: bash train.sh key=value ...   (predict.sh and src/*.py take the same settings)"]
+    for name, default in asdict(Settings()).items():
+        text = "null" if default is None else str(default).replace(" ", "")
+        lines += ["", f"{HELP_SECTIONS[name]}:"] if name in HELP_SECTIONS else []
+        lines.append(f"  {name}={text}  ({_type_name(FIELDS[name].type)})")
+        lines.append(f"      {FIELDS[name].metadata['help']}")
+    return "\n".join(lines)
+
+
+def _type_name(annotation: Any) -> str:
+    """Format a type: 'int', 'list[int] | None', or 'a|b' for Literal["a", "b"]."""
+    if get_origin(annotation) is Literal:
+        return "|".join(get_args(annotation))
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation)

@@ -1,0 +1,20 @@
+"""InputError, and the OS errors that the user can fix."""
+
+import errno
+
+
+class InputError(Exception):
+    """Invalid user input: one line that names the problem and the fix. Scripts exit with code 2."""
+
+    def __init__(self, message: str):
+        # A DataLoader worker re-raises with its traceback as the message: keep the last line.
+        line = message.rpartition("errors.InputError: ")[2].strip()
+        # Escape control characters, which file names and file contents may hold.
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))
+
+
+DISK_FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NOT_WRITABLE_ERRNOS = {
+    *(errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG),
+}

@@ -1,0 +1,73 @@
+"""Paths of the files under output/<run>, and the run's config.yaml."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from core.errors import InputError
+from core.files import atomic_write
+from core.settings import Settings, rename_old_settings
+
+
+def fold_dir(run_dir: Path, fold: int) -> Path:
+    """output/<run>/fold<k>"""
+    return run_dir / f"fold{fold}"
+
+
+def weights_path(run_dir: Path, fold: int) -> Path:
+    """output/<run>/fold<k>/best.safetensors"""
+    return fold_dir(run_dir, fold) / "best.safetensors"
+
+
+def history_path(run_dir: Path, fold: int) -> Path:
+    """output/<run>/fold<k>/history.csv"""
+    return fold_dir(run_dir, fold) / "history.csv"
+
+
+def snapshot_dir(run_dir: Path, fold: int) -> Path:
+    """output/<run>/fold<k>/resume: files <epoch>-<step>-<checksum>.pt"""
+    return fold_dir(run_dir, fold) / "resume"
+
+
+def ensemble_path(run_dir: Path) -> Path:
+    """output/<run>+<run>/ensemble.json"""
+    return run_dir / "ensemble.json"
+
+
+def masks_dir(run_dir: Path) -> Path:
+    """output/<run>/masks: PNG masks and overlays of the test images"""
+    return run_dir / "masks"
+
+
+def config_path(run_dir: Path) -> Path:
+    """output/<run>/config.yaml"""
+    return run_dir / "config.yaml"
+
+
+def finished_folds(run_dir: Path) -> list[int]:
+    """Sorted folds that have weights and out-of-fold scores."""
+    folders = [path.parent for path in run_dir.glob("fold*/oof.npz")]
+    names = [folder.name for folder in folders if (folder / "best.safetensors").exists()]
+    return sorted(int(name[4:]) for name in names if name[4:].isdecimal())
+
+
+def has_started(run_dir: Path) -> bool:
+    """Whether the run has weights or a snapshot of any fold."""
+    return any(run_dir.glob("fold*/best.safetensors")) or any(run_dir.glob("fold*/resume/*.pt"))
+
+
+def read_run_settings(run_dir: Path) -> dict[str, Any]:
+    """Read the settings of the run from its config.yaml."""
+    path = config_path(run_dir)
+    try:
+        return rename_old_settings(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, AttributeError, yaml.YAMLError):
+        raise InputError(f"{path}: missing or unreadable; train the run first") from None
+
+
+def save_run_settings(settings: Settings) -> None:
+    """Write config.yaml into the run's folder."""
+    with atomic_write(config_path(settings.run_dir)) as tmp_path:
+        tmp_path.write_text(yaml.safe_dump(asdict(settings), sort_keys=False), encoding="utf-8")

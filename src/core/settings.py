@@ -1,0 +1,217 @@
+"""All settings: defaults, help texts, allowed values, and old names that are still read."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+# ---------------------------------------------------------------- allowed values
+
+Check = tuple[str, Callable[[Any], bool]]
+POSITIVE: Check = ("above 0", lambda v: 0 < v < float("inf"))
+NON_NEGATIVE: Check = ("0 or more", lambda v: 0 <= v < float("inf"))
+HALF_OPEN_UNIT: Check = ("0 or more and below 1", lambda v: 0 <= v < 1)
+OPEN_UNIT_INTERVAL: Check = ("above 0 and below 1", lambda v: 0 < v < 1)
+TWO_OR_MORE: Check = ("2 or more", lambda v: v >= 2)
+ONE_TWO_FOUR: Check = ("1, 2 or 4", lambda v: v in (1, 2, 4))
+SIZE: Check = ("[height,width], each 8 or more", lambda v: len(v) == 2 and min(v) >= 8)
+CHANNELS: Check = ("2 to 8 widths, each above 0", lambda v: 2 <= len(v) <= 8 and min(v) > 0)
+ALL_POSITIVE: Check = ("a list of numbers above 0", lambda v: all(x > 0 for x in v))
+ALL_IN_UNIT: Check = ("a list of numbers in [0, 1)", lambda v: all(0 <= x < 1 for x in v))
+CITYSCAPES_CLASSES: Check = ("19 or 34", lambda v: v in (19, 34))
+COLOR_COUNT: Check = ("0, or 2 to 256", lambda v: v == 0 or 2 <= v <= 256)
+TILE_SIZE: Check = ("0, or 128 or more", lambda v: v == 0 or v >= 128)
+TILE_OVERLAP: Check = ("0 or more and at most 0.75", lambda v: 0 <= v <= 0.75)
+NAME: Check = ("a plain folder name", lambda v: re.fullmatch(r"([\w+][\w.+-]*)?", v) is not None)
+NAMES: Check = ("distinct names", lambda v: all(map(NAME[1], v)) and len({*v}) == len(v))
+POSTPROCESS_STEPS: Check = (
+    "auto, none, or names such as specks,fill",
+    lambda v: re.fullmatch(r"\w+(,\w+)*", v) is not None,
+)
+REGEX: Check = ("a regular expression with one group", lambda v: _count_regex_groups(v) == 1)
+
+
+def _count_regex_groups(pattern: str) -> int:
+    try:
+        return re.compile(pattern).groups
+    except re.error:
+        return -1
+
+
+# A run is trained with its `run` settings from beginning to end. `model` settings are stored with
+# the weights and cannot be overridden at prediction. `machine` settings may differ each time a
+# script starts: on resume, between folds, at prediction.
+Scope = Literal["run", "model", "machine"]
+
+
+def setting(default: Any, help: str, check: Check | None = None, scope: Scope = "run") -> Any:
+    """A dataclass field that carries its help text, its check and its scope."""
+    metadata = {"help": help, "check": check, "scope": scope}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+# ---------------------------------------------------------------- the settings
+
+
+# fmt: off
+@dataclass
+class Settings:
+    """Settings of all scripts. `bash train.sh help` prints this table."""
+
+    recipe: str = setting("carvana", "settings to start from: a name in src/recipes, or a .yaml file", scope="machine")
+    run: str = setting("", "folder of the run under output/; empty: the recipe's name", NAME)
+    fold: int | None = setting(None, "fold to hold out; null: all folds in turn", NON_NEGATIVE, scope="machine")
+    resume: bool = setting(False, "continue an interrupted run; finished folds are skipped", scope="machine")
+    snapshot_seconds: float = setting(60, "seconds of training between two snapshots", NON_NEGATIVE, scope="machine")
+    max_images: int = setting(0, "use only the first N images of each fold, for a quick trial; 0: all", NON_NEGATIVE)
+    output_dir: str = setting("output", "folder for runs and submissions", scope="machine")
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", "device of the network", scope="machine")
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = setting("auto", "autocast dtype of the forward pass; auto: the fastest the device supports natively", scope="machine")
+    compile: Literal["auto", "true", "false"] = setting("auto", "torch.compile the network for training; auto: on a GPU", scope="machine")
+    num_workers: int | None = setting(None, "processes that load images; null: as many as pay off on this machine", NON_NEGATIVE, scope="machine")
+
+    data_dir: str = setting("input/carvana", "data set folder: train/, train_masks/, test/, sample_submission.csv", scope="machine")
+    dataset_name: str = setting("carvana", "name of the data set in folds_csv", NAME)
+    dataset_format: Literal["carvana", "pairs", "cityscapes", "pets"] = setting("carvana", "layout of data_dir, see input/README.md")
+    cityscapes_classes: int = setting(19, "cityscapes, pairs: the 19 evaluated classes, or all 34 ids", CITYSCAPES_CLASSES)
+    label_color_tolerance: int = setting(0, "pairs: ignore label pixels further than this from every class color (RGB distance); 0: off", NON_NEGATIVE)
+    trimap_border: Literal["pet", "background", "ignore", "class"] = setting("pet", "pets: class of the border pixels of a trimap")
+    skip_empty: bool = setting(False, "leave out training images with empty masks")
+    use_hq_images: bool = setting(False, "read train_hq/ and test_hq/ instead of train/ and test/")
+    group_regex: str = setting(r"(.+)_\d+", "regular expression for file stems; its one group names the car, which is never split", REGEX)
+    folds_csv: str = setting("folds.csv", "csv that assigns each group (car) to a fold", scope="machine")
+    n_folds: int = setting(5, "folds that folds.py writes; the other scripts count the folds in folds_csv", TWO_OR_MORE, scope="machine")
+    size: list[int] | None = setting(None, "[height,width] of the network's input; null: native size", SIZE, scope="model")
+    resize_mode: Literal["stretch", "letterbox"] = setting("stretch", "how an image is resized to `size`; letterbox keeps its aspect ratio", scope="model")
+    reduce_colors: int = setting(0, "number of colors per image after quantization; 0: off", COLOR_COUNT, scope="model")
+    jpeg_decode: Literal["full", "scaled"] = setting("full", "scaled: decode JPEGs at 1/2, 1/4 or 1/8 where `size` needs no more; faster, slightly different pixels", scope="model")
+    cache: Literal["auto", "ram", "disk", "none"] = setting("auto", "where decoded images are kept; auto: in memory if they take at most half of it, else on disk", scope="machine")
+    augmentation: Literal["none", "flip", "light", "strong", "paper"] = setting("light", "augmentation policy of training images")
+    prepare_scripts: list[str] = setting([], "scripts that create data_dir or folds_csv if missing", scope="machine")
+    demo_cars: int = setting(12, "training cars that demo.py renders", TWO_OR_MORE)
+    demo_test_cars: int = setting(4, "test cars that demo.py renders", POSITIVE)
+
+    model: Literal["unet", "smp"] = setting("unet", "the U-Net of src/models/unet.py, or one of segmentation_models_pytorch", scope="model")
+    channels: list[int] = setting([64, 128, 256, 512, 1024], "unet: channels of each level, top to bottom", CHANNELS, scope="model")
+    norm: Literal["batch", "none"] = setting("batch", "unet: normalization after each convolution", scope="model")
+    upsampling: Literal["transpose", "transpose3", "nearest", "repeat", "bilinear"] = setting("transpose", "unet: upsampling of the decoder", scope="model")
+    decoder_channels: list[int] = setting([], "unet: channels of each decoder level, bottom to top; []: as `channels`", ALL_POSITIVE, scope="model")
+    upsample_channels: list[int] = setting([], "unet: channels after each upsampling, bottom to top; []: as `decoder_channels`", ALL_POSITIVE, scope="model")
+    refine_channels: list[int] = setting([], "unet: extra 3×3 convolutions before the output layer", ALL_POSITIVE, scope="model")
+    convs_per_level: int = setting(2, "unet: convolutions per level", POSITIVE, scope="model")
+    padding: Literal["same", "valid"] = setting("same", "unet: valid: unpadded convolutions on a reflected border, as in the paper", scope="model")
+    dropout: list[float] = setting([], "unet: dropout after each encoder level, top to bottom; []: none", ALL_IN_UNIT, scope="model")
+    weight_init: Literal["default", "he"] = setting("default", "unet: initial weights: torch's default, or He normal", scope="model")
+    space_to_depth: int = setting(1, "unet: pixel-unshuffle factor at the input, pixel-shuffle at the output", ONE_TWO_FOUR, scope="model")
+    arch: str = setting("Unet", "smp: architecture", scope="model")
+    encoder: str = setting("resnet34", "smp: encoder", scope="model")
+    encoder_weights: str = setting("imagenet", "smp: pretrained weights of the encoder, or none", scope="model")
+
+    epochs: int = setting(20, "passes over the training images", POSITIVE)
+    batch_size: int = setting(4, "images per step, over all GPUs", POSITIVE)
+    grad_accumulation: int = setting(1, "steps whose gradients are accumulated for one update", POSITIVE)
+    optimizer: Literal["adamw", "adam", "rmsprop", "sgd"] = setting("adamw", "optimizer")
+    lr: float = setting(1e-3, "peak learning rate", POSITIVE)
+    lr_reference_batch: int = setting(0, "images per update that lr was tuned for; other numbers scale it by lr_scaling; 0: off", NON_NEGATIVE)
+    lr_scaling: Literal["sqrt", "linear"] = setting("sqrt", "how lr grows with the images per update, if lr_reference_batch is set")
+    weight_decay: float = setting(1e-2, "decoupled in AdamW, L2 penalty in the others", NON_NEGATIVE)
+    lr_schedule: Literal["cosine", "onecycle", "plateau", "constant"] = setting("cosine", "learning rate schedule")
+    warmup: float = setting(0.05, "fraction of all updates in which lr rises to its peak", HALF_OPEN_UNIT)
+    grad_clip: float = setting(1.0, "maximum gradient norm; 0: off", NON_NEGATIVE)
+    ema_decay: float = setting(0.99, "decay of the averaged weights, which are validated and saved; 0: off", HALF_OPEN_UNIT)
+    loss: Literal["bce_dice", "bce", "dice", "focal", "lovasz", "ce", "ce_dice"] = setting("bce_dice", "training loss, in fp32 on logits; ce and ce_dice are multiclass")
+    validate_every_epochs: int = setting(1, "epochs between two validations", POSITIVE)
+    checkpoint_metric: Literal["dice", "accuracy"] = setting("dice", "validation metric that selects the saved epoch")
+    seed: int = setting(0, "seed of all random numbers", NON_NEGATIVE)
+
+    runs: list[str] = setting([], "runs to ensemble, weighted by their out-of-fold scores; empty: only `run`", NAMES, scope="machine")
+    tta: Literal["none", "hflip", "flips"] = setting("hflip", "test-time augmentation: flips whose probabilities are averaged")
+    tile_size: int = setting(0, "predict images larger than this in tiles of this side; 0: whole", TILE_SIZE, scope="machine")
+    tile_overlap: float = setting(0.25, "fraction of a tile that overlaps its neighbor", TILE_OVERLAP, scope="machine")
+    threshold: float | None = setting(None, "foreground threshold; null: the best one out of fold", OPEN_UNIT_INTERVAL, scope="machine")
+    postprocess: str = setting("auto", "mask post-processing: none, or any of specks,largest,fill,hull; auto: steps that gain on every fold", POSTPROCESS_STEPS, scope="machine")
+    skip_unreadable: bool = setting(False, "give unreadable test images empty masks, list them at the end, and exit with code 3", scope="machine")
+    save_masks: bool = setting(False, "predict.py: also write PNG masks and overlays", scope="machine")
+    submission_csv: str = setting("", "csv to write or check; empty: output/submission.csv, or the one in the run's folder", scope="machine")
+    truth_csv: str = setting("", "score.py: csv of the true masks (img,rle_mask)", scope="machine")
+    bench_baselines: bool = setting(False, "bench.py: also measure a plain training loop and other RLE encoders", scope="machine")
+    bench_train_minutes: float = setting(0, "bench.py: minutes to train a plain 31M-parameter U-Net, scored on fold 0; 0: off", NON_NEGATIVE, scope="machine")
+
+    @property
+    def run_dir(self) -> Path:
+        """output/<run>"""
+        return Path(self.output_dir) / self.run
+
+    @property
+    def submission_path(self) -> Path:
+        """The submission: output/submission.csv for the competition, in the run's folder otherwise."""
+        folder = Path(self.output_dir) if self.dataset_name == "carvana" else self.run_dir
+        return Path(self.submission_csv) if self.submission_csv else folder / "submission.csv"
+# fmt: on
+
+
+FIELDS = {f.name: f for f in fields(Settings)}
+HELP_SECTIONS = {  # first setting of each section → title
+    "recipe": "run",
+    "data_dir": "data",
+    "model": "model (stored with the weights)",
+    "epochs": "training",
+    "runs": "prediction and evaluation",
+}
+MODEL_SETTINGS = [name for name, f in FIELDS.items() if f.metadata["scope"] == "model"]
+MAY_DIFFER_ON_RESUME = {name for name, f in FIELDS.items() if f.metadata["scope"] == "machine"}
+
+# Names of the first release → today's. Weights, config.yaml and recipes with old names are read;
+# an old name on the command line is an error that suggests the new one.
+RENAMED = {
+    "amp": "precision",
+    "accumulate": "grad_accumulation",
+    "augment": "augmentation",
+    "batch": "batch_size",
+    "best_by": "checkpoint_metric",
+    "border": "trimap_border",
+    "classes": "cityscapes_classes",
+    "clip": "grad_clip",
+    "compare": "bench_baselines",
+    "convs": "convs_per_level",
+    "dataset": "dataset_name",
+    "decode": "jpeg_decode",
+    "decoder": "decoder_channels",
+    "ema": "ema_decay",
+    "fit": "resize_mode",
+    "group_by": "group_regex",
+    "hq": "use_hq_images",
+    "init": "weight_init",
+    "k": "n_folds",
+    "layout": "dataset_format",
+    "limit": "max_images",
+    "lr_batch": "lr_reference_batch",
+    "lr_rule": "lr_scaling",
+    "masks": "save_masks",
+    "minutes": "bench_train_minutes",
+    "overlap": "tile_overlap",
+    "prepare": "prepare_scripts",
+    "quantize": "reduce_colors",
+    "schedule": "lr_schedule",
+    "skip_bad": "skip_unreadable",
+    "snapshot_every": "snapshot_seconds",
+    "stem": "space_to_depth",
+    "submission": "submission_csv",
+    "tail": "refine_channels",
+    "tile": "tile_size",
+    "truth": "truth_csv",
+    "unsure": "label_color_tolerance",
+    "up": "upsampling",
+    "ups": "upsample_channels",
+    "validate_every": "validate_every_epochs",
+    "workers": "num_workers",
+}
+REMOVED = {"augment_on"}  # settings of the first release that no longer exist
+
+
+def rename_old_settings(values: dict[str, Any]) -> dict[str, Any]:
+    """Return `values` with the first release's names replaced and its removed settings dropped."""
+    return {RENAMED.get(name, name): v for name, v in values.items() if name not in REMOVED}

@@ -1,0 +1,1 @@
+"""The rendered cars of the demo data set."""

@@ -1,0 +1,1 @@
+"""Out-of-fold scores, ensembles and comparisons."""
