@@ -1,48 +1,55 @@
-"""What the tests share: where real photographs may be, and a tiny data set in their layout."""
+"""A tiny data set in the competition's layout, and ways to run the scripts on it."""
 
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
+from filelock import FileLock
 from hypothesis import settings
 from PIL import Image
-
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 REAL = Path(os.environ.get("REAL_DATA", ROOT.parent / "shared" / "data"))
 
-settings.register_profile("same every time", derandomize=True, database=None, deadline=None)
-settings.load_profile("same every time")
+torch.set_num_threads(1)  # pytest-xdist runs one test a core
+settings.register_profile("reproducible", derandomize=True, database=None, deadline=None)
+settings.load_profile("reproducible")
 
 needs_real_data = pytest.mark.skipif(
-    not (REAL / "carvana" / "train").is_dir(), reason="no real photographs; REAL_DATA names them"
+    not (REAL / "carvana" / "train").is_dir(), reason="no real images; set REAL_DATA"
 )
 
 
+# ---------------------------------------------------------------- data
+
+
 def draw_car(seed: int, view: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """A dark ellipse on light ground: uint8 H×W×3 and the bool mask, drawn from seed and view."""
+    """Draw a dark ellipse on light ground: uint8 H×W×3 image and its bool H×W mask."""
     height, width = size
     rng = np.random.default_rng([seed, view])
-    centre = np.array([width, height]) * rng.uniform(0.4, 0.6, 2)
+    center = np.array([width, height]) * rng.uniform(0.4, 0.6, 2)
     radii = np.array([width, height]) * rng.uniform(0.2, 0.35, 2)
     y, x = np.mgrid[:height, :width]
-    mask = ((x - centre[0]) / radii[0]) ** 2 + ((y - centre[1]) / radii[1]) ** 2 < 1
+    mask = ((x - center[0]) / radii[0]) ** 2 + ((y - center[1]) / radii[1]) ** 2 < 1
     image = rng.normal(200, 8, (height, width, 3))
     image[mask] -= rng.uniform(90, 150, 3)
     return image.clip(0, 255).astype(np.uint8), mask
 
 
 def write_mask(path: Path, mask: np.ndarray) -> None:
-    """A palette GIF of 0 and 1, as the competition's."""
-    picture = Image.fromarray(mask.astype(np.uint8), "P")
-    picture.putpalette([0, 0, 0, 255, 255, 255])
-    picture.save(path)
+    """Write a palette GIF of 0 and 1, as the competition's masks are."""
+    gif = Image.fromarray(mask.astype(np.uint8), "P")
+    gif.putpalette([0, 0, 0, 255, 255, 255])
+    gif.save(path)
 
 
 def make_data(
@@ -53,60 +60,147 @@ def make_data(
     size: tuple[int, int] = (48, 72),
     folds: int = 2,
 ) -> Path:
-    """The competition's layout in small, with folds.csv and the truth of the test cars."""
+    """Write a small data set in the competition's layout, with folds.csv and test_truth.csv."""
     from inference import rle
 
-    for part in ("train", "train_masks", "test"):
-        (folder / part).mkdir(parents=True)
+    for name in ("train", "train_masks", "test"):
+        (folder / name).mkdir(parents=True)
     truth = ["img,rle_mask"]
     for car in range(cars + test_cars):
         for view in range(1, views + 1):
             name = f"{car:012x}_{view:02d}"
             image, mask = draw_car(car, view, size)
-            part = "train" if car < cars else "test"
-            cv2.imwrite(str(folder / part / f"{name}.jpg"), image)
-            if part == "train":
+            split = "train" if car < cars else "test"
+            cv2.imwrite(str(folder / split / f"{name}.jpg"), image)
+            if split == "train":
                 write_mask(folder / "train_masks" / f"{name}_mask.gif", mask)
             else:
                 truth.append(f"{name}.jpg,{rle.encode(mask)}")
     (folder / "test_truth.csv").write_text("\n".join(truth) + "\n")
     sample = [truth[0], *(line.split(",")[0] + ",1 1" for line in truth[1:])]
     (folder / "sample_submission.csv").write_text("\n".join(sample) + "\n")
-    rows = [f"tiny,{car:012x},{car % folds}" for car in range(cars)]
-    (folder / "folds.csv").write_text("\n".join(["dataset,group,fold", *rows]) + "\n")
+    folds_csv = [f"tiny,{car:012x},{car % folds}" for car in range(cars)]
+    (folder / "folds.csv").write_text("\n".join(["dataset,group,fold", *folds_csv]) + "\n")
     return folder
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Path:
-    """A fresh tiny data set that a test may spoil."""
+def data_dir(tmp_path: Path) -> Path:
+    """A new tiny data set, which the test may change."""
     return make_data(tmp_path / "tiny")
 
 
-def words_for(data: Path, output: Path) -> list[str]:
-    """Settings with which the tiny data set trains in a second."""
+def once_per_session(
+    tmp_path_factory: pytest.TempPathFactory, name: str, fill: Callable[[Path], None]
+) -> Path:
+    """Return a folder that `fill` has filled once, shared by all tests of all pytest-xdist workers.
+
+    Tests must not change it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    filled = folder / ".filled"
+    with FileLock(f"{folder}.lock"):
+        if not filled.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # left by a worker in which `fill` failed
+            folder.mkdir()
+            fill(folder)
+            filled.touch()
+    return folder
+
+
+# ---------------------------------------------------------------- runs
+
+
+def tiny_settings_args(data_dir: Path, output_dir: Path) -> list[str]:
+    """Arguments that train the tiny data set within a second."""
     return [
-        *(f"data_dir={data}", f"folds_csv={data / 'folds.csv'}", f"output_dir={output}"),
-        *(
-            "dataset_name=tiny",
-            "run=tiny",
-            "size=[32,48]",
-            "channels=[8,16]",
-            "batch_size=4",
-            "epochs=3",
-        ),
-        *("lr=0.01", "ema_decay=0.5", "device=cpu", "precision=fp32", "num_workers=0"),
+        *(f"data_dir={data_dir}", f"folds_csv={data_dir / 'folds.csv'}"),
+        *(f"output_dir={output_dir}", "dataset_name=tiny", "run=tiny"),
+        *("size=[32,48]", "channels=[8,16]", "batch_size=4", "epochs=3", "lr=0.01"),
+        *("ema_decay=0.5", "device=cpu", "precision=fp32", "num_workers=0"),
     ]
 
 
-def place(words: list[str]) -> list[str]:
-    """The words that say where things are, and not what is trained."""
-    keys = ("data_dir", "output_dir", "run", "device", "amp", "workers")
-    return [word for word in words if word.split("=")[0] in keys]
+def prediction_args(args: list[str]) -> list[str]:
+    """Select the arguments that prediction accepts: paths, run and machine, nothing of training."""
+    names = ("data_dir", "output_dir", "run", "device", "precision", "num_workers")
+    return [arg for arg in args if arg.split("=")[0] in names]
+
+
+@dataclass(frozen=True)
+class TinyRun:
+    """A trained run of the tiny data set."""
+
+    data_dir: Path
+    output_dir: Path
+    printed: str = ""
+
+    @property
+    def args(self) -> list[str]:
+        """The arguments that trained it, but for epochs= and dropout=."""
+        return tiny_settings_args(self.data_dir, self.output_dir)
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """Both folds of the tiny data set, trained by the real command once a session. Read-only."""
+
+    def train(folder: Path) -> None:
+        args = tiny_settings_args(make_data(folder / "data"), folder / "output")
+        completed = run_script("train.py", *args, "dropout=[0,0.2]", "epochs=8")
+        assert completed.returncode == 0, completed.stderr
+        (folder / "stdout.txt").write_text(completed.stdout)
+
+    folder = once_per_session(tmp_path_factory, "trained_run", train)
+    return TinyRun(folder / "data", folder / "output", (folder / "stdout.txt").read_text())
+
+
+@pytest.fixture
+def run_copy(trained_run: TinyRun, tmp_path: Path) -> TinyRun:
+    """A copy of `trained_run`, which the test may change."""
+    shutil.copytree(trained_run.data_dir, tmp_path / "data")
+    shutil.copytree(trained_run.output_dir, tmp_path / "output")
+    return TinyRun(tmp_path / "data", tmp_path / "output")
+
+
+# ---------------------------------------------------------------- scripts
+
+
+def run_script(name: str, *args: str) -> subprocess.CompletedProcess:
+    """Run src/<name> in a process, as a user does, and capture its output as text."""
+    command = [sys.executable, str(ROOT / "src" / name), *args]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+
+
+def assert_rejected(completed: subprocess.CompletedProcess, *parts: str) -> str:
+    """Assert that a script ended with exit code 2 and one line that holds all of `parts`."""
+    assert completed.returncode == 2, completed.stderr + completed.stdout
+    lines = completed.stderr.strip().splitlines()
+    assert len(lines) == 1, completed.stderr
+    for part in parts:
+        assert part in lines[0], lines[0]
+    return lines[0]
+
+
+def assert_input_error(main: Callable[[list[str]], None], args: list[str], *parts: str) -> str:
+    """Assert that a script's main raises InputError with one line that holds all of `parts`.
+
+    cli.run_main prints this line and exits with code 2.
+    """
+    from core.errors import InputError
+
+    with pytest.raises(InputError) as raised:
+        main(args)
+    line = str(raised.value)
+    assert "\n" not in line
+    for part in parts:
+        assert part in line, line
+    return line
 
 
 class Payload:
-    """Unpickling it would create a file."""
+    """An object whose unpickling creates the file `path`."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -117,27 +211,16 @@ class Payload:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of a megabyte; only root can make one."""
+    """A file system of 1 MB; the test is skipped where this user cannot mount one."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
     if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("may not mount a small disk")
+        pytest.skip("cannot mount a file system of 1 MB")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def run_script(name: str, *words: str) -> subprocess.CompletedProcess:
-    """Run src/<name> as a person would; text in and out."""
-    command = [sys.executable, str(ROOT / "src" / name), *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
-
-
-def refused(done: subprocess.CompletedProcess, *parts: str) -> str:
-    """The one line that a script refused with: exit code 2, no traceback, naming `parts`."""
-    assert done.returncode == 2, done.stderr + done.stdout
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1, done.stderr
-    for part in parts:
-        assert part in lines[0], lines[0]
-    return lines[0]
+# Names before the rebuild, until all tests use the new ones.
+words_for, place, refused = tiny_settings_args, prediction_args, assert_rejected
+data = data_dir

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
+# bash tests/run.sh [pytest options], such as -k rle or -m slow
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source src/environment.sh
-export OMP_NUM_THREADS=1 # the tests run on all cores already
-exec "$PYTHON" -m pytest -q -n logical --dist loadscope -o testpaths=tests -o pythonpath=src "$@"
+export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE # the tests run on all cores already
+exec "$PYTHON" -m pytest -q -n logical --dist worksteal -m "not slow" "$@"
