@@ -1,1 +1,1 @@
-"""The rendered cars of the demo data set."""
+"""Demo cars: 3-D models, rendering, and the data set made of them."""

@@ -1,0 +1,136 @@
+"""Write rendered cars as a data set in the competition's layout."""
+
+import csv
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from data.demo_cars.cars import build_car
+from data.demo_cars.designs import BODIES, MAKES_AND_MODELS, PAINTS
+from data.demo_cars.render import FRAME_SIZE, N_VIEWS, render_view
+
+EncodeMask = Callable[[np.ndarray], str]  # H×W bool -> run lengths
+
+
+class DemoCar(NamedTuple):
+    """One car of the data set; with the seed, `number` determines everything drawn for it."""
+
+    id: str  # 12 hex digits
+    number: int
+    body: str  # key of BODIES
+    color: str  # key of PAINTS
+    year: int
+
+
+def draw_cars(count: int, seed: int) -> list[DemoCar]:
+    """Draw `count` cars; body types alternate, the rest is random."""
+    demo_cars = []
+    for number in range(count):
+        rng = np.random.default_rng([seed, number])
+        body, color = list(BODIES)[number % len(BODIES)], rng.choice(list(PAINTS))
+        car_id = f"{rng.integers(1 << 48):012x}"
+        demo_cars.append(DemoCar(car_id, number, body, str(color), int(rng.integers(2006, 2018))))
+    return demo_cars
+
+
+def write_mask_gif(path: Path, mask: np.ndarray) -> None:
+    """Write an H×W bool mask as a palette GIF with pixels 0 and 1, as the competition's masks."""
+    image = Image.frombytes("P", mask.shape[::-1], mask.astype(np.uint8).tobytes())
+    image.putpalette([0, 0, 0, 255, 255, 255])
+    image.save(path)
+
+
+def render_car(
+    folder: Path,
+    demo_car: DemoCar,
+    split: str,
+    seed: int,
+    size: tuple[int, int],
+    encode_mask: EncodeMask,
+) -> list[tuple[str, str]]:
+    """Write all views of one car to `folder`; return (file name, run-length mask) of each."""
+    cv2.setNumThreads(1)  # the processes already use all cores
+    rng = np.random.default_rng([seed, demo_car.number, 1])
+    car = build_car(rng, BODIES[demo_car.body], PAINTS[demo_car.color])
+    rows = []
+    for view in range(1, N_VIEWS + 1):
+        image, mask = render_view(car, view, size)
+        image_id = f"{demo_car.id}_{view:02d}"
+        path = folder / split / f"{image_id}.jpg"
+        if not cv2.imwrite(str(path), image, [cv2.IMWRITE_JPEG_QUALITY, 92]):
+            raise OSError(f"{path}: cannot be written")
+        if split == "train":
+            write_mask_gif(folder / "train_masks" / f"{image_id}_mask.gif", mask)
+        rows.append((path.name, encode_mask(mask)))
+    return rows
+
+
+def write_csv(path: Path, header: str, rows: list[tuple]) -> None:
+    """Write `rows`, sorted, below a comma-separated header."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([header.split(","), *sorted(rows)])
+
+
+def write_files(
+    folder: Path,
+    demo_cars: list[DemoCar],
+    train_cars: int,
+    seed: int,
+    size: tuple[int, int],
+    encode_mask: EncodeMask,
+) -> None:
+    """Render the first `train_cars` cars for training and the others for testing, and write the
+    csv files."""
+    for name in ("train", "train_masks", "test"):
+        (folder / name).mkdir()
+    truth = []
+    # Spawned, not forked: a fork of a process with running threads may hang.
+    with (
+        ProcessPoolExecutor(mp_context=get_context("spawn")) as pool,
+        tqdm(total=len(demo_cars) * N_VIEWS, unit="image", desc="render", disable=None) as bar,
+    ):
+        splits = {}
+        for demo_car in demo_cars:
+            split = "train" if demo_car.number < train_cars else "test"
+            future = pool.submit(render_car, folder, demo_car, split, seed, size, encode_mask)
+            splits[future] = split
+        for future in as_completed(splits):
+            truth += future.result() if splits[future] == "test" else []
+            bar.update(N_VIEWS)
+    write_csv(folder / "test_truth.csv", "img,rle_mask", truth)
+    sample_submission = [(file_name, "1 1") for file_name, _ in truth]
+    write_csv(folder / "sample_submission.csv", "img,rle_mask", sample_submission)
+    metadata = [(c.id, c.year, *MAKES_AND_MODELS[c.body], c.body, c.color) for c in demo_cars]
+    write_csv(folder / "metadata.csv", "id,year,make,model,trim1,trim2", metadata)
+
+
+def write_demo_dataset(
+    folder: Path,
+    train_cars: int,
+    test_cars: int,
+    seed: int,
+    encode_mask: EncodeMask,
+    size: tuple[int, int] = FRAME_SIZE,
+) -> None:
+    """Render `train_cars` + `test_cars` cars into `folder`, one process per core.
+
+    `folder` must be missing or empty; it is created only when the data set is complete. The same
+    arguments give the same bytes. `size` is height, width; `encode_mask` must be picklable.
+    """
+    tmp_folder = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
+    tmp_folder.mkdir(parents=True)
+    try:
+        demo_cars = draw_cars(train_cars + test_cars, seed)
+        write_files(tmp_folder, demo_cars, train_cars, seed, size, encode_mask)
+        tmp_folder.rename(folder)  # replaces an empty folder
+    finally:
+        shutil.rmtree(tmp_folder, ignore_errors=True)

@@ -1,0 +1,99 @@
+"""The demo data set: the competition's layout, exact masks, complete or absent."""
+
+import csv
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import demo
+from core.errors import InputError
+from data.demo_cars import dataset
+from data.demo_cars.cars import build_car
+from data.demo_cars.designs import BODIES, PAINTS
+from data.demo_cars.render import render_view
+from inference import rle
+
+SIZE = (64, 96)
+
+
+def read_csv(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("demo") / "data"
+    dataset.write_demo_dataset(path, 1, 1, seed=3, encode_mask=rle.encode, size=SIZE)
+    return path
+
+
+def test_write_demo_dataset_layout_is_the_competitions(folder):
+    train_car, test_car = (car.id for car in dataset.draw_cars(2, seed=3))
+    views = [f"{view:02d}" for view in range(1, 17)]
+    expected = {
+        "train": [f"{train_car}_{view}.jpg" for view in views],
+        "train_masks": [f"{train_car}_{view}_mask.gif" for view in views],
+        "test": [f"{test_car}_{view}.jpg" for view in views],
+    }
+    for name, files in expected.items():
+        assert sorted(path.name for path in (folder / name).iterdir()) == files
+    sample_submission = read_csv(folder / "sample_submission.csv")
+    assert sample_submission == [
+        ["img", "rle_mask"],
+        *([name, "1 1"] for name in expected["test"]),
+    ]
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_write_demo_dataset_metadata_has_all_cars(folder):
+    header, *rows = read_csv(folder / "metadata.csv")
+    assert header == ["id", "year", "make", "model", "trim1", "trim2"]
+    assert {row[0] for row in rows} == {car.id for car in dataset.draw_cars(2, seed=3)}
+    assert all(len(row[0]) == 12 and int(row[0], 16) >= 0 for row in rows)
+
+
+def test_write_demo_dataset_masks_are_palette_gifs_of_image_size(folder):
+    for path in (folder / "train_masks").iterdir():
+        image_path = folder / "train" / path.name.replace("_mask.gif", ".jpg")
+        with Image.open(path) as mask, Image.open(image_path) as image:
+            assert mask.mode == "P" and mask.size == image.size == SIZE[::-1]
+            assert set(np.unique(np.array(mask))) == {0, 1}
+            assert mask.getpalette()[:6] == [0, 0, 0, 255, 255, 255]
+
+
+@pytest.mark.parametrize("view", [1, 7])
+def test_write_demo_dataset_truth_equals_rendered_masks(folder, view):
+    demo_car = dataset.draw_cars(2, seed=3)[1]
+    rng = np.random.default_rng([3, demo_car.number, 1])
+    car = build_car(rng, BODIES[demo_car.body], PAINTS[demo_car.color])
+    header, *rows = read_csv(folder / "test_truth.csv")
+    assert header == ["img", "rle_mask"] and len(rows) == 16
+    file_name, runs = rows[view - 1]
+    assert file_name == f"{demo_car.id}_{view:02d}.jpg"
+    assert np.array_equal(rle.decode(runs, SIZE), render_view(car, view, SIZE)[1])
+
+
+def test_write_demo_dataset_interrupted_leaves_nothing(tmp_path, monkeypatch):
+    def write_one_file_and_stop(folder, *_):
+        (folder / "metadata.csv").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dataset, "write_files", write_one_file_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        dataset.write_demo_dataset(tmp_path / "data", 1, 0, 3, rle.encode, SIZE)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("occupied", ["a folder with a file", "a file"])
+def test_main_occupied_data_dir_is_refused(tmp_path, occupied):
+    data_dir = tmp_path / "data"
+    if occupied == "a file":
+        data_dir.touch()
+    else:
+        data_dir.mkdir()
+        (data_dir / "mine.txt").touch()
+    with pytest.raises(InputError, match="not empty"):
+        demo.main(["recipe=demo", f"data_dir={data_dir}"])
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
