@@ -1,4 +1,4 @@
-"""What settings may name is exactly what the tables hold."""
+"""Settings: their choices, help texts and scopes, and the names of the first release."""
 
 from dataclasses import fields
 from typing import get_args
@@ -6,24 +6,45 @@ from typing import get_args
 import pytest
 
 from core import device
-from core.settings import Settings
-from data import augment
+from core.settings import FIELDS, MODEL_SETTINGS, REMOVED, RENAMED, Settings, rename_old_settings
+from data import augment, datasets
 from inference import predictor
 from models import unet
 from training import losses, optim
 
-TABLES = {
+CHOICES = {
+    "augmentation": augment.POLICIES,
+    "dataset_format": datasets.FORMATS,
     "loss": losses.LOSSES,
-    "augment": augment.POLICIES,
-    "tta": predictor.TTA_FLIPS,
     "norm": unet.NORMS,
-    "up": unet.UPSAMPLERS,
     "optimizer": optim.OPTIMIZERS,
-    "amp": {"auto", *device.PRECISIONS},
+    "precision": {"auto", *device.DTYPES},
+    "tta": predictor.TTA_FLIPS,
+    "upsampling": unet.UPSAMPLERS,
 }
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_choices_are_the_tables_keys(name):
-    types = {f.name: f.type for f in fields(Settings)}
-    assert set(get_args(types[name])) == set(TABLES[name])
+@pytest.mark.parametrize("name", CHOICES)
+def test_literal_setting_allows_exactly_the_keys_of_its_table(name):
+    assert set(get_args(FIELDS[name].type)) == set(CHOICES[name])
+
+
+def test_every_setting_has_a_help_text_and_a_scope():
+    for field in fields(Settings):
+        assert field.metadata["help"], field.name
+        assert field.metadata["scope"] in ("run", "model", "machine"), field.name
+
+
+def test_model_settings_are_those_that_weights_need():
+    assert {"size", "channels", "norm", "encoder", "reduce_colors"} <= set(MODEL_SETTINGS)
+    assert not {"lr", "loss", "threshold", "device", "run"} & set(MODEL_SETTINGS)
+
+
+def test_renamed_settings_exist_and_their_old_names_do_not():
+    assert set(RENAMED.values()) <= FIELDS.keys()
+    assert not (RENAMED.keys() | REMOVED) & FIELDS.keys()
+
+
+def test_rename_old_settings_maps_names_and_drops_removed_ones():
+    old = {"batch": 4, "amp": "fp32", "augment_on": "cpu", "lr": 0.1}
+    assert rename_old_settings(old) == {"batch_size": 4, "precision": "fp32", "lr": 0.1}

@@ -1,10 +1,9 @@
-"""A signal is noted until it is safe; a second one is not waited for."""
+"""The first SIGINT or SIGTERM stops at once or after a step; the second one kills the process."""
 
 import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from conftest import ROOT
@@ -14,77 +13,73 @@ from core.signals import DeferSignals, StopRequested
 
 
 @pytest.fixture(autouse=True)
-def handlers():
-    """Those of pytest come back."""
-    before = {number: signal.getsignal(number) for number in signals.SIGNALS}
-    signals.install_handlers()
+def restored_handlers():
+    """Restore pytest's handlers after the test."""
+    before = {signum: signal.getsignal(signum) for signum in signals.SIGNALS}
+    signals.raise_on_signal()
     yield
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_waits_for_the_end_of_a_step(number, code):
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_raise_on_signal_raises_with_the_exit_code_of_the_signal(signum, code):
+    with pytest.raises(StopRequested) as stop:
+        os.kill(os.getpid(), signum)
+    assert stop.value.exit_code == code
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_defer_signals_records_the_first_signal_and_raises_at_the_end(signum, code):
     finished = False
-    with pytest.raises(StopRequested) as stopped, DeferSignals() as asked:
-        assert not asked.number
-        os.kill(os.getpid(), number)
-        finished = asked.number == number
-    assert finished and stopped.value.code == code
+    with pytest.raises(StopRequested) as stop, DeferSignals() as pending:
+        assert not pending.signum
+        os.kill(os.getpid(), signum)
+        finished = pending.signum == signum
+    assert finished and stop.value.exit_code == code
 
 
-def test_a_second_signal_and_one_between_steps_are_at_once():
-    reached = False
-    with pytest.raises(StopRequested), DeferSignals():
+def test_defer_signals_does_not_replace_an_exception_of_the_block():
+    with pytest.raises(ZeroDivisionError), DeferSignals():
         os.kill(os.getpid(), signal.SIGTERM)
+        raise ZeroDivisionError
+    with pytest.raises(StopRequested):  # and the next signal is raised at once again
         os.kill(os.getpid(), signal.SIGTERM)
-        reached = True
-    assert not reached
-    with pytest.raises(StopRequested):
-        os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_it_is_not_raised_once_more_while_it_is_on_its_way():
-    with pytest.raises(StopRequested):
-        try:
-            os.kill(os.getpid(), signal.SIGINT)
-        finally:
-            time.sleep(0.5)
-            cleaned = True
-    assert cleaned
+DEFER_TWO_SIGNALS = """
+import os, signal
+from core import signals
+with signals.DeferSignals():
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("first", flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("second", flush=True)
+"""
 
 
-WORKER = """
-import sys, time
-sys.path.insert(0, "src")
-import stopping
-stopping.linger(1)
-print("there", flush=True)
+def test_defer_signals_lets_the_second_signal_kill_the_process():
+    command = [sys.executable, "-c", DEFER_TWO_SIGNALS]
+    completed = subprocess.run(command, cwd=ROOT / "src", capture_output=True, text=True)
+    assert completed.returncode == -signal.SIGTERM and completed.stdout == "first\n"
+
+
+IGNORE_SIGNALS = """
+import time
+from core import signals
+signals.ignore_signals_in_worker()
+print("ready", flush=True)
 time.sleep(60)
 """
 
 
-def test_a_worker_outlives_a_signal_and_yet_ends():
-    command = [sys.executable, "-c", WORKER]
-    worker = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert worker.stdout.readline() == "there\n"
+def test_ignore_signals_in_worker_survives_ctrl_c_and_sigterm():
+    command = [sys.executable, "-c", IGNORE_SIGNALS]
+    worker = subprocess.Popen(command, cwd=ROOT / "src", stdout=subprocess.PIPE, text=True)
+    assert worker.stdout.readline() == "ready\n"
     worker.send_signal(signal.SIGINT)
     worker.send_signal(signal.SIGTERM)
     with pytest.raises(subprocess.TimeoutExpired):
         worker.wait(0.3)
-    assert worker.wait(30) == -signal.SIGALRM
-
-
-class Dying:
-    """Gets a signal in its destructor, where Python drops what is raised."""
-
-    def __del__(self):
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-def test_a_signal_within_a_destructor_is_not_lost():
-    thing = Dying()
-    with pytest.raises(StopRequested):
-        del thing
-        time.sleep(5)
+    worker.kill()
+    worker.wait()

@@ -1,0 +1,36 @@
+"""What is recorded of each start: command, commit, packages, machine."""
+
+import json
+import sys
+
+import torch
+
+from core import provenance
+
+
+def test_package_versions_are_those_that_are_pinned():
+    versions = provenance.package_versions()
+    assert versions["python"].startswith(f"{sys.version_info.major}.{sys.version_info.minor}.")
+    assert versions["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert {"numpy", "albumentations", "pytest"} <= versions.keys()
+
+
+def test_train_command_quotes_arguments_and_leaves_out_resume(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "size=[8,8]", "resume=true", "run=a"])
+    assert provenance.train_command() == "bash train.sh 'size=[8,8]' run=a"
+
+
+def test_current_commit_outside_git_is_unknown(monkeypatch, tmp_path):
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert provenance.current_commit() == "unknown"
+
+
+def test_append_run_record_adds_one_record_a_start(monkeypatch, tmp_path):
+    for i in range(2):
+        monkeypatch.setattr(sys, "argv", ["train.py", f"fold={i}"])
+        provenance.append_run_record(tmp_path, torch.device("cpu"), {"images": i})
+    records = json.loads((tmp_path / "provenance.json").read_text())
+    assert [record["command"] for record in records] == [f"bash train.sh fold={i}" for i in (0, 1)]
+    assert [record["data"] for record in records] == [{"images": 0}, {"images": 1}]
+    assert records[0]["gpu"] is None and records[0]["packages"] == provenance.package_versions()
