@@ -1,6 +1,5 @@
-"""Words → settings: `key=value` over a recipe over the defaults. How a script starts and ends."""
+"""How scripts start and end: early checks, one-line errors, exit codes."""
 
-import json
 import os
 import re
 import signal
@@ -8,31 +7,34 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 from core import process_env, signals
-from core.config import SRC
+from core.config import SRC, load_settings
 from core.errors import DISK_FULL_ERRNOS, NOT_WRITABLE_ERRNOS, InputError
-from core.settings import Settings
 from core.signals import StopRequested
 
 
-def run_main(main: Callable[[], None], remedy: str = "") -> None:
-    """Run a script's main; what the person can mend ends in one line and exit code 2, a signal in
-    128 + its number and how to go on."""
+def check_arguments() -> None:
+    """Answer `help` and invalid settings before the script imports torch, which takes seconds."""
+    run_main(load_settings)
+
+
+def run_main(main: Callable[[list[str]], object], resume_hint: str = "") -> None:
+    """Run main(sys.argv[1:]). Exit with 2 and one line for errors that the user can fix, with
+    128 + signal number and `resume_hint` after a signal."""
     name = Path(sys.argv[0]).name
     process_env.silence_other_ranks()
+    signals.raise_on_signal()
     try:
-        signals.install_handlers()
-        main()
+        main(sys.argv[1:])
     except InputError as error:
         process_env.report_error(f"{name}: {error}")
         sys.exit(2)
-    except StopRequested as stopped:
-        process_env.report_error(f"{name}: stopped{remedy and f'; {remedy}'}")
-        sys.exit(stopped.code)
-    except BrokenPipeError:  # whoever reads what is printed, such as head, has enough
+    except StopRequested as stop:
+        process_env.report_error(f"{name}: stopped{resume_hint and f'; {resume_hint}'}")
+        sys.exit(stop.exit_code)
+    except BrokenPipeError:  # the reader of stdout, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
@@ -41,32 +43,23 @@ def run_main(main: Callable[[], None], remedy: str = "") -> None:
             sys.exit(2)
         if not process_env.is_distributed():
             raise
-        process_env.report_error(peer_failure_message(error) or traceback.format_exc().strip())
+        if not _is_peer_failure(error):  # else the process that failed first reports the cause
+            process_env.report_error(traceback.format_exc().strip())
         sys.exit(1)
     finally:
-        signals.exit_immediately_on_signal()  # while a script imports what it needs, nothing is lost
+        signals.default_on_signal()  # while the script imports torch, or exits, stop at once
 
 
-def peer_failure_message(error: Exception) -> str:
-    """A line, where the error is that another process of the team has gone."""
-    line = str(error).splitlines()[0] if str(error) else ""
-    ours = re.search("gloo|NCCL|c10d|Connection (closed|reset)|Broken pipe", line)
-    return f"another process is gone ({line[:80]}); the same command goes on" if ours else ""
+def _is_peer_failure(error: Exception) -> bool:
+    """Whether a collective operation failed because another process is gone."""
+    pattern = "gloo|NCCL|c10d|Connection (closed|reset)|Broken pipe"
+    return re.search(pattern, str(error).partition("\n")[0]) is not None
 
 
-def run_script_in_subprocess(name: str, words: list[str]) -> None:
-    """Run another script as a person would; if it fails, its line has been said: end likewise."""
+def run_script_in_subprocess(name: str, args: list[str]) -> None:
+    """Run another script; if it fails, exit with its code (it has printed its error)."""
     sys.stdout.flush()
-    done = subprocess.run(
-        [sys.executable, str(SRC / name), *words],
-        check=False,
-        env=process_env.env_without_torchrun(),
-    )
-    if done.returncode:
-        sys.exit(done.returncode)
-
-
-def to_cli_args(settings: Settings) -> list[str]:
-    """The command line that gives these settings again."""
-    values = {k: v for k, v in asdict(settings).items() if v not in ("", [])}
-    return [f"{key}={json.dumps(v) if not isinstance(v, str) else v}" for key, v in values.items()]
+    command, env = [sys.executable, str(SRC / name), *args], process_env.env_without_torchrun()
+    result = subprocess.run(command, check=False, env=env)
+    if result.returncode:
+        sys.exit(result.returncode)

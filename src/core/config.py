@@ -96,7 +96,9 @@ def _assign(conf: DictConfig, key: str, value: Any, source: str) -> DictConfig:
 
 def help_text() -> str:
     """Format all settings with name, default, type and help text."""
-    lines = ["usage: bash train.sh key=value ...   (predict.sh and src/*.py take the same settings)"]
+    lines = [
+        "usage: bash train.sh key=value ...   (predict.sh and src/*.py take the same settings)"
+    ]
     for name, default in asdict(Settings()).items():
         text = "null" if default is None else str(default).replace(" ", "")
         lines += ["", f"{HELP_SECTIONS[name]}:"] if name in HELP_SECTIONS else []

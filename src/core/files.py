@@ -1,14 +1,12 @@
-"""Files that are whole or not there, in folders where one process works at a time."""
+"""Atomic file writes, and locks on folders."""
 
 import glob
 import os
 import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 from filelock import FileLock, Timeout
 
 from core import process_env
@@ -17,91 +15,71 @@ from core.errors import DISK_FULL_ERRNOS, NOT_WRITABLE_ERRNOS, InputError
 
 @contextmanager
 def atomic_write(path: Path | str, size: int = 0) -> Iterator[Path]:
-    """A path beside `path` to write to; it takes `path`'s place when the block ends well.
+    """Yield a temporary path in the folder of `path`; rename it to `path` if the block succeeds.
 
-    InputError where the disk is full or shut; `size` is how many bytes are needed, if known.
+    Raises InputError if the disk is full or not writable. `size`: bytes needed, for its message.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    tmp_path = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            yield partial
-            fsync_path(partial)  # a crash after the rename must not find it empty
-            os.replace(partial, path)
+            yield tmp_path
+            fsync_path(tmp_path)  # a power failure after the rename must not leave an empty file
+            os.replace(tmp_path, path)
             fsync_path(path.parent)
         finally:
-            partial.unlink(missing_ok=True)
+            tmp_path.unlink(missing_ok=True)
     except OSError as error:
-        ours = {None, str(partial), *map(str, path.parents)}
-        if error.errno not in DISK_FULL_ERRNOS | NOT_WRITABLE_ERRNOS or error.filename not in ours:
+        our_paths = {None, str(tmp_path), *map(str, path.parents)}
+        expected = error.errno in DISK_FULL_ERRNOS | NOT_WRITABLE_ERRNOS
+        if not expected or error.filename not in our_paths:
             raise
-        raise InputError(write_error_message(path, error, size)) from None
+        raise InputError(_write_error_message(path, error, size)) from None
 
 
 def remove_stale_tmp_files(folder: Path, name: str = "") -> None:
-    """What killed processes left of files in `folder` whose names begin so. Only for who holds the
-    lock: others may be writing."""
-    for partial in folder.glob(f".{glob.escape(name)}*.partial"):
-        partial.unlink()
+    """Remove the temporary files of killed processes for files whose names start with `name`.
+
+    The caller must hold the lock: another process may be writing.
+    """
+    for tmp_path in folder.glob(f".{glob.escape(name)}*.tmp"):
+        tmp_path.unlink()
 
 
 def fsync_path(path: Path) -> None:
-    """Wait until a file, or a folder's list of files, is on the disk."""
-    opened = os.open(path, os.O_RDONLY)
+    """fsync a file or a directory."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(opened)
+        os.fsync(descriptor)
     finally:
-        os.close(opened)
+        os.close(descriptor)
 
 
-def write_error_message(path: Path, error: OSError, size: int) -> str:
-    """Which file could not be written, why, and how much room it needs."""
+def _write_error_message(path: Path, error: OSError, size: int) -> str:
     if error.errno in NOT_WRITABLE_ERRNOS:
-        return f"{path}: cannot be written ({error.strerror}); say another output_dir=..."
-    free = shutil.disk_usage(path.parent).free
+        return f"{path}: cannot be written ({error.strerror}); choose another output_dir=..."
+    free = shutil.disk_usage(path.parent).free / 2**20
     needed = f"{size / 2**20:.1f} MiB are needed, " if size else ""
-    return f"{path}: {error.strerror}; {needed}{free / 2**20:.1f} MiB are free there: make room"
-
-
-# ---------------------------------------------------------------- one at a time
-
-LOCK_TIMEOUT_S = 30  # seconds; the workers of a process that was killed live on for 5
+    return f"{path}: {error.strerror}; {needed}{free:.1f} MiB are free: free some space"
 
 
 @contextmanager
-def folder_lock(folder: Path, remedy: str) -> Iterator[None]:
-    """Keeps other processes out of `folder`; InputError names the one that is at work there.
+def folder_lock(folder: Path, hint: str) -> Iterator[None]:
+    """Keep other processes out of `folder`; raise InputError with `hint` if one is using it.
 
-    The system frees the lock of a process that dies; what it left half-written is removed here.
+    The operating system releases the lock of a process that dies; its temporary files are
+    removed here.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    note = folder / ".lock"
-    while True:
-        lock, holder = FileLock(note), note.read_text() if note.exists() else ""
-        try:
-            # Of a team that torchrun starts anew the last one may still be dying.
-            lock.acquire(
-                timeout=0
-                if is_owner_alive(holder) and not process_env.restart_count()
-                else LOCK_TIMEOUT_S
-            )
-            break
-        except Timeout:
-            if note.read_text() == holder:
-                said = holder or "another process"
-                raise InputError(f"{folder}: {said} is at work there; {remedy}") from None
+    lock = FileLock(folder / ".lock")
     try:
-        note.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        # After a restart by torchrun the old process may still be exiting.
+        lock.acquire(timeout=30 if process_env.restart_count() else 2)
+    except Timeout:
+        raise InputError(f"{folder}: another process is using this folder; {hint}") from None
+    try:
         remove_stale_tmp_files(folder)
         yield
     finally:
-        if folder.exists():
-            note.write_text("")
         lock.release()
-
-
-def is_owner_alive(holder: str) -> bool:
-    """Whether the process that a lock names is there, or on another machine."""
-    _, number, _, host = holder.split(" ") if holder else ("", "0", "", "")
-    return bool(holder) and (host != socket.gethostname() or psutil.pid_exists(int(number)))

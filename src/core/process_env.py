@@ -1,84 +1,68 @@
-"""One process or several: which of them this is, and who of them speaks.
+"""Rank and world size from torchrun's environment variables, and who prints. Imports no torch."""
 
-torchrun tells each process its rank in the environment; without it there is one process, rank 0.
-"""
-
+import json
 import os
 import sys
-from datetime import timedelta
+import time
+from pathlib import Path
 
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_")
 
 
 def is_distributed() -> bool:
-    """Whether torchrun has started this process."""
+    """Whether torchrun or launch_processes() started this process."""
     return "RANK" in os.environ
 
 
 def rank() -> int:
-    """This process's number among all."""
+    """Rank of this process among all processes."""
     return int(os.environ.get("RANK", "0"))
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """Number of processes."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def local_rank() -> int:
-    """This process's number among those of its machine: the GPU that is its own."""
+    """Rank of this process on its machine: the index of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def local_world_size() -> int:
-    """How many processes this machine has."""
+    """Number of processes on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that writes and speaks."""
+    """Whether this process prints and writes files."""
     return rank() == 0
 
 
 def restart_count() -> int:
-    """How often torchrun has started all processes anew after one failed."""
+    """How often torchrun has restarted all processes after one failed."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def env_without_torchrun() -> dict[str, str]:
-    """The environment without what torchrun told, for a script that is no part of the team."""
+    """The environment without torchrun's variables, for a script that runs in one process."""
     return {k: v for k, v in os.environ.items() if not k.startswith(TORCHRUN_VARIABLES)}
 
 
-STORE_TIMEOUT = timedelta(seconds=10)
-stderr_fd = 2
-
-
 def silence_other_ranks() -> None:
-    """All but the first process fall silent, also the libraries in them; but for tell()."""
-    global stderr_fd
-    if not is_main_process() and stderr_fd == 2:
-        stderr_fd = os.dup(2)
-        silence = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(silence, 1)
-        os.dup2(silence, 2)
+    """Discard what processes other than the main one print."""
+    if not is_main_process():
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
 
-def report_error(line: str) -> None:
-    """Say why this process ends; of several that end for one reason, the first one speaks."""
+def report_error(message: str) -> None:
+    """Print why this process ends; under torchrun, leave that to the launcher.
+
+    The launcher reads the error files of all processes and prints the first failure only.
+    """
     sys.stdout.flush()
-    if not is_distributed() or _claim_error_report():
-        os.write(stderr_fd, f"{line}\n".encode())
-
-
-def _claim_error_report() -> bool:
-    from torch.distributed import DistError, TCPStore, is_initialized  # only where a team fails
-
-    if not (is_initialized() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"):
-        return True  # they have not met, and have nowhere to agree
-    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    try:
-        store = TCPStore(*place, is_master=False, wait_for_workers=False, timeout=STORE_TIMEOUT)
-        return store.add(f"told in {restart_count()}", 1) == 1
-    except (DistError, RuntimeError):
-        return True  # torchrun itself is gone
+    if error_file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        error = {"message": message, "timestamp": int(time.time())}
+        Path(error_file).write_text(json.dumps(error), encoding="utf-8")
+    else:
+        print(message, file=sys.__stderr__)

@@ -1,4 +1,4 @@
-"""Where a result comes from: command, code, packages, machine and data."""
+"""Where a result comes from: command, commit, package versions, machine and data."""
 
 import json
 import platform
@@ -12,49 +12,47 @@ from typing import Any
 
 import torch
 
+from core.config import SRC
 from core.files import atomic_write
-from core.settings import Settings
-from data.datasets import describe_dataset
-from data.sample import Sample
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = SRC.parent
 
 
 def current_commit() -> str:
-    """The commit of this code, with + where files differ from it; 'unknown' outside git."""
+    """Short hash of the checked-out commit, with + if files differ; 'unknown' outside git."""
     git = ["git", "-C", str(ROOT)]
     try:
-        name = subprocess.run(
+        head = subprocess.run(
             [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True
         )
-        dirty = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True)
+        diff = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True)
     except FileNotFoundError:
         return "unknown"
-    if name.returncode:
+    if head.returncode:
         return "unknown"
-    return name.stdout.strip() + ("+" if dirty.returncode else "")
+    return head.stdout.strip() + ("+" if diff.returncode else "")
 
 
 def train_command() -> str:
-    """What trains this run anew: the words of this start, but resume."""
-    words = [word for word in sys.argv[1:] if not word.startswith("resume=")]
-    return shlex.join(["bash", "train.sh", *words])
+    """The command that repeats this training from scratch."""
+    args = [arg for arg in sys.argv[1:] if not arg.startswith("resume=")]
+    return shlex.join(["bash", "train.sh", *args])
 
 
 def package_versions() -> dict[str, str]:
-    """What requirements.txt names, in the versions that are installed."""
+    """Installed versions of Python and of the packages in requirements.txt."""
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     names = [line.partition("==")[0] for line in lines if "==" in line]
     return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """What it ran on, by which code."""
-    info = Path("/proc/cpuinfo")  # of Linux
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    """Processor, cores, GPU, torch version, commit and date."""
+    cpuinfo = Path("/proc/cpuinfo")  # Linux only
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return {
-        "cpu": names[0] if names else platform.machine(),
+        "cpu": models[0] if models else platform.machine(),
         "cores": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "torch": torch.__version__,
@@ -63,18 +61,16 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     }
 
 
-def append_run_record(
-    folder: Path, settings: Settings, rows: list[Sample], device: torch.device
-) -> None:
-    """Add to about.json of a fold's folder how its training is started, now or once more."""
-    path = folder / "about.json"
-    starts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    start = {
+def append_run_record(folder: Path, device: torch.device, data: dict[str, Any]) -> None:
+    """Append this start's command, machine, package versions and `data` to provenance.json."""
+    path = folder / "provenance.json"
+    records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    record = {
         "time": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
         "command": shlex.join(["bash", "train.sh", *sys.argv[1:]]),
         **describe_machine(device),
         "packages": package_versions(),
-        "data": describe_dataset(settings, rows),
+        "data": data,
     }
-    with atomic_write(path) as partial:
-        partial.write_text(json.dumps([*starts, start], indent=2) + "\n", encoding="utf-8")
+    with atomic_write(path) as tmp_path:
+        tmp_path.write_text(json.dumps([*records, record], indent=2) + "\n", encoding="utf-8")

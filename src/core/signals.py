@@ -1,68 +1,64 @@
-"""Ctrl-C and SIGTERM: at once, or after a step; a script ends with 130 or 143."""
+"""SIGINT and SIGTERM: stop at once, or after the current step. Scripts exit with 130 or 143."""
 
-import os
 import signal
-import sys
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequested(KeyboardInterrupt):
-    """A signal asks this process to end, with exit status `code`."""
+    """SIGINT or SIGTERM arrived; the script exits with `exit_code`."""
 
-    def __init__(self, number: int):
+    def __init__(self, signum: int):
         super().__init__()
-        self.code = 128 + number
+        self.exit_code = 128 + signum
 
 
-def install_handlers() -> None:
-    """From here on a signal raises Stopped."""
-    for number in SIGNALS:
-        signal.signal(number, _raise)
+def raise_on_signal() -> None:
+    """Raise StopRequested at the first signal; a second one kills the process."""
+    for signum in SIGNALS:
+        signal.signal(signum, _raise)
 
 
-def exit_immediately_on_signal() -> None:
-    """From here on a signal ends this process without a word."""
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    for number in SIGNALS:
-        signal.signal(number, lambda number, _: os._exit(128 + number))
+def _raise(signum: int, _: FrameType | None) -> None:
+    default_on_signal()
+    raise StopRequested(signum)
 
 
-def ignore_signals_in_worker(seconds: int = 5) -> None:
-    """For worker processes: Ctrl-C and SIGTERM reach them too, but the step that they serve is
-    finished. They end some time after a SIGTERM, as whoever waits for their end sends one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(seconds))
+def default_on_signal() -> None:
+    """Let the next signal kill the process, as the operating system does by default."""
+    for signum in SIGNALS:
+        signal.signal(signum, signal.SIG_DFL)
 
 
-def _raise(number: int, _: FrameType | None) -> None:
-    if isinstance(sys.exc_info()[1], StopRequested):
-        return  # it is on its way
-    # Python drops what is raised in a destructor or around a fork: look again in a moment.
-    signal.signal(signal.SIGALRM, lambda _, frame: _raise(number, frame))
-    signal.setitimer(signal.ITIMER_REAL, 0.2)
-    raise StopRequested(number)
+def ignore_signals_in_worker() -> None:
+    """Ignore both signals in a DataLoader worker, which ends when its parent process does.
+
+    Ctrl-C and Slurm signal the workers as well, while the parent finishes its step.
+    """
+    for signum in SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
 
 
 class DeferSignals:
-    """`with AfterStep() as asked`: the first signal is noted in `asked.number`, to end where it is
-    safe, at the latest with the block; a second one raises Stopped at once."""
+    """Record the first signal in `signum`, for a loop that stops after its current step.
 
-    number = 0
+    At the end of the block a recorded signal raises StopRequested. A second signal kills the
+    process: snapshots and chunks on disk survive that.
+    """
+
+    signum = 0
 
     def __enter__(self) -> "DeferSignals":
-        for number in SIGNALS:
-            signal.signal(number, self._note)
+        for signum in SIGNALS:
+            signal.signal(signum, self._record)
         return self
 
-    def __exit__(self, raised: type[BaseException] | None, *_: object) -> None:
-        install_handlers()
-        if self.number and raised is None:
-            raise StopRequested(self.number)
+    def __exit__(self, exception: type[BaseException] | None, *_: object) -> None:
+        raise_on_signal()
+        if self.signum and exception is None:
+            raise StopRequested(self.signum)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.number:
-            _raise(number, frame)
-        self.number = number
+    def _record(self, signum: int, _: FrameType | None) -> None:
+        default_on_signal()
+        self.signum = signum

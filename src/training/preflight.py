@@ -1,6 +1,5 @@
-"""What is to be trained, on what: found out and checked before the first step."""
+"""Checks before the first training step: settings, data, folds and model."""
 
-import sys
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
@@ -9,121 +8,118 @@ from core import cli, config, distributed, process_env, run_folder
 from core.errors import InputError
 from core.files import folder_lock
 from core.settings import MAY_DIFFER_ON_RESUME, Settings
-from data import csv_files, datasets, image_io
+from data import csv_files, datasets
 from data.classes import ClassMap
 from data.sample import Sample
 from models.build import build_model
-from training import snapshots
 from training.losses import BINARY_LOSSES, MULTICLASS_LOSSES
 
 
-def load_run_settings(words: list[str]) -> Settings:
-    """The words' settings; a run that is resumed brings its own, below the words. What torchrun
-    starts anew is resumed."""
-    words = [*words, "resume=true"] if process_env.restart_count() else words
-    settings = config.load_settings(words)
-    path = settings.run_dir / "config.yaml"
+def load_run_settings(args: list[str]) -> Settings:
+    """Return the settings of `args`; on resume, over those the run was started with.
+
+    A restart by torchrun resumes. Raises InputError if the run exists with other settings.
+    """
+    args = [*args, "resume=true"] if process_env.restart_count() else args
+    settings = config.load_settings(args)
     if not run_folder.has_started(settings.run_dir):
         return settings
     stored = run_folder.read_run_settings(settings.run_dir)
     if settings.resume:
-        settings = config.load_settings(words, {**stored, "fold": None})
-    differ = [
-        k
-        for k, v in asdict(settings).items()
-        if k not in MAY_DIFFER_ON_RESUME and v != stored.get(k)
-    ]
-    if differ:
-        key = differ[0]
-        raise InputError(
-            f"{path}: this run has {key}={stored.get(key)}, not {getattr(settings, key)}; "
-            "name another with run=..."
-        )
+        settings = config.load_settings(args, {**stored, "fold": None})
+    started = asdict(config.load_settings([], stored))
+    for name, value in asdict(settings).items():
+        if name not in MAY_DIFFER_ON_RESUME and value != started[name]:
+            raise InputError(
+                f"{run_folder.config_path(settings.run_dir)}: this run has {name}={started[name]}, "
+                f"not {value}; choose another run=..."
+            )
     return settings
 
 
-def folds_to_train(settings: Settings, folds: int) -> list[int]:
-    """The folds that are asked for and not finished; what exists is never overwritten."""
-    if settings.fold is not None and settings.fold >= folds:
-        raise InputError(f"fold={settings.fold}: {settings.folds_csv} has folds 0 to {folds - 1}")
-    wanted = list(range(folds)) if settings.fold is None else [settings.fold]
-    for fold in wanted:
-        weights = run_folder.weights_path(settings.run_dir, fold)
-        begun = weights.exists() or any(run_folder.snapshot_dir(settings.run_dir, fold).glob("*.pt"))
-        if begun and not settings.resume:
-            raise InputError(f"{weights.parent}: exists; say resume=true to go on, or another run=")
-    finished = run_folder.finished_folds(settings.run_dir)
-    for fold in (
-        finished if process_env.is_main_process() else []
-    ):  # a kill may have come before this
-        snapshots.remove_snapshots(run_folder.snapshot_dir(settings.run_dir, fold))
-    return [fold for fold in wanted if fold not in finished]
-
-
-def prepare_data(settings: Settings) -> None:
-    """Where data_dir is missing, let the scripts that the recipe names make it; where only the
-    folds are, write them."""
-    if process_env.is_distributed():  # several processes would make it several times
+def prepare_data(settings: Settings, args: list[str]) -> None:
+    """Run the recipe's prepare_scripts if data_dir is missing, folds.py if only folds_csv is."""
+    if process_env.is_distributed():  # the launcher has done it
         return
     if not Path(settings.data_dir).exists():
         for script in settings.prepare_scripts:
-            cli.run_script_in_subprocess(script, sys.argv[1:])
+            cli.run_script_in_subprocess(script, args)
     elif "folds.py" in settings.prepare_scripts and not Path(settings.folds_csv).exists():
-        cli.run_script_in_subprocess("folds.py", sys.argv[1:])
+        cli.run_script_in_subprocess("folds.py", args)
 
 
-def check_data(settings: Settings, rows: list[Sample]) -> int:
-    """Say what there is to train on; the number of folds. InputError where it cannot work."""
-    groups = {row.group: row.fold for row in rows}
-    known = csv_files.read_folds(settings)
-    folds = max(known.values()) + 1
-    sizes = image_io.check_sizes(rows)
+def check_data(settings: Settings, samples: list[Sample]) -> int:
+    """Print a summary of the data; return the number of folds. InputError for unequal sizes."""
+    group_folds = {sample.group: sample.fold for sample in samples}
+    listed = csv_files.read_folds(settings)
+    n_folds = max(listed.values()) + 1
+    sizes = datasets.check_sizes(samples)
     if settings.size is None and len(sizes) > 1 and settings.batch_size > 1:
-        raise InputError(f"{settings.data_dir}: holds images of {len(sizes)} sizes; say size=[h,w]")
-    shapes = " and ".join(f"{w}×{h}" for h, w in sorted(sizes)[:3])
+        raise InputError(f"{settings.data_dir}: has images of {len(sizes)} sizes; set size=[h,w]")
+    shapes = " and ".join(f"{width}×{height}" for height, width in sorted(sizes)[:3])
+    per_fold = "+".join(str(list(group_folds.values()).count(k)) for k in range(n_folds))
     print(
-        f"{settings.data_dir}: {len(rows)} images with masks, {shapes}; {len(groups)} of the "
-        f"{len(known)} groups in {settings.folds_csv}, {folds} folds of "
-        + "+".join(str(list(groups.values()).count(k)) for k in range(folds))
+        f"{settings.data_dir}: {len(samples)} images with masks, {shapes}; {len(group_folds)} of "
+        f"the {len(listed)} groups in {settings.folds_csv}, {n_folds} folds of {per_fold}"
     )
-    return folds
+    return n_folds
 
 
-def check_loss_fits_classes(settings: Settings, scheme: ClassMap) -> None:
-    """InputError where the loss is not for as many classes as the labels have."""
-    fit, classes = (BINARY_LOSSES if scheme.is_binary else MULTICLASS_LOSSES), len(scheme.names)
-    if settings.loss not in fit:
-        raise InputError(
-            f"loss={settings.loss}: is not for {classes} class{'' if scheme.is_binary else 'es'}; "
-            f"there are {', '.join(fit)}"
-        )
+def folds_to_train(settings: Settings, n_folds: int) -> list[int]:
+    """Return the requested folds that are not finished; InputError for folds with files unless
+    resume=true, so that weights are never overwritten."""
+    if settings.fold is not None and settings.fold >= n_folds:
+        last = n_folds - 1
+        raise InputError(f"fold={settings.fold}: {settings.folds_csv} has folds 0 to {last}")
+    requested = list(range(n_folds)) if settings.fold is None else [settings.fold]
+    for fold in requested:
+        weights = run_folder.weights_path(settings.run_dir, fold)
+        snapshots = run_folder.snapshot_dir(settings.run_dir, fold).glob("*.pt")
+        if not settings.resume and (weights.exists() or any(snapshots)):
+            raise InputError(
+                f"{weights.parent}: already exists; set resume=true to continue, or choose "
+                "another run=..."
+            )
+    finished = run_folder.finished_folds(settings.run_dir)
+    return [fold for fold in requested if fold not in finished]
 
 
-def check_folds(settings: Settings, folds: list[int], rows: list[Sample]) -> None:
-    """InputError where these folds, or this network, cannot be trained on these rows."""
+def check_folds(settings: Settings, folds: list[int], samples: list[Sample]) -> None:
+    """Raise InputError if these folds, or this model, cannot be trained on these samples."""
     processes = max(distributed.requested_processes(), process_env.world_size())
     if settings.batch_size < processes:
-        raise InputError(f"batch_size={settings.batch_size}: is of all {processes} GPUs together")
+        raise InputError(
+            f"batch_size={settings.batch_size}: is the total over {processes} GPUs; set "
+            f"batch_size={processes} or more"
+        )
     for fold in folds:
-        if len({row.fold == fold for row in rows}) < 2:
+        if len({sample.fold == fold for sample in samples}) < 2:
             raise InputError(
                 f"fold={fold}: needs groups inside and outside it in {settings.data_dir}"
             )
-    check_loss_fits_classes(settings, rows[0].class_map)
-    build_model(settings)  # an unknown encoder is told now, not after minutes of decoding
+    _check_loss(settings, samples[0].class_map)
+    build_model(settings)  # reports an unknown encoder before minutes of decoding
 
 
-def preflight_checks(settings: Settings) -> None:
-    """All of this, without a word: before several processes are started that would say it."""
+def _check_loss(settings: Settings, class_map: ClassMap) -> None:
+    """Raise InputError if the loss does not fit the number of classes."""
+    losses = BINARY_LOSSES if class_map.is_binary else MULTICLASS_LOSSES
+    if settings.loss not in losses:
+        kind = "one class" if class_map.is_binary else f"{len(class_map.names)} classes"
+        raise InputError(f"loss={settings.loss}: not for {kind}; set loss={'|'.join(losses)}")
+
+
+def check_before_launch(settings: Settings) -> None:
+    """Run all checks silently, before several processes start that would repeat each error."""
     with redirect_stdout(None):
-        rows = datasets.load_training_samples(settings)
-        folds = folds_to_train(settings, check_data(settings, rows))
-        check_folds(settings, folds, rows)
+        samples = datasets.load_training_samples(settings)
+        folds = folds_to_train(settings, check_data(settings, samples))
+        check_folds(settings, folds, samples)
 
 
 def lock_fold(settings: Settings, fold: int) -> AbstractContextManager:
-    """Keeps other runs out of the fold's folder; of several processes the first one does."""
+    """Keep other runs out of the fold's folder (main process only)."""
     if not process_env.is_main_process():
         return nullcontext()
     folder = run_folder.fold_dir(settings.run_dir, fold)
-    return folder_lock(folder, "wait, or name another with run=...")
+    return folder_lock(folder, "wait, or choose another run=...")

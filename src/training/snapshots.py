@@ -1,8 +1,7 @@
-"""Where a run stands, for it to go on exactly there: the last two states of a fold in training."""
+"""Training snapshots for exact resume: the latest two, with checksums."""
 
 import hashlib
 import io
-import shutil
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -16,40 +15,40 @@ SNAPSHOTS_KEPT = 2
 
 
 def save_snapshot(folder: Path, state: dict[str, Any]) -> None:
-    """Tensors, numbers and texts in nested dicts, among them `epoch` and `step`. Those before the
-    last two are removed."""
+    """Save a snapshot and delete all but the latest SNAPSHOTS_KEPT.
+
+    state: nested dicts of tensors, numbers and strings, with `epoch` and `step` among them.
+    """
     buffer = io.BytesIO()
     torch.save(state, buffer)
     data = buffer.getbuffer()
     name = f"{state['epoch']:05}-{state['step']:07}-{checksum(data)}.pt"
-    with atomic_write(folder / name, len(data)) as partial:
-        partial.write_bytes(data)
+    with atomic_write(folder / name, len(data)) as tmp_path:
+        tmp_path.write_bytes(data)
     for path in sorted(folder.glob("*.pt"))[:-SNAPSHOTS_KEPT]:
         path.unlink()
 
 
 def load_snapshot(folder: Path) -> dict[str, Any] | None:
-    """The last whole state, on the CPU; None where there was never one. Says which are damaged.
-    Never runs code that a file might hold."""
+    """Load the latest intact snapshot on the CPU; return None if there is no snapshot at all.
+
+    Prints which ones are damaged; raises InputError if all are. Runs no code from the file.
+    """
     paths = sorted(folder.glob("*.pt"), reverse=True)
     for path in paths:
         data = path.read_bytes()
         try:
+            # torch.load does not notice flipped bits.
             if checksum(data) != path.stem.rpartition("-")[2]:
-                raise ValueError("its content does not match its checksum")
+                raise ValueError("checksum mismatch")
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         except (ValueError, RuntimeError, UnpicklingError) as error:
-            print(f"{path}: damaged, not used ({str(error).splitlines()[0]})")
+            print(f"{path}: damaged, skipped ({str(error).splitlines()[0]})")
     if paths:
-        raise InputError(f"{folder}: holds no snapshot that is whole; delete it to start again")
+        raise InputError(f"{folder}: has no intact snapshot; delete it to train from scratch")
     return None
 
 
-def remove_snapshots(folder: Path) -> None:
-    """The fold is done."""
-    shutil.rmtree(folder, ignore_errors=True)
-
-
 def checksum(data: bytes | memoryview) -> str:
-    """16 digits of its SHA-256."""
+    """First 16 hex digits of the SHA-256."""
     return hashlib.sha256(data).hexdigest()[:16]

@@ -1,128 +1,236 @@
-"""What an epoch of training does with a fold."""
+"""FoldTrainer: the training loop of one fold, with validation, snapshots and exact resume."""
 
 import math
-import resource
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
-from torch import Tensor
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm import tqdm
 
-from core import process_env
+from core import distributed, process_env, provenance, run_folder
 from core.device import explain_out_of_memory
 from core.errors import InputError
-from data.classes import IGNORE
-from training.losses import LOSSES
-from training.state import FoldTrainer, step_seed
+from core.settings import Settings
+from core.signals import DeferSignals, StopRequested
+from data.cache import Cache
+from data.datasets import dataset_fingerprint
+from data.loaders import train_loader
+from data.sample import Sample
+from evaluation import oof, visualize
+from inference.predictor import EnsembleMember, make_member, predict
+from models import checkpoint
+from models.segmenter import count_parameters
+from training import snapshots
+from training.epoch_log import EpochLog
+from training.epoch_metrics import EpochMetrics, peak_memory
+from training.train_state import TrainState
 
 
-def train_epoch(fold: FoldTrainer, bar: tqdm, updated: Callable[[], None]) -> dict[str, float]:
-    """One pass over the training images, or what is left of it; what it took, for history.csv.
-    `updated` is called after every update of the weights."""
-    fold.network.train()
-    fold.shuffle.epoch, fold.shuffle.start = fold.epoch, fold.step
-    begun = time.perf_counter()
-    for batch in fold.batches if fold.step < len(fold.batches) else []:
-        torch.manual_seed(step_seed(fold))
-        images, masks = fold.finished(batch)
-        mine, whole = fold.shuffle.counts(fold.step)
-        with explain_out_of_memory(fold.settings):
-            loss, logits = train_step(fold, images, masks, mine * process_env.world_size() / whole)
-        fold.step += 1
-        if mine:
-            fold.sums.scores += torch.cat([loss[None] * mine, batch_metrics(logits, masks)])
-        fold.sums.images += mine
-        fold.sums.seconds += time.perf_counter() - begun
-        bar.update(whole)
-        if fold.step % 50 == 1:  # reading the loss makes the CPU wait for the GPU: not every time
-            mean = float(fold.sums.scores[0]) / max(fold.sums.images, 1)
-            bar.set_postfix_str(progress_text(fold, require_finite_loss(mean, fold)))
-        if fold.engine.sync_gradients:
-            updated()
-        begun = time.perf_counter()
-    scores, seen = fold.sums.over_all()
-    loss, dice, accuracy = (scores / seen).tolist()
-    return {
-        "epoch": fold.epoch + 1,
-        "lr": fold.optimizer.param_groups[0]["lr"],
-        "loss": require_finite_loss(loss, fold),
-        "train_dice": dice,
-        "train_accuracy": accuracy,
-        "seconds": round(fold.sums.seconds, 2),
-        "images_per_second": round(seen / fold.sums.seconds, 2),
-        "peak_gb": round(peak_memory() / 2**30, 3),
-    }
+class FoldTrainer:
+    """One fold in training: its samples, its TrainState, and its position (epoch and step)."""
 
+    def __init__(
+        self,
+        settings: Settings,
+        fold: int,
+        samples: list[Sample],
+        cache: Cache | None,
+        device: torch.device,
+    ):
+        self.settings, self.fold, self.device, self.cache = settings, fold, device, cache
+        self.train_samples = [sample for sample in samples if sample.fold != fold]
+        self.val_samples = [sample for sample in samples if sample.fold == fold]
+        self.class_map, self.data = samples[0].class_map, dataset_fingerprint(samples)
+        self.epoch, self.step, self.best_score = 0, 0, -1.0
+        self.metrics, self.log = EpochMetrics(device), EpochLog(settings, fold)
+        self.loader = train_loader(self.train_samples, settings, cache)
+        updates = math.ceil(len(self.loader) / settings.grad_accumulation) * settings.epochs
+        torch.manual_seed(self.step_seed())  # for the initial weights
+        self.state = TrainState(settings, len(self.class_map.names), updates, device)
 
-def train_step(
-    fold: FoldTrainer, images: Tensor, targets: Tensor, weight: float = 1.0
-) -> tuple[Tensor, Tensor]:
-    """Forward, backward and, after `accumulate` of them, an update: loss and logits. The CPU waits
-    for nothing here. The gradients of several processes are averaged: `weight` is for those that
-    have more images than others."""
-    settings, engine = fold.settings, fold.engine
-    with engine.accumulate(fold.network):
-        logits = fold.network(images)
-        soft = targets.float() / 255 if fold.class_map.is_binary else targets
-        loss = LOSSES[settings.loss](logits, soft)
-        engine.backward(loss * weight)
-        if engine.sync_gradients:
-            if settings.grad_clip:
-                engine.clip_grad_norm_(fold.network.parameters(), settings.grad_clip)
-            optimizer_step(fold)
-        fold.optimizer.zero_grad()
-    return loss.detach(), logits.detach()
+    def fit(self) -> None:
+        """Train from the latest snapshot, or from scratch, to the last epoch."""
+        self.resume()
+        epochs, images = self.settings.epochs, len(self.train_samples)
+        done = self.epoch * images + self.metrics.images
+        title, options = f"fold {self.fold}", {"unit": "image", "disable": None}
+        with tqdm(None, title, epochs * images, initial=done, **options) as bar:
+            while self.epoch < epochs:
+                row = self.train_epoch(bar)
+                is_last = self.epoch + 1 == epochs
+                if is_last or (self.epoch + 1) % self.settings.validate_every_epochs == 0:
+                    self.save_snapshot()
+                    row |= self.validate()
+                if process_env.is_main_process():
+                    self.log.add_epoch(row)
+                self.next_epoch()
+                self.save_snapshot()
+        if process_env.is_main_process():
+            self.log.close()
 
+    def train_epoch(self, bar: tqdm) -> dict[str, float]:
+        """Train for the rest of the epoch; return its columns of history.csv.
 
-def batch_metrics(logits: Tensor, targets: Tensor) -> Tensor:
-    """Dice and accuracy of what B×C×h×w logits say, each summed over the images: 2 numbers that
-    stay on the device. Dice of several classes is the mean over those there or predicted."""
-    if logits.shape[1] == 1:
-        predicted, true = logits > 0, targets > 127
-        counts = torch.ones_like(true)
-    else:
-        classes = torch.arange(logits.shape[1], device=logits.device).view(-1, 1, 1)
-        counts = targets != IGNORE
-        predicted = (logits.argmax(1, keepdim=True) == classes) & counts
-        true = targets == classes
-    both, sizes = (predicted & true).sum((2, 3)), predicted.sum((2, 3)) + true.sum((2, 3))
-    there = (sizes > 0).sum(1)
-    dice = (2 * both / sizes.clamp(min=1)).sum(1) / there.clamp(min=1)
-    dice = torch.where(there > 0, dice, 1.0)
-    wrong = ((predicted != true) & counts).any(1).sum((1, 2))
-    accuracy = 1 - wrong / counts.sum((1, 2, 3)).clamp(min=1)
-    return torch.stack([dice.sum(), accuracy.sum()])
+        Saves a snapshot every snapshot_seconds. On a signal, saves one after the current update
+        and raises StopRequested. All ranks act after the same update.
+        """
+        self.state.network.train()
+        sampler = self.loader.batch_sampler
+        sampler.epoch, sampler.start = self.epoch, self.step
+        start = time.monotonic()
+        with DeferSignals() as stop:
+            for images, targets in self.loader if self.step < len(self.loader) else []:
+                images = images.to(self.device, non_blocking=True)
+                targets = targets.to(self.device, non_blocking=True)
+                is_update = self.train_batch(images, targets, bar)
+                if not is_update:
+                    continue
+                due = time.monotonic() - start > self.settings.snapshot_seconds
+                due, stopping = distributed.all_reduce_any([due, bool(stop.signum)])
+                if due or stopping:
+                    self.metrics.seconds += self.elapsed(start)
+                    self.save_snapshot()
+                    start = time.monotonic()
+                if stopping:
+                    raise StopRequested(stop.signum or signal.SIGTERM)
+            self.metrics.seconds += self.elapsed(start)
+        return self.epoch_summary()
 
+    def train_batch(self, images: torch.Tensor, targets: torch.Tensor, bar: tqdm) -> bool:
+        """Train on this rank's part of a step; return whether the weights were updated."""
+        torch.manual_seed(self.step_seed())  # dropout is reproducible after resume
+        local, total = self.loader.batch_sampler.samples_in_step(self.step)
+        weight = local * process_env.world_size() / total
+        self.step += 1
+        is_update = self.step % self.settings.grad_accumulation == 0
+        is_update |= self.step == len(self.loader)
+        with explain_out_of_memory(self.settings):
+            loss, logits = self.state.train_step(images, targets, weight, is_update)
+            self.metrics.add(loss, logits, targets, local)
+        bar.update(total)
+        if self.step % 50 == 1:  # reading the loss waits for the GPU
+            mean = float(self.metrics.sums[0]) / max(self.metrics.images, 1)
+            bar.set_postfix_str(f"loss {self.require_finite(mean):.4f}")
+        return is_update
 
-def progress_text(fold: FoldTrainer, loss: float) -> str:
-    """What stands at the end of the progress bar."""
-    return f"loss {loss:.4f}" + (f"  best dice {fold.best:.5f}" if fold.best >= 0 else "")
+    def step_seed(self) -> int:
+        """Seed of this rank's random numbers in the current step, such as dropout."""
+        step = self.step * process_env.world_size() + process_env.rank()
+        key = [self.settings.seed, self.fold + 1, self.epoch, step]
+        return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
 
+    def epoch_summary(self) -> dict[str, float]:
+        """Columns of history.csv for the training part of the epoch (collective)."""
+        sums, images = self.metrics.reduced()
+        loss, dice, accuracy = (sums / images).tolist()
+        return {
+            "epoch": self.epoch + 1,
+            "lr": self.state.optimizer.param_groups[0]["lr"],
+            "loss": self.require_finite(loss),
+            "train_dice": dice,
+            "train_accuracy": accuracy,
+            "seconds": round(self.metrics.seconds, 2),
+            "images_per_second": round(images / self.metrics.seconds, 2),
+            "peak_gb": round(peak_memory(self.device) / 2**30, 3),
+        }
 
-def optimizer_step(fold: FoldTrainer) -> None:
-    """One step of the weights, the learning rate and the average."""
-    fold.optimizer.step()
-    if not isinstance(fold.schedule, ReduceLROnPlateau):
-        fold.schedule.step()
-    if process_env.is_main_process():
-        fold.average.update(fold.engine.unwrap_model(fold.network))
+    def elapsed(self, start: float) -> float:
+        """Seconds since `start`, including the work that the GPU still has queued."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.monotonic() - start
 
+    def require_finite(self, loss: float) -> float:
+        """Return `loss`; raise InputError if it is NaN or infinite."""
+        if math.isfinite(loss):
+            return loss
+        kept = f"the weights of epoch {self.epoch} are kept" if self.epoch else "nothing was saved"
+        raise InputError(
+            f"the loss is {loss} in epoch {self.epoch + 1} of fold {self.fold}; {kept}; start "
+            f"another run= with a lower lr (now {self.settings.lr:g}), grad_clip=1 or "
+            "precision=fp32"
+        )
 
-def require_finite_loss(loss: float, fold: FoldTrainer) -> float:
-    """The loss if it is a number; else stop: nothing of this epoch has been written."""
-    if math.isfinite(loss):
-        return loss
-    kept = f"the weights of epoch {fold.epoch} are kept" if fold.epoch else "nothing was kept"
-    raise InputError(
-        f"the loss became {loss} in epoch {fold.epoch + 1} of fold {fold.fold}; {kept}; start "
-        f"another run= with a lower lr (now {fold.settings.lr:g}), grad_clip=1 or precision=fp32"
-    )
+    def next_epoch(self) -> None:
+        """Advance to the first step of the next epoch."""
+        self.epoch, self.step, self.metrics = self.epoch + 1, 0, EpochMetrics(self.device)
 
+    # ---------------------------------------------------------------- validation
 
-def peak_memory() -> int:
-    """Bytes: of the GPU where there is one, else of this process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    def validate(self) -> dict[str, float]:
+        """Return mean Dice and accuracy of the EMA network on the held-out images, at native size
+        and without TTA; save the network if checkpoint_metric has improved."""
+        distributed.broadcast_module(self.state.ema.module)
+        scores = distributed.map_sharded(self.score_samples, self.val_samples)
+        means = pd.DataFrame(scores).mean().to_dict()
+        metric = means[f"val_{self.settings.checkpoint_metric}"]
+        self.state.report_metric(metric)
+        if metric > self.best_score:
+            self.best_score = metric
+            if process_env.is_main_process():
+                path = run_folder.weights_path(self.settings.run_dir, self.fold)
+                metadata = self.checkpoint_metadata() | means
+                checkpoint.save_model(path, self.state.ema.module, self.settings, metadata)
+        return means
+
+    def ema_member(self) -> EnsembleMember:
+        """Return the EMA network as an ensemble member."""
+        return make_member(self.state.ema.module, self.settings)
+
+    def score_samples(self, samples: list[Sample]) -> Iterator[dict[str, float]]:
+        """Yield the scores of each sample without TTA; log the first three to TensorBoard."""
+        settings = replace(self.settings, tta="none")
+        predictions = predict([self.ema_member()], samples, settings, True, self.cache)
+        bar = oof.with_progress_bar(predictions, samples, "validate")
+        for i, prediction in enumerate(bar):
+            if i < 3 and process_env.is_main_process():
+                self.log.add_image(f"val/{i}", visualize.thumbnail(prediction), self.epoch + 1)
+            yield oof.validation_scores(prediction)
+
+    def checkpoint_metadata(self) -> dict[str, Any]:
+        """Metadata stored with the weights."""
+        return {
+            "classes": len(self.class_map.names),
+            "names": self.class_map.names,
+            "fold": self.fold,
+            "data": self.data,
+            "epoch": self.epoch + 1,
+            "parameters": count_parameters(self.state.model),
+            "precision": self.state.precision,
+            "command": provenance.train_command(),
+            "commit": provenance.current_commit(),
+        }
+
+    # ---------------------------------------------------------------- snapshots
+
+    def save_snapshot(self) -> None:
+        """Save everything that exact resume needs (collective; rank 0 writes)."""
+        snapshot = self.state.state_dict() | {
+            "metrics": self.metrics.state_dict(),
+            "history": self.log.rows,
+            "epoch": self.epoch,
+            "step": self.step,
+            "best_score": self.best_score,
+        }
+        if process_env.is_main_process():
+            folder = run_folder.snapshot_dir(self.settings.run_dir, self.fold)
+            snapshots.save_snapshot(folder, snapshot)
+
+    def resume(self) -> None:
+        """Restore the latest snapshot, if there is one."""
+        folder = run_folder.snapshot_dir(self.settings.run_dir, self.fold)
+        if (snapshot := snapshots.load_snapshot(folder)) is None:
+            return
+        self.state.load_state_dict(snapshot)
+        if process_env.is_main_process():  # rank 0 continues the sums of all ranks
+            self.metrics.load_state_dict(snapshot["metrics"])
+        self.log.rows, self.best_score = snapshot["history"], snapshot["best_score"]
+        self.epoch, self.step = snapshot["epoch"], snapshot["step"]
+        step = f" and step {self.step} of {len(self.loader)}" if self.step else ""
+        epochs = self.settings.epochs
+        print(f"fold {self.fold}: resuming after epoch {self.epoch} of {epochs}{step}")

@@ -1,0 +1,50 @@
+"""EpochLog: history.csv, TensorBoard and the console line of each epoch."""
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from core import run_folder
+from core.files import atomic_write
+from core.settings import Settings
+
+
+class EpochLog:
+    """Rows of history.csv so far, and the TensorBoard writer of a fold (main process only)."""
+
+    def __init__(self, settings: Settings, fold: int):
+        self.settings, self.fold, self.rows = settings, fold, []
+
+    @cached_property
+    def writer(self) -> SummaryWriter:
+        """TensorBoard writer in the fold's folder."""
+        folder = run_folder.fold_dir(self.settings.run_dir, self.fold)
+        return SummaryWriter(folder / "tensorboard")
+
+    def add_epoch(self, row: dict[str, Any]) -> None:
+        """Write the epoch's row to history.csv and TensorBoard, and print it."""
+        self.rows.append(row)
+        path = run_folder.history_path(self.settings.run_dir, self.fold)
+        with atomic_write(path) as tmp_path:
+            pd.DataFrame(self.rows).to_csv(tmp_path, index=False)
+        for name, value in row.items():
+            if name != "epoch":
+                self.writer.add_scalar(name, value, row["epoch"])
+        dice = f"val_dice {row['val_dice']:.5f}  " if "val_dice" in row else ""
+        tqdm.write(
+            f"fold {self.fold}  epoch {row['epoch']:>3}/{self.settings.epochs}  "
+            f"loss {row['loss']:.4f}  {dice}lr {row['lr']:.2e}  "
+            f"{row['images_per_second']:.1f} images/s"
+        )
+
+    def add_image(self, name: str, image: np.ndarray, epoch: int) -> None:
+        """Add an H×W×3 uint8 image to TensorBoard."""
+        self.writer.add_image(name, image, epoch, dataformats="HWC")
+
+    def close(self) -> None:
+        """Flush and close the TensorBoard writer."""
+        self.writer.close()

@@ -1,0 +1,106 @@
+"""TrainState: the network and everything that an update changes, in plain torch."""
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from core import process_env
+from core.device import autocast, compile_obstacle, pick_precision, wants_compile
+from core.settings import Settings
+from models.build import build_model
+from training.losses import LOSSES
+from training.optim import ModelEMA, make_optimizer, make_schedule
+
+SYNC_BN_BELOW = 16  # images per GPU; smaller batches normalize over all GPUs
+
+
+class TrainState:
+    """Model, EMA, optimizer, learning rate schedule and gradient scaler.
+
+    `model` is the Segmenter; `network` is the same one as the forward pass of training calls it:
+    compiled, and wrapped by DDP if there are several processes.
+    """
+
+    def __init__(self, settings: Settings, n_classes: int, updates: int, device: torch.device):
+        self.settings, self.device, self.is_binary = settings, device, n_classes == 1
+        self.precision = pick_precision(settings, device)
+        self.model = build_model(settings, n_classes).to(device)
+        self.ema = ModelEMA(self.model, settings.ema_decay)
+        self.network = self.wrap(self.model)
+        self.optimizer = make_optimizer(settings, self.network)
+        self.lr_schedule = make_schedule(settings, self.optimizer, updates)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Return `model` compiled if the settings ask for it, and wrapped by DDP if needed."""
+        if wants_compile(self.settings, self.device) and not compile_obstacle(self.device):
+            model.network.compile(dynamic=False)
+        if process_env.world_size() == 1:
+            return model
+        if self.device.type == "cpu":
+            return DistributedDataParallel(model)
+        if self.settings.batch_size // process_env.world_size() < SYNC_BN_BELOW:
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return DistributedDataParallel(model, device_ids=[self.device.index])
+
+    def train_step(
+        self, images: Tensor, targets: Tensor, weight: float = 1.0, is_update: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Run forward and backward; with `is_update`, also update the weights.
+
+        images: B×3×h×w uint8; targets: B×1×h×w uint8. Returns loss and logits, detached, without
+        synchronizing with the GPU. DDP averages the gradients of the ranks; `weight` makes up for
+        unequal numbers of images.
+        """
+        no_sync = isinstance(self.network, DistributedDataParallel) and not is_update
+        with self.network.no_sync() if no_sync else nullcontext():
+            with autocast(self.device, self.precision):
+                logits = self.network(images)
+            logits = logits.float()  # half precision overflows in the sums of the losses
+            soft_targets = targets.float() / 255 if self.is_binary else targets
+            loss = LOSSES[self.settings.loss](logits, soft_targets)
+            self.scaler.scale(loss * weight / self.settings.grad_accumulation).backward()
+        if is_update:
+            self.update_weights()
+        return loss.detach(), logits.detach()
+
+    def update_weights(self) -> None:
+        """Clip the gradients, update weights, learning rate and EMA, and clear the gradients."""
+        if self.settings.grad_clip:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.grad_clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if not isinstance(self.lr_schedule, ReduceLROnPlateau):
+            self.lr_schedule.step()
+        if process_env.is_main_process():
+            self.ema.update(self.model)
+        self.optimizer.zero_grad()
+
+    def report_metric(self, metric: float) -> None:
+        """Pass a validation score to the plateau schedule."""
+        if isinstance(self.lr_schedule, ReduceLROnPlateau):
+            self.lr_schedule.step(metric)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of all parts, for a snapshot."""
+        return {name: part.state_dict() for name, part in self._parts().items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what state_dict() returned. A run may resume in another precision."""
+        for name, part in self._parts().items():
+            if name != "scaler" or state[name]:
+                part.load_state_dict(state[name])
+
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "ema": self.ema,
+            "optimizer": self.optimizer,
+            "lr_schedule": self.lr_schedule,
+            "scaler": self.scaler,
+        }
