@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# bash predict.sh [key=value ...]; settings as in train.sh
 set -euo pipefail
 cd "$(dirname "$0")"
 source src/environment.sh

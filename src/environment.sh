@@ -1,13 +1,14 @@
-# Sourced from the root of the repository. Sets PYTHON to a Python that has what requirements.txt
-# pins: the active environment's if it fits, else that of .venv, which is made here once.
+# Sourced from the root of the repository. Sets PYTHON to a Python with the packages pinned in
+# requirements.txt: the active virtualenv's or conda environment's if it has all of them, else that
+# of .venv, which is made here on first use and remade when requirements.txt changes.
 
 fail() {
   echo "error: $1" >&2
   exit 2
 }
 
-# Whether Python $1 has every pinned version; a local part such as +cu128 does not count.
-satisfies() {
+# Whether Python $1 has every pinned version. Local version labels such as +cu128 are ignored.
+has_requirements() {
   "$1" - 2>/dev/null <<'PYTHON_CODE'
 from importlib.metadata import version
 for line in open("requirements.txt"):
@@ -17,85 +18,43 @@ for line in open("requirements.txt"):
 PYTHON_CODE
 }
 
-# The copy of requirements.txt is written last, so it marks a .venv that is complete and current.
+# make_venv writes the copy of requirements.txt last, so it marks a complete .venv.
 venv_is_ready() {
   cmp -s requirements.txt .venv/requirements.txt && .venv/bin/python -c '' 2>/dev/null
 }
 
-# What went wrong, as far as the log can tell.
-reason() {
-  if grep -qi 'no space left' .venv.log; then
-    echo "the disk is full. Free some space"
-  elif grep -qiE 'from versions: none|Retrying \(|connection|timed out|getaddrinfo|name or service|unreachable|proxyerror' .venv.log; then
-    echo "no network, or the package index does not answer. Connect to the network"
-  elif grep -q 'No matching distribution' .venv.log; then
-    echo "$(grep -m 1 'No matching distribution' .venv.log | sed 's/^ERROR: //'). Use a platform that has it (Linux x86-64 is tested), or change requirements.txt"
-  else
-    echo "see the log. Remedy what it names"
-  fi
-}
-
-# Announces $1 and creates an empty .venv with the first Python that can; each is run to ask its
-# version, as a pyenv shim may be there and not work.
-create_venv() {
-  local candidate version seen="" able=""
-  for candidate in python3.11 python3.12 python3 python; do
-    version=$("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
-    seen="$seen, $candidate is $version"
-    case $version in 3.11 | 3.12) ;; *) continue ;; esac
-    [ -n "$able" ] || echo "$1" >&2
-    able=$candidate
-    rm -rf .venv
-    "$candidate" -m venv .venv >>.venv.log 2>&1 && .venv/bin/python -m pip --version >>.venv.log 2>&1 && return
-  done
-  [ -n "$seen" ] || seen=", no Python"
-  [ -n "$able" ] || fail "Python 3.11 or 3.12 is needed, found:${seen#,}. Install one, put it on PATH and run the same command again."
-  rm -rf .venv
-  grep -qi 'no space left' .venv.log && fail "making .venv failed: $(reason) and run the same command again. Log: .venv.log"
-  fail "$able cannot make a virtual environment. Install its venv module (Debian, Ubuntu: apt install python3-venv) and run the same command again. Log: .venv.log"
-}
-
-install_packages() {
-  .venv/bin/python -m pip install --disable-pip-version-check --no-input --progress-bar off "$@" >>.venv.log 2>&1 ||
-    fail "installing requirements.txt failed: $(reason) and run the same command again. Log: .venv.log"
-}
-
-# One command makes it, others wait. The lock passes on to pip, so that a .venv is never removed
-# while an orphaned pip still writes to it.
 make_venv() {
-  trap 'exit 130' INT # Ctrl-C ends it here, rather than counting as a failure of venv or pip
-  if command -v flock >/dev/null && ! flock -n 9; then
-    echo "Waiting for another command that is setting up .venv." >&2
-    flock 9 || true # a network file system may have no locks: go on without
+  trap 'exit 130' INT
+  if command -v flock >/dev/null && ! flock -n 9; then # pip inherits the lock, even if orphaned
+    echo "Waiting for another command that installs into .venv." >&2
+    flock 9 || true # some network file systems have no locks
   fi
-  venv_is_ready && return
-  local once=once
-  if [ ! -e .venv ]; then :
-  elif [ ! -e .venv/requirements.txt ]; then once="again (it was half-made)"
-  elif cmp -s requirements.txt .venv/requirements.txt; then once="again (its Python no longer runs)"
-  else once="again (requirements.txt has changed)"
-  fi
-  : >.venv.log
-  create_venv "Setting up .venv $once: this downloads packages (1 GB, several for a GPU) and takes minutes. Log: .venv.log"
-  # The smallest package comes first with little patience, to notice quickly that there is no
-  # network; the rest has much, for a slow network.
-  install_packages --retries 0 --timeout 5 --no-deps "$(grep '^tqdm==' requirements.txt)"
-  install_packages --retries 3 --timeout 60 -r requirements.txt
-  cp requirements.txt .venv/requirements.txt || fail "cannot write to .venv. Free some space and run the same command again."
+  if venv_is_ready; then return; fi
+  local python
+  for python in python3.11 python3.12 python3 python ""; do
+    "$python" -c 'import sys, ensurepip, venv
+sys.exit(sys.version_info[:2] not in {(3, 11), (3, 12)})' 2>/dev/null && break
+  done
+  [ -n "$python" ] || fail "no Python 3.11 or 3.12 with its venv module is on PATH (Debian, Ubuntu: apt install python3 python3-venv)"
+  echo "Installing requirements.txt into .venv: downloads 1 GB, several for a GPU." >&2
+  rm -rf .venv
+  { "$python" -m venv .venv && .venv/bin/python -m pip install --disable-pip-version-check --no-input -r requirements.txt &&
+    cp requirements.txt .venv/requirements.txt; } >&2 ||
+    fail "installing requirements.txt into .venv failed, see above; fix that and run the same command again"
 }
 
-export NO_ALBUMENTATIONS_UPDATE=1 # no question to the network at import
-# glibc keeps big buffers for the next step rather than returning them: 15 to 20 % on a CPU.
+export NO_ALBUMENTATIONS_UPDATE=1 # no version check over the network at import
+# glibc keeps freed buffers instead of returning them to the system: 15 to 20% faster on a CPU.
 export MALLOC_MMAP_THRESHOLD_=10000000000 MALLOC_TRIM_THRESHOLD_=10000000000
+# Waiting OpenMP threads sleep instead of spinning; otherwise two trainings side by side on two
+# cores slow each other down 2.6 times (docs/experiments.md).
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 
-PYTHON=""
-for prefix in "${VIRTUAL_ENV:-}" "${CONDA_PREFIX:-}"; do
-  if [ -z "$PYTHON" ] && [ -n "$prefix" ] && satisfies "$prefix/bin/python"; then PYTHON=$prefix/bin/python; fi
+PYTHON=$PWD/.venv/bin/python
+for prefix in "${CONDA_PREFIX:-}" "${VIRTUAL_ENV:-}"; do
+  if [ -n "$prefix" ] && has_requirements "$prefix/bin/python"; then PYTHON=$prefix/bin/python; fi
 done
-if [ -z "$PYTHON" ]; then
-  PYTHON=$PWD/.venv/bin/python
-  if ! venv_is_ready; then
-    [ -w . ] || fail "cannot write to the folder of this repository, where .venv is made. Make it writable and run the same command again."
-    (make_venv) 9>.venv.lock || exit $?
-  fi
+if [ "$PYTHON" = "$PWD/.venv/bin/python" ] && ! venv_is_ready; then
+  [ -w . ] || fail "$PWD is not writable, so .venv cannot be made there"
+  (make_venv) 9>.venv.lock || exit $?
 fi

@@ -1,0 +1,186 @@
+"""src/environment.sh picks or makes the Python environment. Stub Pythons: nothing is installed."""
+
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TOOLS = ["bash", "cat", "cmp", "cp", "dirname", "flock", "mkdir", "rm", "sleep"]
+
+# Plays python3.11, .venv/bin/python and pip; records calls of venv and pip in $CALLS. The version
+# check of environment.sh runs in the real Python, with $VERSION as its version.
+STUB = f"""#!/bin/bash
+case "$1 ${{2:-}}" in
+  "-c ") exit 0 ;;
+  "-c "*) exec "{sys.executable}" -c "import sys; sys.version_info = (${{VERSION:-3, 11}}); $2" ;;
+  "- ") cat >/dev/null; exit 1 ;;
+  "-m venv") echo "$*" >>"$CALLS"; mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+  "-m pip") echo "$*" >>"$CALLS"; echo "pip: progress"; eval "${{PIP:-}}" ;;
+  src/train.py*) echo "trained with $0: ${{*:2}}"; eval "${{TRAIN:-}}" ;;
+esac
+"""
+
+
+class Checkout:
+    """A copy of the shell files, and a PATH with the tools they need but no real Python."""
+
+    def __init__(self, folder: Path, bin_: Path):
+        self.folder, self.bin, self.venv = folder, bin_, folder / ".venv"
+        (folder / "src").mkdir(parents=True)
+        bin_.mkdir()
+        for name in ("train.sh", "requirements.txt", "src/environment.sh"):
+            shutil.copy(ROOT / name, folder / name)
+        for tool in TOOLS:
+            if path := shutil.which(tool):
+                (bin_ / tool).symlink_to(path)
+
+    def add_python(self, path: str = "bin/python3.11", text: str = STUB) -> Path:
+        path = self.bin.parent / path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o755)
+        return path
+
+    def start(self, *args: str, **variables: str) -> subprocess.Popen:
+        env = {"PATH": str(self.bin), "CALLS": str(self.bin / "calls"), **variables}
+        command = ["bash", str(self.folder / "train.sh"), *args]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, env=env, cwd="/", stdout=pipe, stderr=pipe, text=True)
+
+    def run(self, *args: str, **variables: str) -> tuple[int, str, str]:
+        """Run train.sh; return exit code, stdout and stderr."""
+        process = self.start(*args, **variables)
+        out, err = process.communicate(timeout=30)
+        return process.returncode, out, err
+
+    def count_calls(self, text: str) -> int:
+        calls = self.bin / "calls"
+        return calls.read_text().count(text) if calls.exists() else 0
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    return Checkout(tmp_path / "a folder with spaces", tmp_path / "bin")
+
+
+def test_venv_is_made_once_and_reused(checkout):
+    checkout.add_python()
+    trained = f"trained with {checkout.venv}/bin/python: one two words\n"
+    code, out, err = checkout.run("one", "two words")
+    assert (code, out) == (0, trained), err
+    assert err.startswith("Installing") and "pip: progress" in err
+    assert checkout.count_calls("pip install") == 1
+
+    assert checkout.run("one", "two words") == (0, trained, "")
+    assert checkout.count_calls("venv .venv") == checkout.count_calls("pip install") == 1
+
+
+@pytest.mark.parametrize("damage", ["half-made", "no Python", "other requirements"])
+def test_venv_is_remade(checkout, damage):
+    checkout.add_python()
+    checkout.run()
+    (checkout.venv / "left over").touch()
+    if damage == "half-made":
+        (checkout.venv / "requirements.txt").unlink()
+    elif damage == "no Python":
+        (checkout.venv / "bin" / "python").unlink()
+    else:
+        with open(checkout.folder / "requirements.txt", "a") as file:
+            file.write("another==1.0\n")
+    code, _, err = checkout.run()
+    assert code == 0, err
+    assert checkout.count_calls("venv .venv") == 2 and not (checkout.venv / "left over").exists()
+    assert checkout.run()[2] == ""
+
+
+@pytest.mark.parametrize("python_version", ["2, 7", "3, 10", "3, 13", None])
+def test_python_missing_or_of_another_version_is_refused(checkout, python_version):
+    broken = "#!/bin/bash\necho 'pyenv: python3.11: command not found' >&2\nexit 127\n"
+    checkout.add_python(text=STUB if python_version else broken)
+    code, out, err = checkout.run(VERSION=python_version or "3, 11")
+    assert (code, out, len(err.splitlines())) == (2, "", 1), err
+    assert err.startswith("error: no Python 3.11 or 3.12 with its venv module is on PATH")
+    assert not checkout.venv.exists()
+
+
+def test_python_without_venv_module_falls_back_to_the_next(checkout):
+    checkout.add_python(text=STUB.replace("; $2", "; sys.modules['ensurepip'] = None; $2"))
+    checkout.add_python("bin/python3.12")
+    code, _, err = checkout.run(VERSION="3, 12")
+    assert code == 0, err
+
+
+def test_pip_failure_shows_its_output_and_the_next_run_succeeds(checkout):
+    checkout.add_python()
+    code, out, err = checkout.run(PIP="echo 'ERROR: No space left on device'; exit 1")
+    assert (code, out) == (2, "")
+    assert "ERROR: No space left on device" in err
+    assert err.splitlines()[-1].startswith("error: installing requirements.txt into .venv failed")
+    assert checkout.run()[0] == 0
+
+
+def test_interrupted_pip_exits_with_130(checkout):
+    checkout.add_python()
+    # Ctrl-C reaches pip, which exits with 1, and the shell.
+    code, _, err = checkout.run(PIP="kill -INT $PPID; exit 1")
+    assert (code, "error" in err) == (130, False), err
+    assert checkout.run()[0] == 0
+
+
+@pytest.mark.parametrize("variable", ["VIRTUAL_ENV", "CONDA_PREFIX"])
+@pytest.mark.parametrize(
+    ("installed", "pinned", "is_used"),
+    [("1.2", "1.2", True), ("1.2+cu128", "1.2", True), ("1.2", "1.3", False), ("", "1.2", False)],
+)
+def test_active_environment_is_used_if_it_has_all_requirements(
+    checkout, variable, installed, pinned, is_used
+):
+    active = checkout.folder.parent / "active env"
+    real = f'#!/bin/bash\nexport PYTHONPATH="{active}"\nexec "{sys.executable}" "$@"\n'
+    checkout.add_python("active env/bin/python", real)
+    checkout.add_python()
+    if installed:
+        metadata = active / f"made_up-{installed}.dist-info" / "METADATA"
+        metadata.parent.mkdir()
+        metadata.write_text(f"Metadata-Version: 2.1\nName: made-up\nVersion: {installed}\n")
+    requirements = f"# comment\n\npytest=={version('pytest')}\nmade-up=={pinned}\n"
+    (checkout.folder / "requirements.txt").write_text(requirements)
+    (checkout.folder / "src" / "train.py").write_text("print('trained with active')")
+    code, out, err = checkout.run(**{variable: str(active)})
+    assert code == 0, err
+    assert out.startswith("trained with active") == is_used
+    assert checkout.venv.exists() != is_used
+
+
+@pytest.mark.skipif(not shutil.which("flock"), reason="flock is missing")
+def test_two_commands_at_once_make_one_venv(checkout):
+    checkout.add_python()
+    both = [checkout.start(PIP="sleep 0.2") for _ in range(2)]
+    outputs = [process.communicate(timeout=30) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert all(out.startswith("trained with") for out, _ in outputs)
+    assert sorted(err.split()[0] for _, err in outputs) == ["Installing", "Waiting"]
+    assert checkout.count_calls("venv .venv") == 1
+
+
+def test_program_does_not_inherit_the_lock(checkout):
+    checkout.add_python()
+    _, out, err = checkout.run(TRAIN="[ ! -e /dev/fd/9 ] || echo locked")
+    assert out.startswith("trained") and "locked" not in out, err
+
+
+def test_program_gets_environment_variables(checkout):
+    checkout.add_python()
+    train = 'echo "$NO_ALBUMENTATIONS_UPDATE $MALLOC_TRIM_THRESHOLD_ $OMP_WAIT_POLICY"'
+    assert checkout.run(TRAIN=train)[1].endswith("\n1 10000000000 PASSIVE\n")
+    assert checkout.run(TRAIN=train, OMP_WAIT_POLICY="ACTIVE")[1].endswith(" ACTIVE\n")
+
+
+def test_requirements_are_pinned_exactly():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert pins and all(len(pin.split("==")) == 2 and " " not in pin for pin in pins)
