@@ -9,26 +9,44 @@ from models.smp import build_smp
 from models.unet import UNet
 
 
-def build_model(settings: Settings, classes: int = 1, pretrained: bool = True) -> Segmenter:
-    """The network that settings describe. `pretrained=False` where weights are loaded later."""
+def build_model(settings: Settings, n_classes: int = 1, pretrained: bool = True) -> Segmenter:
+    """Return the model of the settings, with weights in channels-last memory format.
+
+    Set `pretrained=False` if its weights are loaded afterwards: an encoder is then not downloaded.
+    """
     if settings.model == "unet":
-        network = build_unet(settings, classes)
-        segmenter = Segmenter(network, network.frame)
+        unet = build_unet(settings, n_classes)
+        model = Segmenter(unet, unet.input_size_and_offset)
     else:
-        segmenter = build_smp(settings, classes, pretrained)
-    return segmenter.to(memory_format=torch.channels_last)
+        model = build_smp(settings, n_classes, pretrained)
+    return model.to(memory_format=torch.channels_last)
 
 
-def build_unet(settings: Settings, classes: int) -> UNet:
-    """The U-Net that settings describe; InputError where their lists do not fit each other."""
-    levels = len(settings.channels)
-    for name, count in (("dropout", levels), ("decoder_channels", levels - 1), ("upsample_channels", levels - 1)):
-        given = getattr(settings, name)
-        if given and len(given) != count:
+def build_unet(settings: Settings, n_classes: int) -> UNet:
+    """Return the U-Net of the settings; InputError if their lists do not fit together."""
+    n_levels = len(settings.channels)
+    for name, n_expected in (
+        ("dropout", n_levels),
+        ("decoder_channels", n_levels - 1),
+        ("upsample_channels", n_levels - 1),
+    ):
+        values = getattr(settings, name)
+        if values and len(values) != n_expected:
             raise InputError(
-                f"{name}={given}: {levels} levels (channels={settings.channels}) "
-                f"need {count} numbers"
+                f"{name}={values}: expected {n_expected} numbers, found {len(values)}, as "
+                f"channels={settings.channels} has {n_levels} levels"
             )
-    names = ("norm", "upsampling", "dropout", "space_to_depth", "decoder_channels")
-    names += ("upsample_channels", "refine_channels", "convs_per_level", "padding", "weight_init")
-    return UNet(settings.channels, classes, **{name: getattr(settings, name) for name in names})
+    return UNet(
+        settings.channels,
+        n_classes,
+        norm=settings.norm,
+        upsampling=settings.upsampling,
+        dropout=settings.dropout,
+        space_to_depth=settings.space_to_depth,
+        decoder_channels=settings.decoder_channels,
+        upsample_channels=settings.upsample_channels,
+        refine_channels=settings.refine_channels,
+        convs_per_level=settings.convs_per_level,
+        padding=settings.padding,
+        weight_init=settings.weight_init,
+    )

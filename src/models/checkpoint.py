@@ -1,4 +1,4 @@
-"""Weights with all that is needed to use them."""
+"""Model weights with their settings and metadata, in one safetensors file."""
 
 import json
 from dataclasses import asdict
@@ -11,48 +11,81 @@ from safetensors.torch import save
 
 from core.errors import InputError
 from core.files import atomic_write
-from core.settings import Settings
+from core.settings import Settings, rename_old_settings
 from models.build import build_model
 from models.segmenter import Segmenter
 
+# Names in files of the first release → today's: the header's key, metadata keys, and beginnings of
+# parameter names of the U-Net.
+FIRST_RELEASE_NAMES = {
+    "about": "metadata",
+    "dice": "val_dice",
+    "accuracy": "val_accuracy",
+    "network.down.": "network.encoder_blocks.",
+    "network.up.": "network.upsamplers.",
+    "network.merge.": "network.decoder_blocks.",
+    "network.tail.": "network.refine.",
+}
 
-def save_model(path: Path, network: Segmenter, settings: Settings, about: dict[str, Any]) -> None:
-    """One safetensors file: the weights, the settings that made them, and facts `about` them."""
-    tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
-    about = {**about, "settings": asdict(settings)}
-    data = save(tensors, metadata={"about": json.dumps(about)})  # several would be in any order
-    with atomic_write(path, len(data)) as partial:
-        partial.write_bytes(data)
+
+def save_model(path: Path, model: Segmenter, settings: Settings, metadata: dict[str, Any]) -> None:
+    """Save the weights of `model` with its settings and JSON-serializable metadata.
+
+    `metadata` must contain "classes", the number of classes.
+    """
+    tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    # One entry only: safetensors writes several in random order.
+    header = {"metadata": json.dumps({**metadata, "settings": asdict(settings)})}
+    data = save(tensors, metadata=header)
+    with atomic_write(path, len(data)) as tmp_path:
+        tmp_path.write_bytes(data)
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """What save_weights was told, from the file's header alone; InputError if it is not ours."""
+    """Return the metadata of a weights file, including its "settings" as a dict.
+
+    Reads only the file's header. Raises InputError if `save_model` did not write the file.
+    """
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("about", "{}"))
+            header = _rename_keys(file.metadata() or {})
+            metadata = _rename_keys(json.loads(header.get("metadata", "{}")))
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as weights ({error}); train them again") from None
-    missing = {"settings", "classes"} - about.keys()
+        raise InputError(f"{path}: not a weights file ({error}); train the run again") from None
+    missing = {"settings", "classes"} - metadata.keys()
     if missing:
-        raise InputError(f"{path}: holds no {min(missing)}; train.py did not write it")
-    return about
+        raise InputError(f"{path}: no {min(missing)!r} in its metadata: not written by train.py")
+    metadata["settings"] = rename_old_settings(metadata["settings"])
+    return metadata
 
 
 def load_model(path: Path, device: torch.device) -> tuple[Segmenter, Settings, dict[str, Any]]:
-    """The network in evaluation mode, the settings that made it, and facts about it."""
-    about = read_metadata(path)
+    """Return the model on `device` in evaluation mode, its settings, and its metadata."""
+    metadata = read_metadata(path)
     try:
-        settings = Settings(**about["settings"])
+        settings = Settings(**metadata["settings"])
     except TypeError as error:
-        raise InputError(f"{path}: holds settings of another version ({error})") from None
-    network = build_model(settings, about["classes"], pretrained=False)
+        raise InputError(f"{path}: has settings of another version ({error})") from None
+    model = build_model(settings, metadata["classes"], pretrained=False)
     with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors = _rename_keys({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
-        raise InputError(f"{path}: holds numbers that are not finite; train them again")
+        raise InputError(f"{path}: contains NaN or inf; train the run again")
     try:
-        network.load_state_dict(tensors)
+        model.load_state_dict(tensors)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise InputError(f"{path}: does not fit its own settings ({reason})") from None
-    return network.to(device).eval(), settings, about
+    return model.to(device).eval(), settings, metadata
+
+
+def _rename_keys(values: dict[str, Any]) -> dict[str, Any]:
+    """Return `values` with the first release's names replaced by today's."""
+    return {_current_name(name): value for name, value in values.items()}
+
+
+def _current_name(name: str) -> str:
+    for old, new in FIRST_RELEASE_NAMES.items():
+        if name == old or (old.endswith(".") and name.startswith(old)):
+            return new + name.removeprefix(old)
+    return name

@@ -1,18 +1,11 @@
-"""Settings → a network that gives logits for images of any size.
+"""Networks of segmentation_models_pytorch (SMP), with pretrained encoders of the model hub."""
 
-`python src/models.py recipe=...` prints it as a table.
-"""
-
-import contextlib
 import difflib
-import glob
 import importlib.util
-import os
-import socket
-import threading
-import urllib.request
 from collections.abc import Iterable
-from urllib.parse import urlsplit
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -20,101 +13,125 @@ from core.errors import InputError
 from core.settings import Settings
 from models.segmenter import Segmenter
 
-# ---------------------------------------------------------------- segmentation_models_pytorch
+ENCODER_STRIDE = 32
+HUB_TIMEOUT_S = 2
 
 
-def build_smp(settings: Settings, classes: int, pretrained: bool) -> Segmenter:
-    """Any of SMP's architectures over any of its encoders, or timm's as `tu-<name>`."""
+def build_smp(settings: Settings, n_classes: int, pretrained: bool) -> Segmenter:
+    """Return a network of SMP; its encoder is one of SMP's, or one of timm's as `tu-<name>`.
+
+    Raises InputError if there is no such architecture, encoder or pretrained weights, if the two
+    do not fit together, or if the weights are neither cached nor downloadable.
+    """
     patch_torchvision_ops()
-    import segmentation_models_pytorch as smp  # takes seconds; the from-scratch U-Net does without
+    import segmentation_models_pytorch as smp  # takes seconds, and model=unet does without
 
-    archs = smp.MODEL_ARCHITECTURES_MAPPING
-    arch = archs[require_known("arch", settings.arch.lower(), archs)]
-    weights = None if settings.encoder_weights == "none" else settings.encoder_weights
-    if not settings.encoder.startswith("tu-"):
-        encoders = smp.encoders.encoders
-        encoder = encoders[require_known("encoder", settings.encoder, encoders)]
-        require_known(
-            "encoder_weights", weights or "none", [*encoder["pretrained_settings"], "none"]
-        )
-        repo = encoder["pretrained_settings"].get(weights, {})
-    else:
-        repo = {"repo_id": f"timm/{settings.encoder.removeprefix('tu-')}"}
-    if weights and pretrained:
-        require_pretrained_weights(settings.encoder_weights, repo)
-    options = {"encoder_weights": weights if pretrained else None, "classes": classes}
-    if arch is smp.DPT:
-        options["dynamic_img_size"] = True  # else it takes no size but its encoder's own
+    architectures = smp.MODEL_ARCHITECTURES_MAPPING
+    architecture = architectures[require_known("arch", settings.arch.lower(), architectures)]
+    hub_files = find_hub_files(settings.encoder, settings.encoder_weights)
+    pretrained = pretrained and settings.encoder_weights != "none"
+    if pretrained and hub_files:
+        require_cached_or_online(hub_files, settings.encoder_weights)
+    weights = True if settings.encoder.startswith("tu-") else settings.encoder_weights
+    options = {"encoder_weights": weights if pretrained else None, "classes": n_classes}
+    if architecture is smp.DPT:
+        options["dynamic_img_size"] = True  # otherwise DPT accepts only its encoder's own size
     try:
-        network = arch(settings.encoder, **options)
-    except (RuntimeError, KeyError, ValueError, TypeError) as error:
+        network = architecture(settings.encoder, **options)
+    except (RuntimeError, KeyError, ValueError, TypeError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"arch={settings.arch} encoder={settings.encoder}: {reason}") from None
-    return Segmenter(network, lambda side: (-(-side // 32) * 32, 0))
+    return Segmenter(network, round_up_to_stride)
+
+
+def round_up_to_stride(size: int) -> tuple[int, int]:
+    """Return the smallest multiple of the encoders' stride from `size` on, and the offset 0."""
+    return -(-size // ENCODER_STRIDE) * ENCODER_STRIDE, 0
 
 
 def require_known(key: str, name: str, names: Iterable[str]) -> str:
-    """`name` if it is one of `names`; InputError with the nearest of them."""
+    """Return `name` if it is among `names`; InputError with the most similar name otherwise."""
     if name in names:
         return name
-    near = difflib.get_close_matches(name, list(names), n=1)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(names))}"
+    similar = difflib.get_close_matches(name, list(names), n=1)
+    hint = f"did you mean {similar[0]}?" if similar else f"available: {', '.join(sorted(names))}"
     raise InputError(f"{key}={name}: unknown; {hint}")
 
 
-def require_pretrained_weights(weights: str, repo: dict[str, str]) -> None:
-    """InputError within a second where pretrained weights are neither here nor to be had.
+# ---------------------------------------------------------------- pretrained weights
 
-    Left to itself the hub's client tries again and again, for half a minute.
+
+class HubFiles(NamedTuple):
+    """Files of a repository on the model hub, huggingface.co."""
+
+    repo_id: str
+    revision: str | None
+    filenames: list[str]
+
+
+def find_hub_files(encoder: str, encoder_weights: str) -> HubFiles | None:
+    """Return where the model hub has the pretrained weights of an encoder.
+
+    None if encoder_weights is 'none', or if timm has no weights of the encoder on the hub. Raises
+    InputError if SMP has no such encoder, or no such weights of it.
     """
-    from huggingface_hub import constants, try_to_load_from_cache
+    if encoder.startswith("tu-"):
+        import timm
 
-    repo_id, revision = repo["repo_id"], repo.get("revision")
-    here = isinstance(try_to_load_from_cache(repo_id, "model.safetensors", revision=revision), str)
-    offline = constants.HF_HUB_OFFLINE or not is_reachable(urlsplit(constants.ENDPOINT).hostname)
-    if not here and offline:
-        raise InputError(
-            f"encoder_weights={weights}: {repo_id} is not on this machine and the model hub does "
-            "not answer; connect to the network, or say encoder_weights=none to start from scratch"
-        )
+        # For example tu-resnet18 → timm/resnet18.a1_in1k: timm appends its default tag.
+        pretrained_cfg = timm.models.get_pretrained_cfg(encoder.removeprefix("tu-"))
+        if encoder_weights == "none" or not pretrained_cfg or not pretrained_cfg.hf_hub_id:
+            return None
+        return HubFiles(pretrained_cfg.hf_hub_id, None, ["model.safetensors"])
 
+    from segmentation_models_pytorch.encoders import encoders
 
-def is_reachable(host: str, port: int = 443, seconds: float = 1.0) -> bool:
-    """Whether a connection opens in time. Behind a proxy, which decides itself, always."""
-    if urllib.request.getproxies():
-        return True
-    opened = []
-
-    def knock() -> None:
-        with contextlib.suppress(OSError):
-            socket.create_connection((host, port), seconds).close()
-            opened.append(True)
-
-    thread = threading.Thread(target=knock, daemon=True)  # a name look-up knows no time limit
-    thread.start()
-    thread.join(seconds)
-    return bool(opened)
+    available = encoders[require_known("encoder", encoder, encoders)]["pretrained_settings"]
+    require_known("encoder_weights", encoder_weights, [*available, "none"])
+    if encoder_weights == "none":
+        return None
+    return HubFiles(**available[encoder_weights], filenames=["config.json", "model.safetensors"])
 
 
-_torchvision_schemas = None  # lives as long as the process: torch forgets them with the object
+def require_cached_or_online(files: HubFiles, encoder_weights: str) -> None:
+    """Raise InputError if the files are neither in the local cache nor offered by the model hub.
 
-
-def patch_torchvision_ops() -> None:
-    """Let timm import beside a CPU torch, whose PyPI torchvision is built for CUDA.
-
-    That torchvision's library cannot be loaded there, and its Python part refuses to import
-    without the two operators' names. Only that Python part is needed here.
+    Asks the hub once: a download would repeat the request for half a minute before it fails.
     """
-    global _torchvision_schemas
-    if torch.version.cuda or torch.version.hip or _torchvision_schemas:
-        return
-    folder = os.path.dirname(importlib.util.find_spec("torchvision").origin)
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+
+    repo_id, revision, filenames = files
+    for filename in filenames:
+        if isinstance(try_to_load_from_cache(repo_id, filename, revision=revision), str):
+            continue
+        url = hf_hub_url(repo_id, filename, revision=revision)
+        try:
+            get_hf_file_metadata(url, timeout=HUB_TIMEOUT_S)
+        except Exception as error:  # of any type: errors of the HTTP client are not wrapped
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise InputError(
+                f"encoder_weights={encoder_weights}: {repo_id} is not cached, and the model hub "
+                f"does not offer it ({reason}); check the network, or set encoder_weights=none to "
+                "train from scratch"
+            ) from None
+
+
+@cache  # torch drops the operators with the Library object, which the cache keeps
+def patch_torchvision_ops() -> torch.library.Library | None:
+    """Register dummy torchvision operators, so that timm imports with a CPU-only torch.
+
+    PyPI's torchvision is built for CUDA. With a CPU-only torch its compiled library cannot be
+    loaded, and its Python part, which suffices here, does not import without these operators.
+    """
+    if torch.version.cuda or torch.version.hip:
+        return None
+    folder = Path(importlib.util.find_spec("torchvision").origin).parent
     try:
-        for library in glob.glob(os.path.join(glob.escape(folder), "_C*.so")):
-            torch.ops.load_library(library)
+        for path in folder.glob("_C*.so"):
+            torch.ops.load_library(path)
+        return None
     except OSError:
-        _torchvision_schemas = torch.library.Library("torchvision", "FRAGMENT")
+        library = torch.library.Library("torchvision", "FRAGMENT")
         for name in ("nms", "qnms"):
-            _torchvision_schemas.define(
-                f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-            )
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        return library

@@ -1,10 +1,18 @@
-"""The U-Net, written out: Ronneberger, Fischer & Brox 2015, arXiv:1505.04597.
+"""U-Net (Ronneberger, Fischer & Brox 2015, https://arxiv.org/abs/1505.04597).
 
-Going down, each level looks at half the size with more channels; going up, each level doubles the
-size again and is shown the features that the way down had at that size (the skip connection).
-What later papers changed are arguments: widths, normalisation, up-sampling, dropout, and the stem.
+The encoder computes features at ever lower resolution with ever more channels. The decoder doubles
+the resolution level by level and concatenates at each level the encoder's features of the same
+resolution (skip connections), so that the output has both context and sharp edges:
+
+    image  -> encoder_blocks[0] ---------------- skip ----------------> decoder_blocks[1] -> logits
+                     | max pool                                                ^ upsamplers[1]
+              encoder_blocks[1] ------ skip -----> decoder_blocks[0] ----------+
+                     | max pool                           ^ upsamplers[0]
+              encoder_blocks[2] (bottleneck) -------------+
 """
 
+from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -14,46 +22,56 @@ from torch import Tensor, nn
 NORMS = {"batch": nn.BatchNorm2d, "none": None}
 
 
-def conv_norm_relu(inputs: int, outputs: int, norm: str, padding: str) -> list[nn.Module]:
-    """3×3 convolution, normalisation, ReLU. The size stays, or with padding 'valid' loses 2."""
-    if norm == "none":
-        return [nn.Conv2d(inputs, outputs, 3, padding=padding), nn.ReLU(inplace=True)]
-    # The normalisation subtracts the mean, so a bias before it would have no effect.
-    conv = nn.Conv2d(inputs, outputs, 3, padding=padding, bias=False)
-    return [conv, NORMS[norm](outputs), nn.ReLU(inplace=True)]
+def conv_block(
+    in_channels: int, out_channels: int, n_convs: int, norm: str, padding: str
+) -> nn.Sequential:
+    """Return `n_convs` times: 3×3 convolution, normalization, ReLU.
+
+    Padding 'same' keeps height and width; with 'valid' each convolution reduces them by 2.
+    """
+    norm_layer = NORMS[norm]
+    layers: list[nn.Module] = []
+    for channels in [in_channels, *[out_channels] * (n_convs - 1)]:
+        # Batch normalization subtracts the mean, so a bias before it would have no effect.
+        bias = norm_layer is None
+        layers.append(nn.Conv2d(channels, out_channels, 3, padding=padding, bias=bias))
+        if norm_layer is not None:
+            layers.append(norm_layer(out_channels))
+        layers.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*layers)
 
 
-# ---------------------------------------------------------------- up-sampling by two
+# ---------------------------------------------------------------- upsampling by a factor of 2
 
 
-def transposed_conv_2x2(inputs: int, outputs: int) -> nn.Module:
-    """Each pixel paints its own 2×2 block (the paper's up-convolution)."""
-    return nn.ConvTranspose2d(inputs, outputs, kernel_size=2, stride=2)
+def transposed_conv_2x2(in_channels: int, out_channels: int) -> nn.Module:
+    """2×2 transposed convolution with stride 2, as in the paper: output blocks do not overlap."""
+    return nn.ConvTranspose2d(in_channels, out_channels, kernel_size=2, stride=2)
 
 
-def transposed_conv_3x3(inputs: int, outputs: int) -> nn.Module:
-    """Each pixel paints 3×3; the blocks overlap."""
-    return nn.ConvTranspose2d(inputs, outputs, 3, stride=2, padding=1, output_padding=1)
+def transposed_conv_3x3(in_channels: int, out_channels: int) -> nn.Module:
+    """3×3 transposed convolution with stride 2: output blocks overlap by one pixel."""
+    return nn.ConvTranspose2d(in_channels, out_channels, 3, stride=2, padding=1, output_padding=1)
 
 
-def nearest_conv(inputs: int, outputs: int) -> nn.Module:
-    """Double by repeating, then a 2×2 convolution; the padding keeps the size."""
+def nearest_conv(in_channels: int, out_channels: int) -> nn.Module:
+    """Nearest-neighbor upsampling, then a 2×2 convolution, padded to keep the size."""
     return nn.Sequential(
         nn.Upsample(scale_factor=2, mode="nearest"),
         nn.ZeroPad2d((0, 1, 0, 1)),
-        nn.Conv2d(inputs, outputs, kernel_size=2),
+        nn.Conv2d(in_channels, out_channels, kernel_size=2),
     )
 
 
-def nearest(inputs: int, outputs: int) -> nn.Module:
-    """Double by repeating; all `inputs` channels stay."""
+def nearest_without_conv(in_channels: int, out_channels: int) -> nn.Module:
+    """Nearest-neighbor upsampling alone. The output has `in_channels` channels."""
     return nn.Upsample(scale_factor=2, mode="nearest")
 
 
-def conv_bilinear(inputs: int, outputs: int) -> nn.Module:
-    """Double smoothly; the 1×1 convolution comes first, where it costs a quarter."""
+def conv_bilinear(in_channels: int, out_channels: int) -> nn.Module:
+    """1×1 convolution, then bilinear upsampling. In this order the convolution costs a quarter."""
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel_size=1),
+        nn.Conv2d(in_channels, out_channels, kernel_size=1),
         nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
     )
 
@@ -62,7 +80,7 @@ UPSAMPLERS = {
     "transpose": transposed_conv_2x2,
     "transpose3": transposed_conv_3x3,
     "nearest": nearest_conv,
-    "repeat": nearest,
+    "repeat": nearest_without_conv,
     "bilinear": conv_bilinear,
 }
 
@@ -71,99 +89,133 @@ UPSAMPLERS = {
 
 
 class UNet(nn.Module):
-    """B×3×H×W float → B×classes×H×W logits; see frame() for the H and W that it takes.
+    """U-Net with the options of the published variants in src/recipes.
 
-    channels: width of each level, top to bottom; the last is the bottleneck.
-    decoder, ups: widths on the way up, bottom to top: of each level's convolutions, and of what
-        the up-sampling before it gives. Empty: decoder as `channels`, ups as decoder.
-    tail: widths of 3×3 convolutions between the top level and the 1×1 one that gives the logits.
-    convs: convolutions of each level, on both sides.
-    norm, up: keys of NORMS and UPS. dropout: probability at the end of each level of the way down,
-        top to bottom; empty: none.
-    padding: 'same', or 'valid' as in the paper: every 3×3 convolution takes a pixel off each edge.
-    init: 'default' of torch, or 'he' (He et al. 2015, normal by fan-in, no bias).
-    stem: s folds each s×s block of pixels into 3·s² channels at the input and unfolds the logits
-        likewise at the output, so that all levels work on s² times fewer positions.
+    Maps float images B×3×H×W to logits B×n_classes×H×W. With padding 'same', H and W must be
+    multiples of `space_to_depth` · 2^(levels − 1); with 'valid' the logits are smaller than the
+    images. `input_size_and_offset` returns the sizes that fit.
+
+    Args:
+        channels: Channels of each encoder level, top to bottom; the last level is the bottleneck.
+        n_classes: Channels of the logits; 1 for foreground against background.
+        norm: Normalization after each 3×3 convolution, a key of NORMS.
+        upsampling: A key of UPSAMPLERS.
+        dropout: Dropout probability after each encoder level, top to bottom; empty: no dropout.
+        space_to_depth: Factor s of a pixel unshuffle at the input, B×3×H×W → B×3s²×H/s×W/s, and
+            of a pixel shuffle at the output: all levels compute on s² times fewer pixels.
+        decoder_channels: Channels of each decoder level, bottom to top; empty: as `channels`.
+        upsample_channels: Channels after each upsampling, bottom to top; empty: as
+            `decoder_channels`.
+        refine_channels: Channels of extra 3×3 convolutions before the output layer.
+        convs_per_level: 3×3 convolutions in each encoder and decoder block.
+        padding: 'same', or 'valid' for unpadded convolutions as in the paper.
+        weight_init: 'default' for PyTorch's initialization, 'he' for `init_he_normal`.
     """
 
     def __init__(
         self,
-        channels: list[int],
-        classes: int = 1,
+        channels: Sequence[int],
+        n_classes: int = 1,
         norm: str = "batch",
         upsampling: str = "transpose",
-        dropout: list[float] = (),
+        dropout: Sequence[float] = (),
         space_to_depth: int = 1,
-        decoder_channels: list[int] = (),
-        upsample_channels: list[int] = (),
-        refine_channels: list[int] = (),
+        decoder_channels: Sequence[int] = (),
+        upsample_channels: Sequence[int] = (),
+        refine_channels: Sequence[int] = (),
         convs_per_level: int = 2,
         padding: str = "same",
         weight_init: str = "default",
     ):
         super().__init__()
-        self.space_to_depth, self.convs_per_level, self.padding = space_to_depth, convs_per_level, padding
-        decoder = list(decoder_channels) or channels[-2::-1]
-        ups = list(upsample_channels) or decoder
+        self.space_to_depth, self.padding = space_to_depth, padding
+        self.convs_per_level = convs_per_level
+        block = partial(conv_block, n_convs=convs_per_level, norm=norm, padding=padding)
 
-        def block(inputs: int, outputs: int, count: int = convs_per_level) -> nn.Sequential:
-            widths = pairwise([inputs, *[outputs] * count])
-            return nn.Sequential(
-                *(x for i, o in widths for x in conv_norm_relu(i, o, norm, padding))
-            )
+        # Channels of the decoder, bottom to top.
+        skip_channels = channels[-2::-1]
+        decoder_channels = decoder_channels or skip_channels
+        below_channels = [channels[-1], *decoder_channels[:-1]]  # input of each upsampling
+        up_channels = upsample_channels or decoder_channels  # output of each upsampling
+        top_channels = [decoder_channels[-1], *refine_channels]
 
-        inputs = [3 * space_to_depth**2, *channels]
-        self.down = nn.ModuleList(block(i, o) for i, o in zip(inputs, channels, strict=False))
-        below = [channels[-1], *decoder]
-        self.up = nn.ModuleList(UPSAMPLERS[upsampling](i, o) for i, o in zip(below, ups, strict=False))
-        doubled = below if upsampling == "repeat" else ups
-        self.merge = nn.ModuleList(
-            block(skip + deep, width)
-            for skip, deep, width in zip(channels[-2::-1], doubled, decoder, strict=False)
+        # The order of creation decides which random numbers become which layer's weights.
+        self.encoder_blocks = nn.ModuleList(
+            block(c_in, c_out) for c_in, c_out in pairwise([3 * space_to_depth**2, *channels])
         )
-        widths = [decoder[-1], *refine_channels]
-        self.tail = nn.Sequential(*(block(i, o, 1) for i, o in pairwise(widths)))
-        self.dropout = nn.ModuleList(nn.Dropout(p) for p in dropout or [0.0] * len(channels))
-        self.head = nn.Conv2d(widths[-1], classes * space_to_depth**2, kernel_size=1)
+        self.upsamplers = nn.ModuleList(
+            UPSAMPLERS[upsampling](c_in, c_out)
+            for c_in, c_out in zip(below_channels, up_channels, strict=True)
+        )
+        up_channels = below_channels if upsampling == "repeat" else up_channels
+        self.decoder_blocks = nn.ModuleList(
+            block(skip + up, out)
+            for skip, up, out in zip(skip_channels, up_channels, decoder_channels, strict=True)
+        )
+        self.refine = nn.Sequential(*(block(i, o, n_convs=1) for i, o in pairwise(top_channels)))
+        self.dropouts = nn.ModuleList(nn.Dropout(p) for p in dropout or [0.0] * len(channels))
+        self.head = nn.Conv2d(top_channels[-1], n_classes * space_to_depth**2, kernel_size=1)
         if weight_init == "he":
             self.apply(init_he_normal)
 
     def forward(self, images: Tensor) -> Tensor:
         x = F.pixel_unshuffle(images, self.space_to_depth)
-        skips = []
-        for level, (block, dropout) in enumerate(zip(self.down, self.dropout, strict=True)):
+
+        skips: list[Tensor] = []
+        for level, (block, dropout) in enumerate(
+            zip(self.encoder_blocks, self.dropouts, strict=True)
+        ):
             if level > 0:
-                x = F.max_pool2d(x, 2)
+                x = F.max_pool2d(x, kernel_size=2)
             x = dropout(block(x))
             skips.append(x)
-        skips.pop()  # the bottleneck has nobody to skip to
-        for up, merge in zip(self.up, self.merge, strict=True):
-            x = up(x)
-            x = merge(torch.cat([center_crop(skips.pop(), x), x], dim=1))
-        return F.pixel_shuffle(self.head(self.tail(x)), self.space_to_depth)
+        skips.pop()  # the bottleneck has no skip connection
 
-    def frame(self, side: int) -> tuple[int, int]:
-        """How many pixels the input needs along a side for at least `side` of output, and how
-        many of them lie before the output's first."""
-        valid = self.padding == "valid"
-        lost, tail = (2 * self.convs_per_level, 2 * len(self.tail)) if valid else (0, 0)
-        output = -(-side // self.space_to_depth) + tail
-        for _ in self.up:
-            output = -(-(output + lost) // 2)
-        given = output + lost
-        for _ in self.up:
-            given, output = 2 * given + lost, 2 * output - lost
-        return given * self.space_to_depth, (given - output + tail) // 2 * self.space_to_depth
+        for upsampler, block in zip(self.upsamplers, self.decoder_blocks, strict=True):
+            x = upsampler(x)
+            skip = center_crop(skips.pop(), x.shape[-2:])
+            x = block(torch.cat([skip, x], dim=1))
+
+        logits = self.head(self.refine(x))
+        return F.pixel_shuffle(logits, self.space_to_depth)
+
+    def input_size_and_offset(self, size: int) -> tuple[int, int]:
+        """Return the smallest input size that yields at least `size` output pixels along one axis,
+        and the offset in the input, in pixels, of the first output pixel.
+
+        The offset is 0 with padding 'same'.
+        """
+        block_shrinkage = 2 * self.convs_per_level if self.padding == "valid" else 0
+        refine_shrinkage = 2 * len(self.refine) if self.padding == "valid" else 0
+
+        # From the output back to the bottleneck's output.
+        output_size = -(-size // self.space_to_depth) + refine_shrinkage
+        for _ in self.upsamplers:
+            output_size = -(-(output_size + block_shrinkage) // 2)
+        # From there to the input through the encoder, and to the output through the decoder.
+        input_size = output_size + block_shrinkage
+        for _ in self.upsamplers:
+            input_size = 2 * input_size + block_shrinkage
+            output_size = 2 * output_size - block_shrinkage
+        output_size -= refine_shrinkage
+        offset = (input_size - output_size) // 2
+        return input_size * self.space_to_depth, offset * self.space_to_depth
 
 
-def center_crop(skip: Tensor, like: Tensor) -> Tensor:
-    """The middle of `skip`, as high and wide as `like`."""
-    top, left = ((a - b) // 2 for a, b in zip(skip.shape[-2:], like.shape[-2:], strict=True))
-    return skip[..., top : top + like.shape[-2], left : left + like.shape[-1]]
+def center_crop(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Crop `x`, B×C×H×W, to `size` = (height, width) around its center."""
+    height, width = size
+    top, left = (x.shape[-2] - height) // 2, (x.shape[-1] - width) // 2
+    return x[..., top : top + height, left : left + width]
 
 
 def init_he_normal(module: nn.Module) -> None:
-    """Weights of a convolution normal with deviation sqrt(2 / fan-in), its bias 0."""
+    """Draw a convolution's weights from N(0, 2 / fan_in) and set its bias to 0.
+
+    He et al. 2015, Delving Deep into Rectifiers, https://arxiv.org/abs/1502.01852. Other modules
+    are left as they are.
+    """
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-        nn.init.zeros_(module.bias) if module.bias is not None else None
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
