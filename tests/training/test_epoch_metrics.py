@@ -1,0 +1,43 @@
+"""Training metrics against those of evaluation."""
+
+import numpy as np
+import pytest
+import torch
+
+from evaluation import metrics
+from training.epoch_metrics import EpochMetrics, batch_metrics
+
+
+@pytest.mark.parametrize("classes", [1, 4])
+def test_batch_metrics_are_those_of_evaluation(classes):
+    rng = np.random.default_rng(0)
+    logits = torch.from_numpy(rng.normal(size=(3, classes, 6, 7)).astype(np.float32))
+    targets = rng.integers(0, classes, (3, 6, 7)).astype(np.uint8)
+    dice, accuracy = [], []
+    if classes == 1:
+        targets = rng.choice([0, 90, 200, 255], (3, 6, 7)).astype(np.uint8)
+        for mask, target in zip(logits[:, 0].numpy() > 0, targets > 127, strict=True):
+            dice.append(metrics.mask_dice(mask, target))
+            accuracy.append((mask == target).mean())
+    else:
+        targets[rng.random(targets.shape) < 0.2] = 255
+        for class_map, target in zip(logits.argmax(1).numpy(), targets, strict=True):
+            matrix = metrics.confusion_matrix(class_map, target, classes)
+            dice.append(float(metrics.mean_class_dice(matrix)))
+            accuracy.append(np.trace(matrix) / matrix.sum())
+    result = batch_metrics(logits, torch.from_numpy(targets)[:, None])
+    assert result.tolist() == pytest.approx([sum(dice), sum(accuracy)], rel=1e-5)
+
+
+def test_epoch_metrics_weight_each_step_by_its_images():
+    epoch = EpochMetrics(torch.device("cpu"))
+    full, empty = torch.full((2, 1, 4, 4), 9.0), torch.full((1, 1, 4, 4), -9.0)
+    target = torch.full((2, 1, 4, 4), 255, dtype=torch.uint8)
+    epoch.add(torch.tensor(1.0), full, target, 2)
+    epoch.add(torch.tensor(4.0), empty, target[:1], 1)
+    epoch.add(torch.tensor(9.0), empty, target[:1], 0)  # a rank without images of its own
+    sums, images = epoch.reduced()
+    assert images == 3 and sums.tolist() == pytest.approx([2 * 1 + 4, 2, 2])
+    restored = EpochMetrics(torch.device("cpu"))
+    restored.load_state_dict(epoch.state_dict())
+    assert restored.reduced()[1] == 3 and torch.equal(restored.reduced()[0], sums)
