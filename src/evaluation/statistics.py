@@ -1,53 +1,63 @@
-"""The competition's score, and what is needed to know it at every threshold."""
+"""Standard errors and intervals of mean scores, for images that come in groups (cars)."""
 
 import numpy as np
 from scipy import stats
 
-# ---------------------------------------------------------------- what a mean is worth
-
 
 def clustered_standard_error(scores: np.ndarray, groups: np.ndarray) -> float:
-    """Standard error of the mean score, where the images of one group (a car) hang together.
+    """Return the cluster-robust standard error of the mean of N scores.
 
-    Cluster-robust: sqrt(G/(G-1) · Σ_g (Σ_{i∈g} (x_i − mean))²) / N; nan for a single group.
+    It is sqrt(G/(G-1) · Σ_g (Σ_{i∈g} (x_i − mean))²) / N, as the images of a group are not
+    independent; NaN for a single group.
+
     Cameron & Miller 2015, A Practitioner's Guide to Cluster-Robust Inference.
     """
-    names, member = np.unique(groups, return_inverse=True)
-    if len(names) < 2:
+    group_ids, group_index = np.unique(groups, return_inverse=True)
+    if len(group_ids) < 2:
         return float("nan")
-    sums = np.bincount(member, weights=scores - scores.mean())
-    return float(np.sqrt(len(names) / (len(names) - 1) * (sums**2).sum()) / len(scores))
+    sums = np.bincount(group_index, weights=scores - scores.mean())
+    return float(np.sqrt(len(group_ids) / (len(group_ids) - 1) * (sums**2).sum()) / len(scores))
 
 
 def paired_bootstrap_interval(
-    differences: np.ndarray, groups: np.ndarray, draws: int = 10_000
+    differences: np.ndarray, groups: np.ndarray, n_resamples: int = 10_000
 ) -> tuple[float, float]:
-    """95% interval of the mean difference between two runs on the same N images.
+    """Return the 95% interval of the mean difference between two runs on the same N images.
 
-    Percentile bootstrap that draws whole groups (cars), the same ones every time. (nan, nan) for
-    a single group. Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapter 13.
+    Percentile bootstrap that resamples whole groups, with a fixed seed; (NaN, NaN) for a single
+    group.
+
+    Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapter 13.
     """
-    names, member = np.unique(groups, return_inverse=True)
-    if len(names) < 2:
+    group_ids, group_index = np.unique(groups, return_inverse=True)
+    n_groups = len(group_ids)
+    if n_groups < 2:
         return float("nan"), float("nan")
     rng = np.random.default_rng(0)
-    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), draws)
-    sums, sizes = np.bincount(member, weights=differences), np.bincount(member)
-    low, high = np.percentile(drawn @ sums / (drawn @ sizes), [2.5, 97.5])
+    resamples = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), n_resamples)
+    sums, sizes = np.bincount(group_index, weights=differences), np.bincount(group_index)
+    low, high = np.percentile(resamples @ sums / (resamples @ sizes), [2.5, 97.5])
     return float(low), float(high)
 
 
 def prediction_interval(
-    scores: np.ndarray, groups: np.ndarray, others: float = np.inf
+    scores: np.ndarray, groups: np.ndarray, n_new_groups: float = np.inf
 ) -> tuple[float, float]:
-    """95% interval of the mean score of another set of `others` groups, drawn as these were.
+    """Return the 95% prediction interval of the mean score of `n_new_groups` unseen groups.
 
-    mean ± t·error·sqrt(1 + G/others), t of G−1 degrees of freedom; for infinitely many groups it
-    is the interval of the mean itself.
+    It is mean ± t·error·sqrt(1 + G/n_new_groups), with t of G−1 degrees of freedom; for
+    infinitely many groups, the interval of the mean itself. (NaN, NaN) for a single group.
     """
-    count = len(np.unique(groups))
-    if count < 2:
+    n_groups = len(np.unique(groups))
+    if n_groups < 2:
         return float("nan"), float("nan")
-    error = clustered_standard_error(scores, groups) * np.sqrt(1 + count / others)
-    half = stats.t.ppf(0.975, count - 1) * error
-    return float(scores.mean() - half), float(scores.mean() + half)
+    error = clustered_standard_error(scores, groups) * np.sqrt(1 + n_groups / n_new_groups)
+    half_width = stats.t.ppf(0.975, n_groups - 1) * error
+    return float(scores.mean() - half_width), float(scores.mean() + half_width)
+
+
+def format_mean(mean: float, standard_error: float, digits: int = 5) -> str:
+    """Format a mean score ± its standard error, which is NaN for a single group."""
+    if np.isnan(standard_error):
+        return f"{mean:.{digits}f} (one group, no standard error)"
+    return f"{mean:.{digits}f} ± {standard_error:.{digits}f}"

@@ -1,4 +1,4 @@
-"""A long prediction in parts, each whole or not there: it goes on where it was stopped."""
+"""Resumable prediction: results are stored in chunks, each written atomically."""
 
 import csv
 import hashlib
@@ -12,111 +12,105 @@ import numpy as np
 
 from core.files import atomic_write, folder_lock, remove_stale_tmp_files
 from core.settings import Settings
-from data import cache
+from data.cache import cache_key
 from data.sample import Sample
 from inference.postprocess import Binarizer
 from inference.predictor import EnsembleMember
 
-BATCHES_PER_CHUNK = 16  # of a part
+BATCHES_PER_CHUNK = 16
 
 
 @dataclass
 class ImageResult:
-    """What a prediction leaves of one image."""
+    """Stored result of one image."""
 
-    img: str
-    text: str  # the mask's run lengths; of several classes their SHA-256
-    area: float  # the part of the image that is not background
-    agreement: float  # see infer.agreement()
+    file_name: str
+    rle: str  # run lengths of the mask; empty for several classes
+    area: float  # fraction of the image that is not background
+    agreement: float  # see predictor.member_agreement()
     error: str = ""  # why there is no mask
-    measured: dict[str, np.ndarray] = field(default_factory=dict)  # see oof.measure()
+    scores: dict[str, np.ndarray] = field(default_factory=dict)  # see oof.image_statistics()
 
 
 class ChunkedPrediction:
-    """The rows of a prediction, cut into parts of whole batches, and the folder of those done."""
+    """Samples split into chunks of whole batches, and the folder of the finished chunks."""
 
-    def __init__(self, folder: Path, rows: list[Sample], batch: int):
-        self.folder, self.samples, self.size = folder, rows, BATCHES_PER_CHUNK * batch
+    def __init__(self, folder: Path, samples: list[Sample], batch_size: int):
+        self.folder, self.samples = folder, samples
+        self.chunk_size = BATCHES_PER_CHUNK * batch_size
 
     def __len__(self) -> int:
-        return -(-len(self.samples) // self.size)
+        return -(-len(self.samples) // self.chunk_size)
 
     @contextmanager
-    def held(self, key: str) -> Iterator[None]:
-        """Keeps others out of the folder; holds what is done of the prediction with this key, and
-        nothing of any other."""
-        with folder_lock(self.folder, "wait, or write another with submission_csv=..."):
-            remove_stale_tmp_files(self.folder.parent, f"{self.folder.stem}.")  # of what is merged
-            note = self.folder / "key.txt"
-            if not note.exists() or note.read_text() != key:
+    def lock(self, key: str) -> Iterator[None]:
+        """Lock the folder and discard chunks of a prediction with another key."""
+        with folder_lock(self.folder, "wait, or choose another file with submission_csv=..."):
+            # Files left over from an interrupted merge.
+            remove_stale_tmp_files(self.folder.parent, f"{self.folder.stem}.")
+            key_path = self.folder / "key.txt"
+            if not key_path.exists() or key_path.read_text() != key:
                 for path in self.folder.glob("[0-9]*"):
                     path.unlink()
-                with atomic_write(note) as partial:
-                    partial.write_text(key)
+                with atomic_write(key_path) as tmp_path:
+                    tmp_path.write_text(key)
             yield
 
-    def path(self, i: int) -> Path:
-        """The table of part i; where it is, the part is done."""
+    def chunk(self, i: int) -> list[Sample]:
+        """Return the samples of chunk `i`."""
+        return self.samples[i * self.chunk_size : (i + 1) * self.chunk_size]
+
+    def chunk_path(self, i: int) -> Path:
+        """Return the path of chunk `i`'s csv, which exists only if the chunk is finished."""
         return self.folder / f"{i:06}.csv"
 
-    def rows_of(self, i: int) -> list[Sample]:
-        """The rows of part i."""
-        return self.samples[i * self.size : (i + 1) * self.size]
+    def pending(self) -> list[int]:
+        """Return the indices of the chunks that are not finished."""
+        return [i for i in range(len(self)) if not self.chunk_path(i).exists()]
 
-    def missing(self) -> list[int]:
-        """The parts that are not done."""
-        return [i for i in range(len(self)) if not self.path(i).exists()]
-
-    def write(self, i: int, found: list[ImageResult]) -> None:
-        """Store part i: what was measured first, the table last."""
-        path, measured = self.path(i), [each.measured for each in found]
-        if measured[0]:
-            with atomic_write(path.with_suffix(".npz")) as partial, open(partial, "wb") as file:
-                np.savez(
-                    file, **{name: np.stack([m[name] for m in measured]) for name in measured[0]}
-                )
+    def write(self, i: int, results: list[ImageResult]) -> None:
+        """Store chunk `i`: first its scores, if there are any, then its csv."""
+        path = self.chunk_path(i)
+        if names := results[0].scores.keys():
+            arrays = {name: np.stack([result.scores[name] for result in results]) for name in names}
+            with atomic_write(path.with_suffix(".npz")) as tmp_path, open(tmp_path, "wb") as file:
+                np.savez(file, **arrays)
         with (
-            atomic_write(path) as partial,
-            open(partial, "w", newline="", encoding="utf-8") as file,
+            atomic_write(path) as tmp_path,
+            open(tmp_path, "w", newline="", encoding="utf-8") as file,
         ):
-            csv.writer(file).writerows(astuple(each)[:-1] for each in found)
+            csv.writer(file).writerows(astuple(result)[:-1] for result in results)
 
     def read(self) -> Iterator[ImageResult]:
-        """What all parts found, in the rows' order."""
+        """Iterate over the results of all chunks, in the order of the samples."""
         csv.field_size_limit(2**31 - 1)
         for i in range(len(self)):
-            stored = self.path(i).with_suffix(".npz")
-            arrays = dict(np.load(stored)) if stored.exists() else {}
-            with open(self.path(i), newline="", encoding="utf-8") as file:
-                for j, (img, text, area, agreement, fault) in enumerate(csv.reader(file)):
-                    measured = {name: array[j] for name, array in arrays.items()}
-                    yield ImageResult(img, text, float(area), float(agreement), fault, measured)
+            scores_path = self.chunk_path(i).with_suffix(".npz")
+            arrays = dict(np.load(scores_path)) if scores_path.exists() else {}
+            with open(self.chunk_path(i), newline="", encoding="utf-8") as file:
+                for j, (file_name, rle, area, agreement, error) in enumerate(csv.reader(file)):
+                    scores = {name: array[j] for name, array in arrays.items()}
+                    yield ImageResult(file_name, rle, float(area), float(agreement), error, scores)
 
     def remove(self) -> None:
-        """The prediction is done."""
+        """Delete the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def prediction_key(
-    settings: Settings, members: dict[str, EnsembleMember], rows: list[Sample], cut: Binarizer
+    settings: Settings,
+    members: dict[str, EnsembleMember],
+    samples: list[Sample],
+    binarizer: Binarizer,
 ) -> str:
-    """Tells what is predicted how: only parts of one key belong together."""
-    lines = [
-        repr(
-            (
-                settings.tta,
-                settings.tile_size,
-                settings.tile_overlap,
-                settings.batch_size,
-                settings.precision,
-            )
-        )
+    """Return a hash of the settings, weights (by path) and samples that a prediction depends on."""
+    first_member = next(iter(members.values()))
+    parts = [
+        (settings.tta, settings.tile_size, settings.tile_overlap, settings.batch_size),
+        (settings.precision, settings.save_masks, settings.skip_unreadable, binarizer),
+        cache_key(samples, first_member.preprocessing),
     ]
-    lines += [repr((cut, settings.save_masks, settings.skip_unreadable))]
     for path, member in members.items():
         stat = Path(path).stat()
-        lines.append(
-            repr((path, stat.st_size, stat.st_mtime_ns, member.preprocessing, member.weight))
-        )
-    lines.append(cache.cache_key(rows, next(iter(members.values())).preprocessing))
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        parts.append((path, stat.st_size, stat.st_mtime_ns, member.preprocessing, member.weight))
+    return hashlib.sha256("\n".join(map(repr, parts)).encode()).hexdigest()

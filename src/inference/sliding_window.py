@@ -1,4 +1,4 @@
-"""The one road from image to probability: validation, out-of-fold scores and test all take it."""
+"""Prediction of large images in overlapping tiles."""
 
 import math
 
@@ -8,42 +8,45 @@ from torch import Tensor
 
 from models.segmenter import Segmenter
 
-# ---------------------------------------------------------------- tiles
+TILE_ALIGNMENT = 64  # tile offsets are multiples of the stride of a network with 7 levels
 
 
-def sliding_window_logits(network: Segmenter, images: Tensor, tile: int, overlap: float) -> Tensor:
-    """float32 logits B×C×h×w, from tiles of `tile` pixels a side where the images are larger.
+def sliding_window_logits(
+    network: Segmenter, images: Tensor, tile_size: int, overlap: float
+) -> Tensor:
+    """Return logits: uint8 B×3×h×w → float32 B×C×h×w.
 
-    Neighbours share `overlap` of a tile, and each counts by a Gaussian around its own middle, so
-    that no seam is left. At its edges a tile sees itself mirrored, as an image does (Segmenter).
+    Images larger than `tile_size` pixels a side are predicted in tiles; 0 disables it. Neighbors
+    share the fraction `overlap` of a tile and are blended by Gaussian windows, so that no seam is
+    visible. As for whole images, the Segmenter pads each tile by reflection.
     """
     height, width = images.shape[-2:]
-    if not tile or (height <= tile and width <= tile):
+    if not tile_size or (height <= tile_size and width <= tile_size):
         return network(images).float()
-    total, weights, peak = 0.0, 0.0, gaussian_window(tile, images.device)
-    for top in tile_starts(height, tile, overlap):
-        for left in tile_starts(width, tile, overlap):
-            part = images[..., top : top + tile, left : left + tile]
-            rows, columns = part.shape[-2:]
-            weight = peak[:rows, None] * peak[:columns]
-            around = (left, width - left - columns, top, height - top - rows)
-            total = total + F.pad(network(part).float() * weight, around)
-            weights = weights + F.pad(weight, around)
-    return total / weights
+    logits, weights, window = 0.0, 0.0, gaussian_window(tile_size, images.device)
+    for top in tile_starts(height, tile_size, overlap):
+        for left in tile_starts(width, tile_size, overlap):
+            tile = images[..., top : top + tile_size, left : left + tile_size]
+            rows, columns = tile.shape[-2:]
+            weight = window[:rows, None] * window[:columns]
+            padding = (left, width - left - columns, top, height - top - rows)
+            logits = logits + F.pad(network(tile).float() * weight, padding)
+            weights = weights + F.pad(weight, padding)
+    return logits / weights
 
 
-TILE_ALIGNMENT = 64  # tiles begin where the coarsest level of a deep network has a pixel
-
-
-def tile_starts(side: int, tile: int, overlap: float) -> list[int]:
-    """Where tiles begin along a side: on the GRID, evenly, the last one reaching the end."""
-    last = max(0, math.ceil((side - tile) / TILE_ALIGNMENT))
-    step = max(1, int(tile * (1 - overlap) / TILE_ALIGNMENT))
+def tile_starts(side: int, tile_size: int, overlap: float) -> list[int]:
+    """Return evenly spaced tile offsets, multiples of TILE_ALIGNMENT, that cover `side` pixels."""
+    last = max(0, math.ceil((side - tile_size) / TILE_ALIGNMENT))
+    step = max(1, int(tile_size * (1 - overlap) / TILE_ALIGNMENT))
     count = math.ceil(last / step)
     return [TILE_ALIGNMENT * (i * last // max(count, 1)) for i in range(count + 1)]
 
 
 def gaussian_window(side: int, device: torch.device) -> Tensor:
-    """A Gaussian over `side` pixels, an eighth of them wide (as nnU-Net, Isensee et al. 2021)."""
-    away = torch.arange(side, device=device) - (side - 1) / 2
-    return torch.exp(-0.5 * (away / (side / 8)) ** 2)
+    """Return a 1-D Gaussian of `side` pixels with sigma = side / 8, float32.
+
+    Isensee et al. 2021, nnU-Net.
+    """
+    offset = torch.arange(side, device=device) - (side - 1) / 2
+    return torch.exp(-0.5 * (offset / (side / 8)) ** 2)
