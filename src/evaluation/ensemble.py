@@ -1,29 +1,73 @@
-"""Runs that vote together: which of their networks may judge what, and what was found out."""
+"""Ensembles: settings for prediction, members of each fold, weights of the runs."""
 
 import hashlib
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from core import cli, config, run_folder
+from core import config, run_folder
 from core.errors import InputError
-from core.run_folder import finished_folds, read_run_settings
 from core.settings import MODEL_SETTINGS, Settings
 from data.classes import get_class_map
-from evaluation import oof
-from evaluation.oof import Scores
 from inference.predictor import EnsembleMember, make_member
 from models import checkpoint
-from models.checkpoint import read_metadata
 
-# ---------------------------------------------------------------- out of fold
+# ---------------------------------------------------------------- settings
+
+# Settings of a run that prediction does not inherit: those of the machine, and of the selection.
+NOT_INHERITED_BY_PREDICTION = {
+    *("device", "precision", "compile", "num_workers", "cache"),
+    *("run", "runs", "fold", "resume", "max_images", "output_dir"),
+}
+
+
+def settings_for_prediction(args: list[str]) -> Settings:
+    """Return the settings for prediction: `args` on top of those that the first run was trained
+    with. Model settings cannot be overridden.
+
+    The `run` of several runs a and b is `a+b`, whatever their order in `runs`.
+    """
+    settings = config.load_settings(args)
+    overridden = [name for name in config.parse_overrides(args) if name in MODEL_SETTINGS]
+    if overridden:
+        raise InputError(f"{overridden[0]} cannot be changed at prediction; leave it out")
+    first_run = Path(settings.output_dir) / min(settings.runs)
+    if not run_folder.finished_folds(first_run):
+        raise InputError(
+            f"{first_run}: has no trained fold; train it with "
+            f"`bash train.sh recipe={settings.recipe}`, or set run= or runs=[a,b]"
+        )
+    stored = run_folder.read_run_settings(first_run)
+    inherited = {k: v for k, v in stored.items() if k not in NOT_INHERITED_BY_PREDICTION}
+    selected = {"run": settings.run, "runs": settings.runs}
+    merged = config.load_settings(args, inherited | selected)
+    for run in merged.runs:
+        check_classes_match(merged, Path(merged.output_dir) / run)
+    return replace(merged, run="+".join(sorted(merged.runs)))
+
+
+def check_classes_match(settings: Settings, run_dir: Path) -> None:
+    """Raise InputError if the run was trained with other classes than the settings select."""
+    for fold in run_folder.finished_folds(run_dir)[:1]:
+        path, names = run_folder.weights_path(run_dir, fold), get_class_map(settings).names
+        trained = tuple(checkpoint.read_metadata(path).get("names", ()))
+        if trained != names and (len(trained) > 1 or len(names) > 1):
+            raise InputError(
+                f"{path}: was trained with {len(trained)} classes ({', '.join(trained[:3])}, ...), "
+                f"the settings select {len(names)} ({', '.join(names[:3])}, ...): set "
+                "dataset_format=, cityscapes_classes= and trimap_border= as in training"
+            )
+
+
+# ---------------------------------------------------------------- members
 
 
 def common_folds(settings: Settings) -> list[int]:
-    """The folds that every run has finished."""
+    """Return the folds that all runs have finished; InputError if there is none."""
     finished = {}
     for run in settings.runs:
         finished[run] = set(run_folder.finished_folds(Path(settings.output_dir) / run))
@@ -31,56 +75,45 @@ def common_folds(settings: Settings) -> list[int]:
             raise InputError(f"{settings.output_dir}/{run}: has no trained fold; see train.sh")
     common = set.intersection(*finished.values())
     if not common:
-        have = ", ".join(f"{run}: {sorted(folds)}" for run, folds in finished.items())
-        raise InputError(f"runs={settings.runs}: no fold is trained in all of them ({have})")
+        by_run = ", ".join(f"{run}: {sorted(folds)}" for run, folds in finished.items())
+        raise InputError(f"runs={settings.runs}: no fold is trained in all of them ({by_run})")
     return sorted(common)
 
 
 def load_oof_members(
-    settings: Settings, fold: int, data: str, device: torch.device
+    settings: Settings, fold: int, data_fingerprint: str, device: torch.device
 ) -> list[EnsembleMember]:
-    """Each run's network that never saw this fold; InputError if it was trained on other data."""
+    """Load each run's network that held out `fold`.
+
+    Raises InputError if a network held out another fold or was trained on other data, since its
+    scores would not be out of fold.
+    """
     members = []
     for run in settings.runs:
-        path = Path(settings.output_dir) / run / f"fold{fold}" / "best.safetensors"
-        network, trained, about = checkpoint.load_model(path, device)
-        if about.get("fold") != fold:
-            raise InputError(f"{path}: held out fold {about.get('fold')}, not {fold}; it was moved")
-        if about.get("data") != data:
-            limited = f" (say max_images={trained.max_images}, as in training)"
+        path = run_folder.weights_path(Path(settings.output_dir) / run, fold)
+        network, trained, metadata = checkpoint.load_model(path, device)
+        if metadata.get("fold") != fold:
+            raise InputError(
+                f"{path}: held out fold {metadata.get('fold')}, not {fold}; the file was moved"
+            )
+        if metadata.get("data") != data_fingerprint:
+            hint = f" (set max_images={trained.max_images}, as in training)"
             raise InputError(
                 f"{path}: was trained on other images or folds than {settings.data_dir} and "
                 f"{settings.folds_csv} hold now; its score would not be out of fold"
-                + (limited if trained.max_images != settings.max_images else "")
+                + (hint if trained.max_images != settings.max_images else "")
             )
         members.append(make_member(network, trained))
     return members
 
 
-# ---------------------------------------------------------------- on other images
-
-
-def weights_and_scores(settings: Settings) -> tuple[dict[str, float], Scores]:
-    """Each run's weight, and the out-of-fold scores that decide the rest.
-
-    Runs that were not judged together, or not as they are now, are judged first.
-    """
-    if len(settings.runs) == 1:
-        folds = run_folder.finished_folds(settings.run_dir)
-        scores = oof.load_scores([settings.run_dir / f"fold{k}" for k in folds])
-        return {settings.runs[0]: 1.0}, scores
-    folder = settings.run_dir
-    if not (folder / "ensemble.json").exists() or not is_up_to_date(folder):
-        print(f"{settings.run}: not judged together yet; `python src/leaderboard.py` does it now")
-        words = [w for w in cli.to_cli_args(settings) if w.split("=")[0] not in MODEL_SETTINGS]
-        cli.run_script_in_subprocess("leaderboard.py", words)
-    return read_ensemble(folder)["runs"], oof.load_scores([folder])
-
-
 def load_members(
     settings: Settings, weights: dict[str, float], device: torch.device
 ) -> dict[str, EnsembleMember]:
-    """Every trained network of the runs, by its path. A run's folds share its weight."""
+    """Load the trained networks of all runs with a weight above 0, by their path.
+
+    The folds of a run share its weight equally.
+    """
     members = {}
     for run, weight in weights.items():
         run_dir = Path(settings.output_dir) / run
@@ -91,87 +124,44 @@ def load_members(
             lack = "has no trained fold" if settings.fold is None else f"lacks fold {settings.fold}"
             raise InputError(f"{run_dir}: {lack}; train it with `bash train.sh`")
         for fold in folds:
-            path = run_dir / f"fold{fold}" / "best.safetensors"
+            path = run_folder.weights_path(run_dir, fold)
             network, trained, _ = checkpoint.load_model(path, device)
             members[str(path)] = make_member(network, trained, weight / len(folds))
-    return {path: voter for path, voter in members.items() if voter.weight}
+    return {path: member for path, member in members.items() if member.weight}
 
 
-# ---------------------------------------------------------------- a folder output/a+b
+# ---------------------------------------------------------------- output/<run>+<run>/ensemble.json
 
 
-def weight_file_hashes(output: Path, runs: list[str]) -> dict[str, str]:
-    """sha256 of the weights of every finished fold of the runs."""
-    paths = []
+def weight_file_hashes(output_dir: Path, runs: list[str]) -> dict[str, str]:
+    """Return the SHA-256 of the weights of every finished fold of the runs, by relative path."""
+    hashes = {}
     for run in sorted(runs):
-        folds = run_folder.finished_folds(output / run)
-        paths += [f"{run}/fold{k}/best.safetensors" for k in folds]
-    return {path: hashlib.sha256((output / path).read_bytes()).hexdigest() for path in paths}
+        for fold in run_folder.finished_folds(output_dir / run):
+            path = run_folder.weights_path(output_dir / run, fold)
+            stat = path.stat()
+            digest = _file_hash(path, stat.st_size, stat.st_mtime_ns)
+            hashes[path.relative_to(output_dir).as_posix()] = digest
+    return hashes
 
 
-def is_up_to_date(folder: Path) -> bool:
-    """Whether the runs are still those that were judged."""
-    known = read_ensemble(folder)
-    return known["networks"] == weight_file_hashes(folder.parent, list(known["runs"]))
+@cache
+def _file_hash(path: Path, size: int, mtime_ns: int) -> str:
+    """SHA-256 of a file, computed once per process as long as its size and time do not change."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_ensemble(folder: Path) -> dict[str, Any]:
-    """What judge() wrote of runs together."""
-    path = folder / "ensemble.json"
+def is_up_to_date(ensemble_dir: Path) -> bool:
+    """Whether the runs still have the weights that the ensemble was scored with."""
+    data = read_ensemble(ensemble_dir)
+    return data["networks"] == weight_file_hashes(ensemble_dir.parent, list(data["runs"]))
+
+
+def read_ensemble(ensemble_dir: Path) -> dict[str, Any]:
+    """Read ensemble.json, as `score_ensemble` has written it."""
+    path = run_folder.ensemble_path(ensemble_dir)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}); delete its folder") from None
-
-
-# What a run remembers and a prediction does not take over: where and on what it was trained.
-NOT_INHERITED_BY_PREDICTION = {
-    "device",
-    "amp",
-    "compile",
-    "workers",
-    "cache",
-    "fold",
-    "resume",
-    "limit",
-    "output_dir",
-}
-NOT_INHERITED_BY_PREDICTION |= {"run", "runs"}
-
-
-def settings_for_prediction(words: list[str]) -> Settings:
-    """The words over the first run's settings; what the weights know may not be said again.
-
-    The `run` of several runs a and b is `a+b`, in whatever order they are named.
-    """
-    typed = config.parse_overrides(words)
-    known = [key for key in typed if key in MODEL_SETTINGS]
-    settings = config.load_settings(words)
-    if known:
-        raise InputError(f"{known[0]}=: is stored with the weights; leave it out")
-    first = Path(settings.output_dir) / min(settings.runs)  # in whatever order they are named
-    if not finished_folds(first):
-        raise InputError(
-            f"{first}: has no trained fold; `bash train.sh recipe={settings.recipe}` trains them, "
-            "run= or runs=[a,b] name others"
-        )
-    stored = read_run_settings(first)
-    kept = {key: value for key, value in stored.items() if key not in NOT_INHERITED_BY_PREDICTION}
-    kept |= {"run": settings.run}
-    together = config.load_settings(words, kept)
-    for run in together.runs:
-        check_classes_match(together, Path(together.output_dir) / run)
-    return replace(together, run="+".join(sorted(together.runs)))
-
-
-def check_classes_match(settings: Settings, run_dir: Path) -> None:
-    """InputError where a run tells other classes apart than the settings' labels."""
-    for fold in finished_folds(run_dir)[:1]:
-        path, wanted = run_dir / f"fold{fold}" / "best.safetensors", get_class_map(settings).names
-        names = tuple(read_metadata(path).get("names", ()))
-        if names != wanted and (len(names) > 1 or len(wanted) > 1):
-            raise InputError(
-                f"{path}: tells {len(names)} classes apart ({', '.join(names[:3])}, ...), the "
-                f"labels {len(wanted)} ({', '.join(wanted[:3])}, ...): dataset_format=, cityscapes_classes= and "
-                "trimap_border= must be as in training"
-            )

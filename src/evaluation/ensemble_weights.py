@@ -1,219 +1,160 @@
-"""Weights of runs that vote together, chosen out of fold where they are not scored."""
+"""Out-of-fold scores of an ensemble and the weights of its runs, chosen by cross-fitting."""
 
 import json
-from collections.abc import Callable
-from itertools import product
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from core import provenance
+from core import provenance, run_folder
+from core.device import pick_device
 from core.errors import InputError
 from core.files import atomic_write
 from core.settings import Settings
-from data.datasets import dataset_fingerprint
+from data.datasets import dataset_fingerprint, load_training_samples
 from data.sample import Sample
-from evaluation import oof, postprocess_choice
-from evaluation.ensemble import common_folds, load_oof_members, weight_file_hashes
-from evaluation.metrics import best_threshold_index, cross_fitted_dice, dice_curve
+from evaluation import ensemble, oof
+from evaluation.metrics import cross_fitted_dice
+from evaluation.oof import Scores
+from evaluation.postprocess_choice import dice_after_each_step
 from evaluation.statistics import paired_bootstrap_interval
-from inference.predictor import predict, quantize_probability
+from evaluation.weight_search import RunProbabilities, WeightSearch
+from inference import predictor
+from inference.predictor import Prediction, quantize_probability
 
-# Where every run is as sure as this, no weights can bring a pixel over a threshold between.
-CERTAIN_BELOW, CERTAIN_ABOVE = 1 / 16, 15 / 16
-INITIAL_WEIGHT, MAX_WEIGHT = (
-    4,
-    12,
-)  # a run's share of the votes, at the start of the search and at most
-
-IntegerWeights = tuple[int, ...]
+MAX_RUNS = 3  # the grid has 11 weightings of 2 runs, 66 of 3, and 286 of 4
 
 
-# ---------------------------------------------------------------- what the runs say
+@dataclass
+class WeightChoice:
+    """The weights of an ensemble's runs, and its out-of-fold scores with them."""
+
+    weights: dict[str, float]
+    scores: Scores
+    gain: float = 0.0  # mean Dice of chosen minus equal weights, cross-fitted
+    interval: tuple[float, float] | None = None  # 95%, of the gain; None if nothing was chosen
+
+    def describe(self) -> str:
+        """Format the weights and their gain."""
+        weights = ", ".join(f"{run} {weight:.2f}" for run, weight in self.weights.items())
+        if self.interval is None:
+            limits = f"for 2 or {MAX_RUNS} runs with one class and two or more folds"
+            return f"equal weights: {weights} (others are tried only {limits})"
+        low, high = self.interval
+        gain = f"gain over equal weights, cross-fitted: {self.gain:+.6f} [{low:+.6f}, {high:+.6f}]"
+        return f"weights: {weights}; {gain}"
 
 
-class RunProbabilities:
-    """What R runs say of N images, kept so that any weights can be tried afterwards.
+def weights_and_scores(settings: Settings) -> tuple[dict[str, float], Scores]:
+    """Return the weight of each run and the out-of-fold scores of all runs together.
 
-    Kept are only the pixels of which some run is unsure, as 16-bit probabilities; the others are
-    counted. Dice is exact for all weights and for all thresholds from LOW to HIGH.
+    Scores the ensemble first if that has not been done, or if a run has changed since.
     """
-
-    def __init__(self):
-        self.unsure: list[tuple[np.ndarray, np.ndarray]] = []  # U×R uint16, U bool (the truth)
-        self.sure: list[np.ndarray] = []  # 2×2 pixels: outside, inside the truth × low, high
-
-    def add(self, probabilities: Tensor, truth: np.ndarray) -> None:
-        """An image's R×H×W probabilities and its mask, H×W bool."""
-        true = torch.from_numpy(truth).to(probabilities.device)
-        low, high = (probabilities < CERTAIN_BELOW).all(0), (probabilities >= CERTAIN_ABOVE).all(0)
-        unsure = ~(low | high)
-        kept = (probabilities[:, unsure] * 65536).clamp_(max=65535).cpu().numpy()
-        self.unsure.append((kept.T.astype(np.uint16), true[unsure].cpu().numpy()))
-        pixels = [(part & side).sum().item() for side in (~true, true) for part in (low, high)]
-        self.sure.append(np.reshape(pixels, (2, 2)))
-
-    def histograms(self, shares: IntegerWeights) -> np.ndarray:
-        """N×2×256 of the mean with these shares, as metrics.histograms; the sure pixels stand
-        in the first and the last bin."""
-        weights = np.array(shares, np.float32) / (256 * sum(shares))
-        counts = np.empty((len(self.unsure), 2, 256), np.int64)
-        for i, (values, true) in enumerate(self.unsure):
-            level = (values @ weights + 0.5 / 256).astype(np.int64)  # the middle of its 1/65536
-            counts[i] = np.bincount(level + 256 * true, minlength=512).reshape(2, 256)
-            counts[i][:, [0, 255]] += self.sure[i]
-        return counts
+    run_dir = settings.run_dir
+    if len(settings.runs) == 1:
+        folders = [run_folder.fold_dir(run_dir, k) for k in run_folder.finished_folds(run_dir)]
+        return {settings.runs[0]: 1.0}, oof.load_scores(folders)
+    if not run_folder.ensemble_path(run_dir).exists() or not ensemble.is_up_to_date(run_dir):
+        print(f"{settings.run}: ensemble not scored yet; predicting the training images")
+        score_ensemble(settings, load_training_samples(settings), pick_device(settings))
+    return ensemble.read_ensemble(run_dir)["runs"], oof.load_scores([run_dir])
 
 
-def collect_probabilities(
-    settings: Settings, rows: list[Sample], device: torch.device
-) -> tuple[RunProbabilities, np.ndarray]:
-    """One pass over the rows, which come sorted by fold: the runs' votes, and N×2^steps Dice of
-    post-processing their plain mean (see postprocess.trials)."""
-    votes, trials, data = RunProbabilities(), [], dataset_fingerprint(rows)
-    for fold in common_folds(settings):
-        held_out = [row for row in rows if row.fold == fold]
-        members = load_oof_members(settings, fold, data, device)
-        predictions = predict(members, held_out, settings, with_truth=True, apart=True)
-        for prediction in oof.with_progress_bar(predictions, held_out, f"fold {fold}"):
-            truth = prediction.loaded.truth
-            votes.add(prediction.probability[:, 0], truth)
-            trials.append(
-                postprocess_choice.dice_of_all_step_subsets(
-                    quantize_probability(prediction.probability.mean(0)), truth
-                )
-            )
-    return votes, np.stack(trials)
+def score_ensemble(
+    settings: Settings, samples: list[Sample], device: torch.device
+) -> dict[str, Any]:
+    """Score the runs together out of fold, choose their weights, and write both.
 
-
-# ---------------------------------------------------------------- weights
-
-
-def hill_climb(value: Callable[[IntegerWeights], float], runs: int) -> IntegerWeights:
-    """The shares from which no single vote more or less raises `value`, starting with equal ones.
-
-    In the manner of Caruana et al. 2004, Ensemble Selection from Libraries of Models, with
-    removal beside addition.
+    Returns the content of ensemble.json.
     """
-    best = (INITIAL_WEIGHT,) * runs
-    while True:
-        near = [
-            (*best[:i], best[i] + step, *best[i + 1 :]) for i, step in product(range(runs), (1, -1))
-        ]
-        near = [
-            shares
-            for shares in near
-            if min(shares) >= 0 < sum(shares) and max(shares) <= MAX_WEIGHT
-        ]
-        top = max(near, key=value)
-        if value(top) <= value(best):
-            return best
-        best = top
-
-
-class WeightSearch:
-    """Shares of R runs that raise the mean Dice at its best threshold, for any set of folds."""
-
-    def __init__(self, votes: RunProbabilities, folds: np.ndarray):
-        self.votes, self.folds, self.names = votes, folds, np.unique(folds)
-        self.runs = votes.unsure[0][0].shape[1]
-        self.known: dict[IntegerWeights, np.ndarray] = {}
-
-    def curves(self, shares: IntegerWeights) -> np.ndarray:
-        """Sum of the images' Dice at each threshold, F×255 for F folds."""
-        if shares not in self.known:
-            curve = dice_curve(self.votes.histograms(shares))
-            self.known[shares] = np.stack([curve[self.folds == k].sum(axis=0) for k in self.names])
-        return self.known[shares]
-
-    def best(self, use: np.ndarray) -> tuple[IntegerWeights, int]:
-        """The best shares on the marked folds, and where in THRESHOLDS they are best."""
-
-        def value(shares: IntegerWeights) -> float:
-            total = self.curves(shares)[use].sum(axis=0)
-            return total[best_threshold_index(total)]
-
-        shares = hill_climb(value, self.runs)
-        return shares, best_threshold_index(self.curves(shares)[use].sum(axis=0))
-
-    def cross_fitted(self) -> tuple[np.ndarray, np.ndarray]:
-        """Histograms N×2×256 and N Dice of each fold with the shares and the threshold that the
-        other folds choose."""
-        counts, scores = self.votes.histograms((1,) * self.runs), np.empty(len(self.folds))
-        for k in self.names:
-            shares, at = self.best(self.names != k)
-            here = self.folds == k
-            counts[here] = self.votes.histograms(shares)[here]
-            scores[here] = dice_curve(counts[here])[:, at]
-        return counts, scores
-
-
-def score_ensemble(settings: Settings, rows: list[Sample], device: torch.device) -> dict[str, Any]:
-    """Score the runs together out of fold, choose their weights, write both; what was chosen.
-
-    Weights are chosen for one class; runs of several classes have equal ones.
-    """
-    if (settings.run_dir / "config.yaml").exists():
-        raise InputError(f"{settings.run_dir}: is a run's folder; rename it, it is the ensemble's")
-    decide = choose_weights if rows[0].class_map.is_binary else equal_weights
-    scores, shares, gain, interval = decide(settings, rows, device)
-    about = {
-        "runs": {run: n / sum(shares) for run, n in zip(settings.runs, shares, strict=True)},
-        "gain_over_equal_weights": gain,
-        "interval": interval,
-        "folds": common_folds(settings),
-        "data": dataset_fingerprint(rows),
+    if run_folder.config_path(settings.run_dir).exists():
+        raise InputError(
+            f"{settings.run_dir}: this name is reserved for the ensemble; rename the run"
+        )
+    choice = _weight_runs(settings, samples, device)
+    data = {
+        "runs": choice.weights,
+        "gain_over_equal_weights": choice.gain,
+        "interval": choice.interval,
+        "folds": ensemble.common_folds(settings),
+        "data": dataset_fingerprint(samples),
         "tta": settings.tta,
-        "networks": weight_file_hashes(Path(settings.output_dir), settings.runs),
+        "networks": ensemble.weight_file_hashes(Path(settings.output_dir), settings.runs),
         "commit": provenance.current_commit(),
     }
-    oof.save_scores(settings.run_dir, scores)
-    with atomic_write(settings.run_dir / "ensemble.json") as partial:
-        partial.write_text(json.dumps(about, indent=2) + "\n")
-    return about
+    oof.save_scores(settings.run_dir, choice.scores)
+    with atomic_write(run_folder.ensemble_path(settings.run_dir)) as tmp_path:
+        tmp_path.write_text(json.dumps(data, indent=2) + "\n")
+    print(f"{settings.run}: {choice.describe()}")
+    return data
 
 
-WeightChoice = tuple[
-    oof.Scores, IntegerWeights, float, tuple[float, float]
-]  # …, gain and its 95% interval
+def _weight_runs(settings: Settings, samples: list[Sample], device: torch.device) -> WeightChoice:
+    """Predict fold by fold, each with the networks that held it out, and weight the runs.
+
+    Weights are chosen for up to MAX_RUNS runs with one class and two or more common folds; other
+    ensembles have equal weights.
+    """
+    folds, fingerprint = ensemble.common_folds(settings), dataset_fingerprint(samples)
+    few_runs = len(settings.runs) <= MAX_RUNS
+    if samples[0].class_map.is_binary and few_runs and len(folds) > 1:
+        predict, choose = predictor.predict_each_member, choose_weights
+    else:
+        predict, choose = predictor.predict, equal_weights
+
+    def predict_fold(fold: int, held_out: list[Sample]) -> Iterable[Prediction]:
+        members = ensemble.load_oof_members(settings, fold, fingerprint, device)
+        predictions = predict(members, held_out, settings, with_mask=True)
+        return oof.with_progress_bar(predictions, held_out, f"fold {fold}")
+
+    held_out = {k: [sample for sample in samples if sample.fold == k] for k in folds}
+    predictions = chain.from_iterable(predict_fold(*item) for item in held_out.items())
+    return choose(predictions, list(chain(*held_out.values())), settings.runs)
 
 
-def choose_weights(settings: Settings, rows: list[Sample], device: torch.device) -> WeightChoice:
-    """The weights that the other folds choose, where they beat equal ones on the folds that did
-    not choose them; else equal ones."""
-    folds = common_folds(settings)
-    held_out = [row for fold in folds for row in rows if row.fold == fold]
-    votes, trials = collect_probabilities(settings, rows, device)
-    where = np.array([row.fold for row in held_out])
-    groups = np.array([row.group for row in held_out])
-    shares = (1,) * len(settings.runs)
-    counts = equal = votes.histograms(shares)
-    gain, interval = 0.0, (0.0, 0.0)
-    if len(folds) > 1:
-        hunt = WeightSearch(votes, where)
-        fitted, scores = hunt.cross_fitted()
-        difference = scores - cross_fitted_dice(equal, where)
-        gain, interval = float(difference.mean()), paired_bootstrap_interval(difference, groups)
-        if gain > 0:
-            counts, shares = fitted, hunt.best(np.full(len(folds), True))[0]
-    arrays = {"counts": counts, "trials": trials}
-    return oof.Scores(oof.score_table(held_out, arrays), arrays), shares, gain, interval
+def choose_weights(
+    predictions: Iterable[Prediction], samples: list[Sample], runs: list[str]
+) -> WeightChoice:
+    """Return cross-fitted weights if they beat equal weights out of fold, else equal weights.
+
+    `predictions` hold the probabilities of each run, R×1×H×W, in the order of `samples`, which are
+    in two or more folds.
+    """
+    probabilities, step_dice = RunProbabilities(), []
+    for prediction in predictions:
+        mask = prediction.loaded.mask
+        probabilities.add_image(prediction.probability[:, 0], mask)
+        mean_levels = quantize_probability(prediction.probability.mean(0))
+        step_dice.append(dice_after_each_step(mean_levels, mask))
+    folds = np.array([sample.fold for sample in samples])
+    groups = np.array([sample.group for sample in samples])
+    search = WeightSearch(probabilities, folds, len(runs))
+    weights = search.grid[0]  # equal
+    histograms = probabilities.histograms(weights)
+    fitted_histograms, fitted_dice = search.cross_fitted()
+    differences = fitted_dice - cross_fitted_dice(histograms, folds)
+    gain, interval = float(differences.mean()), paired_bootstrap_interval(differences, groups)
+    if gain > 0:
+        histograms = fitted_histograms
+        weights, _ = search.best_weights(np.full(len(search.fold_ids), True))
+    statistics = [
+        {"histograms": histogram, "step_dice": dice}
+        for histogram, dice in zip(histograms, step_dice, strict=True)
+    ]
+    scores = oof.to_scores(samples, statistics)
+    return WeightChoice(dict(zip(runs, weights, strict=True)), scores, gain, interval)
 
 
-def equal_weights(settings: Settings, rows: list[Sample], device: torch.device) -> WeightChoice:
-    """One pass over the rows, fold by fold, by the networks that never saw them."""
-    data, parts, measured = dataset_fingerprint(rows), [], []
-    for fold in common_folds(settings):
-        held_out = [row for row in rows if row.fold == fold]
-        predictions = predict(
-            load_oof_members(settings, fold, data, device), held_out, settings, True
-        )
-        measured += [
-            oof.image_statistics(p)
-            for p in oof.with_progress_bar(predictions, held_out, f"fold {fold}")
-        ]
-        parts += held_out
-    return oof.to_scores(parts, measured), (1,) * len(settings.runs), 0.0, (0.0, 0.0)
+def equal_weights(
+    predictions: Iterable[Prediction], samples: list[Sample], runs: list[str]
+) -> WeightChoice:
+    """Return equal weights. `predictions` hold the mean probability of the runs, C×H×W, in the
+    order of `samples`."""
+    scores = oof.to_scores(
+        samples, [oof.image_statistics(prediction) for prediction in predictions]
+    )
+    return WeightChoice(dict.fromkeys(runs, 1 / len(runs)), scores)

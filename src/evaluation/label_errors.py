@@ -1,73 +1,85 @@
-"""Masks of the training set that may be wrong themselves: where to look before training again."""
+"""Suspected label errors in the training masks, from out-of-fold scores."""
 
 import numpy as np
 import pandas as pd
 
 from evaluation.oof import Scores
 
-CONFIDENT_LEVELS = (
-    16  # levels: sure is below 16/256 = 1/16 and from 15/16 on; of runs together no more is kept
-)
-ERROR_RATIO = 5  # times the usual share of confident errors
+# Confident is below 16/256 = 1/16 and from 15/16 on: ensembles keep exact counts only in between.
+CONFIDENT_LEVELS = 16
+ERROR_RATIO = 5  # times the typical share of confident errors
 MAX_ROBUST_Z = 5.0  # robust standard deviations
-MIN_GROUP_SIZE = 5  # images of a group that say what is usual for it
-
-
-def confident_errors(counts: np.ndarray) -> np.ndarray:
-    """N×2 shares of the true area: background by the mask that the network is sure is object, and
-    object that it is sure is background. `counts` is N×2×256, see metrics.histograms."""
-    extra, lost = (
-        counts[:, 0, -CONFIDENT_LEVELS:].sum(axis=1),
-        counts[:, 1, :CONFIDENT_LEVELS].sum(axis=1),
-    )
-    return np.stack([extra, lost], axis=1) / np.maximum(counts[:, 1].sum(axis=1), 1)[:, None]
-
-
-def typical_error(total: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """What confident errors are usual for each image: the median of all, or of its own group
-    where that is more: a car that is hard in every view is the network's fault."""
-    shares = pd.Series(total)
-    own, size = (shares.groupby(groups).transform(what) for what in ("median", "size"))
-    return np.maximum(max(shares.median(), 1e-3), own.where(size >= MIN_GROUP_SIZE, 0)).to_numpy()
-
-
-def turntable_outliers(table: pd.DataFrame) -> np.ndarray:
-    """How many robust standard deviations each image's log area is from what its two neighbours
-    on the turntable suggest, compared with the same view of the other groups.
-
-    0 where the views are not numbered 1 … n in every group, or groups or views are too few.
-    """
-    views = pd.to_numeric(table["view"], errors="coerce")
-    places = table.assign(view=views, area=np.log(table["area"].clip(lower=1e-6)))
-    turns = places.groupby("group")["view"].agg(lambda v: sorted(v) == list(range(1, len(v) + 1)))
-    sizes = places.groupby("group").size()
-    if not turns.all() or sizes.nunique() > 1 or sizes.iloc[0] < MIN_GROUP_SIZE or len(sizes) < 8:
-        return np.zeros(len(table))
-    area = places.pivot(index="group", columns="view", values="area")
-    around = (np.roll(area, 1, axis=1) + np.roll(area, -1, axis=1)) / 2
-    off = area - around
-    off = off - off.median()
-    far = off / (1.4826 * off.abs().median()).clip(lower=0.005)
-    return far.stack().loc[list(zip(places["group"], places["view"], strict=True))].to_numpy()
+MIN_GROUP_SIZE = 5  # images in a group for a group median
 
 
 def find_label_errors(scores: Scores) -> pd.DataFrame:
-    """The images worth a labeller's look, most suspicious first: image_id, group, view, fold,
-    dice and `reason`. It names what does not fit, which may yet be the network's fault."""
-    wrong, far = confident_errors(scores.counts), turntable_outliers(scores.table)
-    times = wrong.sum(axis=1) / typical_error(wrong.sum(axis=1), scores.groups)
-    reasons = []
-    for (extra, lost), much, z in zip(wrong, times, far, strict=True):
-        reason = []
-        if much > ERROR_RATIO:
-            reason.append(
-                f"the network is sure of {extra:.1%} more object and {lost:.1%} less than the mask"
-            )
-        if abs(z) > MAX_ROBUST_Z:
-            side = "larger" if z > 0 else "smaller"
-            reason.append(f"the mask is {side} than the neighbouring views suggest ({z:+.1f} sd)")
-        reasons.append("; ".join(reason))
+    """Return images whose masks may be wrong, most suspicious first.
+
+    Columns: image_id, group, view, fold, dice and `reason`. The network may be wrong instead.
+    """
+    errors, z_scores = confident_errors(scores.histograms), turntable_outliers(scores.table)
+    total = errors.sum(axis=1)
+    ratios = total / typical_error(total, scores.groups)
+    reasons = [
+        "; ".join(_reasons(*error, ratio, z))
+        for error, ratio, z in zip(errors, ratios, z_scores, strict=True)
+    ]
     columns = ["image_id", "group", "view", "fold", "dice"]
-    table = scores.table[columns].assign(reason=reasons, weight=times + np.abs(far))
-    table = table[table["reason"] != ""].sort_values("weight", ascending=False)
-    return table.drop(columns="weight").reset_index(drop=True)
+    table = scores.table[columns].assign(reason=reasons, suspicion=ratios + np.abs(z_scores))
+    table = table[table["reason"] != ""].sort_values("suspicion", ascending=False)
+    return table.drop(columns="suspicion").reset_index(drop=True)
+
+
+def _reasons(false_positive: float, false_negative: float, ratio: float, z: float) -> list[str]:
+    """Format why a mask is suspected; an empty list if it is not."""
+    reasons = []
+    if ratio > ERROR_RATIO:
+        reasons.append(
+            f"confident false positives {false_positive:.1%}, "
+            f"false negatives {false_negative:.1%} of the mask"
+        )
+    if abs(z) > MAX_ROBUST_Z:
+        relation = "larger" if z > 0 else "smaller"
+        reasons.append(f"the mask is {relation} than the neighboring views suggest ({z:+.1f} sd)")
+    return reasons
+
+
+def confident_errors(histograms: np.ndarray) -> np.ndarray:
+    """Return confident false positives and false negatives relative to the true area, N×2.
+
+    `histograms` is N×2×256, see metrics.probability_histograms.
+    """
+    false_positives = histograms[:, 0, -CONFIDENT_LEVELS:].sum(axis=1)
+    false_negatives = histograms[:, 1, :CONFIDENT_LEVELS].sum(axis=1)
+    true_area = np.maximum(histograms[:, 1].sum(axis=1), 1)
+    return np.stack([false_positives, false_negatives], axis=1) / true_area[:, None]
+
+
+def typical_error(errors: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Return the typical confident error of each image: the overall median or that of its group,
+    whichever is larger. A car that is hard in every view is not a label error."""
+    series = pd.Series(errors)
+    median, size = (series.groupby(groups).transform(name) for name in ("median", "size"))
+    group_median = median.where(size >= MIN_GROUP_SIZE, 0)
+    return np.maximum(max(series.median(), 1e-3), group_median).to_numpy()
+
+
+def turntable_outliers(table: pd.DataFrame) -> np.ndarray:
+    """Return the robust z-score of each image's log area against its two neighboring views,
+    compared with the same view of the other groups; N values.
+
+    All 0 unless every group has views 1 … n, for at least 5 views and 8 groups.
+    """
+    views = pd.to_numeric(table["view"], errors="coerce")
+    numbered = table.assign(view=views, log_area=np.log(table["area"].clip(lower=1e-6)))
+    groups = numbered.groupby("group")
+    is_ring = groups["view"].agg(lambda v: sorted(v) == list(range(1, len(v) + 1)))
+    sizes = groups.size()
+    if not is_ring.all() or sizes.nunique() > 1 or sizes.iloc[0] < MIN_GROUP_SIZE or len(sizes) < 8:
+        return np.zeros(len(table))
+    log_area = numbered.pivot(index="group", columns="view", values="log_area")
+    neighbors = (np.roll(log_area, 1, axis=1) + np.roll(log_area, -1, axis=1)) / 2
+    deviation = log_area - neighbors
+    deviation = deviation - deviation.median()
+    z = deviation / (1.4826 * deviation.abs().median()).clip(lower=0.005)
+    return z.stack().loc[list(zip(numbered["group"], numbered["view"], strict=True))].to_numpy()

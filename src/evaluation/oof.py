@@ -1,4 +1,4 @@
-"""Out-of-fold scores: every image judged by networks that never saw its car, at native size."""
+"""Out-of-fold scores at native size: each image is scored by networks not trained on its car."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,59 +16,46 @@ from core.settings import Settings
 from data.cache import Cache
 from data.sample import Sample
 from evaluation import postprocess_choice
-from evaluation.metrics import (
-    THRESHOLDS,
-    best_threshold,
-    confusion_matrix,
-    dataset_scores,
-    dice_curve,
-    mask_dice,
-    mean_class_dice,
-    mean_over_classes,
-    pixel_accuracy,
-    probability_histograms,
-)
+from evaluation.metrics import best_threshold
+from evaluation.tasks import BinaryTask, ImageStatistics, MulticlassTask, get_task
 from inference.postprocess import Binarizer
-from inference.predictor import EnsembleMember, Prediction, predict, quantize_probability
-
-HALF_INDEX = int(np.searchsorted(THRESHOLDS, 0.5))
+from inference.predictor import EnsembleMember, Prediction, predict
 
 
 @dataclass
 class Scores:
-    """Scores of N images: out of fold, or of a test set whose labels are known."""
+    """Scores of N images: out of fold, or of a test split whose masks are known."""
 
-    table: pd.DataFrame  # a row per image: image_id, group, view, fold, dice, ...
-    arrays: dict[str, np.ndarray]  # what any choice can be scored from, see measure()
+    table: pd.DataFrame  # a row per image: image_id, group, view, fold, dice, ... (see tasks.py)
+    per_image: ImageStatistics  # stacked over the N images
 
     @property
     def is_binary(self) -> bool:
-        """Whether there is one class."""
-        return "counts" in self.arrays
+        return "histograms" in self.per_image
 
     @property
-    def counts(self) -> np.ndarray:
-        """N×2×256 of one class, see metrics.histograms."""
-        return self.arrays["counts"]
+    def histograms(self) -> np.ndarray:
+        """N×2×256 int64, binary only; see metrics.probability_histograms."""
+        return self.per_image["histograms"]
 
     @property
-    def trials(self) -> np.ndarray:
-        """N×2^steps of one class, see postprocess.trials."""
-        return self.arrays["trials"]
+    def step_dice(self) -> np.ndarray:
+        """N×(1+S) float64, binary only; see postprocess_choice.dice_after_each_step."""
+        return self.per_image["step_dice"]
 
     @property
     def confusion(self) -> np.ndarray:
-        """N×C×C of several classes, see metrics.confusion."""
-        return self.arrays["confusion"]
+        """N×C×C int64, multiclass only; rows are the true classes."""
+        return self.per_image["confusion"]
 
     @property
     def dice(self) -> np.ndarray:
-        """N Dice: of masks at 0.5, or the mean over an image's classes."""
+        """N Dice scores: of masks at threshold 0.5, or means over an image's classes."""
         return self.table["dice"].to_numpy()
 
     @property
     def folds(self) -> np.ndarray:
-        """N folds, each the one in which the image was held out."""
+        """N folds, each the one that held the image out."""
         return self.table["fold"].to_numpy()
 
     @property
@@ -77,133 +64,121 @@ class Scores:
         return self.table["group"].to_numpy(str)
 
 
+# ---------------------------------------------------------------- scoring
+
+
 def score_out_of_fold(
     members: list[EnsembleMember],
-    rows: list[Sample],
+    samples: list[Sample],
     settings: Settings,
     title: str,
     cache: Cache | None = None,
 ) -> Scores:
-    """Predict the rows and compare them with their labels; several processes share them."""
+    """Predict the samples and score them against their masks; processes share the samples."""
 
-    def measured(mine: list[Sample]) -> Iterator[dict[str, np.ndarray]]:
-        predictions = predict(members, mine, settings, with_truth=True, cache=cache)
-        return map(image_statistics, with_progress_bar(predictions, mine, title))
+    def measure_shard(shard: list[Sample]) -> Iterator[ImageStatistics]:
+        predictions = predict(members, shard, settings, with_mask=True, cache=cache)
+        return map(image_statistics, with_progress_bar(predictions, shard, title))
 
-    return to_scores(rows, map_sharded(rows, measured))
-
-
-def image_statistics(prediction: Prediction) -> dict[str, np.ndarray]:
-    """What a prediction leaves behind: of one class the histograms of its levels and the trials of
-    post-processing, of several their confusion."""
-    true, probability = prediction.loaded.truth, prediction.probability
-    if len(probability) > 1:
-        predicted = probability.argmax(0).cpu().numpy()
-        return {"confusion": confusion_matrix(predicted, true, len(probability))}
-    level = quantize_probability(probability)
-    return {
-        "counts": probability_histograms(level, true),
-        "trials": postprocess_choice.dice_of_all_step_subsets(level, true),
-    }
+    return to_scores(samples, map_sharded(measure_shard, samples))
 
 
-def to_scores(rows: list[Sample], measured: list[dict[str, np.ndarray]]) -> Scores:
-    """The scores of rows that have been measured, in their order."""
-    arrays = {name: np.stack([each[name] for each in measured]) for name in measured[0]}
-    return Scores(score_table(rows, arrays), arrays)
+def image_statistics(prediction: Prediction) -> ImageStatistics:
+    """Return the statistics of one prediction: histograms and post-processing Dice, or the
+    confusion matrix."""
+    probability = prediction.probability
+    task = get_task(is_binary=len(probability) == 1)
+    return task.image_statistics(probability, prediction.loaded.mask)
 
 
 def validation_scores(prediction: Prediction) -> dict[str, float]:
-    """Dice of a prediction's mask at 0.5, or the mean over its classes, and the part of the pixels
-    that are right."""
-    true, probability = prediction.loaded.truth, prediction.probability
-    if len(probability) > 1:
-        matrix = image_statistics(prediction)["confusion"]
-        return {"dice": float(mean_class_dice(matrix)), "accuracy": float(pixel_accuracy(matrix))}
-    mask = quantize_probability(probability) >= 128
-    return {"dice": mask_dice(mask, true), "accuracy": float((mask == true).mean())}
+    """Return `val_dice` and `val_accuracy` of one prediction, without searching a threshold."""
+    probability = prediction.probability
+    task = get_task(is_binary=len(probability) == 1)
+    return task.validation_scores(probability, prediction.loaded.mask)
 
 
 def with_progress_bar(
-    predictions: Iterable[Prediction], rows: list[Sample], title: str
+    predictions: Iterable[Prediction], samples: list[Sample], title: str
 ) -> Iterator[Prediction]:
-    """The predictions, with a bar that goes away."""
-    return tqdm(predictions, title, len(rows), leave=False, unit="image", disable=None)
+    """Iterate over the predictions with a transient progress bar."""
+    return tqdm(predictions, title, len(samples), leave=False, unit="image", disable=None)
+
+
+def to_scores(samples: list[Sample], statistics: list[ImageStatistics]) -> Scores:
+    """Combine the statistics of N images into Scores, in the order of `samples`."""
+    per_image = {name: np.stack([image[name] for image in statistics]) for name in statistics[0]}
+    columns = {
+        "image_id": [sample.image_id for sample in samples],
+        "group": [sample.group for sample in samples],
+        "view": [sample.view for sample in samples],
+        "fold": [sample.fold for sample in samples],
+    }
+    task = get_task(is_binary="histograms" in per_image)
+    return Scores(pd.DataFrame(columns | task.score_columns(per_image)), per_image)
 
 
 def score_summary(scores: Scores) -> str:
-    """What is worth saying beside the mean Dice."""
-    if scores.is_binary:
-        return "best threshold {:.3f} gives {:.5f}".format(*best_threshold(scores.counts))
-    found = dataset_scores(scores.confusion.sum(axis=0))
-    return f"of all pixels: mean IoU {found['iou']:.4f}, accuracy {found['accuracy']:.4f}"
-
-
-def score_table(rows: list[Sample], arrays: dict[str, np.ndarray]) -> pd.DataFrame:
-    """oof.csv: whose the images are and what they score."""
-    known = {
-        "image_id": [row.image_id for row in rows],
-        "group": [row.group for row in rows],
-        "view": [row.view for row in rows],
-        "fold": [row.fold for row in rows],
-    }
-    scores = binary_columns if "counts" in arrays else multiclass_columns
-    return pd.DataFrame(known | scores(**arrays))
-
-
-def binary_columns(counts: np.ndarray, trials: np.ndarray) -> dict[str, np.ndarray]:
-    """Dice at 0.5 and at the threshold best for all, and parts of the image that masks cover."""
-    curve = dice_curve(counts)
-    threshold, _ = best_threshold(counts)
-    pixels = counts.sum(axis=(1, 2))
-    return {
-        "dice": curve[:, HALF_INDEX],
-        "dice_at_best": curve[:, np.searchsorted(THRESHOLDS, threshold)],
-        "area": counts[:, 1].sum(axis=1) / pixels,
-        "predicted_area": counts[:, :, 128:].sum(axis=(1, 2)) / pixels,
-    }
-
-
-def multiclass_columns(confusion: np.ndarray) -> dict[str, np.ndarray]:
-    """Mean Dice over an image's classes, the same of IoU, and the part of pixels that are right."""
-    return {
-        "dice": mean_class_dice(confusion),
-        "iou": mean_over_classes(confusion, "iou"),
-        "accuracy": pixel_accuracy(confusion),
-    }
-
-
-def save_scores(folder: Path, scores: Scores, name: str = "oof") -> None:
-    """oof.csv and oof.npz of a fold. The npz comes last: where it is, the fold is done."""
-    with atomic_write(folder / f"{name}.csv") as partial:
-        scores.table.to_csv(partial, index=False, float_format="%.8f")
-    with atomic_write(folder / f"{name}.npz") as partial, open(partial, "wb") as file:
-        np.savez_compressed(file, image_id=scores.table["image_id"].to_numpy(str), **scores.arrays)
-
-
-def load_scores(folders: list[Path]) -> Scores:
-    """The scores in several folders together: those of a run's folds, or of an ensemble."""
-    tables, arrays = [], []
-    for folder in folders:
-        try:
-            names = {"image_id": str, "group": str, "view": str}  # 007 is not 7
-            tables.append(pd.read_csv(folder / "oof.csv", dtype=names, keep_default_na=False))
-            with np.load(folder / "oof.npz", allow_pickle=False) as file:
-                known = {name: file[name] for name in file.files if name != "image_id"}
-            if known.keys() not in ({"counts", "trials"}, {"confusion"}):
-                raise ValueError(f"oof.npz holds {', '.join(known)}")
-            arrays.append(known)
-        except (OSError, ValueError, KeyError, BadZipFile) as error:
-            raise InputError(
-                f"{folder}: its oof files cannot be read ({error}); move it away or train it again"
-            ) from None
-    together = {name: np.concatenate([each[name] for each in arrays]) for name in arrays[0]}
-    return Scores(pd.concat(tables, ignore_index=True), together)
+    """Format what is printed after the mean Dice."""
+    return get_task(scores.is_binary).summarize(scores.per_image)
 
 
 def choose_binarizer(settings: Settings, scores: Scores) -> Binarizer:
-    """What the settings ask for, else what is best out of fold."""
+    """Return threshold and steps from the settings, else those with the best out-of-fold score."""
     if not scores.is_binary:
         return Binarizer(0.5, [])
-    steps = postprocess_choice.requested_steps(settings.postprocess, scores.trials, scores.folds)
-    return Binarizer(settings.threshold or best_threshold(scores.counts)[0], steps)
+    steps = postprocess_choice.requested_steps(settings.postprocess, scores.step_dice, scores.folds)
+    return Binarizer(settings.threshold or best_threshold(scores.histograms)[0], steps)
+
+
+# ---------------------------------------------------------------- oof.csv and oof.npz
+
+DICE_COLUMNS = ("dice", "dice_best_threshold")  # in a csv: oof_dice, ..., or test_dice, ...
+
+
+def save_scores(folder: Path, scores: Scores, name: str = "oof") -> None:
+    """Write <name>.csv and <name>.npz. The npz comes last: it marks the fold as finished."""
+    table = scores.table.rename(columns={column: f"{name}_{column}" for column in DICE_COLUMNS})
+    with atomic_write(folder / f"{name}.csv") as tmp_path:
+        table.to_csv(tmp_path, index=False, float_format="%.8f")
+    with atomic_write(folder / f"{name}.npz") as tmp_path, open(tmp_path, "wb") as file:
+        image_ids = scores.table["image_id"].to_numpy(str)
+        np.savez_compressed(file, image_id=image_ids, **scores.per_image)
+
+
+def load_scores(folders: list[Path]) -> Scores:
+    """Load and concatenate the scores in several folders: a run's folds, or one ensemble."""
+    tables, statistics = [], []
+    for folder in folders:
+        try:
+            tables.append(_read_table(folder / "oof.csv"))
+            statistics.append(_read_arrays(folder / "oof.npz"))
+        except (OSError, ValueError, KeyError, BadZipFile) as error:
+            raise InputError(
+                f"{folder}: oof.csv or oof.npz cannot be read ({error}); move the folder away or "
+                "train it again"
+            ) from None
+    per_image = {name: np.concatenate([s[name] for s in statistics]) for name in statistics[0]}
+    return Scores(pd.concat(tables, ignore_index=True), per_image)
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    text_columns = {"image_id": str, "group": str, "view": str}  # keep leading zeros
+    table = pd.read_csv(path, dtype=text_columns, keep_default_na=False)
+    old_names = {"dice_at_best": "dice_best_threshold"}  # of the first release
+    table = table.rename(columns={f"oof_{column}": column for column in DICE_COLUMNS} | old_names)
+    if missing := {*text_columns, "fold", "dice"} - {*table.columns}:
+        raise ValueError(f"oof.csv has no column {min(missing)}")
+    return table
+
+
+def _read_arrays(path: Path) -> ImageStatistics:
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files if name != "image_id"}
+    if arrays.keys() == {"counts", "trials"}:
+        # The first release: N×16 Dice of all subsets of the 4 steps, bit s of the index is step s.
+        single_steps = arrays["trials"][:, [0, 1, 2, 4, 8]]
+        arrays = {"histograms": arrays["counts"], "step_dice": single_steps}
+    if arrays.keys() not in (BinaryTask.array_names, MulticlassTask.array_names):
+        raise ValueError(f"oof.npz holds {', '.join(arrays)}")
+    return arrays

@@ -1,6 +1,9 @@
-"""Checks a written submission.csv strictly, and scores it where there is a truth."""
+"""The submission: writing it, checking it strictly, and scoring it if the true masks are known."""
 
+import csv
+import hashlib
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TextIO
 
@@ -9,85 +12,132 @@ import pandas as pd
 from tqdm import tqdm
 
 from core.errors import InputError
+from core.files import atomic_write
 from core.settings import Settings
 from data import csv_files, datasets, image_io
 from evaluation.metrics import mask_dice
-from evaluation.statistics import clustered_standard_error
+from evaluation.statistics import clustered_standard_error, format_mean
 from inference import rle
 
 SUBMISSION_COLUMNS = ["img", "rle_mask"]
-CARVANA_SIZE = (1280, 1918)  # height and width of all the competition's images
-MAX_LISTED = 20  # lines that are printed of a kind before the rest is only counted
+CARVANA_SIZE = (1280, 1918)  # height and width of all images of the competition
+MAX_LISTED = 20  # errors or warnings that are printed; the others are only counted
+
+Sizes = dict[str, tuple[int, int]]  # (height, width) by file name
+
+
+# ---------------------------------------------------------------- writing
+
+
+def write_submission(path: Path, masks: Iterable[tuple[str, str]]) -> None:
+    """Write submission.csv from pairs of file name and run-length encoded mask."""
+    with atomic_write(path) as tmp_path, open(tmp_path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(SUBMISSION_COLUMNS)
+        writer.writerows(masks)
+
+
+def sha256_of_file(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---------------------------------------------------------------- checking
+
+
+def check_submission(settings: Settings) -> None:
+    """Check the submission strictly; print warnings and, if `truth_csv` is set, its score.
+
+    Raises InputError if it is invalid, after printing the errors to stderr.
+    """
+    path = settings.submission_path
+    table = csv_files.read_csv_strict(path, SUBMISSION_COLUMNS)
+    sizes = read_image_sizes(settings, table["img"])
+    errors = name_errors(table, expected_file_names(settings))
+    invalid_masks, areas = mask_errors(table, sizes)
+    errors += invalid_masks
+    if errors:
+        print_limited(f"{path}: errors", errors, sys.stderr)
+        raise InputError(f"{path}: invalid submission, {len(errors)} errors")
+    print_limited("warnings", suspicious_masks(table["img"], areas))
+    if settings.max_images:
+        print(f"max_images={settings.max_images}: these are not all test images")
+    print(f"{path}: {len(table)} rows, valid")
+    if settings.truth_csv:
+        score_submission(settings, table, sizes)
 
 
 def expected_file_names(settings: Settings) -> list[str]:
-    """The images that the csv must name: the sample's, else the truth's, else the test folder's."""
+    """Return the file names that the csv must hold: those of sample_submission.csv, else of
+    `truth_csv`, else of the test images."""
     names = csv_files.read_submission_names(settings)
     if names is None and settings.truth_csv:
         names = csv_files.read_csv_strict(settings.truth_csv, SUBMISSION_COLUMNS)["img"].tolist()
     if names is None:
-        names = [row.image.name for row in datasets.load_test_samples(settings)]
+        names = [sample.image.name for sample in datasets.load_test_samples(settings)]
     return names[: settings.max_images or None]
 
 
-def test_image_size(settings: Settings, name: str) -> tuple[int, int]:
-    """(height, width) of a test image, from its header; the competition's where it is not here."""
-    folder = (
-        "images"
-        if settings.dataset_format == "pets"
-        else "test_hq"
-        if settings.use_hq_images
-        else "test"
-    )
-    path = Path(settings.data_dir) / folder / name
-    try:
-        return image_io.read_image_size(path) if path.exists() else CARVANA_SIZE
-    except InputError:
-        if settings.skip_unreadable:
-            return CARVANA_SIZE
-        raise
+def read_image_sizes(settings: Settings, names: Iterable[str]) -> Sizes:
+    """Read (height, width) of the test images from their headers.
+
+    Images that are not on this machine have CARVANA_SIZE, as have unreadable ones with
+    skip_unreadable=true.
+    """
+    hq = "test_hq" if settings.use_hq_images else "test"
+    folder = Path(settings.data_dir) / ("images" if settings.dataset_format == "pets" else hq)
+    sizes = {}
+    for name in names:
+        path = folder / name
+        try:
+            sizes[name] = image_io.read_image_size(path) if path.exists() else CARVANA_SIZE
+        except InputError:
+            if not settings.skip_unreadable:
+                raise
+            sizes[name] = CARVANA_SIZE
+    return sizes
 
 
 def name_errors(table: pd.DataFrame, names: list[str]) -> list[str]:
-    """A line for each name that is extra, doubled or missing."""
-    wanted, doubled = set(names), table["img"].duplicated()
-    lines = enumerate(zip(table["img"], doubled, strict=True), start=2)
-    faults = [
-        f"row {line}, {name}: " + ("stands here twice" if twice else "is not a test image")
-        for line, (name, twice) in lines
-        if twice or name not in wanted
+    """Return a line for each file name that is unexpected, listed twice or missing."""
+    expected, listed = set(names), set(table["img"])
+    rows = enumerate(zip(table["img"], table["img"].duplicated(), strict=True), start=2)
+    errors = [
+        f"row {row}, {name}: " + ("is listed twice" if is_duplicate else "is not a test image")
+        for row, (name, is_duplicate) in rows
+        if is_duplicate or name not in expected
     ]
-    seen = set(table["img"])
-    return faults + [f"{name}: has no row" for name in names if name not in seen]
+    return errors + [f"{name}: has no row" for name in names if name not in listed]
 
 
-def mask_errors(settings: Settings, table: pd.DataFrame) -> tuple[list[str], np.ndarray]:
-    """A line for each mask that breaks a rule, and each mask's part of the frame (nan: broken)."""
-    faults, areas = [], np.full(len(table), np.nan)
-    rows = zip(table["img"], table["rle_mask"], strict=True)
-    bar = tqdm(rows, "check", len(table), leave=False, unit="row", disable=None)
+def mask_errors(table: pd.DataFrame, sizes: Sizes) -> tuple[list[str], np.ndarray]:
+    """Return a line for each invalid mask, and the area of each mask as a fraction of its image:
+    N float64, NaN if invalid."""
+    errors, areas = [], np.full(len(table), np.nan)
+    masks = zip(table["img"], table["rle_mask"], strict=True)
+    bar = tqdm(masks, "check", len(table), leave=False, unit="row", disable=None)
     for i, (name, text) in enumerate(bar):
-        height, width = test_image_size(settings, name)
+        n_pixels = sizes[name][0] * sizes[name][1]
         try:
-            _, lengths = rle.parse_runs(text, height * width)
-            areas[i] = lengths.sum() / (height * width)
+            _, lengths = rle.parse_runs(text, n_pixels)
+            areas[i] = lengths.sum() / n_pixels
         except ValueError as error:
-            faults.append(f"row {i + 2}, {name}: {error}")
-    return faults, areas
+            errors.append(f"row {i + 2}, {name}: {error}")
+    return errors, areas
 
 
-def suspicious_masks(settings: Settings, names: pd.Series, areas: np.ndarray) -> list[str]:
-    """Masks that are allowed and yet suspicious: empty, or far from all others in area."""
-    low, middle, high = np.nanquantile(areas, [0.25, 0.5, 0.75])
-    far = np.abs(areas - middle) > 4 * max(high - low, 0.01)
+def suspicious_masks(names: pd.Series, areas: np.ndarray) -> list[str]:
+    """Return a line for each valid mask that is empty or whose area is an outlier."""
+    low, median, high = np.nanquantile(areas, [0.25, 0.5, 0.75])
+    is_outlier = np.abs(areas - median) > 4 * max(high - low, 0.01)
     return [
         f"row {i + 2}, {names[i]}: " + (f"covers {areas[i]:.1%}" if areas[i] else "is empty")
-        for i in np.flatnonzero(far | (areas == 0))
+        for i in np.flatnonzero(is_outlier | (areas == 0))
     ]
 
 
 def print_limited(title: str, lines: list[str], file: TextIO = sys.stdout) -> None:
-    """Print lines under a title; of many only the first."""
+    """Print a title and the first MAX_LISTED lines; nothing if there are none."""
     if lines:
         print(f"{title} ({len(lines)}):", file=file)
         print(*(f"  {line}" for line in lines[:MAX_LISTED]), sep="\n", file=file)
@@ -95,34 +145,39 @@ def print_limited(title: str, lines: list[str], file: TextIO = sys.stdout) -> No
             print(f"  ... and {len(lines) - MAX_LISTED} more", file=file)
 
 
-def score_submission(settings: Settings, table: pd.DataFrame) -> None:
-    """Print mean Dice against the truth, its standard error by car, and the ten worst images."""
-    truth = csv_files.read_csv_strict(settings.truth_csv, SUBMISSION_COLUMNS).set_index("img")[
-        "rle_mask"
-    ]
-    absent = [name for name in table["img"] if name not in truth.index]
-    if absent:
-        raise InputError(f"{settings.truth_csv}: has no mask of {absent[0]} ({len(absent)} such)")
-    other = sorted(set(truth.index) - set(table["img"]))
-    if other and not settings.max_images:
-        raise InputError(
-            f"{settings.truth_csv}: has masks of {other[0]} ({len(other)} such), which the submission "
-            "lacks: it is the truth of other images"
-        )
+# ---------------------------------------------------------------- scoring
+
+
+def score_submission(settings: Settings, table: pd.DataFrame, sizes: Sizes) -> None:
+    """Print the mean Dice against `truth_csv`, its standard error, and the ten worst images."""
+    truth = _read_truth(settings, table)
     dice = []
     for name, text in zip(table["img"], table["rle_mask"], strict=True):
-        frame = test_image_size(settings, name)
         try:
-            true = rle.decode(truth[name], frame)
+            true = rle.decode(truth[name], sizes[name])
         except ValueError as error:
             raise InputError(f"{settings.truth_csv}: {name}: {error}") from None
-        dice.append(mask_dice(rle.decode(text, frame), true))
+        dice.append(mask_dice(rle.decode(text, sizes[name]), true))
     scores = pd.Series(dice, index=table["img"])
     stems = [Path(name).stem for name in table["img"]]
     groups = np.array([datasets.group_from_stem(stem, settings.group_regex) for stem in stems])
-    error = clustered_standard_error(scores.to_numpy(), groups)
-    print_limited("worst images", [f"{d:.5f} {name}" for name, d in scores.nsmallest(10).items()])
-    print(
-        f"mean dice {scores.mean():.6f} ± {error:.6f} (standard error over {len(set(groups))} "
-        f"groups) on {len(scores)} images"
-    )
+    worst = scores.nsmallest(10)
+    print_limited("worst images", [f"{score:.5f} {name}" for name, score in worst.items()])
+    mean = format_mean(scores.mean(), clustered_standard_error(scores.to_numpy(), groups), digits=6)
+    print(f"mean dice {mean} on {len(scores)} images of {len(set(groups))} groups")
+
+
+def _read_truth(settings: Settings, table: pd.DataFrame) -> pd.Series:
+    """Read the encoded true masks by file name; InputError if they are not of these images."""
+    path = settings.truth_csv
+    truth = csv_files.read_csv_strict(path, SUBMISSION_COLUMNS).set_index("img")["rle_mask"]
+    missing = [name for name in table["img"] if name not in truth.index]
+    if missing:
+        raise InputError(f"{path}: has no mask of {missing[0]} ({len(missing)} in total)")
+    unexpected = sorted(set(truth.index) - set(table["img"]))
+    if unexpected and not settings.max_images:
+        raise InputError(
+            f"{path}: has masks that are missing in the submission, such as {unexpected[0]} "
+            f"({len(unexpected)} in total): it is the truth of other images"
+        )
+    return truth

@@ -1,132 +1,147 @@
-"""Pictures to look at: masks over photographs, errors in colour, what networks disagree on."""
+"""Images to look at: masks over photographs, errors in color, disagreement of networks."""
 
 import base64
 
 import cv2
 import numpy as np
 
-from data import classes, image_io
+from data import classes
 from data.classes import ClassMap
+from data.datasets import read_sample_image
 from inference.postprocess import Binarizer
 from inference.predictor import Prediction
 
-FALSE_NEGATIVE_COLOR, OUTLINE_COLOR, FALSE_POSITIVE_COLOR = (
-    (255, 60, 60),
-    (60, 220, 90),
-    (70, 110, 255),
-)  # missed, outline, invented
-MAX_ZOOM = 5  # a zoom shows at least a fifth of the frame's height
+FALSE_NEGATIVE_COLOR = (255, 60, 60)
+FALSE_POSITIVE_COLOR = (70, 110, 255)
+OUTLINE_COLOR = (60, 220, 90)
+MAX_ZOOM = 5
+THUMBNAIL_WIDTH = 480  # pixels
+
+
+# ---------------------------------------------------------------- masks and errors
 
 
 def draw_overlay(
-    image: np.ndarray, mask: np.ndarray, truth: np.ndarray | None = None
+    image: np.ndarray, predicted: np.ndarray, true: np.ndarray | None = None
 ) -> np.ndarray:
-    """H×W×3 uint8 RGB with the mask's outline in green; against a truth also its errors.
-
-    Red: missed pixels. Blue: invented pixels.
-    """
-    picture = image.copy()
-    if truth is not None:
-        for wrong, colour in (
-            (truth & ~mask, FALSE_NEGATIVE_COLOR),
-            (mask & ~truth, FALSE_POSITIVE_COLOR),
-        ):
-            picture[wrong] = colour
-    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    """Draw the outline of the predicted mask in green and, if the true mask is known, false
+    negatives in red and false positives in blue. Returns H×W×3 uint8 RGB."""
+    overlay = image.copy()
+    if true is not None:
+        overlay[true & ~predicted] = FALSE_NEGATIVE_COLOR
+        overlay[predicted & ~true] = FALSE_POSITIVE_COLOR
+    contours, _ = cv2.findContours(predicted.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     width = max(1, round(image.shape[0] / 600))
-    return cv2.drawContours(picture, contours, -1, OUTLINE_COLOR, width)
+    return cv2.drawContours(overlay, contours, -1, OUTLINE_COLOR, width)
 
 
 def dim_gray(image: np.ndarray) -> np.ndarray:
-    """H×W×3 uint8 RGB without colour and half as bright: a ground for colours with a meaning."""
+    """Return the image in gray at half brightness, H×W×3 uint8, as background for colors."""
     return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) // 2, cv2.COLOR_GRAY2RGB)
 
 
 def highlight_mask(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """H×W×3 uint8 RGB: the mask's pixels as they are, the others dark and grey."""
+    """Return the image with all pixels outside the mask dark and gray, H×W×3 uint8 RGB."""
     return np.where(mask[..., None], image, dim_gray(image) // 2)
 
 
-def error_map(image: np.ndarray, mask: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """H×W×3 uint8 RGB: the grey photograph, missed pixels red and invented ones blue.
+def error_map(image: np.ndarray, predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """Draw false negatives in red and false positives in blue on the dimmed image.
 
-    Wrong regions grow by a pixel of the shrunken picture, or an edge would not be seen.
+    Errors are dilated so that they survive downscaling. Returns H×W×3 uint8 RGB.
     """
-    picture = dim_gray(image)
+    errors = dim_gray(image)
     kernel = np.ones((max(1, image.shape[0] // 320),) * 2, np.uint8)
-    for wrong, colour in (
-        (truth & ~mask, FALSE_NEGATIVE_COLOR),
-        (mask & ~truth, FALSE_POSITIVE_COLOR),
+    for wrong, color in (
+        (true & ~predicted, FALSE_NEGATIVE_COLOR),
+        (predicted & ~true, FALSE_POSITIVE_COLOR),
     ):
-        picture[cv2.dilate(wrong.view(np.uint8), kernel).view(bool)] = colour
-    return picture
+        errors[cv2.dilate(wrong.view(np.uint8), kernel).view(bool)] = color
+    return errors
 
 
-def error_map_multiclass(image: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """H×W×3 uint8 RGB: the grey photograph, wrong pixels red."""
-    picture = dim_gray(image)
-    picture[where] = FALSE_NEGATIVE_COLOR
-    return picture
+def error_map_multiclass(image: np.ndarray, wrong: np.ndarray) -> np.ndarray:
+    """Draw the wrong pixels, H×W bool, in red on the dimmed image; H×W×3 uint8 RGB."""
+    errors = dim_gray(image)
+    errors[wrong] = FALSE_NEGATIVE_COLOR
+    return errors
 
 
-def largest_error_window(mask: np.ndarray, truth: np.ndarray) -> tuple[slice, slice]:
-    """A window of the frame's proportions around the largest connected region of wrong pixels."""
-    wrong = (mask ^ truth).view(np.uint8)
+def largest_error_window(predicted: np.ndarray, true: np.ndarray) -> tuple[slice, slice]:
+    """Return (rows, columns) around the largest connected region of wrong pixels, in the image's
+    aspect ratio and at least 1/MAX_ZOOM of its height."""
+    wrong = (predicted ^ true).view(np.uint8)
     height, width = wrong.shape
     _, _, stats, _ = cv2.connectedComponentsWithStats(wrong, connectivity=8)
-    whole = (0, 0, width, height)
-    x, y, w, h = stats[1 + stats[1:, cv2.CC_STAT_AREA].argmax(), :4] if len(stats) > 1 else whole
-    part = min(1.0, max(1 / MAX_ZOOM, 1.3 * w / width, 1.3 * h / height))
-    rows, columns = round(part * height), round(part * width)
-    top = int(np.clip(y + h / 2 - rows / 2, 0, height - rows))
-    left = int(np.clip(x + w / 2 - columns / 2, 0, width - columns))
-    return slice(top, top + rows), slice(left, left + columns)
+    x, y, w, h = 0, 0, width, height
+    if len(stats) > 1:  # label 0 is the background
+        x, y, w, h = stats[1 + stats[1:, cv2.CC_STAT_AREA].argmax(), :4]
+    fraction = min(1.0, max(1 / MAX_ZOOM, 1.3 * w / width, 1.3 * h / height))
+    n_rows, n_columns = round(fraction * height), round(fraction * width)
+    top = int(np.clip(y + h / 2 - n_rows / 2, 0, height - n_rows))
+    left = int(np.clip(x + w / 2 - n_columns / 2, 0, width - n_columns))
+    return slice(top, top + n_rows), slice(left, left + n_columns)
 
 
-def zoom_on_error(image: np.ndarray, mask: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """h×w×3 uint8 RGB: the largest error from near, its colours translucent over the photograph."""
-    part = largest_error_window(mask, truth)
-    plain = np.ascontiguousarray(image[part])
-    return cv2.addWeighted(plain, 0.55, draw_overlay(plain, mask[part], truth[part]), 0.45, 0)
+def zoom_on_error(image: np.ndarray, predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """Crop the image around the largest error, with translucent colors; h×w×3 uint8 RGB."""
+    window = largest_error_window(predicted, true)
+    crop = np.ascontiguousarray(image[window])
+    overlay = draw_overlay(crop, predicted[window], true[window])
+    return cv2.addWeighted(crop, 0.55, overlay, 0.45, 0)
+
+
+# ---------------------------------------------------------------- networks and classes
 
 
 def disagreement_heatmap(image: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """H×W×3 uint8 RGB: over the grey photograph, from nothing to yellow, how evenly networks are
-    split. `share` is H×W in [0, 1]: the part of them that is of one opinion."""
-    split = (4 * share * (1 - share) * 255).astype(np.uint8)
-    heat = cv2.cvtColor(cv2.applyColorMap(split, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
-    return np.where(split[..., None] > 0, np.maximum(heat, dim_gray(image)), dim_gray(image))
+    """Draw on the dimmed image how evenly the members of an ensemble are divided, up to yellow.
+
+    `share` is the fraction of members that predict foreground, H×W in [0, 1]. Returns H×W×3 uint8
+    RGB.
+    """
+    division = (4 * share * (1 - share) * 255).astype(np.uint8)
+    heat = cv2.cvtColor(cv2.applyColorMap(division, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
+    background = dim_gray(image)
+    return np.where(division[..., None] > 0, np.maximum(heat, background), background)
 
 
-def draw_legend(scheme: ClassMap) -> np.ndarray:
-    """H×260×3 uint8 RGB: each class's colour with its name."""
-    picture = np.full((28 * len(scheme.names) + 8, 260, 3), 255, np.uint8)
-    for i, (name, colour) in enumerate(zip(scheme.names, scheme.colors, strict=True)):
+def draw_legend(class_map: ClassMap) -> np.ndarray:
+    """Draw the color, index and name of each class; H×260×3 uint8 RGB."""
+    legend = np.full((28 * len(class_map.names) + 8, 260, 3), 255, np.uint8)
+    for i, (name, color) in enumerate(zip(class_map.names, class_map.colors, strict=True)):
         top = 8 + 28 * i
-        picture[top : top + 20, 8:48] = colour
+        legend[top : top + 20, 8:48] = color
         font = cv2.FONT_HERSHEY_SIMPLEX
-        cv2.putText(picture, f"{i} {name}", (58, top + 15), font, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
-    return picture
+        cv2.putText(legend, f"{i} {name}", (58, top + 15), font, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+    return legend
 
 
-def jpeg_data_uri(picture: np.ndarray, width: int) -> tuple[str, int, int]:
-    """A JPEG at most `width` pixels wide that stands in the page itself; its width and height."""
-    height, full = picture.shape[:2]
-    width = min(width, full)
-    size = (width, max(1, round(height * width / full)))
-    small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+# ---------------------------------------------------------------- small images
+
+
+def shrink(image: np.ndarray, max_width: int) -> np.ndarray:
+    """Downscale an H×W×3 uint8 image to at most `max_width` pixels, keeping its aspect ratio."""
+    height, width = image.shape[:2]
+    new_width = min(max_width, width)
+    size = (new_width, max(1, round(height * new_width / width)))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
+def jpeg_data_uri(image: np.ndarray, max_width: int) -> tuple[str, int, int]:
+    """Return the image as a JPEG data URI at most `max_width` pixels wide, its width and height."""
+    small = shrink(image, max_width)
     _, jpeg = cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode(), *size
+    uri = "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
+    return uri, small.shape[1], small.shape[0]
 
 
 def thumbnail(prediction: Prediction) -> np.ndarray:
-    """At most 480 pixels wide, uint8 RGB: the mask's outline and its errors over the photograph, or
-    the classes that are predicted."""
-    mask, row = Binarizer(0.5, []).mask(prediction.probability), prediction.sample
-    if row.class_map.is_binary:
-        picture = draw_overlay(image_io.read_sample_image(row), mask, prediction.loaded.truth)
+    """Draw a prediction at most THUMBNAIL_WIDTH pixels wide, h×w×3 uint8 RGB: the outline and the
+    errors of its mask, or its class map in color."""
+    sample, predicted = prediction.sample, Binarizer(0.5, [])(prediction.probability)
+    if sample.class_map.is_binary:
+        image = draw_overlay(read_sample_image(sample), predicted, prediction.loaded.mask)
     else:
-        picture = classes.colorize(mask, row.class_map)
-    height, width = picture.shape[:2]
-    small = (min(width, 480), height * min(width, 480) // width)
-    return cv2.resize(picture, small, interpolation=cv2.INTER_AREA)
+        image = classes.colorize(predicted, sample.class_map)
+    return shrink(image, THUMBNAIL_WIDTH)
