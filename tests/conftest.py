@@ -1,4 +1,4 @@
-"""A tiny data set in the competition's layout, and ways to run the scripts on it."""
+"""What all tests share: the tiny data set, a run trained on it, and ways to call the scripts."""
 
 import os
 import shutil
@@ -8,13 +8,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 import torch
 from filelock import FileLock
 from hypothesis import settings
-from PIL import Image
+from tiny_datasets import draw_car, make_data, write_mask
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
@@ -27,61 +25,6 @@ settings.load_profile("reproducible")
 needs_real_data = pytest.mark.skipif(
     not (REAL / "carvana" / "train").is_dir(), reason="no real images; set REAL_DATA"
 )
-
-
-# ---------------------------------------------------------------- data
-
-
-def draw_car(seed: int, view: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a dark ellipse on light ground: uint8 H×W×3 image and its bool H×W mask."""
-    height, width = size
-    rng = np.random.default_rng([seed, view])
-    center = np.array([width, height]) * rng.uniform(0.4, 0.6, 2)
-    radii = np.array([width, height]) * rng.uniform(0.2, 0.35, 2)
-    y, x = np.mgrid[:height, :width]
-    mask = ((x - center[0]) / radii[0]) ** 2 + ((y - center[1]) / radii[1]) ** 2 < 1
-    image = rng.normal(200, 8, (height, width, 3))
-    image[mask] -= rng.uniform(90, 150, 3)
-    return image.clip(0, 255).astype(np.uint8), mask
-
-
-def write_mask(path: Path, mask: np.ndarray) -> None:
-    """Write a palette GIF of 0 and 1, as the competition's masks are."""
-    gif = Image.fromarray(mask.astype(np.uint8), "P")
-    gif.putpalette([0, 0, 0, 255, 255, 255])
-    gif.save(path)
-
-
-def make_data(
-    folder: Path,
-    cars: int = 4,
-    test_cars: int = 2,
-    views: int = 3,
-    size: tuple[int, int] = (48, 72),
-    folds: int = 2,
-) -> Path:
-    """Write a small data set in the competition's layout, with folds.csv and test_truth.csv."""
-    from inference import rle
-
-    for name in ("train", "train_masks", "test"):
-        (folder / name).mkdir(parents=True)
-    truth = ["img,rle_mask"]
-    for car in range(cars + test_cars):
-        for view in range(1, views + 1):
-            name = f"{car:012x}_{view:02d}"
-            image, mask = draw_car(car, view, size)
-            split = "train" if car < cars else "test"
-            cv2.imwrite(str(folder / split / f"{name}.jpg"), image)
-            if split == "train":
-                write_mask(folder / "train_masks" / f"{name}_mask.gif", mask)
-            else:
-                truth.append(f"{name}.jpg,{rle.encode(mask)}")
-    (folder / "test_truth.csv").write_text("\n".join(truth) + "\n")
-    sample = [truth[0], *(line.split(",")[0] + ",1 1" for line in truth[1:])]
-    (folder / "sample_submission.csv").write_text("\n".join(sample) + "\n")
-    folds_csv = [f"tiny,{car:012x},{car % folds}" for car in range(cars)]
-    (folder / "folds.csv").write_text("\n".join(["dataset,group,fold", *folds_csv]) + "\n")
-    return folder
 
 
 @pytest.fixture
@@ -221,6 +164,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
+__all__ = ["draw_car", "make_data", "write_mask"]  # until all tests import tiny_datasets
 # Names before the rebuild, until all tests use the new ones.
 words_for, place, refused = tiny_settings_args, prediction_args, assert_rejected
 data = data_dir

@@ -219,6 +219,7 @@ def test_library_internals_are_not_used():
 
 PAGES = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("*put/README.md")]
 PAGES += [ROOT / "tests" / "README.md", *SRC.rglob("*.html"), *SRC.rglob("*.sh")]
+PAGES += SRC.glob("recipes/*.yaml")
 
 
 @pytest.mark.parametrize(

@@ -1,259 +1,222 @@
-"""Layouts beside the competition's, and several classes, through the commands a person types."""
+"""The other data set formats, and several classes, end to end on small copies of their layouts."""
 
+import contextlib
+import io
 import json
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import REAL, draw_car, needs_real_data, refused, run_script
+from conftest import REAL, assert_input_error, needs_real_data, once_per_session, run_script
 from PIL import Image
+from tiny_datasets import draw_car, make_cityscapes, make_cityscapes_pairs, make_pets
 
+import leaderboard
+import predict
+import report
+import train
 from core import config
 from core.errors import InputError
-from data import classes, datasets, image_io
+from data import datasets, image_io
+from data.formats import pets
 
-COLOURS = [tuple(colour) for _, colour, _ in classes.CITYSCAPES_CLASSES]
-ROAD, CAR = 7, 26
-
-
-def make_pets(folder, count=9):
-    """Oxford-IIIT Pet in small: images, trimaps with a border, and the two lists."""
-    (folder / "images").mkdir(parents=True)
-    (folder / "annotations" / "trimaps").mkdir(parents=True)
-    names = [
-        f"{breed}_{i}" for breed in ("Pug", "Basset_Hound", "Bombay") for i in range(count // 3)
-    ]
-    for i, name in enumerate(names):
-        image, mask = draw_car(i, 0, (40, 48 + i))
-        inner = cv2.erode(mask.astype(np.uint8), np.ones((3, 3))) > 0
-        trimap = np.where(inner, 1, np.where(mask, 3, 2)).astype(np.uint8)
-        cv2.imwrite(str(folder / "images" / f"{name}.jpg"), image)
-        Image.fromarray(trimap).save(folder / "annotations" / "trimaps" / f"{name}.png")
-    for file, part in (("trainval.txt", names[:-2]), ("test.txt", names[-2:])):
-        (folder / "annotations" / file).write_text("".join(f"{n} 1 1 1\n" for n in part))
-    return folder
+# ---------------------------------------------------------------- files
 
 
-def make_pairs(folder):
-    """Cityscapes image pairs in small: a car on a road, its label in colours right of it."""
-    for part, count in (("train", 4), ("val", 2)):
-        (folder / part).mkdir(parents=True)
-        for i in range(count):
-            image, mask = draw_car(i, 0, (48, 48))
-            label = np.where(mask[..., None], COLOURS[CAR], COLOURS[ROAD]).astype(np.uint8)
-            both = np.concatenate([image, label], axis=1)
-            cv2.imwrite(str(folder / part / f"{i}.jpg"), both[..., ::-1])
-    return folder
+def load(dataset_format, data_dir, *args, split="train"):
+    """Return the samples of a data set in which each image is a group of its own."""
+    args = [f"dataset_format={dataset_format}", f"data_dir={data_dir}", "group_regex=(.+)", *args]
+    return datasets.load_samples(config.load_settings(args), split)
 
 
-def make_cityscapes(folder):
-    """Cityscapes' own form in small: two cities, labels of ids."""
-    for part in ("train", "val"):
-        for i in range(4):
-            image, mask = draw_car(i, 0, (32, 64))
-            city, name = f"city{i % 2}", f"city{i % 2}_{i:06d}_000019"
-            for kind, file, data in (
-                ("leftImg8bit", "leftImg8bit", image),
-                ("gtFine", "gtFine_labelIds", np.where(mask, CAR, ROAD).astype(np.uint8)),
-            ):
-                (folder / kind / part / city).mkdir(parents=True, exist_ok=True)
-                cv2.imwrite(str(folder / kind / part / city / f"{name}_{file}.png"), data)
-    return folder
+def test_pets_samples_follow_the_lists_and_file_types_their_content(tmp_path):
+    data_dir = make_pets(tmp_path / "pets")
+    samples = load("pets", data_dir, "trimap_border=class")
+    assert len(samples) == 7
+    assert [s.image_id for s in load("pets", data_dir, split="test")] == ["Bombay_1", "Bombay_2"]
+    image = image_io.read_image(samples[0].image)
+    for file_type in ("GIF", "PNG"):  # under the name .jpg, as some images of the real data set
+        Image.fromarray(image).save(samples[0].image, format=file_type)
+        error = np.abs(datasets.read_sample_image(samples[0]).astype(int) - image).mean()
+        assert error < 12
+    assert set(np.unique(datasets.read_sample_mask(samples[0]))) == {0, 1, 2}
+    assert datasets.read_sample_mask(load("pets", data_dir)[0]).dtype == bool
 
 
-def settings_of(layout, folder, *words):
-    return config.load_settings(
-        [f"dataset_format={layout}", f"data_dir={folder}", "group_regex=(.+)", *words]
-    )
-
-
-def test_pets_follow_their_lists_and_disguised_files_are_read(tmp_path):
-    folder = make_pets(tmp_path / "pets")
-    settings = settings_of("pets", folder, "trimap_border=class")
-    rows = datasets.load_samples(settings, "train")
-    assert len(rows) == 7 and [r.image_id for r in datasets.load_test_samples(settings)] == [
-        "Bombay_1",
-        "Bombay_2",
-    ]
-    picture = image_io.read_image(rows[0].image)
-    for form in ("GIF", "PNG"):
-        Image.fromarray(picture).save(rows[0].image, format=form)
-        assert np.abs(image_io.read_sample_image(rows[0]).astype(int) - picture).mean() < 12
-    assert set(np.unique(image_io.read_sample_mask(rows[0]))) == {0, 1, 2}
-    assert (
-        image_io.read_sample_mask(
-            datasets.load_samples(settings_of("pets", folder), "train")[0]
-        ).dtype
-        == bool
-    )
-
-
-def test_pairs_are_cut_in_the_middle(tmp_path):
-    folder = make_pairs(tmp_path / "pairs")
-    rows = datasets.load_samples(settings_of("pairs", folder, "cityscapes_classes=19"), "train")
+def test_cityscapes_pairs_are_split_in_the_middle(tmp_path):
+    data_dir = make_cityscapes_pairs(tmp_path / "pairs")
+    samples = load("pairs", data_dir, "cityscapes_classes=19")
     image, mask = draw_car(0, 0, (48, 48))
-    assert np.abs(image_io.read_sample_image(rows[0]).astype(int) - image).mean() < 8
-    assert (image_io.read_sample_mask(rows[0]) == np.where(mask, 13, 0)).mean() > 0.95
-    assert image_io.check_sizes(rows) == {(48, 48)}
+    assert np.abs(datasets.read_sample_image(samples[0]).astype(int) - image).mean() < 8
+    assert (datasets.read_sample_mask(samples[0]) == np.where(mask, 13, 0)).mean() > 0.95
+    assert datasets.check_sizes(samples) == {(48, 48)}
 
 
-def test_cityscapes_pairs_photographs_with_label_ids(tmp_path):
-    folder = make_cityscapes(tmp_path / "city")
-    settings = settings_of("cityscapes", folder, "cityscapes_classes=19", "group_regex=([^_]+)_.+")
-    rows = datasets.load_samples(settings, "train")
-    assert [row.group for row in rows] == ["city0", "city0", "city1", "city1"]
-    assert np.array_equal(
-        image_io.read_sample_mask(rows[0]), np.where(draw_car(0, 0, (32, 64))[1], 13, 0)
-    )
-    assert len(datasets.load_test_samples(settings)) == 4
+def test_cityscapes_samples_pair_images_with_label_ids(tmp_path):
+    data_dir = make_cityscapes(tmp_path / "cityscapes")
+    args = ["cityscapes_classes=19", "group_regex=([^_]+)_.+"]
+    samples = load("cityscapes", data_dir, *args)
+    assert [sample.group for sample in samples] == ["city0", "city0", "city1", "city1"]
+    expected = np.where(draw_car(0, 0, (32, 64))[1], 13, 0)
+    assert np.array_equal(datasets.read_sample_mask(samples[0]), expected)
+    assert len(load("cityscapes", data_dir, *args, split="test")) == 4
 
 
-def spoil_list(folder):
-    with open(folder / "annotations" / "trainval.txt", "a") as file:
+def list_a_missing_pet(data_dir):
+    with open(data_dir / "annotations" / "trainval.txt", "a") as file:
         file.write("Sphynx_1 1 1 1\n")
 
 
-def spoil_trimap(folder):
-    path = folder / "annotations" / "trimaps" / "Pug_0.png"
+def write_an_unknown_trimap_value(data_dir):
+    path = data_dir / "annotations" / "trimaps" / "Pug_0.png"
     Image.fromarray(np.full((40, 48), 7, np.uint8)).save(path)
 
 
-def spoil_size(folder):
-    path = folder / "annotations" / "trimaps" / "Pug_0.png"
+def write_a_trimap_of_another_size(data_dir):
+    path = data_dir / "annotations" / "trimaps" / "Pug_0.png"
     Image.fromarray(np.ones((40, 40), np.uint8)).save(path)
 
 
 @pytest.mark.parametrize(
-    ("spoil", "parts"),
+    ("corrupt", "parts"),
     [
-        (spoil_list, ["Sphynx_1.jpg: missing", "trainval.txt"]),
-        (spoil_trimap, ["Pug_0.png", "value 7", "1, 2, 3"]),
-        (spoil_size, ["Pug_0.png", "40×40", "Pug_0.jpg", "48×40"]),
+        (list_a_missing_pet, ["Sphynx_1.jpg", "missing", "trainval.txt"]),
+        (write_an_unknown_trimap_value, ["Pug_0.png", "value 7", "1, 2, 3"]),
+        (write_a_trimap_of_another_size, ["Pug_0.png", "40×40", "Pug_0.jpg", "48×40"]),
     ],
 )
-def test_bad_pets_are_told_in_one_line(tmp_path, spoil, parts):
-    folder = make_pets(tmp_path / "pets")
-    words = [
-        f"data_dir={folder}",
-        f"folds_csv={tmp_path / 'folds.csv'}",
-        "n_folds=2",
-        "size=[32,32]",
-    ]
-    words += [f"output_dir={tmp_path / 'output'}", "recipe=pets_fcn", "device=cpu"]
-    assert run_script("folds.py", *words).returncode == 0
-    spoil(folder)
-    refused(run_script("train.py", *words), *parts)
+def test_train_rejects_invalid_pets(tmp_path, corrupt, parts):
+    data_dir, folds_csv = make_pets(tmp_path / "pets"), tmp_path / "folds.csv"
+    table = [f"pets,{sample.group},{i % 2}" for i, sample in enumerate(load("pets", data_dir))]
+    folds_csv.write_text("\n".join(["dataset,group,fold", *table, "pets,Sphynx_1,0"]) + "\n")
+    corrupt(data_dir)
+    args = [f"data_dir={data_dir}", f"folds_csv={folds_csv}", f"output_dir={tmp_path / 'output'}"]
+    args += ["recipe=pets_fcn", "size=[32,32]", "device=cpu"]
+    assert_input_error(train.main, args, *parts)
 
 
-def test_bad_pairs_are_told_in_one_line(tmp_path):
-    folder = make_pairs(tmp_path / "pairs")
-    path = folder / "train" / "1.jpg"
-    rows = datasets.load_samples(settings_of("pairs", folder), "train")
+def test_reading_cityscapes_pairs_rejects_other_shapes_and_colors(tmp_path):
+    data_dir = make_cityscapes_pairs(tmp_path / "pairs")
+    path = data_dir / "train" / "1.jpg"
+    samples = load("pairs", data_dir)
     cv2.imwrite(str(path), np.zeros((48, 90, 3), np.uint8))
-    with pytest.raises(InputError, match=r"1.jpg: is 90×48, not twice as wide as high"):
-        image_io.check_sizes(rows)
+    with pytest.raises(InputError, match=r"1.jpg: is 90×48, expected twice as wide as high"):
+        datasets.check_sizes(samples)
     cv2.imwrite(str(path), np.full((48, 96, 3), (0, 255, 0), np.uint8))
-    with pytest.raises(InputError, match=r"1.jpg: holds the colour"):
-        image_io.read_sample_mask(rows[1])
+    with pytest.raises(InputError, match=r"1.jpg: .*color"):
+        datasets.read_sample_mask(samples[1])
 
 
-# ---------------------------------------------------------------- the commands
+@needs_real_data
+def test_load_samples_reads_real_pets_and_drop_empty_masks_removes_the_empty_one():
+    samples = [s for split in ("train", "test") for s in load("pets", REAL / "pets", split=split)]
+    assert len(samples) == 184
+    gif = next(sample for sample in samples if sample.image_id == "Abyssinian_34")
+    assert datasets.read_sample_image(gif).ndim == 3
+    assert not datasets.read_sample_mask(gif).any()
+    kept = datasets.drop_empty_masks(samples)
+    assert len(kept) == 183 and gif not in kept
+
+
+# ---------------------------------------------------------------- several classes
+
+
+def call_main(main, args):
+    """Call a script's main and return what it prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        main(args)
+    return printed.getvalue()
 
 
 @pytest.fixture(scope="module")
-def classes(tmp_path_factory):
-    """Two runs of three classes on tiny pets, judged together and predicted."""
-    folder = tmp_path_factory.mktemp("classes")
-    data = make_pets(folder / "pets", 12)
-    words = [
-        f"data_dir={data}",
-        f"folds_csv={folder / 'folds.csv'}",
-        "n_folds=2",
-        "recipe=pets_fcn",
-    ]
-    words += [f"output_dir={folder / 'output'}", "device=cpu", "precision=fp32", "num_workers=0"]
-    more = ["size=[32,32]", "channels=[8,16]", "batch_size=4", "epochs=6", "lr=0.01"]
-    for run in ("a", "b"):
-        seed = f"seed={'ab'.index(run)}"
-        done = run_script("train.py", *words, *more, f"run={run}", seed, "validate_every_epochs=3")
-        assert done.returncode == 0, done.stderr
-    where = [f"output_dir={folder / 'output'}"]
-    done = run_script("predict.py", *where, "runs=[a,b]")
-    assert done.returncode == 0, done.stderr
-    return folder, where, done.stdout
+def pets_runs(tmp_path_factory):
+    """Folder of two runs with three classes, their ensemble and its prediction. Read-only."""
+
+    def train_and_predict(folder):
+        args = [f"data_dir={make_pets(folder / 'pets', 12)}", f"folds_csv={folder / 'folds.csv'}"]
+        args += [f"output_dir={folder / 'output'}", "n_folds=2", "recipe=pets_fcn", "device=cpu"]
+        args += ["precision=fp32", "num_workers=0", "size=[32,32]", "channels=[8,16]"]
+        args += ["batch_size=4", "epochs=6", "lr=0.01", "validate_every_epochs=3"]
+        for seed, run in enumerate("ab"):
+            train.main([*args, f"run={run}", f"seed={seed}"])
+        printed = call_main(predict.main, [f"output_dir={folder / 'output'}", "runs=[a,b]"])
+        (folder / "printed.txt").write_text(printed)
+
+    return once_per_session(tmp_path_factory, "pets_runs", train_and_predict)
 
 
-def test_folds_are_written_once_and_every_breed_is_in_both(classes):
-    table = pd.read_csv(classes[0] / "folds.csv")
+def test_training_pets_writes_folds_that_hold_every_breed(pets_runs):
+    table = pd.read_csv(pets_runs / "folds.csv")
     breeds = table["group"].str.rpartition("_")[0]
     assert table.groupby(breeds)["fold"].nunique().eq(2).all()
 
 
-def test_out_of_fold_scores_are_those_of_the_confusion(classes):
-    folder = classes[0] / "output" / "a" / "fold0"
+def test_multiclass_oof_scores_are_those_of_the_confusion_matrices(pets_runs):
+    folder = pets_runs / "output" / "a" / "fold0"
     table = pd.read_csv(folder / "oof.csv")
     with np.load(folder / "oof.npz") as file:
         confusion = file["confusion"]
     assert confusion.shape == (len(table), 3, 3)
-    right = np.trace(confusion, axis1=1, axis2=2) / confusion.sum((1, 2))
-    assert table["accuracy"].tolist() == pytest.approx(right.tolist(), abs=1e-6)
+    accuracy = np.trace(confusion, axis1=1, axis2=2) / confusion.sum((1, 2))
+    assert table["accuracy"].tolist() == pytest.approx(accuracy.tolist(), abs=1e-6)
 
 
-def test_the_leaderboard_tells_mean_iou(classes):
-    folder, where, _ = classes
-    done = run_script("leaderboard.py", *where)
-    assert done.returncode == 0 and "mean IoU" in done.stdout and "threshold" not in done.stdout
-    table = pd.read_csv(folder / "output" / "leaderboard.csv")
+def test_leaderboard_of_several_classes_shows_mean_iou_and_no_threshold(pets_runs):
+    printed = call_main(leaderboard.main, [f"output_dir={pets_runs / 'output'}"])
+    assert "mean IoU" in printed and "threshold" not in printed
+    table = pd.read_csv(pets_runs / "output" / "leaderboard.csv")
     assert set(table["run"]) == {"a", "b", "a+b"} and table["pixel_iou"].between(0, 1).all()
 
 
-def test_prediction_writes_colours_a_legend_and_scores(classes):
-    folder, _, said = classes
-    run = folder / "output" / "a+b"
-    scheme = classes.pets_class_map(config.load_settings(["trimap_border=class"]))
+def test_predict_several_classes_writes_colors_a_legend_and_scores(pets_runs):
+    folder = pets_runs / "output" / "a+b"
+    class_map = pets.Pets().make_class_map(config.load_settings(["trimap_border=class"]))
     for name in ("Bombay_2", "Bombay_3"):
-        picture = cv2.imread(str(run / "masks" / f"{name}.png"), cv2.IMREAD_COLOR_RGB)
-        original = cv2.imread(str(folder / "pets" / "images" / f"{name}.jpg"))
-        assert picture.shape == original.shape
-        assert {tuple(c) for c in np.unique(picture.reshape(-1, 3), axis=0)} <= set(scheme.colors)
-    assert (run / "masks" / "legend.png").exists()
-    table = pd.read_csv(run / "test.csv")
-    assert table["image_id"].tolist() == ["Bombay_2", "Bombay_3"] and "mean IoU" in said
-    assert json.loads((run / "submission.json").read_text())["runs"] == {"a": 0.5, "b": 0.5}
+        colored = cv2.imread(str(folder / "masks" / f"{name}.png"), cv2.IMREAD_COLOR_RGB)
+        original = cv2.imread(str(pets_runs / "pets" / "images" / f"{name}.jpg"))
+        assert colored.shape == original.shape
+        colors = {tuple(c) for c in np.unique(colored.reshape(-1, 3), axis=0)}
+        assert colors <= set(class_map.colors)
+    assert (folder / "masks" / "legend.png").exists()
+    assert pd.read_csv(folder / "test.csv")["image_id"].tolist() == ["Bombay_2", "Bombay_3"]
+    assert "mean IoU" in (pets_runs / "printed.txt").read_text()
+    metadata = json.loads((folder / "submission.json").read_text())
+    assert metadata["runs"] == {"a": 0.5, "b": 0.5}
 
 
-def test_the_report_of_classes_has_their_confusion_and_no_threshold(classes):
-    folder, where, _ = classes
-    done = run_script("report.py", *where, "runs=[a,b]")
-    assert done.returncode == 0, done.stderr
-    page = (folder / "output" / "report.html").read_text(encoding="utf-8")
-    assert "what it is taken for" in page and "where networks differ" in page
+def test_report_of_several_classes_has_a_confusion_matrix_and_no_threshold(pets_runs):
+    report.main([f"output_dir={pets_runs / 'output'}", "runs=[a,b]"])
+    page = (pets_runs / "output" / "report.html").read_text(encoding="utf-8")
     assert "<td>border</td>" in page and "threshold" not in page.split("<script>")[0].lower()
 
 
-@pytest.mark.parametrize("script", ["predict.py", "report.py"])
-def test_other_classes_than_the_weights_know_are_refused(classes, script):
-    refused(
-        run_script(script, *classes[1], "runs=[b,a]", "trimap_border=pet"),
-        "3 classes",
-        "trimap_border=",
-    )
+@pytest.mark.parametrize("main", [predict.main, report.main], ids=["predict", "report"])
+def test_scripts_reject_other_classes_than_those_of_the_weights(pets_runs, main):
+    args = [f"output_dir={pets_runs / 'output'}", "runs=[b,a]", "trimap_border=pet"]
+    assert_input_error(main, args, "3 classes", "trimap_border=")
 
 
-def test_a_loss_for_one_class_is_refused(classes, tmp_path):
-    folder = classes[0]
-    words = [f"data_dir={folder / 'pets'}", f"folds_csv={folder / 'folds.csv'}", "run=c"]
-    words += [f"output_dir={tmp_path}", "recipe=pets_fcn", "loss=bce", "device=cpu"]
-    refused(run_script("train.py", *words), "loss=bce", "3 classes", "ce, ce_dice")
+def test_train_rejects_a_binary_loss_for_several_classes(pets_runs, tmp_path):
+    args = [f"data_dir={pets_runs / 'pets'}", f"folds_csv={pets_runs / 'folds.csv'}", "run=c"]
+    args += [f"output_dir={tmp_path}", "recipe=pets_fcn", "loss=bce", "device=cpu"]
+    assert_input_error(train.main, args, "loss=bce", "3 classes", "ce|ce_dice")
 
 
-@needs_real_data
-def test_real_pets_are_read_with_the_bad_apple_among_them():
-    settings = settings_of("pets", REAL / "pets")
-    rows = datasets.load_samples(settings, "train") + datasets.load_samples(settings, "test")
-    assert len(rows) == 184
-    gif = next(row for row in rows if row.image_id == "Abyssinian_34")
-    assert image_io.read_sample_image(gif).ndim == 3 and not image_io.read_sample_mask(gif).any()
-    kept = datasets.drop_empty_masks(rows)
-    assert len(kept) == 183 and gif not in kept
+# ---------------------------------------------------------------- tiles
+
+
+def test_cityscapes_pairs_are_predicted_in_tiles_from_images_to_scores(tmp_path):
+    data_dir, output_dir = make_cityscapes_pairs(tmp_path / "pairs", side=144), tmp_path / "output"
+    args = [f"data_dir={data_dir}", f"folds_csv={tmp_path / 'folds.csv'}", "n_folds=2"]
+    args += [f"output_dir={output_dir}", "recipe=cityscapes_pairs", "run=tiles", "device=cpu"]
+    args += ["precision=fp32", "num_workers=0", "size=null", "channels=[4,8]", "batch_size=2"]
+    completed = run_script("train.py", *args, "fold=0", "epochs=1")
+    assert completed.returncode == 0, completed.stderr
+    scores = []
+    for tile_size in (0, 128):
+        tiles = [f"tile_size={tile_size}", f"output_dir={output_dir}", "run=tiles", "device=cpu"]
+        assert "test dice" in call_main(predict.main, tiles)
+        scores.append(pd.read_csv(output_dir / "tiles" / "test.csv")["test_dice"])
+        assert scores[-1].between(0, 1).all()
+    assert np.allclose(*scores, atol=0.2)  # the network sees less than a tile

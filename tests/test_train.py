@@ -1,269 +1,169 @@
-"""The commands as a person types them, on a tiny data set: train, resume, leaderboard, predict."""
+"""Training end to end on the tiny data set: the files of a run, its scores, and exact resume."""
 
-import json
-import subprocess
-import sys
+import os
+import signal
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, make_data, place, refused, run_script, words_for
+from conftest import assert_input_error, tiny_settings_args
 from safetensors.torch import load_file
 
+import train
 from core import config
-from core.device import explain_out_of_memory
-from core.errors import InputError
-from data import csv_files, image_io
+from core.signals import SIGNALS, StopRequested
+from data import csv_files
 from evaluation import metrics
-from inference import rle
-from training import trainer
-from training.optim import make_optimizer, make_schedule
+from training.optim import ModelEMA
+
+TIMES = ["seconds", "images_per_second", "peak_gb"]  # columns of history.csv that vary between runs
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """Both folds of the tiny data set, trained by the real command: (words, output folder)."""
-    folder = tmp_path_factory.mktemp("trained")
-    words = words_for(make_data(folder / "data"), folder / "out")
-    done = run_script("train.py", *words, "dropout=[0,0.2]", "epochs=8")
-    assert done.returncode == 0, done.stderr
-    return words, folder / "out", done.stdout
+def read_oof(run, name="oof.csv"):
+    """Return the out-of-fold scores of both folds as one table."""
+    folds = [run.output_dir / "tiny" / f"fold{k}" / name for k in (0, 1)]
+    return pd.concat([pd.read_csv(path, dtype={"group": str}) for path in folds])
 
 
-def test_training_leaves_the_files_of_a_run(trained):
-    _, out, printed = trained
+# ---------------------------------------------------------------- a trained run
+
+
+def test_train_writes_the_files_of_a_run(trained_run):
+    assert {path.name for path in (trained_run.output_dir / "tiny").iterdir()} == {
+        *("config.yaml", "fold0", "fold1")
+    }
     for fold in (0, 1):
-        folder = out / "tiny" / f"fold{fold}"
-        names = {path.name for path in folder.iterdir()}
-        assert names == {
+        folder = trained_run.output_dir / "tiny" / f"fold{fold}"
+        assert {path.name for path in folder.iterdir()} == {
             *("best.safetensors", "history.csv", "oof.csv", "oof.npz", "tensorboard"),
-            *("about.json", ".lock"),
+            *("provenance.json", ".lock"),
         }
         history = pd.read_csv(folder / "history.csv")
         assert list(history["epoch"]) == list(range(1, 9))
         assert history["loss"].iloc[-1] < history["loss"].iloc[0]
-        assert f"fold {fold}: out-of-fold dice" in printed
-    assert not list(out.rglob("*.partial"))
+        assert history["val_dice"].between(0, 1).all()
+        assert f"fold {fold}: out-of-fold dice" in trained_run.printed
 
 
-def test_oof_holds_every_image_once_under_the_fold_that_held_it_out(trained):
-    words, out, _ = trained
-    folds = csv_files.read_folds(config.load_settings(words))
-    parts = [pd.read_csv(out / "tiny" / f"fold{k}" / "oof.csv", dtype=str) for k in (0, 1)]
-    table = pd.concat(parts)
+def test_train_scores_every_image_once_in_the_fold_that_held_it_out(trained_run):
+    folds = csv_files.read_folds(config.load_settings(trained_run.args))
+    table = read_oof(trained_run)
     assert len(table) == table["image_id"].nunique() == 12
-    assert all(
-        folds[group] == int(fold) for group, fold in zip(table["group"], table["fold"], strict=True)
-    )
+    assert [folds[group] for group in table["group"]] == table["fold"].tolist()
 
 
-def test_oof_dice_is_that_of_masks_thresholded_at_half(trained):
-    _, out, _ = trained
-    with np.load(out / "tiny/fold0/oof.npz") as file:
-        counts = file["counts"]
-    inside, predicted = counts[:, 1, 128:].sum(1), counts[:, :, 128:].sum((1, 2))
-    expected = metrics.dice_from_counts(inside, predicted, counts[:, 1].sum(1))
-    scores = pd.read_csv(out / "tiny/fold0/oof.csv")["dice"]
-    assert np.allclose(scores, expected, atol=1e-7)
-    assert scores.mean() > 0.8  # it has learned what a car is
+def test_train_oof_dice_is_that_of_masks_thresholded_at_half(trained_run):
+    with np.load(trained_run.output_dir / "tiny/fold0/oof.npz") as file:
+        histograms = file["histograms"]
+    intersection, predicted = histograms[:, 1, 128:].sum(1), histograms[:, :, 128:].sum((1, 2))
+    expected = metrics.dice_from_counts(intersection, predicted, histograms[:, 1].sum(1))
+    dice = pd.read_csv(trained_run.output_dir / "tiny/fold0/oof.csv")["oof_dice"]
+    assert np.allclose(dice, expected, atol=1e-7)
+    assert dice.mean() > 0.8  # the network has learned the task
 
 
-def test_leaderboard_has_a_row_for_the_run(trained):
-    _, out, printed = trained
-    row = pd.read_csv(out / "leaderboard.csv").iloc[0]
-    scores = pd.concat(pd.read_csv(out / "tiny" / f"fold{k}" / "oof.csv") for k in (0, 1))
-    assert row["dice"] == pytest.approx(scores["dice"].mean(), abs=1e-6)
+def test_train_updates_the_leaderboard(trained_run):
+    row = pd.read_csv(trained_run.output_dir / "leaderboard.csv").iloc[0]
+    mean = read_oof(trained_run)["oof_dice"].mean()
+    assert row["oof_dice"] == pytest.approx(mean, abs=1e-6)
     assert row["folds"] == "0 1" and row["images"] == 12 and row["parameters"] > 0
-    assert "oof dice" in printed and "tiny" in printed
+    assert "tiny" in trained_run.printed.split("fold 1: out-of-fold dice")[1]
 
 
-def test_prediction_writes_a_checked_submission(trained, tmp_path):
-    words, out, _ = trained
-    data = words[0].split("=")[1]
-    target = f"submission_csv={tmp_path / 's.csv'}"
-    done = run_script(
-        "predict.py", *place(words), target, f"truth_csv={data}/test_truth.csv", "save_masks=true"
-    )
-    assert done.returncode == 0, done.stderr
-    assert "6 rows, no fault" in done.stdout and "mean dice 0." in done.stdout
-    table = pd.read_csv(tmp_path / "s.csv", keep_default_na=False)
-    sample = pd.read_csv(f"{data}/sample_submission.csv")
-    assert list(table["img"]) == list(sample["img"])
-    about = json.loads((tmp_path / "s.json").read_text())
-    assert len(about["weights"]) == 2 and about["rows"] == 6
-    name, text = table.iloc[0]
-    mask = image_io.read_mask(out / "tiny/masks" / f"{name.removesuffix('.jpg')}_mask.png")
-    assert (rle.decode(text, (48, 72)) == mask).all()
+def test_train_of_a_finished_run_overwrites_nothing(trained_run, run_copy):
+    weights = run_copy.output_dir / "tiny/fold0/best.safetensors"
+    before = weights.read_bytes()
+    args = [*run_copy.args, "dropout=[0,0.2]", "epochs=8"]
+    assert_input_error(train.main, args, "already exists", "resume=true", "run=")
+    assert_input_error(train.main, [*args, "epochs=9", "resume=true"], "has epochs=8, not 9")
+    train.main([*run_copy.args[:4], "run=tiny", "resume=true"])  # the rest is in its config.yaml
+    assert weights.read_bytes() == before
 
 
-def test_the_submission_does_not_depend_on_batch_or_workers(trained, tmp_path):
-    words, _, _ = trained
-    texts = []
-    for batch, workers in ((1, 0), (4, 2)):
-        path = tmp_path / f"{batch}.csv"
-        more = [f"submission_csv={path}", f"batch_size={batch}", f"num_workers={workers}"]
-        assert run_script("predict.py", *place(words), *more).returncode == 0
-        texts.append(path.read_bytes())
-    assert texts[0] == texts[1]
-
-
-def test_what_exists_is_not_overwritten_and_a_run_is_not_mixed(trained):
-    words, out, _ = trained
-    before = (out / "tiny/fold0/best.safetensors").read_bytes()
-    refused(run_script("train.py", *words, "dropout=[0,0.2]", "epochs=8"), "resume=true", "run=")
-    refused(
-        run_script("train.py", *words, "dropout=[0,0.2]", "epochs=9", "resume=true"), "epochs=8"
-    )
-    done = run_script("train.py", *place(words), "resume=true")  # the run knows the rest
-    assert done.returncode == 0, done.stderr
-    assert (out / "tiny/fold0/best.safetensors").read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    ("script", "words", "parts"),
-    [
-        ("predict.py", ["channels=[8,16]"], ["channels", "stored with the weights"]),
-        ("predict.py", ["run=other"], ["other", "train.sh"]),
-        ("predict.py", ["fold=7"], ["lacks fold 7", "train.sh"]),
-        ("train.py", ["run=new", "fold=2"], ["fold=2", "folds 0 to 1"]),
-        ("train.py", ["run=new", "device=cuda"], ["no GPU"]),
-        ("train.py", ["run=new", "data_dir=/nowhere"], ["/nowhere", "recipe=demo"]),
-    ],
-)
-def test_wrong_words_are_one_line(trained, script, words, parts):
-    if "device=cuda" in words and torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    base = place(trained[0]) if script == "predict.py" else trained[0]
-    refused(run_script(script, *base, *words), *parts)
-
-
-INTERRUPT = """
-import os, signal, sys
-sys.path.insert(0, "src")
-updates = int(sys.argv.pop(1))
-import config, train, trainer
-update = trainer.update
-def update_and_stop(fold):
-    global updates
-    update(fold)
-    updates -= 1
-    if not updates:
-        os.kill(os.getpid(), signal.SIGTERM)
-trainer.update = update_and_stop
-config.run(train.main, "the same command with resume=true goes on")
-"""
-
-
-def same(folders, names):
-    """Whether these files of two folders are the same, byte for byte."""
-    return all(len({(folder / name).read_bytes() for folder in folders}) == 1 for name in names)
-
-
-@pytest.mark.parametrize("updates", [2, 3, 8])
-def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit(data, tmp_path, updates):
-    """Interrupted within an epoch and at its end, with gradients of two steps in each update."""
-    more = [
-        "dropout=[0,0.2]",
-        "batch_size=1",
-        "grad_accumulation=2",
-        "epochs=4",
-        "fold=0",
-        "snapshot_seconds=0",
-    ]
-    outs = [tmp_path / "whole", tmp_path / "broken"]
-    whole, broken = ([*words_for(data, out), *more] for out in outs)
-    assert run_script("train.py", *whole).returncode == 0
-    stopped = subprocess.run(
-        [sys.executable, "-c", INTERRUPT, str(updates), *broken], cwd=ROOT, capture_output=True
-    )
-    assert stopped.returncode == 143, stopped.stderr
-    assert b"resume=true goes on" in stopped.stderr
-    done = run_script("train.py", *broken, "resume=true")
-    assert "going on after epoch" in done.stdout, done.stderr
-    folders = [out / "tiny/fold0" for out in outs]
-    tensors = [load_file(folder / "best.safetensors") for folder in folders]
-    assert all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
-    assert same(folders, ["oof.csv", "oof.npz"])
-    times = ["seconds", "images_per_second", "peak_gb"]
-    tables = [pd.read_csv(folder / "history.csv").drop(columns=times) for folder in folders]
-    assert tables[0].equals(tables[1])
-
-
-def test_a_loss_that_is_no_number_stops_and_keeps_nothing_bad(data, tmp_path):
-    words = [*words_for(data, tmp_path), "fold=0", "lr=1e38", "optimizer=sgd", "grad_clip=0"]
-    refused(run_script("train.py", *words), "loss became", "lower lr")
+def test_train_with_a_loss_that_becomes_nan_stops_without_weights(data_dir, tmp_path):
+    args = tiny_settings_args(data_dir, tmp_path)
+    args += ["fold=0", "lr=1e38", "optimizer=sgd", "grad_clip=0"]
+    assert_input_error(train.main, args, "the loss is", "lower lr")
     assert not (tmp_path / "tiny/fold0/best.safetensors").exists()
 
 
-@pytest.mark.parametrize("setting", ["optimizer=sgd", "optimizer=rmsprop", "optimizer=adam"])
-@pytest.mark.parametrize("schedule", ["onecycle", "plateau", "constant"])
-def test_every_optimizer_and_schedule_makes_updates(setting, schedule):
-    settings = config.load_settings([setting, f"lr_schedule={schedule}", "lr=0.1"])
-    network = torch.nn.Conv2d(1, 1, 1)
-    before = network.weight.detach().clone()
-    optimizer = make_optimizer(settings, network)
-    rule = make_schedule(settings, optimizer, updates=3)
-    for _ in range(3):
-        network(torch.ones(1, 1, 1, 1)).sum().backward()
-        optimizer.step()
-        rule.step(0.5) if schedule == "plateau" else rule.step()
-    assert not torch.equal(network.weight, before)
+def test_train_in_bf16_learns_too(data_dir, tmp_path):
+    args = tiny_settings_args(data_dir, tmp_path)
+    train.main([*args, "fold=0", "precision=bf16", "epochs=8"])
+    assert pd.read_csv(tmp_path / "tiny/fold0/oof.csv")["oof_dice"].mean() > 0.8
 
 
-def test_cosine_rises_then_falls_to_nothing():
-    settings = config.load_settings(["lr=1", "warmup=0.2"])
-    optimizer = make_optimizer(settings, torch.nn.Conv2d(1, 1, 1))
-    rule, rates = make_schedule(settings, optimizer, updates=10), []
-    for _ in range(10):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        rule.step()
-    assert rates[:3] == [0.5, 1, 1] and rates[3:] == sorted(rates[3:], reverse=True)
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0)
+# ---------------------------------------------------------------- resume
+
+
+@pytest.fixture
+def restored_handlers():
+    """Restore the signal handlers that training replaces."""
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted_run(tmp_path_factory, trained_run):
+    """The fold that the interrupted runs below are compared with: arguments and folder."""
+    output_dir = tmp_path_factory.mktemp("uninterrupted")
+    args = tiny_settings_args(trained_run.data_dir, output_dir)
+    # Two steps an update, so that an interruption falls between gradients of one update as well.
+    args += ["fold=0", "epochs=4", "batch_size=1", "grad_accumulation=2", "dropout=[0,0.2]"]
+    args += ["snapshot_seconds=0"]
+    train.main(args)
+    return args, output_dir / "tiny/fold0"
+
+
+def stop_after(monkeypatch, updates, signum):
+    """Send this process a signal after so many updates of the weights."""
+    update, count = ModelEMA.update, iter(range(1, 1000))
+
+    def update_and_signal(self, model):
+        update(self, model)
+        if next(count) == updates:
+            os.kill(os.getpid(), signum)
+
+    monkeypatch.setattr(ModelEMA, "update", update_and_signal)
 
 
 @pytest.mark.parametrize(
-    ("words", "lr"),
-    [
-        ([], 0.1),
-        (["lr_reference_batch=4"], 0.2),
-        (["lr_reference_batch=4", "lr_scaling=linear"], 0.4),
-    ],
+    ("updates", "signum"),
+    [(2, signal.SIGTERM), (3, signal.SIGINT), (8, signal.SIGTERM)],
+    ids=["within_epoch_1", "end_of_epoch_1", "within_epoch_3"],
 )
-def test_lr_grows_with_the_batch_where_that_is_asked_for(words, lr):
-    settings = config.load_settings(["lr=0.1", "batch_size=8", "grad_accumulation=2", *words])
-    optimizer = make_optimizer(settings, torch.nn.Conv2d(1, 1, 1))
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(lr)
+def test_resumed_run_equals_the_uninterrupted_one(
+    uninterrupted_run, tmp_path, monkeypatch, capsys, restored_handlers, updates, signum
+):
+    args, expected = uninterrupted_run
+    args = [*args, f"output_dir={tmp_path}"]
+    with monkeypatch.context() as patch:
+        stop_after(patch, updates, signum)
+        with pytest.raises(StopRequested) as stop:
+            train.main(args)
+    assert stop.value.exit_code == 128 + signum
+    train.main([*args, "resume=true"])
+    assert "resuming after epoch" in capsys.readouterr().out
+    resumed = tmp_path / "tiny/fold0"
+    before, after = (load_file(f / "best.safetensors") for f in (expected, resumed))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    for name in ("oof.csv", "oof.npz"):
+        assert (expected / name).read_bytes() == (resumed / name).read_bytes()
+    before, after = (pd.read_csv(f / "history.csv") for f in (expected, resumed))
+    assert before.drop(columns=TIMES).equals(after.drop(columns=TIMES))
 
 
-def test_out_of_memory_names_the_batch_and_what_to_try():
-    settings = config.load_settings(["batch_size=8", "size=[256,384]"])
-    with (
-        pytest.raises(InputError, match=r"batch_size=8.*batch_size=4 grad_accumulation=2"),
-        explain_out_of_memory(settings),
-    ):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-    with pytest.raises(RuntimeError, match="other"), explain_out_of_memory(settings):
-        raise RuntimeError("other")
-
-
-@pytest.mark.parametrize("classes", [1, 4])
-def test_training_scores_are_those_of_the_metrics(classes):
-    rng = np.random.default_rng(0)
-    logits = torch.from_numpy(rng.normal(size=(3, classes, 6, 7)).astype(np.float32))
-    targets = rng.integers(0, classes, (3, 6, 7)).astype(np.uint8)
-    dice, accuracy = [], []
-    if classes == 1:
-        targets = rng.choice([0, 90, 200, 255], (3, 6, 7)).astype(np.uint8)
-        for each, target in zip(logits[:, 0].numpy() > 0, targets > 127, strict=True):
-            dice.append(metrics.mask_dice(each, target))
-            accuracy.append((each == target).mean())
-    else:
-        targets[rng.random(targets.shape) < 0.2] = 255
-        for each, target in zip(logits.argmax(1).numpy(), targets, strict=True):
-            matrix = metrics.confusion_matrix(each, target, classes)
-            dice.append(float(metrics.mean_class_dice(matrix)))
-            accuracy.append(np.trace(matrix) / matrix.sum())
-    found = trainer.batch_metrics(logits, torch.from_numpy(targets)[:, None])
-    assert found.tolist() == pytest.approx([sum(dice), sum(accuracy)], rel=1e-5)
+def test_resume_with_other_settings_of_the_machine_is_allowed(
+    uninterrupted_run, tmp_path, monkeypatch, restored_handlers
+):
+    args, expected = uninterrupted_run
+    args = [*args, f"output_dir={tmp_path}"]
+    with monkeypatch.context() as patch, pytest.raises(StopRequested):
+        stop_after(patch, 2, signal.SIGTERM)
+        train.main(args)
+    assert_input_error(train.main, [*args, "resume=true", "lr=0.02"], "has lr=0.01, not 0.02")
+    train.main([*args, "resume=true", "num_workers=1", "cache=none", "snapshot_seconds=60"])
+    assert (tmp_path / "tiny/fold0/oof.csv").read_bytes() == (expected / "oof.csv").read_bytes()

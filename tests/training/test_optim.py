@@ -66,7 +66,7 @@ def test_make_schedule_onecycle_peaks_after_warmup():
     rates = learning_rates(["lr_schedule=onecycle", "warmup=0.3"])
     assert rates[0] == pytest.approx(1 / 25) and max(rates) == pytest.approx(1, abs=0.05)
     peak = rates.index(max(rates))
-    assert peak == 2 and rates[peak:] == sorted(rates[peak:], reverse=True) and rates[-1] < 0.05
+    assert peak == 3 and rates[peak:] == sorted(rates[peak:], reverse=True) and rates[-1] < 0.05
 
 
 def test_make_schedule_plateau_halves_after_three_epochs_without_gain():

@@ -1,0 +1,81 @@
+"""Prediction end to end: submission, masks, scores of a labeled test split, old runs."""
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+from conftest import ROOT, assert_input_error, make_data, prediction_args, run_script
+
+import predict
+from data import image_io
+from evaluation import metrics
+from inference import rle
+
+FIRST_RELEASE_RUN = ROOT / "tests" / "first_release_run"
+
+
+def read_submission(path):
+    return pd.read_csv(path, keep_default_na=False)
+
+
+def test_predict_writes_a_valid_submission_and_masks(trained_run, tmp_path):
+    data_dir, path = trained_run.data_dir, tmp_path / "s.csv"
+    args = [*prediction_args(trained_run.args), f"submission_csv={path}", "save_masks=true"]
+    completed = run_script("predict.py", *args, f"truth_csv={data_dir}/test_truth.csv")
+    assert completed.returncode == 0, completed.stderr
+    assert "6 rows" in completed.stdout and "mean dice 0." in completed.stdout
+    table = read_submission(path)
+    assert list(table["img"]) == list(pd.read_csv(data_dir / "sample_submission.csv")["img"])
+    metadata = json.loads(path.with_suffix(".json").read_text())
+    assert len(metadata["weights"]) == 2 and metadata["rows"] == 6
+    statistics = pd.read_csv(tmp_path / "s_stats.csv")
+    for name, text, area in zip(table["img"], table["rle_mask"], statistics["area"], strict=True):
+        file_name = f"{name.removesuffix('.jpg')}_mask.png"
+        mask = image_io.read_mask(trained_run.output_dir / "tiny/masks" / file_name)
+        assert (rle.decode(text, (48, 72)) == mask).all()
+        assert mask.mean() == pytest.approx(area, abs=1e-6)
+
+
+def test_predict_gives_the_same_bytes_for_every_batch_size_and_worker(trained_run, tmp_path):
+    submissions = set()
+    for batch_size, workers in ((1, 0), (4, 2)):
+        path = tmp_path / f"{batch_size}.csv"
+        args = [f"submission_csv={path}", f"batch_size={batch_size}", f"num_workers={workers}"]
+        predict.main([*prediction_args(trained_run.args)[:-1], *args])
+        submissions.add(path.read_bytes())
+    assert len(submissions) == 1
+
+
+def test_predict_in_tiles_of_the_whole_image_differs_little(trained_run, tmp_path):
+    """The tiny network sees less than a tile, so tiles change the masks at few pixels."""
+    truth = read_submission(trained_run.data_dir / "test_truth.csv")
+    args = [*prediction_args(trained_run.args), f"submission_csv={tmp_path / 's.csv'}"]
+    predict.main([*args, "tile_size=128", "postprocess=none"])
+    table = read_submission(tmp_path / "s.csv")
+    for predicted, true in zip(table["rle_mask"], truth["rle_mask"], strict=True):
+        masks = [rle.decode(text, (48, 72)) for text in (predicted, true)]
+        assert metrics.mask_dice(*masks) > 0.7
+
+
+@pytest.mark.parametrize(
+    ("args", "parts"),
+    [
+        (["channels=[8,16]"], ["channels", "cannot be changed at prediction"]),
+        (["run=other"], ["other", "train"]),
+        (["fold=7"], ["fold 7", "train"]),
+    ],
+)
+def test_predict_rejects_settings_that_do_not_fit_the_run(trained_run, args, parts):
+    assert_input_error(predict.main, [*prediction_args(trained_run.args), *args], *parts)
+
+
+def test_predict_with_a_run_of_the_first_release_gives_its_submission(tmp_path, capsys):
+    """The run was trained at the first release, with other names of settings, columns and files."""
+    shutil.copytree(FIRST_RELEASE_RUN, tmp_path / "output" / "tiny")
+    data_dir, path = make_data(tmp_path / "data"), tmp_path / "submission.csv"
+    args = [f"data_dir={data_dir}", f"folds_csv={data_dir / 'folds.csv'}", "run=tiny"]
+    args += [f"output_dir={tmp_path / 'output'}", f"submission_csv={path}", "device=cpu"]
+    predict.main(args)
+    assert path.read_bytes() == (FIRST_RELEASE_RUN / "submission.csv").read_bytes()
+    assert "threshold 0.5781 (best out of fold)" in capsys.readouterr().out
