@@ -1,25 +1,29 @@
-"""Settings → a network that gives logits for images of any size.
+"""Print the network of the settings as a table: layers, output shapes, parameters.
 
-`python src/models.py recipe=...` prints it as a table.
+`python src/model_summary.py recipe=carvana_small`
 """
 
-import sys
+from core import cli
+from core.config import load_settings
+
+if __name__ == "__main__":
+    cli.check_arguments()  # before the imports that take seconds
 
 import torchinfo
 
-from core import cli, config
-from data.classes import get_class_map
+from data.datasets import get_class_map
 from models.build import build_model
 
 
-def main() -> None:
-    """Print the network of the settings, layer by layer, for one image of its size."""
-    settings = config.load_settings(sys.argv[1:])
-    segmenter = build_model(settings, len(get_class_map(settings).names), pretrained=False)
-    sides = [segmenter.frame(side)[0] for side in settings.size or (1280, 1918)]
+def main(args: list[str]) -> None:
+    settings = load_settings(args)
+    model = build_model(settings, len(get_class_map(settings).names), pretrained=False)
+    size = settings.size or (1280, 1918)  # that of Carvana's images
+    height, width = (model.input_size_and_offset(side)[0] for side in size)
     summary = torchinfo.summary(
-        segmenter.network,
-        (1, 3, *sides),
+        model.network.to("meta"),  # computes shapes only
+        (1, 3, height, width),
+        device="meta",
         col_names=("output_size", "num_params"),
         row_settings=("depth", "var_names"),
         depth=3,

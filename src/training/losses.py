@@ -1,8 +1,8 @@
-"""What training minimises. Each loss gives one number, in fp32.
+"""Segmentation losses: functions of logits and targets that return an fp32 scalar.
 
-For one class: B×1×H×W logits and targets in [0, 1], which may be soft: a mask resized by area
-holds the covered part of each pixel. For several: B×C×H×W logits and B×1×H×W uint8 classes, 255
-where a pixel does not count.
+Binary losses take logits B×1×H×W and targets B×1×H×W in [0, 1]; targets may be soft, as a mask
+resized by area is. Multiclass losses take logits B×C×H×W and targets B×1×H×W of uint8 class ids,
+with `ignore_index` where a pixel has no class.
 """
 
 from collections.abc import Callable
@@ -11,80 +11,85 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORE = 255
+# ---------------------------------------------------------------- binary
 
 
 def bce_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Binary cross-entropy, mean over pixels."""
+    """Return the binary cross-entropy, averaged over pixels."""
     return F.binary_cross_entropy_with_logits(logits.float(), targets.float())
 
 
 def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """1 − Dice of probabilities, per image, mean over images; squares in the denominator.
+    """Return 1 − soft Dice of each image, averaged over the images.
 
-    Milletari et al. 2016, V-Net. With squares the optimum for a soft target is the target itself,
-    not its rounding. The 1 makes two empty masks cost nothing.
+    The denominator has squares as in Milletari et al. 2016, V-Net, https://arxiv.org/abs/1606.04797:
+    the minimum for a soft target is then the target itself and not its rounding. Adding 1 to
+    numerator and denominator makes the loss of two empty masks 0.
     """
     p, t = logits.float().sigmoid().flatten(1), targets.float().flatten(1)
-    overlap = 2 * (p * t).sum(1) + 1
-    return (1 - overlap / ((p * p).sum(1) + (t * t).sum(1) + 1)).mean()
+    numerator = 2 * (p * t).sum(1) + 1
+    denominator = (p * p).sum(1) + (t * t).sum(1) + 1
+    return (1 - numerator / denominator).mean()
 
 
 def bce_dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy finds the car, Dice the score; the sum of both."""
+    """Return the sum of binary cross-entropy and Dice loss."""
     return bce_loss(logits, targets) + dice_loss(logits, targets)
 
 
 def focal_loss(logits: Tensor, targets: Tensor, gamma: float = 2.0) -> Tensor:
-    """Cross-entropy weighted by |target − probability|^gamma: easy pixels fade.
+    """Return the binary cross-entropy weighted by |target − probability|^gamma, pixel by pixel.
 
-    Lin et al. 2017, Focal Loss for Dense Object Detection; for soft targets as in Li et al. 2020,
-    Generalized Focal Loss.
+    Lin et al. 2017, Focal Loss for Dense Object Detection, https://arxiv.org/abs/1708.02002;
+    for soft targets as in Li et al. 2020, Generalized Focal Loss, https://arxiv.org/abs/2006.04388.
     """
     logits, targets = logits.float(), targets.float()
-    entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    return ((logits.sigmoid() - targets).abs() ** gamma * entropy).mean()
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    return ((logits.sigmoid() - targets).abs() ** gamma * cross_entropy).mean()
 
 
 def lovasz_hinge_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """The Lovász hinge, per image: a convex bound of the Jaccard loss. Targets count from 0.5.
+    """Return the Lovász hinge of each image, averaged: a convex surrogate of 1 − IoU.
 
-    Berman et al. 2018, The Lovász-Softmax loss, algorithm 1 and equation 12.
+    Targets are binarized at 0.5. Berman et al. 2018, The Lovász-Softmax loss, algorithm 1 and
+    equation 12, https://arxiv.org/abs/1705.08790.
     """
-    logits, inside = logits.float().flatten(1), targets.flatten(1) >= 0.5
-    errors = 1 - torch.where(inside, logits, -logits)
+    logits, is_foreground = logits.float().flatten(1), targets.flatten(1) >= 0.5
+    errors = 1 - torch.where(is_foreground, logits, -logits)
     errors, order = errors.sort(dim=1, descending=True)
-    hit = inside.gather(1, order).float()
-    intersection = hit.sum(1, keepdim=True) - hit.cumsum(1)
-    union = hit.sum(1, keepdim=True) + (1 - hit).cumsum(1)
+    foreground = is_foreground.gather(1, order).float()
+    intersection = foreground.sum(1, keepdim=True) - foreground.cumsum(1)
+    union = foreground.sum(1, keepdim=True) + (1 - foreground).cumsum(1)
     jaccard = 1 - intersection / union
-    steps = torch.diff(jaccard, dim=1, prepend=torch.zeros_like(jaccard[:, :1]))
-    return (F.relu(errors) * steps).sum(1).mean()
+    gradient = torch.diff(jaccard, dim=1, prepend=torch.zeros_like(jaccard[:, :1]))
+    return (F.relu(errors) * gradient).sum(1).mean()
 
 
-def cross_entropy_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of the softmax, mean over the pixels that count; 0 where none does."""
-    classes = targets[:, 0].long()
-    total = F.cross_entropy(logits.float(), classes, ignore_index=IGNORE, reduction="sum")
-    return total / (classes != IGNORE).sum().clamp(min=1)
+# ---------------------------------------------------------------- multiclass
 
 
-def cross_entropy_dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy, and 1 − Dice of the probabilities over a batch, mean over its classes."""
-    counts = (targets != IGNORE).float()
-    p = logits.float().softmax(1) * counts
-    t = F.one_hot(targets[:, 0].long().clamp(max=logits.shape[1] - 1), logits.shape[1])
-    t = t.movedim(-1, 1) * counts
-    overlap, true = 2 * (p * t).sum((0, 2, 3)), t.sum((0, 2, 3))
-    scores = overlap / (p.sum((0, 2, 3)) + true).clamp(min=1)
-    present = true > 0
-    return cross_entropy_loss(logits, targets) + (
-        (1 - scores) * present
-    ).sum() / present.sum().clamp(min=1)
+def cross_entropy_loss(logits: Tensor, targets: Tensor, ignore_index: int = 255) -> Tensor:
+    """Return the cross-entropy, averaged over the pixels that have a class; 0 if there is none."""
+    class_ids = targets[:, 0].long()
+    total = F.cross_entropy(logits.float(), class_ids, ignore_index=ignore_index, reduction="sum")
+    return total / (class_ids != ignore_index).sum().clamp(min=1)
+
+
+def cross_entropy_dice_loss(logits: Tensor, targets: Tensor, ignore_index: int = 255) -> Tensor:
+    """Return the sum of the cross-entropy and of 1 − soft Dice, the latter of each class over the
+    batch, averaged over the classes in the targets."""
+    valid = (targets != ignore_index).float()  # B×1×H×W
+    n_classes = logits.shape[1]
+    p = logits.float().softmax(1) * valid
+    t = F.one_hot(targets[:, 0].long().clamp(max=n_classes - 1), n_classes).movedim(-1, 1) * valid
+    intersection, target_area = (p * t).sum((0, 2, 3)), t.sum((0, 2, 3))
+    dice = 2 * intersection / (p.sum((0, 2, 3)) + target_area).clamp(min=1)
+    present = target_area > 0
+    dice_term = ((1 - dice) * present).sum() / present.sum().clamp(min=1)
+    return cross_entropy_loss(logits, targets, ignore_index) + dice_term
 
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-MULTICLASS_LOSSES: dict[str, Loss] = {"ce": cross_entropy_loss, "ce_dice": cross_entropy_dice_loss}
 BINARY_LOSSES: dict[str, Loss] = {
     "bce_dice": bce_dice_loss,
     "bce": bce_loss,
@@ -92,4 +97,5 @@ BINARY_LOSSES: dict[str, Loss] = {
     "focal": focal_loss,
     "lovasz": lovasz_hinge_loss,
 }
+MULTICLASS_LOSSES: dict[str, Loss] = {"ce": cross_entropy_loss, "ce_dice": cross_entropy_dice_loss}
 LOSSES = BINARY_LOSSES | MULTICLASS_LOSSES

@@ -1,4 +1,4 @@
-"""The update rule, the learning rate over time, and the averaged weights."""
+"""Optimizers, learning rate schedules, and the exponential moving average of weights."""
 
 import math
 from copy import deepcopy
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from core.settings import Settings
 
@@ -16,77 +17,92 @@ OPTIMIZERS = {
     "rmsprop": torch.optim.RMSprop,
     "sgd": torch.optim.SGD,
 }
+OPTIMIZER_OPTIONS = {
+    "adamw": {"fused": True},
+    "adam": {"fused": True},
+    "rmsprop": {},
+    "sgd": {"momentum": 0.9, "nesterov": True, "fused": True},
+}
 
 
 def make_optimizer(settings: Settings, network: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer that settings name. Weight decay spares biases and normalisation."""
+    """Return the optimizer of the settings. Biases and normalization have no weight decay."""
     matrices = [p for p in network.parameters() if p.ndim > 1]
     vectors = [p for p in network.parameters() if p.ndim <= 1]
     groups = [
         {"params": matrices, "weight_decay": settings.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    special = {"rmsprop": {}, "sgd": {"momentum": 0.9, "nesterov": True, "fused": True}}
-    options = special.get(settings.optimizer, {"fused": True})
+    options = OPTIMIZER_OPTIONS[settings.optimizer]
     return OPTIMIZERS[settings.optimizer](groups, lr=scaled_learning_rate(settings), **options)
 
 
 def scaled_learning_rate(settings: Settings) -> float:
-    """lr, scaled to the batch where `lr_batch` says for which one it is meant: linearly (Goyal et
-    al. 2017), or by the square root, as suits Adam (Malladi et al. 2022)."""
-    images = settings.batch_size * settings.grad_accumulation
-    times = images / (settings.lr_reference_batch or images)
-    return settings.lr * (times if settings.lr_scaling == "linear" else math.sqrt(times))
+    """Return `lr`, scaled from lr_reference_batch, if set, to the actual images per update.
+
+    Scales linearly (Goyal et al. 2017, https://arxiv.org/abs/1706.02677) or by the square root,
+    which suits Adam (Malladi et al. 2022, https://arxiv.org/abs/2205.10287).
+    """
+    images_per_update = settings.batch_size * settings.grad_accumulation
+    ratio = images_per_update / (settings.lr_reference_batch or images_per_update)
+    return settings.lr * (ratio if settings.lr_scaling == "linear" else math.sqrt(ratio))
 
 
 def make_schedule(
     settings: Settings, optimizer: torch.optim.Optimizer, updates: int
 ) -> LRScheduler | ReduceLROnPlateau:
-    """The learning rate over `updates` updates; plateau is told the Dice, the others nothing."""
+    """Return the learning rate schedule of the settings over `updates` updates.
+
+    Call step(metric) of ReduceLROnPlateau after each validation, step() of the others after each
+    update.
+    """
     if settings.lr_schedule == "plateau":
         return ReduceLROnPlateau(optimizer, mode="max", factor=0.5, patience=2)
     if settings.lr_schedule == "onecycle":
-        rise = max(settings.warmup, 1 / updates)
         return OneCycleLR(
-            optimizer, scaled_learning_rate(settings), total_steps=updates + 1, pct_start=rise
+            optimizer,
+            max_lr=scaled_learning_rate(settings),
+            total_steps=updates + 1,  # step() is also called after the last update
+            pct_start=max(settings.warmup, 1 / updates),
         )
-    warmup = math.ceil(settings.warmup * updates)
+    warmup_updates = math.ceil(settings.warmup * updates)
 
     def factor(update: int) -> float:
-        if update < warmup:
-            return (update + 1) / warmup
+        if update < warmup_updates:
+            return (update + 1) / warmup_updates
         if settings.lr_schedule == "constant":
             return 1.0
-        return 0.5 + 0.5 * math.cos(math.pi * (update - warmup) / max(updates - warmup, 1))
+        progress = (update - warmup_updates) / max(updates - warmup_updates, 1)
+        return 0.5 + 0.5 * math.cos(math.pi * progress)
 
     return LambdaLR(optimizer, factor)
 
 
 class ModelEMA:
-    """An exponential moving average of a network's weights and normalisation statistics.
+    """Exponential moving average of a network's weights and normalization statistics.
 
-    The decay rises from 0.1 to `ema`, or the first random weights would linger in it. It is a
-    plain number on the CPU: torch's AveragedModel keeps a count on the GPU, which it waits for.
+    The first update copies the weights; then the decay rises from 2/11 to `decay`, so that the
+    initial weights fade quickly. `num_updates` is an int on the CPU: that of torch's AveragedModel
+    is a tensor, and reading it waits for the GPU.
     """
 
-    def __init__(self, network: nn.Module, ema: float):
+    def __init__(self, network: nn.Module, decay: float):
         self.module = deepcopy(network).eval().requires_grad_(False)
-        self.ema, self.count = ema, 0
+        self.decay, self.num_updates = decay, 0
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """Take in what the network has become."""
-        decay = min(self.ema, (1 + self.count) / (10 + self.count)) if self.count else 0.0
-        kept, now = self.module.state_dict(), network.state_dict()
-        names = [name for name, tensor in kept.items() if tensor.is_floating_point()]
-        torch._foreach_lerp_([kept[n] for n in names], [now[n] for n in names], 1 - decay)
-        self.count += 1
+        """Move the average towards the weights of `network`."""
+        warmup_decay = (1 + self.num_updates) / (10 + self.num_updates) if self.num_updates else 0.0
+        average, current = self.module.state_dict(), network.state_dict()
+        names = [name for name, tensor in average.items() if tensor.is_floating_point()]
+        move_average = get_ema_multi_avg_fn(min(self.decay, warmup_decay))
+        move_average([average[n] for n in names], [current[n] for n in names], self.num_updates)
+        self.num_updates += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resume needs."""
-        return {"count": self.count, "module": self.module.state_dict()}
+        return {"num_updates": self.num_updates, "module": self.module.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from where `state` was taken."""
-        self.count = state["count"]
+        self.num_updates = state["num_updates"]
         self.module.load_state_dict(state["module"])
