@@ -98,10 +98,10 @@ def weights(change: Callable[[dict, dict], None]) -> Spoil:
     def spoil(folder: Path) -> None:
         path = folder / WEIGHTS
         with safe_open(path, "pt") as file:
-            about = json.loads(file.metadata()["about"])
+            about = json.loads(file.metadata()["metadata"])
         tensors = load_file(path)
         change(tensors, about)
-        save_file(tensors, path, {"about": json.dumps(about)})
+        save_file(tensors, path, {"metadata": json.dumps(about)})
 
     return spoil
 
