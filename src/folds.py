@@ -1,95 +1,102 @@
-"""Writes folds.csv: which group (car) is held out in which fold.
+"""Write folds.csv: the fold in which each group (car) is held out.
 
-The 16 views of a car share the car and the studio. A split by image would put some of them on
-either side and score the network on cars it knows, so the file has one row per car.
+The 16 views of a car share the car and the studio. A split by image would put some of them on both
+sides and score the network on cars that it was trained on, so the file has one row per car.
 """
 
-import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+
+from core import cli
+
+if __name__ == "__main__":
+    cli.check_arguments()  # before the imports that take seconds
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from core import cli, config
+from core import config
 from core.errors import InputError
 from core.files import atomic_write
 from core.settings import Settings
-from data import csv_files, datasets, image_io
+from data import csv_files, datasets
 from data.sample import Sample
 
-if __name__ == "__main__":  # help, wrong words and Ctrl-C are answered before the heavy imports
-    cli.run_main(lambda: config.load_settings(sys.argv[1:]))
+COLUMNS = ["dataset", "group", "fold"]
 
 
 def mean_mask_area(settings: Settings) -> pd.Series:
-    """Group → mean part of the frame that its masks cover, rounded to 6 digits."""
-    rows = datasets.load_samples(settings, "train")
+    """Return group → mean fraction of the image that its masks cover, rounded to 6 digits."""
+    samples = datasets.load_samples(settings, "train")
     with ProcessPoolExecutor() as pool:
-        masks = pool.map(foreground_fraction, rows, chunksize=16)
-        areas = list(tqdm(masks, "mask areas", len(rows), unit="mask", disable=None))
-    empty = [row.image_id for row, area in zip(rows, areas, strict=True) if not area]
+        fractions = pool.map(foreground_fraction, samples, chunksize=16)
+        areas = list(tqdm(fractions, "mask areas", len(samples), unit="mask", disable=None))
+    empty = [sample.image_id for sample, area in zip(samples, areas, strict=True) if not area]
     if empty:
-        print(f"nothing but background in {len(empty)} labels: {', '.join(empty[:5])}")
-    table = pd.DataFrame({"group": [row.group for row in rows], "area": areas})
+        print(f"{len(empty)} masks show only background: {', '.join(empty[:5])}")
+    table = pd.DataFrame({"group": [sample.group for sample in samples], "area": areas})
     return table.groupby("group")["area"].mean().round(6)
 
 
-def foreground_fraction(row: Sample) -> float:
-    """The part of the frame that is not background (or class 0), in [0, 1]."""
-    return float(np.mean(image_io.read_sample_mask(row) != 0))
-
-
-def breed_of(name: str) -> str:
-    """'Great_Pyrenees' of 'Great_Pyrenees_100', as the pets are named."""
-    return name.rpartition("_")[0]
+def foreground_fraction(sample: Sample) -> float:
+    """Return the fraction of the image that is not background (or class 0), in [0, 1]."""
+    return float(np.mean(datasets.read_sample_mask(sample) != 0))
 
 
 def assign_folds(
-    areas: pd.Series, k: int, stratum: Callable[[str], str] = lambda name: ""
+    areas: pd.Series, n_folds: int, stratify_by: Callable[[str], str] = lambda group: ""
 ) -> pd.Series:
-    """Group → fold, stratified by area: of each k groups of like area, every fold gets one.
+    """Return group → fold, stratified by `stratify_by(group)` and mask area.
 
-    Down the list sorted by stratum and area the folds take turns, forth and back (0 1 2, 2 1 0,
-    0 1 2), so that none always gets the larger one. It depends on names and areas alone.
+    The folds take turns in snake order (0 1 2, 2 1 0, 0 1 2, ...) over the groups sorted by stratum
+    and area, so that no fold always gets the larger area. The result depends on names and areas
+    alone.
     """
-    names = sorted(areas.index, key=lambda name: (stratum(name), areas[name], name))
-    turns = [*range(k), *reversed(range(k))]
-    return pd.Series({name: turns[i % (2 * k)] for i, name in enumerate(names)}).sort_index()
+    groups = sorted(areas.index, key=lambda group: (stratify_by(group), areas[group], group))
+    snake = [*range(n_folds), *reversed(range(n_folds))]
+    folds = {group: snake[i % (2 * n_folds)] for i, group in enumerate(groups)}
+    return pd.Series(folds).sort_index()
 
 
-def main() -> None:
-    settings = config.load_settings(sys.argv[1:])
-    path = Path(settings.folds_csv)
+def write_folds(settings: Settings, folds: pd.Series) -> None:
+    """Write the data set's rows of folds_csv, and keep those of other data sets.
+
+    Raise InputError if the file lists other groups for this data set.
+    """
+    path, name = Path(settings.folds_csv), settings.dataset_name
+    table = pd.DataFrame({"dataset": name, "group": folds.index, "fold": folds.values})
+    if path.exists():
+        existing = csv_files.read_csv_strict(path, COLUMNS)
+        is_same_dataset = existing["dataset"] == name
+        replaced = existing[is_same_dataset]
+        if len(replaced) and set(replaced["group"]) != set(folds.index):
+            raise InputError(
+                f"{path}: has {len(replaced)} groups of dataset {name}, but {settings.data_dir} "
+                f"has {len(folds)} groups or other ones; set folds_csv=<new file> or "
+                "dataset_name=<new name>"
+            )
+        table = pd.concat([existing[~is_same_dataset], table], ignore_index=True)
+    with atomic_write(path) as tmp_path:
+        table.to_csv(tmp_path, index=False, lineterminator="\n")
+
+
+def main(args: list[str]) -> None:
+    settings = config.load_settings(args)
     areas = mean_mask_area(settings)
     if len(areas) < settings.n_folds:
         raise InputError(
             f"n_folds={settings.n_folds}: {settings.data_dir} has only {len(areas)} groups"
         )
-    folds = assign_folds(
-        areas, settings.n_folds, *([breed_of] if settings.dataset_format == "pets" else [])
-    )
-    table = pd.DataFrame(
-        {"dataset": settings.dataset_name, "group": folds.index, "fold": folds.values}
-    )
-    if path.exists():
-        others = csv_files.read_csv_strict(path, ["dataset", "group", "fold"])
-        mine = others[others["dataset"] == settings.dataset_name]
-        others = others[others["dataset"] != settings.dataset_name]
-        if len(mine) and set(mine["group"]) != set(folds.index):
-            raise InputError(
-                f"{path}: has {len(mine)} groups of dataset {settings.dataset_name}, and "
-                f"{settings.data_dir} {len(folds)}; say folds_csv=<new file> or dataset_name=<new name>"
-            )
-        table = pd.concat([others, table], ignore_index=True)
-    with atomic_write(path) as partial:
-        table.to_csv(partial, index=False, lineterminator="\n")
-    for fold, group in areas.groupby(folds):
-        print(f"fold {fold}: {len(group)} groups, mean area {group.mean():.4f}")
+    stratify_by = datasets.get_format(settings).fold_stratum
+    folds = assign_folds(areas, settings.n_folds, stratify_by)
+    write_folds(settings, folds)
+    for fold, fold_areas in areas.groupby(folds):
+        print(f"fold {fold}: {len(fold_areas)} groups, mean area {fold_areas.mean():.4f}")
     print(
-        f"{path}: {len(folds)} groups of dataset {settings.dataset_name} in {settings.n_folds} folds"
+        f"{settings.folds_csv}: {len(folds)} groups of dataset {settings.dataset_name} "
+        f"in {settings.n_folds} folds"
     )
 
 

@@ -1,4 +1,4 @@
-"""The csv files beside the images: folds, the names to submit, what cars they are."""
+"""The csv files of a data set: folds, image names of the submission, metadata of the cars."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from core.settings import Settings
 
 
 def read_csv_strict(path: Path | str, columns: list[str]) -> pd.DataFrame:
-    """A csv with exactly these columns, all as text, empty cells as ''."""
+    """Read a csv with exactly these columns as strings; empty cells are ''."""
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except FileNotFoundError:
@@ -18,12 +18,13 @@ def read_csv_strict(path: Path | str, columns: list[str]) -> pd.DataFrame:
         raise InputError(f"{path}: not a csv: {str(error).strip().splitlines()[0]}") from None
     if list(table.columns) != columns:
         header = ",".join(table.columns)[:80]
-        raise InputError(f"{path}: the header must be {','.join(columns)}, it is {header}")
+        raise InputError(f"{path}: expected the header {','.join(columns)}, found {header}")
     return table
 
 
 def read_car_metadata(settings: Settings) -> pd.DataFrame | None:
-    """make and car (year, make, model) of each group, of metadata.csv; None where there is none."""
+    """Return the columns make and car ("year make model") of each group from metadata.csv, or None
+    if there is no such file."""
     path = Path(settings.data_dir) / "metadata.csv"
     if not path.exists():
         return None
@@ -32,7 +33,7 @@ def read_car_metadata(settings: Settings) -> pd.DataFrame | None:
 
 
 def read_folds(settings: Settings) -> dict[str, int]:
-    """Group → fold, of this data set's rows in folds_csv; folds count 0, 1, … without a hole."""
+    """Return group → fold of this data set in folds_csv; folds are 0…k−1 without gaps."""
     path = settings.folds_csv
     table = read_csv_strict(path, ["dataset", "group", "fold"])
     table = table[table["dataset"] == settings.dataset_name]
@@ -40,20 +41,24 @@ def read_folds(settings: Settings) -> dict[str, int]:
         raise InputError(
             f"{path}: has no row of dataset {settings.dataset_name}; see `python src/folds.py`"
         )
-    twice = table["group"][table["group"].duplicated()]
-    if len(twice):
-        raise InputError(f"{path}: {twice.iloc[0]} stands in it twice; remove one of the rows")
-    bad = table["fold"][~table["fold"].str.fullmatch(r"\d{1,3}")]
-    if len(bad):
-        raise InputError(f"{path}: fold {bad.iloc[0]!r} is not a number; folds are 0, 1, ...")
+    duplicates = table["group"][table["group"].duplicated()]
+    if len(duplicates):
+        raise InputError(f"{path}: {duplicates.iloc[0]} is listed twice; remove one of the rows")
+    non_numeric = table["fold"][~table["fold"].str.fullmatch(r"\d{1,3}")]
+    if len(non_numeric):
+        raise InputError(
+            f"{path}: fold {non_numeric.iloc[0]!r} is not a number; folds are 0, 1, ..."
+        )
     folds = dict(zip(table["group"], table["fold"].astype(int), strict=True))
-    holes = sorted(set(range(max(folds.values()))) - set(folds.values()))
-    if holes:
-        raise InputError(f"{path}: no group is in fold {holes[0]}; folds are 0, 1, ... in a row")
+    missing_folds = sorted(set(range(max(folds.values()))) - set(folds.values()))
+    if missing_folds:
+        raise InputError(
+            f"{path}: no group is in fold {missing_folds[0]}; folds must be 0, 1, ... without gaps"
+        )
     return folds
 
 
 def read_submission_names(settings: Settings) -> list[str] | None:
-    """The image names that a submission must hold, in order; None without a sample file."""
+    """Return the image names of sample_submission.csv in order, or None if it does not exist."""
     path = Path(settings.data_dir) / "sample_submission.csv"
     return read_csv_strict(path, ["img", "rle_mask"])["img"].tolist() if path.exists() else None

@@ -1,4 +1,4 @@
-"""Files → pixels: photographs and what their labels say."""
+"""Image and label files to arrays."""
 
 import io
 import struct
@@ -9,22 +9,26 @@ import numpy as np
 from PIL import Image
 
 from core.errors import InputError
-from data import classes
-from data.sample import Sample
 
-# What Pillow raises on files that are cut off, altered, or never were images.
+# Exceptions that Pillow raises for files that are truncated, damaged or not images.
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, LookupError, struct.error)
-# What stands near the end of a whole file. Of one that breaks off, OpenCV gives the upper part
-# over grey, and no error.
+# Magic bytes → end marker of a complete file. OpenCV decodes truncated files without an error and
+# fills the rest with gray.
 END_MARKERS = {b"\xff\xd8": b"\xff\xd9", b"\x89PNG": b"IEND"}
-MAX_PIXELS = 2**28  # pixels; a file of a few kB may claim more than fit any memory
-Image.MAX_IMAGE_PIXELS = None  # that is checked here
-EXIF_TRANSPOSED = {5, 6, 7, 8}  # values of the EXIF tag Orientation, 0x0112
+MAX_PIXELS = 2**28  # a file of a few kB can declare more pixels than fit into memory
+Image.MAX_IMAGE_PIXELS = None  # replaced by MAX_PIXELS
+EXIF_TRANSPOSED = {5, 6, 7, 8}  # values of the EXIF tag Orientation that swap height and width
+EXIF_ORIENTATION = 0x0112
+REDUCED_FLAGS = {
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+}
 
 
 def read_image_size(path: Path, data: bytes | None = None) -> tuple[int, int]:
-    """(height, width) as the image is shown, from the header of the file, or of its `data`; nothing
-    is decoded."""
+    """Return (height, width) after EXIF rotation from the header of a file, or of its `data`;
+    no pixel is decoded."""
     try:
         with Image.open(path if data is None else io.BytesIO(data)) as image:
             return _size_after_exif(image, path)
@@ -35,96 +39,69 @@ def read_image_size(path: Path, data: bytes | None = None) -> tuple[int, int]:
 def _size_after_exif(image: Image.Image, path: Path) -> tuple[int, int]:
     (width, height), exif = image.size, Image.Exif()
     if height * width > MAX_PIXELS:
-        raise InputError(f"{path}: claims {width}×{height} pixels, 2²⁸ are allowed; cut it up")
-    exif.load(image.info.get("exif"))  # image.getexif() decodes a whole PNG to find it
-    return (width, height) if exif.get(0x0112) in EXIF_TRANSPOSED else (height, width)
+        raise InputError(f"{path}: header declares {width}×{height} pixels, the limit is 2^28")
+    exif.load(image.info.get("exif"))  # image.getexif() would decode a whole PNG to find it
+    return (width, height) if exif.get(EXIF_ORIENTATION) in EXIF_TRANSPOSED else (height, width)
 
 
-def _unreadable_error(path: Path, error: Exception) -> InputError:
-    return InputError(
-        f"{path}: cannot be read as an image ({_short_reason(error)}); get the file again"
-    )
+def _unreadable_error(path: Path, error: Exception, kind: str = "an image") -> InputError:
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    reason = reason.splitlines()[0].split(": '")[0]
+    return InputError(f"{path}: cannot be read as {kind} ({reason}); download it again")
 
 
-def read_sample_image(row: Sample, enough: tuple[int, int] | None = None) -> np.ndarray:
-    """The row's image, H×W×3 uint8 RGB; where so many pixels are `enough` (h, w), a JPEG is
-    decoded at a half, a quarter or an eighth, as far as it stays above that."""
-    if row.dataset_format == "pairs":
-        image = read_image(row.image, enough and (enough[0], enough[1] * 2))
-        return image[:, : image.shape[1] // 2]
-    return read_image(row.image, enough)
+def read_image(path: Path, min_size: tuple[int, int] | None = None) -> np.ndarray:
+    """Read an image as H×W×3 uint8 RGB, rotated by its EXIF orientation.
 
-
-def read_native_size(row: Sample) -> tuple[int, int]:
-    """(height, width) of the row's image, from the file's header."""
-    height, width = read_image_size(row.image)
-    return (height, width // 2) if row.dataset_format == "pairs" else (height, width)
-
-
-def read_sample_mask(row: Sample) -> np.ndarray:
-    """The row's label, H×W: bool where there is one class, else uint8 classes and IGNORE."""
-    if row.dataset_format == "carvana":
-        return read_mask(row.mask)
-    if row.dataset_format == "pairs":
-        label = read_image(row.mask)
-        classes = classes.decode_colors(
-            label[:, label.shape[1] // 2 :], row.class_map, str(row.mask)
-        )
-    else:
-        classes = classes.decode_values(read_label_values(row.mask), row.class_map, str(row.mask))
-    return classes == 1 if row.class_map.is_binary else classes
-
-
-REDUCED_FLAGS = {
-    8: cv2.IMREAD_REDUCED_COLOR_8,
-    4: cv2.IMREAD_REDUCED_COLOR_4,
-    2: cv2.IMREAD_REDUCED_COLOR_2,
-}
-
-
-def read_image(path: Path, enough: tuple[int, int] | None = None) -> np.ndarray:
-    """H×W×3 uint8 RGB, turned as EXIF says; of a JPEG smaller, but not below `enough` (h, w)."""
+    With `min_size` (h, w), a JPEG is decoded at 1/2, 1/4 or 1/8 of its size, the smallest that is
+    not below `min_size`. Raise InputError if the file is damaged or truncated.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
         raise _unreadable_error(path, error) from None
-    native = read_image_size(path, data)
-    end = next((end for start, end in END_MARKERS.items() if data.startswith(start)), b"")
+    native_size = read_image_size(path, data)
+    end_marker = next((end for start, end in END_MARKERS.items() if data.startswith(start)), b"")
     image = None
-    if data.startswith(b"GIF8"):  # among the pets some are, whatever their name says
+    if data.startswith(b"GIF8"):  # some ".jpg" files of Oxford-IIIT Pet are GIFs
         image = _decode_gif(data)
-    elif end in data[-4096:]:
+    elif end_marker in data[-4096:]:
         flag = cv2.IMREAD_COLOR
-        if enough and data.startswith(b"\xff\xd8"):
-            times = min(side // less for side, less in zip(native, enough, strict=True))
-            flag = next((REDUCED_FLAGS[n] for n in REDUCED_FLAGS if n <= times), flag)
+        if min_size and data.startswith(b"\xff\xd8"):
+            downscale = min(
+                side // least for side, least in zip(native_size, min_size, strict=True)
+            )
+            flag = next((REDUCED_FLAGS[n] for n in REDUCED_FLAGS if n <= downscale), flag)
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
     if image is None:
-        raise InputError(f"{path}: cannot be decoded as an image; get the file again")
+        raise InputError(f"{path}: cannot be decoded as an image; download it again")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def _decode_gif(data: bytes) -> np.ndarray | None:
-    """H×W×3 uint8 BGR of a GIF's first picture; None where it cannot be decoded."""
+    """Decode the first frame of a GIF as H×W×3 uint8 BGR; return None if that fails."""
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            return np.asarray(picture.convert("RGB"))[..., ::-1]
+        with Image.open(io.BytesIO(data)) as image:
+            return np.asarray(image.convert("RGB"))[..., ::-1]
     except DECODE_ERRORS:
         return None
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """H×W bool: value > 0, whether the file says 0/1 or 0/255. A third value is an InputError."""
+    """Read a mask as H×W bool: value > 0, for files of 0/1 as well as 0/255.
+
+    Raise InputError if the file contains more than two values.
+    """
     values = read_label_values(path)
     mask = values > 0
-    top = values.max()
-    if top > 0 and np.count_nonzero(values == top) != np.count_nonzero(mask):
-        raise InputError(f"{path}: a mask holds 0 and one other value, this one holds more")
+    highest = values.max()
+    if highest > 0 and np.count_nonzero(values == highest) != np.count_nonzero(mask):
+        raise InputError(f"{path}: expected a mask of 0 and one other value, found more values")
     return mask
 
 
 def read_label_values(path: Path) -> np.ndarray:
-    """H×W uint8 (or bool): the values that a label file holds, its palette left aside."""
+    """Read the values of a label file as H×W uint8 (or bool); of a palette file, the indices."""
     try:
         image = Image.open(path)
     except DECODE_ERRORS as error:
@@ -134,33 +111,4 @@ def read_label_values(path: Path) -> np.ndarray:
             _size_after_exif(image, path)
             return np.asarray(image if image.mode in ("1", "L", "P") else image.convert("L"))
     except DECODE_ERRORS as error:
-        raise InputError(
-            f"{path}: cannot be read as a mask ({_short_reason(error)}); make it again"
-        ) from None
-
-
-def _short_reason(error: Exception) -> str:
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return text.splitlines()[0].split(": '")[0]
-
-
-def check_sizes(rows: list[Sample]) -> set[tuple[int, int]]:
-    """The sizes (h, w) there are; InputError at the first file that is no image, or mask of
-    another size than its image."""
-    sizes = set()
-    for row in rows:
-        image = read_image_size(row.image)
-        if row.dataset_format == "pairs":
-            if image[1] != 2 * image[0]:
-                raise InputError(
-                    f"{row.image}: is {image[1]}×{image[0]}, not twice as wide as high"
-                )
-            sizes.add((image[0], image[0]))
-            continue
-        mask = read_image_size(row.mask)
-        if image != mask:
-            raise InputError(
-                f"{row.mask}: is {mask[1]}×{mask[0]} but {row.image.name} is {image[1]}×{image[0]}"
-            )
-        sizes.add(image)
-    return sizes
+        raise _unreadable_error(path, error, "a mask") from None

@@ -1,4 +1,4 @@
-"""A photograph → what a network sees of it, and back."""
+"""Image and mask at native size to the network's input and target."""
 
 from typing import NamedTuple
 
@@ -9,91 +9,86 @@ from core.settings import Settings
 from data.classes import IGNORE
 
 Size = tuple[int, int]  # height, width
-KMEANS_SAMPLES = 1000  # pixels that k-means looks at
-COLOR_CELL = 8  # RGB steps within which colours share a centre
+KMEANS_SAMPLES = 1000  # pixels from which k-means finds the colors
 
 
 class Preprocessing(NamedTuple):
     """How images are prepared for a network."""
 
-    size: Size | None  # None: as they are
-    letterbox: bool = False  # keep proportions and fill the rest, instead of stretching
-    n_colors: int = 0  # reduced to so many of its own colours; 0: all
-    scaled_decode: bool = False  # a JPEG is decoded no larger than needed
+    size: Size | None  # None: native size
+    letterbox: bool = False  # keep the aspect ratio and pad, instead of stretching
+    n_colors: int = 0  # colors of an image after reduce_colors; 0: off
+    scaled_decode: bool = False  # decode a JPEG no larger than `size` requires
 
     @property
     def min_decode_size(self) -> Size | None:
-        """The size above which decoding need not go; None: the whole image."""
+        """Smallest decode size (h, w) that suffices; None: full size."""
         return self.size if self.scaled_decode else None
 
 
 def preprocessing_from(settings: Settings) -> Preprocessing:
-    """What the network of these settings is trained on."""
     size = tuple(settings.size) if settings.size else None
     scaled = settings.jpeg_decode == "scaled" and settings.resize_mode == "stretch"
     return Preprocessing(size, settings.resize_mode == "letterbox", settings.reduce_colors, scaled)
 
 
-def letterbox_region(native: Size, given: Preprocessing) -> tuple[slice, slice]:
-    """The part of the prepared image that shows the photograph."""
-    if not given.letterbox or given.size is None:
+def letterbox_region(native_size: Size, preprocessing: Preprocessing) -> tuple[slice, slice]:
+    """Return the rows and columns of the preprocessed image that contain the original image."""
+    size = preprocessing.size
+    if not preprocessing.letterbox or size is None:
         return slice(None), slice(None)
-    scale = min(side / full for side, full in zip(given.size, native, strict=True))
-    sides = [max(1, round(full * scale)) for full in native]
-    starts = [(side - part) // 2 for side, part in zip(given.size, sides, strict=True)]
-    return tuple(slice(at, at + part) for at, part in zip(starts, sides, strict=True))
+    scale = min(side / native for side, native in zip(size, native_size, strict=True))
+    inner = [max(1, round(native * scale)) for native in native_size]
+    starts = [(side - length) // 2 for side, length in zip(size, inner, strict=True)]
+    return tuple(slice(at, at + length) for at, length in zip(starts, inner, strict=True))
 
 
-def preprocess_image(pixels: np.ndarray, given: Preprocessing) -> np.ndarray:
-    """H×W×3 uint8 RGB → h×w×3 uint8 RGB; a letterbox is black."""
-    small = _resize(pixels, given, None, 0)
-    return reduce_colors(small, given.n_colors) if given.n_colors else small
+def preprocess_image(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    """Convert H×W×3 to h×w×3 uint8 RGB; a letterbox is padded with black."""
+    resized = _resize(image, preprocessing, None, 0)
+    n_colors = preprocessing.n_colors
+    return reduce_colors(resized, n_colors) if n_colors else resized
 
 
-def mask_to_soft_target(mask: np.ndarray, given: Preprocessing) -> np.ndarray:
-    """H×W bool → h×w uint8: how much of each pixel the mask covers, 0…255."""
-    return _resize(mask.astype(np.uint8) * 255, given, None, 0)
+def mask_to_soft_target(mask: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    """Convert an H×W bool mask to h×w uint8: the fraction of each pixel that it covers, 0…255."""
+    return _resize(mask.astype(np.uint8) * 255, preprocessing, None, 0)
 
 
-def resize_classes(label: np.ndarray, given: Preprocessing) -> np.ndarray:
-    """H×W uint8 classes → h×w; of each pixel the class in its middle."""
-    return _resize(label, given, cv2.INTER_NEAREST_EXACT, IGNORE)
+def resize_classes(classes: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    """Resize H×W to h×w uint8 class ids by nearest neighbor; a letterbox is padded with IGNORE."""
+    return _resize(classes, preprocessing, cv2.INTER_NEAREST_EXACT, IGNORE)
 
 
-def _resize(pixels: np.ndarray, given: Preprocessing, method: int | None, fill: int) -> np.ndarray:
-    """Resize by `method`; None: by area where it shrinks, else linearly."""
-    if given.size is None or pixels.shape[:2] == given.size:
+def _resize(
+    pixels: np.ndarray, preprocessing: Preprocessing, interpolation: int | None, fill: int
+) -> np.ndarray:
+    """Resize to the preprocessing's size; interpolation None: area for downscaling, else
+    bilinear."""
+    size = preprocessing.size
+    if size is None or pixels.shape[:2] == size:
         return pixels
-    part = letterbox_region(pixels.shape[:2], given)
-    box = np.full((*given.size, *pixels.shape[2:]), fill, np.uint8)
-    height, width = box[part].shape[:2]
-    if method is None:
+    region = letterbox_region(pixels.shape[:2], preprocessing)
+    canvas = np.full((*size, *pixels.shape[2:]), fill, np.uint8)
+    height, width = canvas[region].shape[:2]
+    if interpolation is None:
         shrinks = height <= pixels.shape[0] and width <= pixels.shape[1]
-        method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    small = cv2.resize(pixels, (width, height), interpolation=method)
-    if small.shape == box.shape:
-        return small
-    box[part] = small
-    return box
+        interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    resized = cv2.resize(pixels, (width, height), interpolation=interpolation)
+    if resized.shape == canvas.shape:
+        return resized
+    canvas[region] = resized
+    return canvas
 
 
-def reduce_colors(pixels: np.ndarray, colours: int) -> np.ndarray:
-    """H×W×3 uint8 → the same with so many colours, the centres of k-means over 1,000 pixels.
-
-    Each pixel takes the centre that is nearest to its cell of 8×8×8 colours: one look-up.
-    """
-    rng = np.random.default_rng(0)
-    flat = pixels.reshape(-1, 3)
-    sample = flat[rng.integers(0, len(flat), KMEANS_SAMPLES)].astype(np.float32)
+def reduce_colors(image: np.ndarray, n_colors: int) -> np.ndarray:
+    """Replace each pixel of an H×W×3 uint8 image by the nearest of `n_colors` colors: the centers
+    of k-means over 1,000 random pixels. The result depends on the image alone."""
+    pixels = image.reshape(-1, 3).astype(np.float32)
+    chosen = np.random.default_rng(0).integers(0, len(pixels), KMEANS_SAMPLES)
     cv2.setRNGSeed(0)
     stop = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 20, 1.0)
-    _, _, centres = cv2.kmeans(sample, colours, None, stop, 1, cv2.KMEANS_PP_CENTERS)
-    steps = np.arange(COLOR_CELL // 2, 256, COLOR_CELL, dtype=np.float32)
-    cells = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
-    nearest = ((centres**2).sum(1) - 2 * cells @ centres.T).argmin(1)  # |x − c|², less its |x|²
-    palette = np.zeros((len(cells), 4), np.uint8)  # four bytes a colour: looked up as one number
-    palette[:, :3] = centres.round()[nearest]
-    red, green, blue = (plane.astype(np.uint16) for plane in cv2.split(pixels // COLOR_CELL))
-    at = (red * len(steps) + green) * len(steps) + blue
-    found = palette.view(np.uint32)[:, 0][at].view(np.uint8)
-    return np.ascontiguousarray(found.reshape(*at.shape, 4)[..., :3])
+    _, _, centers = cv2.kmeans(pixels[chosen], n_colors, None, stop, 1, cv2.KMEANS_PP_CENTERS)
+    # |pixel − center|² without |pixel|², which is the same for all centers
+    distances = (centers**2).sum(axis=1) - 2 * pixels @ centers.T
+    return centers.round().astype(np.uint8)[distances.argmin(axis=1)].reshape(image.shape)

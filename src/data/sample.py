@@ -1,4 +1,4 @@
-"""One image of a data set: its files, and whose it is."""
+"""One image of a data set with its mask, group and fold."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,21 +8,21 @@ from data.classes import ClassMap
 
 @dataclass(frozen=True)
 class Sample:
-    """One image: its file, its label's file (None: not known), and the group it hangs with."""
+    """One image of a data set. Samples of one group (a car) are never split between folds."""
 
     image: Path
     group: str
-    mask: Path | None = None
-    fold: int = -1
-    dataset_format: str = "carvana"
-    class_map: ClassMap = ClassMap(("car",), ((60, 220, 90),))
+    mask: Path | None  # None: no mask is known
+    fold: int  # -1: none
+    dataset_format: str  # key of data.datasets.FORMATS
+    class_map: ClassMap
 
     @property
     def image_id(self) -> str:
-        """The file's name without its ending, unique in a data set."""
+        """Stem of the image file, unique within a data set."""
         return self.image.stem
 
     @property
     def view(self) -> str:
-        """What the file's stem adds to its group: '01' of '00087a6bd4dc_01'."""
+        """Rest of the stem after the group: "01" for "00087a6bd4dc_01"."""
         return self.image_id.removeprefix(self.group).lstrip("_-")

@@ -1,0 +1,88 @@
+"""The interface of a data set format, and listing of files that several formats share."""
+
+from pathlib import Path
+
+import numpy as np
+
+from core.errors import InputError
+from core.settings import Settings
+from data import image_io
+from data.classes import ClassMap, decode_values
+from data.sample import Sample
+
+FilePairs = list[tuple[Path, Path | None]]  # image and mask file (None: unknown)
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png"}
+
+
+class DatasetFormat:
+    """Everything that is specific to one data set.
+
+    A subclass implements the first three methods. The defaults of the others suit data sets of
+    images and label files of one size, whose label values are listed in the class map.
+    """
+
+    def list_files(self, settings: Settings, split: str) -> FilePairs:
+        """Return the files of each sample of the split "train" or "test", in order; no image is
+        opened."""
+        raise NotImplementedError
+
+    def make_class_map(self, settings: Settings) -> ClassMap:
+        raise NotImplementedError
+
+    def find_test_images_dir(self, settings: Settings) -> Path:
+        raise NotImplementedError
+
+    def has_test_images(self, settings: Settings) -> bool:
+        return self.find_test_images_dir(settings).exists()
+
+    def read_image(self, sample: Sample, min_size: tuple[int, int] | None) -> np.ndarray:
+        """Read the image as H×W×3 uint8 RGB; `min_size` as in image_io.read_image."""
+        return image_io.read_image(sample.image, min_size)
+
+    def read_mask(self, sample: Sample) -> np.ndarray:
+        """Read the mask at native size: H×W bool for one class, else uint8 class ids or IGNORE."""
+        values = image_io.read_label_values(sample.mask)
+        classes = decode_values(values, sample.class_map, str(sample.mask))
+        return classes == 1 if sample.class_map.is_binary else classes
+
+    def read_native_size(self, sample: Sample) -> tuple[int, int]:
+        """Return (height, width) of the image from the file's header."""
+        return image_io.read_image_size(sample.image)
+
+    def check_size(self, sample: Sample) -> tuple[int, int]:
+        """Return (height, width) from the headers; InputError if image and mask differ in size."""
+        height, width = self.read_native_size(sample)
+        mask_height, mask_width = image_io.read_image_size(sample.mask)
+        if (mask_height, mask_width) != (height, width):
+            raise InputError(
+                f"{sample.mask}: is {mask_width}×{mask_height} but {sample.image.name} is "
+                f"{width}×{height}"
+            )
+        return height, width
+
+    def fold_stratum(self, group: str) -> str:
+        """Return the stratum of a group: folds.py spreads each stratum evenly over the folds."""
+        return ""
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Return the image files in `folder`, sorted by name; InputError if two have the same stem."""
+    images: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
+            continue
+        if path.stem in images:
+            raise InputError(f"{path}: {images[path.stem].name} has the same stem; remove one")
+        images[path.stem] = path
+    if not images:
+        raise InputError(f"{folder}: contains no {', '.join(sorted(IMAGE_SUFFIXES))} file")
+    return list(images.values())
+
+
+def require_path(path: Path, description: str) -> Path:
+    """Return `path`, or raise InputError if it does not exist."""
+    if not path.exists():
+        raise InputError(
+            f"{path}: is missing; expected {description}, see input/README.md, or set data_dir=..."
+        )
+    return path

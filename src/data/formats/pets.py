@@ -1,0 +1,51 @@
+"""Oxford-IIIT Pet: images/<Breed>_<n>.jpg, annotations/trimaps/<Breed>_<n>.png, and the lists
+annotations/trainval.txt and annotations/test.txt."""
+
+from pathlib import Path
+
+from core.errors import InputError
+from core.settings import Settings
+from data.classes import IGNORE, ClassMap
+from data.formats.base import DatasetFormat, FilePairs, require_path
+
+PET_COLOR, BACKGROUND_COLOR, BORDER_COLOR = (240, 150, 40), (40, 60, 90), (240, 240, 240)
+LISTS = {"train": "trainval.txt", "test": "test.txt"}
+
+
+class Pets(DatasetFormat):
+    def list_files(self, settings: Settings, split: str) -> FilePairs:
+        root = Path(settings.data_dir)
+        list_path = require_path(root / "annotations" / LISTS[split], "the list of images")
+        files = []
+        for line in list_path.read_text(encoding="utf-8").splitlines():
+            if line.strip() and not line.startswith("#"):
+                name = line.split()[0]
+                image = root / "images" / f"{name}.jpg"
+                trimap = root / "annotations" / "trimaps" / f"{name}.png"
+                require_path(image, f"an image of {list_path.name}")
+                require_path(trimap, f"a trimap of {list_path.name}")
+                files.append((image, trimap))
+        if not files:
+            raise InputError(f"{list_path}: lists no image")
+        return files
+
+    def make_class_map(self, settings: Settings) -> ClassMap:
+        """Trimap values are 1 pet, 2 background, 3 border; trimap_border sets the class of 3."""
+        if settings.trimap_border in ("pet", "background"):
+            border = int(settings.trimap_border == "pet")
+            return ClassMap(("pet",), (PET_COLOR,), (-1, 1, 0, border))
+        names = ("background", "pet", "border")
+        colors = (BACKGROUND_COLOR, PET_COLOR, BORDER_COLOR)
+        if settings.trimap_border == "ignore":
+            return ClassMap(names[:2], colors[:2], (-1, 1, 0, IGNORE))
+        return ClassMap(names, colors, (-1, 1, 0, 2))
+
+    def find_test_images_dir(self, settings: Settings) -> Path:
+        return Path(settings.data_dir) / "images"
+
+    def has_test_images(self, settings: Settings) -> bool:
+        return (Path(settings.data_dir) / "annotations" / LISTS["test"]).exists()
+
+    def fold_stratum(self, group: str) -> str:
+        """Return the breed: "Great_Pyrenees" for "Great_Pyrenees_100"."""
+        return group.rpartition("_")[0]
