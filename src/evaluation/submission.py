@@ -84,8 +84,7 @@ def read_image_sizes(settings: Settings, names: Iterable[str]) -> Sizes:
     Images that are not on this machine have CARVANA_SIZE, as have unreadable ones with
     skip_unreadable=true.
     """
-    hq = "test_hq" if settings.use_hq_images else "test"
-    folder = Path(settings.data_dir) / ("images" if settings.dataset_format == "pets" else hq)
+    folder = datasets.find_test_images_dir(settings)
     sizes = {}
     for name in names:
         path = folder / name
