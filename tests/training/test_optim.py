@@ -6,19 +6,26 @@ import pytest
 import torch
 
 from core.config import load_settings
-from training.optim import ModelEMA, make_optimizer, make_schedule
+from training.optim import OPTIMIZERS, ModelEMA, make_optimizer, make_schedule
 
 
 def learning_rates(args, updates=10):
-    """Return the learning rates of `updates` updates of a schedule that is stepped every update."""
+    """Return the learning rate of each update, and the one after the last."""
     settings = load_settings(["lr=1", *args])
     optimizer = make_optimizer(settings, torch.nn.Conv2d(1, 1, 1))
-    schedule, rates = make_schedule(settings, optimizer, updates), []
+    schedule = make_schedule(settings, optimizer, updates)
+    rates = [optimizer.param_groups[0]["lr"]]
     for _ in range(updates):
-        rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step()
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert optimizer.param_groups[1]["lr"] == rates[-1]
     return rates
+
+
+def cosine(start, end, position):
+    """Return the value at `position` in [0, 1] of half a cosine from `start` to `end`."""
+    return end + (start - end) * (0.5 + 0.5 * math.cos(math.pi * position))
 
 
 @pytest.mark.parametrize(
@@ -52,31 +59,54 @@ def test_make_optimizer_decays_weights_but_not_biases_and_normalization():
     }
 
 
-def test_make_schedule_cosine_warms_up_then_falls_to_zero():
-    rates = learning_rates(["warmup=0.2"])
-    assert rates[:2] == [0.5, 1]
-    assert rates[2:] == pytest.approx([0.5 + 0.5 * math.cos(math.pi * i / 8) for i in range(8)])
+RATES = {  # schedule, warmup → learning rates before update 0, 1, … and after the last of 10
+    ("cosine", 0.2): [0.5, 1, *(cosine(1, 0, i / 8) for i in range(9))],
+    ("cosine", 0): [cosine(1, 0, i / 10) for i in range(11)],
+    ("constant", 0.2): [0.5, *[1] * 10],
+    ("constant", 0): [1] * 11,
+    # torch's defaults: from lr / 25 up to lr until position warmup × 11 − 1, down to lr / 250,000
+    ("onecycle", 3 / 11): [
+        *(cosine(1 / 25, 1, i / 2) for i in range(2)),
+        *(cosine(1, 4e-6, i / 8) for i in range(9)),
+    ],
+    ("onecycle", 0): [1 / 25, *(cosine(1, 4e-6, (i - 0.1) / 9.9) for i in range(1, 11))],
+}
 
 
-def test_make_schedule_constant_warms_up_then_stays():
-    assert learning_rates(["lr_schedule=constant", "warmup=0.2"]) == [0.5, *[1] * 9]
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(("schedule", "warmup"), RATES)
+def test_make_schedule_has_the_expected_learning_rate_at_each_update(optimizer, schedule, warmup):
+    rates = learning_rates(
+        [f"optimizer={optimizer}", f"lr_schedule={schedule}", f"warmup={warmup}"]
+    )
+    assert rates == pytest.approx(RATES[schedule, warmup], abs=1e-9)
 
 
-def test_make_schedule_onecycle_peaks_after_warmup():
-    rates = learning_rates(["lr_schedule=onecycle", "warmup=0.3"])
-    assert rates[0] == pytest.approx(1 / 25) and max(rates) == pytest.approx(1, abs=0.05)
-    peak = rates.index(max(rates))
-    assert peak == 3 and rates[peak:] == sorted(rates[peak:], reverse=True) and rates[-1] < 0.05
-
-
-def test_make_schedule_plateau_halves_after_three_epochs_without_gain():
-    settings = load_settings(["lr=1", "lr_schedule=plateau"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_make_schedule_plateau_halves_after_three_epochs_without_gain(optimizer):
+    settings = load_settings([f"optimizer={optimizer}", "lr=1", "lr_schedule=plateau"])
     optimizer = make_optimizer(settings, torch.nn.Conv2d(1, 1, 1))
     schedule, rates = make_schedule(settings, optimizer, updates=10), []
     for dice in (0.8, 0.9, 0.7, 0.9, 0.8, 0.95):
         schedule.step(dice)
         rates.append(optimizer.param_groups[0]["lr"])
     assert rates == [1, 1, 1, 1, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("schedule", ["cosine", "onecycle", "plateau", "constant"])
+def test_optimizer_and_schedule_change_the_weights_at_each_update(optimizer, schedule):
+    settings = load_settings([f"optimizer={optimizer}", f"lr_schedule={schedule}", "lr=0.1"])
+    network = torch.nn.Conv2d(1, 1, 1)
+    optimizer = make_optimizer(settings, network)
+    rule = make_schedule(settings, optimizer, updates=3)
+    for _ in range(3):
+        before = network.weight.detach().clone()
+        optimizer.zero_grad()
+        network(torch.ones(1, 1, 1, 1)).sum().backward()
+        optimizer.step()
+        rule.step(0.5) if schedule == "plateau" else rule.step()
+        assert not torch.equal(network.weight, before)
 
 
 @pytest.mark.parametrize(
@@ -102,3 +132,26 @@ def test_model_ema_averages_with_a_decay_that_rises_to_its_limit():
         decay = min(0.5, (1 + i) / (10 + i)) if i else 0.0
         expected = decay * expected + (1 - decay) * value
     assert ema.module.weight.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_model_ema_averages_normalization_statistics_and_keeps_no_gradients():
+    network = torch.nn.BatchNorm1d(2)
+    ema = ModelEMA(network, 0.9)
+    network(torch.tensor([[1.0, 2.0], [3.0, 6.0]]))
+    ema.update(network)
+    assert torch.equal(ema.module.running_mean, network.running_mean)
+    assert network.running_mean.any() and not ema.module.training
+    assert not any(p.requires_grad for p in ema.module.parameters())
+
+
+def test_model_ema_continues_from_its_state_dict():
+    torch.manual_seed(0)
+    networks = [torch.nn.Linear(2, 2) for _ in range(6)]
+    whole, resumed = (ModelEMA(networks[0], 0.9) for _ in range(2))
+    for network in networks[:3]:
+        whole.update(network)
+    resumed.load_state_dict(whole.state_dict())
+    for network in networks[3:]:
+        whole.update(network)
+        resumed.update(network)
+    assert torch.equal(whole.module.weight, resumed.module.weight)
