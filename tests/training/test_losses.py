@@ -1,4 +1,4 @@
-"""Losses against numpy, and at the edges of their range."""
+"""Losses against numpy references, and at the limits of their range."""
 
 import numpy as np
 import pytest
@@ -18,11 +18,11 @@ def numpy_bce(x, t):
 
 def numpy_dice(x, t):
     p = sigmoid(x)
-    each = [
+    losses = [
         1 - (2 * (a * b).sum() + 1) / ((a * a).sum() + (b * b).sum() + 1)
         for a, b in zip(p, t, strict=True)
     ]
-    return np.mean(each)
+    return np.mean(losses)
 
 
 def numpy_focal(x, t):
@@ -31,20 +31,20 @@ def numpy_focal(x, t):
 
 
 def numpy_lovasz(x, t):
-    """The Lovász extension of the Jaccard loss, set by set, of the sorted hinge errors."""
-    each = []
-    for logits, truth in zip(x.reshape(len(x), -1), t.reshape(len(t), -1) >= 0.5, strict=True):
-        errors = np.maximum(0, 1 - logits * np.where(truth, 1, -1))
-        order, total, before = np.argsort(-errors), 0.0, 0.0
+    """The Lovász extension of the Jaccard loss, term by term over the sorted hinge errors."""
+    losses = []
+    for logits, mask in zip(x.reshape(len(x), -1), t.reshape(len(t), -1) >= 0.5, strict=True):
+        errors = np.maximum(0, 1 - logits * np.where(mask, 1, -1))
+        order, loss, previous = np.argsort(-errors), 0.0, 0.0
         for count in range(1, len(order) + 1):
             wrong = np.zeros(len(order), bool)
             wrong[order[:count]] = True
-            union = (truth | wrong).sum()
-            jaccard = 1 - (truth & ~wrong).sum() / union
-            total += errors[order[count - 1]] * (jaccard - before)
-            before = jaccard
-        each.append(total)
-    return np.mean(each)
+            union = (mask | wrong).sum()
+            jaccard_loss = 1 - (mask & ~wrong).sum() / union
+            loss += errors[order[count - 1]] * (jaccard_loss - previous)
+            previous = jaccard_loss
+        losses.append(loss)
+    return np.mean(losses)
 
 
 REFERENCES = {
@@ -58,18 +58,20 @@ REFERENCES = {
 
 @pytest.mark.parametrize("name", BINARY_LOSSES)
 @pytest.mark.parametrize("soft", [False, True])
-def test_equal_to_numpy(name, soft):
+def test_binary_loss_equals_numpy(name, soft):
     rng = np.random.default_rng(0)
     logits, targets = rng.normal(0, 2, (3, 1, 4, 5)), rng.random((3, 1, 4, 5))
     targets = targets if soft else targets.round()
-    mine = BINARY_LOSSES[name](torch.tensor(logits), torch.tensor(targets))
-    assert mine.item() == pytest.approx(REFERENCES[name](logits, targets), rel=1e-5)
+    loss = BINARY_LOSSES[name](torch.tensor(logits), torch.tensor(targets))
+    assert loss.item() == pytest.approx(REFERENCES[name](logits, targets), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", BINARY_LOSSES)
 @pytest.mark.parametrize("target", [0.0, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_extreme_half_precision_logits_give_a_finite_fp32_loss_and_gradient(name, target, dtype):
+def test_binary_loss_extreme_half_precision_logits_give_finite_fp32_loss_and_gradient(
+    name, target, dtype
+):
     logits = torch.tensor([-6e4, -20.0, 0.0, 20.0, 6e4], dtype=dtype).view(1, 1, 1, 5)
     logits.requires_grad_()
     loss = BINARY_LOSSES[name](logits, torch.full((1, 1, 1, 5), target))
@@ -79,16 +81,16 @@ def test_extreme_half_precision_logits_give_a_finite_fp32_loss_and_gradient(name
 
 
 @pytest.mark.parametrize("name", BINARY_LOSSES)
-def test_the_right_answer_costs_less_than_the_wrong_one(name):
+def test_binary_loss_is_near_zero_for_the_correct_mask_only(name):
     targets = torch.tensor([[[[1.0, 1.0, 0.0, 0.0]]]])
-    right = BINARY_LOSSES[name](20 * (targets * 2 - 1), targets)
-    wrong = BINARY_LOSSES[name](-20 * (targets * 2 - 1), targets)
-    assert right < 1e-3 < wrong
+    correct = BINARY_LOSSES[name](20 * (targets * 2 - 1), targets)
+    inverted = BINARY_LOSSES[name](-20 * (targets * 2 - 1), targets)
+    assert correct < 1e-3 < inverted
 
 
 @pytest.mark.parametrize("name", BINARY_LOSSES)
-def test_half_precision_logits_are_summed_in_fp32(name):
-    """300 × 300 pixels: counts that half precision cannot hold."""
+def test_binary_loss_sums_half_precision_logits_in_fp32(name):
+    """300 × 300 pixels: half precision cannot represent such sums."""
     logits = torch.linspace(-2, 2, 90_000).view(1, 1, 300, 300)
     targets = (torch.arange(90_000) % 3 == 0).float().view(1, 1, 300, 300)
     rounded = logits.bfloat16()
@@ -97,53 +99,52 @@ def test_half_precision_logits_are_summed_in_fp32(name):
 
 
 @pytest.mark.parametrize("name", ["bce", "dice", "bce_dice", "focal"])
-def test_a_soft_target_is_its_own_best_answer(name):
+def test_binary_loss_of_a_soft_target_is_minimal_at_the_target(name):
     target = torch.full((1, 1, 8, 8), 0.3)
-    costs = [
-        BINARY_LOSSES[name](torch.full((1, 1, 8, 8), x), target) for x in np.linspace(-3, 3, 121)
-    ]
-    best = np.linspace(-3, 3, 121)[int(np.argmin(costs))]
-    assert sigmoid(best) == pytest.approx(0.3, abs=0.02)
+    logits = np.linspace(-3, 3, 121)
+    losses = [BINARY_LOSSES[name](torch.full((1, 1, 8, 8), x), target) for x in logits]
+    assert sigmoid(logits[int(np.argmin(losses))]) == pytest.approx(0.3, abs=0.02)
 
 
-def test_an_empty_mask_found_empty_costs_nothing():
+@pytest.mark.parametrize("name", BINARY_LOSSES)
+def test_binary_loss_of_an_empty_mask_predicted_empty_is_zero(name):
     logits, empty = torch.full((2, 1, 4, 4), -30.0), torch.zeros(2, 1, 4, 4)
-    assert all(
-        loss(logits, empty).item() == pytest.approx(0, abs=1e-6) for loss in BINARY_LOSSES.values()
-    )
+    assert BINARY_LOSSES[name](logits, empty).item() == pytest.approx(0, abs=1e-6)
 
 
-def one_hot_dice(p, t, counts):
-    scores = [
-        2 * (p[:, c] * (t == c))[counts].sum() / (p[:, c][counts].sum() + (t == c)[counts].sum())
-        for c in np.unique(t[counts])
+def numpy_mean_class_dice(p, t, valid):
+    dice = [
+        2 * (p[:, c] * (t == c))[valid].sum() / (p[:, c][valid].sum() + (t == c)[valid].sum())
+        for c in np.unique(t[valid])
     ]
-    return np.mean(scores)
+    return np.mean(dice)
 
 
 @pytest.mark.parametrize("name", MULTICLASS_LOSSES)
-def test_losses_of_classes_are_numpys_and_leave_ignored_pixels_out(name):
+@pytest.mark.parametrize("ignore_index", [255, 9])
+def test_multiclass_loss_equals_numpy_without_ignored_pixels(name, ignore_index):
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 2, (2, 4, 5, 6))
-    targets = rng.integers(0, 3, (2, 5, 6)).astype(np.uint8)  # class 3 is not there
-    targets[rng.random((2, 5, 6)) < 0.3] = 255
-    counts = targets != 255
+    targets = rng.integers(0, 3, (2, 5, 6)).astype(np.uint8)  # class 3 is absent
+    targets[rng.random((2, 5, 6)) < 0.3] = ignore_index
+    valid = targets != ignore_index
     e = np.exp(logits - logits.max(1, keepdims=True))
     p = e / e.sum(1, keepdims=True)
-    right = np.take_along_axis(p, np.where(counts, targets, 0)[:, None].astype(int), 1)[:, 0]
-    expected = -np.log(right[counts]).mean()
+    p_target = np.take_along_axis(p, np.where(valid, targets, 0)[:, None].astype(int), 1)[:, 0]
+    expected = -np.log(p_target[valid]).mean()
     if name == "ce_dice":
-        expected += 1 - one_hot_dice(p, targets, counts)
-    given = torch.tensor(logits, dtype=torch.float32, requires_grad=True)
-    loss = MULTICLASS_LOSSES[name](given, torch.from_numpy(targets)[:, None])
+        expected += 1 - numpy_mean_class_dice(p, targets, valid)
+    x = torch.tensor(logits, dtype=torch.float32, requires_grad=True)
+    options = {} if ignore_index == 255 else {"ignore_index": ignore_index}
+    loss = MULTICLASS_LOSSES[name](x, torch.from_numpy(targets)[:, None], **options)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     loss.backward()
-    ignored = ~torch.from_numpy(counts)
-    assert not given.grad.movedim(1, -1)[ignored].any() and given.grad.isfinite().all()
+    ignored = ~torch.from_numpy(valid)
+    assert not x.grad.movedim(1, -1)[ignored].any() and x.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("name", MULTICLASS_LOSSES)
-def test_a_batch_of_ignored_pixels_costs_nothing(name):
+def test_multiclass_loss_of_ignored_pixels_only_is_zero(name):
     logits = torch.randn(1, 3, 4, 4, dtype=torch.float16, requires_grad=True)
     loss = MULTICLASS_LOSSES[name](logits, torch.full((1, 1, 4, 4), 255, dtype=torch.uint8))
     assert loss.item() == 0 and loss.dtype == torch.float32
