@@ -11,10 +11,12 @@ from pathlib import Path
 import atheris
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT / folder) for folder in ("src", "tests", "tests/inference")]
 
-with atheris.instrument_imports(include=["rle", "tables", "score", "config", "csv", "yaml"]):
+MODULES = ["inference.rle", "data.csv_files", "evaluation.submission", "core.config", "csv", "yaml"]
+with atheris.instrument_imports(include=MODULES):
     import test_fuzz
+    import test_rle
 
 
 def main() -> None:
@@ -22,14 +24,14 @@ def main() -> None:
     checks = {
         "folds": lambda data: test_fuzz.check_folds(folder / "folds.csv", data),
         "submission": lambda data: test_fuzz.check_submission(folder, data),
-        "text": lambda data: test_fuzz.check_text(data.decode("utf-8", "replace")),
+        "text": lambda data: test_rle.check_decode(data.decode("utf-8", "replace")),
         "recipe": lambda data: test_fuzz.check_recipe(folder / "mine.yaml", data),
     }
     corpus = folder / "corpus"
     corpus.mkdir()
     (corpus / "folds").write_bytes(test_fuzz.FOLDS)
     (corpus / "submission").write_bytes(test_fuzz.SUBMISSION)
-    (corpus / "text").write_bytes(b"1 3 9 2 100 72 3000 1")
+    (corpus / "text").write_bytes(test_rle.VALID_TEXT.encode())
     (corpus / "recipe").write_bytes(b"lr: 1e-3\nsize: [32, 48]\nbatch: 4\n")
     atheris.Setup([*sys.argv, "-print_final_stats=1", str(corpus)], checks[what])
     atheris.Fuzz()

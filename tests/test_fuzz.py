@@ -18,7 +18,7 @@ from inference import rle
 
 FOLDS = b"dataset,group,fold\ntiny,a,0\ntiny,b,1\nother,a,0\ntiny,c,1\n"
 SUBMISSION = b"img,rle_mask\na_01.jpg,1 3 9 2\nb_01.jpg,\nc_01.jpg,3456 1\n"
-EDIT = st.tuples(st.integers(0, 10**6), st.integers(0, 3), st.is_binary(max_size=4))
+EDIT = st.tuples(st.integers(0, 10**6), st.integers(0, 3), st.binary(max_size=4))
 SPECIAL = [
     b'"',
     b",",
@@ -60,11 +60,11 @@ def check_submission(folder, data: bytes) -> None:
     """Check a submission: it is refused, or names each image once with a mask in the frame."""
     path = folder / "s.csv"
     path.write_bytes(data)
-    settings = Settings(data_dir=str(folder), submission_csv=str(path), output_dir=str(folder))
     try:
         table = csv_files.read_csv_strict(path, submission.SUBMISSION_COLUMNS)
         faults = submission.name_errors(table, ["a_01.jpg", "b_01.jpg", "c_01.jpg"])
-        faults += submission.mask_errors(settings, table)[0]
+        sizes = dict.fromkeys(table["img"], submission.CARVANA_SIZE)
+        faults += submission.mask_errors(table, sizes)[0]
     except InputError as error:
         assert "\n" not in str(error)
         return
@@ -73,17 +73,6 @@ def check_submission(folder, data: bytes) -> None:
         for text in table["rle_mask"]:
             mask = rle.decode(text, submission.CARVANA_SIZE)
             assert mask.sum() == sum(map(int, text.split(" ")[1::2] if text else []))
-
-
-def check_text(text: str) -> None:
-    """Decode run lengths: a mask that encodes to the same pixels, or a ValueError."""
-    try:
-        mask = rle.decode(text, (48, 72))
-    except ValueError as error:
-        assert str(error)
-    else:
-        assert (rle.decode(rle.encode(mask), (48, 72)) == mask).all()
-        assert mask.sum() == sum(map(int, text.split(" ")[1::2] if text else []))
 
 
 def check_recipe(path, data: bytes) -> None:
@@ -112,12 +101,7 @@ def test_submissions(folder, edits):
     check_submission(folder, altered(SUBMISSION, edits))
 
 
-@given(EDITS)
-def test_run_lengths(edits):
-    check_text(altered(b"1 3 9 2 100 72 3000 1", edits).decode("utf-8", "replace"))
-
-
-@given(EDITS | st.is_binary(max_size=40).map(lambda data: [(0, 10**6, data)]))
+@given(EDITS | st.binary(max_size=40).map(lambda data: [(0, 10**6, data)]))
 def test_recipes(folder, edits):
     check_recipe(folder / "mine.yaml", altered(b"lr: 1e-3\nsize: [32, 48]\nbatch: 4\n", edits))
 

@@ -1,0 +1,141 @@
+"""Dice at one threshold and at all, and scores of several classes, against brute force."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import REAL, needs_real_data
+
+from data import image_io
+from data.preprocess import Preprocessing
+from evaluation import metrics
+from inference.predictor import quantize_probability, resize_to_original
+
+
+def brute_force_dice(a, b):
+    pairs = list(zip(a.ravel().tolist(), b.ravel().tolist(), strict=True))
+    total = sum(x for x, _ in pairs) + sum(y for _, y in pairs)
+    return 1.0 if total == 0 else 2 * sum(x and y for x, y in pairs) / total
+
+
+def random_case(seed):
+    """Return a probability, some pixels exactly at a threshold, and a true mask."""
+    rng = np.random.default_rng(seed)
+    probability = rng.random((9, 11)).astype(np.float32)
+    probability.ravel()[:40] = rng.integers(0, 257, 40) / 256
+    return probability, rng.random((9, 11)) < rng.uniform(0.1, 0.9)
+
+
+def histograms_of(probability, true):
+    levels = quantize_probability(torch.from_numpy(probability)[None])
+    return metrics.probability_histograms(levels, true)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [([0, 0], [0, 0], 1), ([1, 0], [0, 0], 0), ([1, 0], [0, 1], 0), ([1, 1], [1, 0], 2 / 3)],
+)
+def test_mask_dice_by_hand(a, b, expected):
+    assert metrics.mask_dice(np.array(a, bool), np.array(b, bool)) == pytest.approx(expected)
+
+
+# ---------------------------------------------------------------- every threshold
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_dice_curve_is_exact_at_every_threshold(seed):
+    probability, true = random_case(seed)
+    curve = metrics.dice_curve(histograms_of(probability, true))
+    assert curve.shape == (255,)
+    for threshold, dice in zip(metrics.THRESHOLDS, curve, strict=True):
+        assert dice == pytest.approx(brute_force_dice(probability >= threshold, true), abs=1e-12)
+
+
+def test_dice_curve_of_empty_mask_has_no_nan():
+    levels = np.array([[0, 0, 10]], np.uint8)
+    curve = metrics.dice_curve(metrics.probability_histograms(levels, np.zeros((1, 3), bool)))
+    assert curve[:10].tolist() == [0] * 10 and curve[10:].tolist() == [1] * 245
+
+
+@needs_real_data
+def test_dice_curve_of_real_masks_equals_brute_force():
+    """Masks of cars, shrunk and enlarged as a network's probability would be."""
+    for path in sorted((REAL / "carvana" / "train_masks").iterdir())[:2]:
+        true = image_io.read_mask(path)
+        small = cv2.resize(true.astype(np.float32), (96, 64), interpolation=cv2.INTER_AREA)
+        small = torch.from_numpy(small)[None]
+        probability = resize_to_original(small, true.shape, Preprocessing(None))[0].numpy()
+        curve = metrics.dice_curve(histograms_of(probability, true))
+        for i in range(0, 255, 6):
+            predicted = probability >= metrics.THRESHOLDS[i]
+            intersection = np.logical_and(predicted, true).sum()
+            expected = 2 * intersection / (predicted.sum() + true.sum())
+            assert curve[i] == pytest.approx(expected, abs=1e-12)
+
+
+def test_best_threshold_maximizes_the_mean_dice():
+    cases = [random_case(seed) for seed in range(4)]
+    threshold, dice = metrics.best_threshold(np.stack([histograms_of(*case) for case in cases]))
+    searched = np.arange(16, 241) / 256
+    means = [np.mean([brute_force_dice(p >= t, true) for p, true in cases]) for t in searched]
+    assert dice == pytest.approx(max(means)) and means[round(threshold * 256) - 16] == max(means)
+
+
+def test_best_threshold_of_ties_is_nearest_to_half():
+    levels, true = np.array([[0, 200]], np.uint8), np.array([[False, True]])
+    assert metrics.best_threshold(metrics.probability_histograms(levels, true)[None]) == (0.5, 1.0)
+
+
+def test_cross_fitted_dice_uses_the_threshold_of_the_other_fold():
+    """On fold 0 the best threshold is low, on fold 1 high: each is scored at the other's."""
+    true = np.repeat([True, False], 50)[None]
+    low, high = np.where(true, 60, 40), np.where(true, 210, 190)
+    histograms = np.stack(
+        [metrics.probability_histograms(x.astype(np.uint8), true) for x in (low, high)]
+    )
+    expected = [0.0, pytest.approx(2 / 3)]
+    assert metrics.cross_fitted_dice(histograms, np.array([0, 1])).tolist() == expected
+    assert metrics.dice_curve(histograms)[:, 127].tolist() == expected  # at 0.5
+    same = metrics.cross_fitted_dice(histograms[[0, 0]], np.array([0, 1]))
+    assert same.tolist() == [1.0, 1.0]
+    assert np.isnan(metrics.cross_fitted_dice(histograms, np.array([0, 0]))).all()
+
+
+# ---------------------------------------------------------------- several classes
+
+
+def test_scores_of_a_confusion_matrix_by_hand():
+    true = np.array([[0, 0, 1, 1, 2, 255]], np.uint8)
+    predicted = np.array([[0, 1, 1, 1, 0, 2]])
+    confusion = metrics.confusion_matrix(predicted, true, 4)
+    assert confusion.tolist() == [[1, 1, 0, 0], [0, 2, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
+    scores = metrics.per_class(confusion)
+    assert scores["iou"][:3].tolist() == pytest.approx([1 / 3, 2 / 3, 0])
+    assert np.isnan(scores["iou"][3])
+    assert scores["dice"][:3].tolist() == pytest.approx([1 / 2, 4 / 5, 0])
+    assert scores["accuracy"][:3].tolist() == pytest.approx([1 / 2, 1, 0])
+    both = np.stack([confusion, np.zeros_like(confusion)])
+    assert metrics.pixel_accuracy(both).tolist() == [3 / 5, 1]
+    assert metrics.mean_class_dice(both).tolist() == pytest.approx([1.3 / 3, 1])
+
+
+def test_dataset_scores_by_hand():
+    scores = metrics.dataset_scores(np.array([[1, 1, 0], [0, 2, 0], [1, 0, 0]]))
+    assert scores["accuracy"] == pytest.approx(3 / 5) and scores["iou"] == pytest.approx(1 / 3)
+    assert scores["dice"] == pytest.approx(1.3 / 3)
+    assert scores["class_accuracy"] == pytest.approx(1 / 2)
+    assert scores["weighted_iou"] == pytest.approx(2 / 5 / 3 + 2 / 5 * 2 / 3)
+
+
+def test_per_class_dice_equals_the_dice_of_masks():
+    true, predicted = np.random.default_rng(0).integers(0, 3, (2, 9, 11))
+    confusion = metrics.confusion_matrix(predicted, true.astype(np.uint8), 3)
+    expected = [brute_force_dice(predicted == c, true == c) for c in range(3)]
+    assert metrics.per_class(confusion)["dice"].tolist() == pytest.approx(expected)
+
+
+def test_scores_of_ignored_pixels_only_are_one_for_the_image_and_nan_for_the_data_set():
+    ignored = np.full((2, 2), 255, np.uint8)
+    confusion = metrics.confusion_matrix(np.zeros((2, 2), int), ignored, 3)
+    assert not confusion.any() and metrics.mean_class_dice(confusion) == 1
+    assert np.isnan(list(metrics.dataset_scores(confusion).values())).all()

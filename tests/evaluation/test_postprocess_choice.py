@@ -1,0 +1,60 @@
+"""The Dice of each post-processing step, and which steps are used."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from core.errors import InputError
+from evaluation import postprocess_choice
+from evaluation.metrics import mask_dice
+from inference.postprocess import STEPS
+
+random_levels = arrays(np.uint8, (9, 12), elements=st.sampled_from([0, 63, 64, 127, 128, 255]))
+
+
+@given(random_levels, random_levels)
+def test_dice_after_each_step_equals_steps_on_the_whole_image(levels, other):
+    mask, predicted = other >= 128, levels >= 128
+    candidates = [predicted, *(step(predicted, levels) for step in STEPS.values())]
+    expected = [mask_dice(candidate, mask) for candidate in candidates]
+    result = postprocess_choice.dice_after_each_step(levels, mask)
+    assert result == pytest.approx(expected, abs=1e-12)
+
+
+def make_step_dice(*gains):
+    """Make the Dice of 8 images in 2 folds from each step's gains on the two folds."""
+    step_dice = np.full((8, 1 + len(STEPS)), 0.9)
+    step_dice[:, 1:] += np.repeat(np.transpose(gains), 4, axis=0)
+    return step_dice, np.repeat([0, 1], 4)
+
+
+def test_choose_steps_takes_those_that_gain_on_every_fold():
+    step_dice, folds = make_step_dice((0.01, 0.01), (0.05, -0.01), (0.0, 0.02), (0.001, 0.02))
+    assert postprocess_choice.choose_steps(step_dice, folds) == ["specks", "hull"]
+    assert postprocess_choice.explain_steps(step_dice, folds) == [
+        "specks: +0.01000 +0.01000 (used)",
+        "largest: +0.05000 -0.01000 (not used)",
+        "fill: +0.00000 +0.02000 (not used)",
+        "hull: +0.00100 +0.02000 (used)",
+    ]
+
+
+def test_choose_steps_of_one_fold_takes_none():
+    step_dice, folds = make_step_dice(*[(0.01, 0.01)] * 4)
+    assert postprocess_choice.choose_steps(step_dice, folds) == list(STEPS)
+    one_fold = np.zeros(8)
+    assert postprocess_choice.choose_steps(step_dice, one_fold) == []
+    lines = postprocess_choice.explain_steps(step_dice, one_fold)
+    assert lines[0] == "specks: +0.01000 (not used: only one fold)"
+
+
+def test_requested_steps_follows_the_setting():
+    step_dice, folds = make_step_dice(*[(0.01, 0.01)] * 4)
+    requested_steps = postprocess_choice.requested_steps
+    assert requested_steps("fill,specks", step_dice, folds) == ["specks", "fill"]
+    assert requested_steps("none", step_dice, folds) == []
+    assert requested_steps("auto", step_dice, folds) == list(STEPS)
+    with pytest.raises(InputError, match="polish is unknown"):
+        requested_steps("fill,polish", step_dice, folds)

@@ -1,0 +1,92 @@
+"""Each post-processing step by hand or against scipy, and the Binarizer."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy import ndimage
+
+from inference import postprocess
+from inference.postprocess import STEPS, Binarizer
+
+random_levels = arrays(np.uint8, (9, 12), elements=st.sampled_from([0, 63, 64, 127, 128, 255]))
+
+
+def parse_mask(*lines):
+    return np.array([[c == "#" for c in line] for line in lines])
+
+
+def zero_levels(mask):
+    return np.zeros(mask.shape, np.uint8)
+
+
+def to_probability(levels):
+    return torch.from_numpy(levels / np.float32(256))[None]
+
+
+# ---------------------------------------------------------------- steps
+
+
+def test_remove_small_components_removes_below_two_thousandths_of_the_mask():
+    mask = np.zeros((100, 100), bool)
+    mask[:30, :40] = mask[60:65, 60:65] = True
+    speck = mask.copy()
+    speck[90, 90:92] = True  # 2 of 1,227 pixels
+    assert np.array_equal(postprocess.remove_small_components(speck, zero_levels(mask)), mask)
+    assert np.array_equal(postprocess.remove_small_components(mask, zero_levels(mask)), mask)
+
+
+def test_keep_largest_component_keeps_one():
+    mask = parse_mask("##...", "##..#", ".....", "#....")
+    expected = parse_mask("##...", "##...", ".....", ".....")
+    assert np.array_equal(postprocess.keep_largest_component(mask, zero_levels(mask)), expected)
+
+
+@given(random_levels)
+def test_fill_holes_equals_scipy(levels):
+    mask = levels >= 128
+    assert np.array_equal(postprocess.fill_holes(mask, levels), ndimage.binary_fill_holes(mask))
+
+
+def test_fill_roof_hull_adds_uncertain_pixels_of_the_upper_half():
+    mask = parse_mask("#...#", "#...#", "#####", "#...#", "#...#")
+    levels = np.where(mask, 200, 0).astype(np.uint8)
+    levels[1, 1:4] = postprocess.MIN_HULL_LEVEL, postprocess.MIN_HULL_LEVEL - 1, 127
+    levels[3, 2] = 127
+    after = postprocess.fill_roof_hull(mask, levels)
+    assert np.argwhere(after & ~mask).tolist() == [[1, 1], [1, 3]]
+
+
+@pytest.mark.parametrize("step", STEPS.values())
+@pytest.mark.parametrize("value", [False, True])
+def test_steps_leave_empty_and_full_masks_unchanged(step, value):
+    mask = np.full((5, 7), value)
+    assert np.array_equal(step(mask, zero_levels(mask)), mask)
+
+
+# ---------------------------------------------------------------- Binarizer
+
+
+@given(random_levels, st.sets(st.sampled_from([*STEPS])), st.sampled_from([32, 64, 128, 200]))
+def test_binarizer_applies_steps_in_order_on_the_whole_image(levels, names, threshold):
+    """Every step on the whole image gives the mask that the Binarizer computes on a part of it."""
+    mask = levels >= threshold
+    expected = mask.copy()
+    for name, step in STEPS.items():
+        expected = step(expected, levels) if name in names else expected
+    result = Binarizer(threshold / 256, sorted(names, reverse=True))(to_probability(levels))
+    assert np.array_equal(result, expected)
+
+
+def test_binarizer_includes_the_threshold():
+    levels = np.array([[127, 128, 129]], np.uint8)
+    mask = Binarizer(0.5, [])(to_probability(levels))
+    assert mask.dtype == bool and mask.tolist() == [[False, True, True]]
+
+
+def test_binarizer_of_several_classes_returns_the_most_probable():
+    probability = torch.tensor([[[0.2, 0.5]], [[0.3, 0.1]], [[0.5, 0.4]]])
+    class_map = Binarizer(0.9, ["fill"])(probability)
+    assert class_map.dtype == np.uint8 and class_map.tolist() == [[2, 0]]
