@@ -73,16 +73,18 @@ def prediction_args(args: list[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class TinyRun:
-    """A trained run of the tiny data set."""
+    """A trained run of the tiny data set; `args` are the arguments that trained it."""
 
     data_dir: Path
     output_dir: Path
+    args: list[str]
     printed: str = ""
 
-    @property
-    def args(self) -> list[str]:
-        """The arguments that trained it, but for epochs= and dropout=."""
-        return tiny_settings_args(self.data_dir, self.output_dir)
+
+def read_tiny_run(folder: Path) -> TinyRun:
+    data_dir, output_dir = folder / "data", folder / "output"
+    args = [*tiny_settings_args(data_dir, output_dir), "dropout=[0,0.2]", "epochs=8"]
+    return TinyRun(data_dir, output_dir, args, (folder / "stdout.txt").read_text())
 
 
 @pytest.fixture(scope="session")
@@ -90,21 +92,21 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     """Both folds of the tiny data set, trained by the real command once a session. Read-only."""
 
     def train(folder: Path) -> None:
-        args = tiny_settings_args(make_data(folder / "data"), folder / "output")
-        completed = run_script("train.py", *args, "dropout=[0,0.2]", "epochs=8")
+        make_data(folder / "data")
+        (folder / "stdout.txt").touch()
+        completed = run_script("train.py", *read_tiny_run(folder).args)
         assert completed.returncode == 0, completed.stderr
         (folder / "stdout.txt").write_text(completed.stdout)
 
-    folder = once_per_session(tmp_path_factory, "trained_run", train)
-    return TinyRun(folder / "data", folder / "output", (folder / "stdout.txt").read_text())
+    return read_tiny_run(once_per_session(tmp_path_factory, "trained_run", train))
 
 
 @pytest.fixture
 def run_copy(trained_run: TinyRun, tmp_path: Path) -> TinyRun:
     """A copy of `trained_run`, which the test may change."""
-    shutil.copytree(trained_run.data_dir, tmp_path / "data")
-    shutil.copytree(trained_run.output_dir, tmp_path / "output")
-    return TinyRun(tmp_path / "data", tmp_path / "output")
+    folder = tmp_path / "run_copy"
+    shutil.copytree(trained_run.data_dir.parent, folder)
+    return read_tiny_run(folder)
 
 
 # ---------------------------------------------------------------- scripts

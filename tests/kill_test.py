@@ -1,8 +1,8 @@
-"""Kills training and prediction at random moments and starts them again, many times over: what they
-leave must be, byte for byte, what undisturbed ones leave.
+"""Kill training and prediction at random moments, restart them, and compare what they leave, byte
+for byte, with uninterrupted ones.
 
-python tests/torture.py 50             kills by each of three signals, of training and of prediction
-python tests/torture.py 50 training SIGTERM     of some alone
+python tests/kill_test.py 50                      50 kills of each job by each of three signals
+python tests/kill_test.py 50 training SIGTERM     of some only
 """
 
 import os
@@ -17,28 +17,31 @@ from collections import Counter
 from pathlib import Path
 
 import pandas as pd
-from conftest import ROOT, make_data, place, words_for
+from conftest import ROOT, prediction_args, tiny_settings_args
+from tiny_datasets import make_data
 
-CODES = {"SIGKILL": (-9,), "SIGTERM": (143, -15), "SIGINT": (130, -2)}
-TIMES = ["seconds", "images_per_second", "peak_gb"]  # of history.csv: no two runs have them alike
-DIFFER = {"about.json", "submission.json", ".lock"}  # they tell when it was started, by whom
-ROUND = 10  # kills before a run is let through
-MARKS = {"training": "resume/*.pt", "prediction": "*.parts/0*.csv"}  # what there is to go on from
+EXIT_CODES = {"SIGKILL": {-9}, "SIGTERM": {143, -15}, "SIGINT": {130, -2}}
+TIMES = ["seconds", "images_per_second", "peak_gb"]  # columns of history.csv that vary between runs
+UNCOMPARED = {"provenance.json", "submission.json", ".lock"}  # these record when a run started
+KILLS_PER_RUN = 10  # then the job may finish and is compared
 
 
-class Victim:
-    """A command, the folder that it fills, and what it leaves there undisturbed."""
+class Job:
+    """A command that is killed and restarted, and the files that it leaves in its folder.
 
-    def __init__(self, script: str, words: list[str], folder: Path):
-        self.script, self.words, self.folder = script, words, folder
-        begun = time.monotonic()
-        self.finish(self.start())
-        self.seconds, self.expected = time.monotonic() - begun, self.left()
+    `progress` is a glob pattern of files in the folder from which the command can resume.
+    """
+
+    def __init__(self, script: str, args: list[str], folder: Path, progress: str = ""):
+        self.script, self.args, self.folder, self.progress = script, args, folder, progress
+        start = time.monotonic()
+        self.wait(self.start())
+        self.seconds, self.expected = time.monotonic() - start, self.read_files()
 
     def start(self) -> subprocess.Popen:
-        """The process, in a group of its own, as a shell starts it."""
+        """Start the command in a process group of its own, as a shell does."""
         return subprocess.Popen(
-            [sys.executable, str(ROOT / "src" / self.script), *self.words],
+            [sys.executable, str(ROOT / "src" / self.script), *self.args],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -46,107 +49,118 @@ class Victim:
             start_new_session=True,
         )
 
-    def finish(self, process: subprocess.Popen) -> str:
-        """Wait for a good end; what it printed."""
+    def wait(self, process: subprocess.Popen) -> str:
+        """Wait until the process succeeds; return what it printed."""
         printed, _ = process.communicate(timeout=300)
         assert process.returncode == 0, printed
         return printed
 
-    def left(self) -> dict[str, bytes]:
-        """The folder's files by name; of history.csv all but the times."""
-        found = {}
+    def read_files(self) -> dict[str, bytes]:
+        """Return the content of the files in the folder, without what varies between runs."""
+        files = {}
         for path in self.folder.iterdir():
-            found[path.name] = b"" if path.is_dir() or path.name in DIFFER else path.read_bytes()
-        if "history.csv" in found:
-            table = pd.read_csv(self.folder / "history.csv").drop(columns=TIMES)
-            found["history.csv"] = table.to_csv().encode()
-        return found
+            skip = path.is_dir() or path.name in UNCOMPARED
+            files[path.name] = b"" if skip else path.read_bytes()
+        if "history.csv" in files:
+            history = pd.read_csv(self.folder / "history.csv").drop(columns=TIMES)
+            files["history.csv"] = history.to_csv().encode()
+        return files
 
 
-def training(folder: Path, epochs: int = 12) -> Victim:
-    """A fold of small images, with a snapshot after every update and a worker process."""
-    data = make_data(folder / "data", views=8)
-    more = [
-        "fold=0",
-        f"epochs={epochs}",
-        "validate_every_epochs=10",
-        "dropout=[0,0.2]",
-        "snapshot_seconds=0",
-    ]
-    words = [*words_for(data, folder / "out"), *more, "num_workers=1", "resume=true"]
-    return Victim("train.py", words, folder / "out/tiny/fold0")
+def training_job(folder: Path, epochs: int = 12) -> Job:
+    """Train a fold of small images, with a snapshot after every update and a worker process."""
+    args = tiny_settings_args(make_data(folder / "data", views=8), folder / "output")
+    args += ["fold=0", f"epochs={epochs}", "validate_every_epochs=10", "dropout=[0,0.2]"]
+    args += ["snapshot_seconds=0", "num_workers=1", "resume=true"]
+    return Job("train.py", args, folder / "output/tiny/fold0", "resume/*.pt")
 
 
-def prediction(folder: Path, views: int = 200) -> Victim:
-    """Small test images of five cars by such a fold, in parts of 16."""
-    data = make_data(folder / "data", test_cars=5, views=views)
-    words = words_for(data, folder / "out")
-    Victim("train.py", [*words, "fold=0", "max_images=8", "epochs=1"], folder / "out/tiny/fold0")
-    more = ["batch_size=1", f"submission_csv={folder / 'submitted/submission.csv'}"]
-    return Victim("predict.py", [*place(words), *more], folder / "submitted")
+def prediction_job(folder: Path, views: int = 200) -> Job:
+    """Predict small test images of five cars by one fold, in chunks of 16."""
+    args = tiny_settings_args(
+        make_data(folder / "data", test_cars=5, views=views), folder / "output"
+    )
+    Job("train.py", [*args, "fold=0", "max_images=8", "epochs=1"], folder / "output/tiny/fold0")
+    args = [*prediction_args(args), "batch_size=1"]
+    args += [f"submission_csv={folder / 'submitted/submission.csv'}"]
+    return Job("predict.py", args, folder / "submitted", "*.chunks/0*.csv")
 
 
-def disturb(
-    victim: Victim, name: str, draw: random.Random, most: int, mark: str | None = None
+JOBS = {"training": training_job, "prediction": prediction_job}
+
+
+def kill_and_compare(
+    job: Job, signal_name: str, draw: random.Random, kills: int, after_progress: bool
 ) -> Counter:
-    """Kill it up to `most` times, at random moments or once it has left the files `mark`, then let
-    it through and compare: how many kills there were, and how many of the starts after them went
-    on from something."""
-    shutil.rmtree(victim.folder)
+    """Kill the job up to `kills` times, let it finish, and compare its files.
+
+    Each kill comes at a random moment, with `after_progress` soon after there is something to
+    resume from. Returns the number of kills and of the starts after them that resumed.
+    """
+    shutil.rmtree(job.folder)
     counts = Counter(runs=1)
     while True:
-        process = victim.start()
-        try:
-            if counts["kills"] < most:
-                while mark and process.poll() is None and not any(victim.folder.glob(mark)):
-                    time.sleep(0.01)
-                process.wait(draw.uniform(*((0, 0.05) if mark else (0.2, 1))) * victim.seconds)
-        except subprocess.TimeoutExpired:
-            kill(process, name, draw)
+        process = job.start()
+        if counts["kills"] < kills and kill_soon(job, process, signal_name, draw, after_progress):
             printed, _ = process.communicate(timeout=120)
-            assert process.returncode in (0, *CODES[name]), (process.returncode, printed)
-            if name != "SIGKILL" and "Exception ignored" not in printed:
-                assert "Traceback" not in printed, printed  # orphaned workers may complain
-            if process.returncode:
-                counts += Counter(kills=1, resumed="going on" in printed)
-                continue
+            codes = {0, *EXIT_CODES[signal_name]}
+            assert process.returncode in codes, (process.returncode, printed)
+            if signal_name != "SIGKILL" and "Exception ignored" not in printed:
+                assert "Traceback" not in printed, printed  # orphaned workers may print one
         else:
-            printed = victim.finish(process)
-        counts["resumed"] += "going on" in printed
-        left = victim.left()
-        wrong = [
-            n for n in left.keys() | victim.expected.keys() if left.get(n) != victim.expected.get(n)
-        ]
-        assert not wrong, f"{victim.folder}: {wrong} differ after {dict(counts)}"
-        return counts
+            printed = job.wait(process)
+        counts["resumed"] += "resuming" in printed
+        if process.returncode == 0:
+            files = job.read_files()
+            names = files.keys() | job.expected.keys()
+            wrong = [name for name in names if files.get(name) != job.expected.get(name)]
+            assert not wrong, f"{job.folder}: {wrong} differ after {dict(counts)}"
+            return counts
+        counts["kills"] += 1
 
 
-def kill(process: subprocess.Popen, name: str, draw: random.Random) -> None:
-    """SIGKILL hits the process alone; Ctrl-C its workers, too, and SIGTERM sometimes."""
-    number = getattr(signal, name)
-    if name == "SIGINT" or (name == "SIGTERM" and draw.random() < 0.5):
-        os.killpg(process.pid, number)
-    else:
-        process.send_signal(number)
+def kill_soon(
+    job: Job,
+    process: subprocess.Popen,
+    signal_name: str,
+    draw: random.Random,
+    after_progress: bool,
+) -> bool:
+    """Kill the process at a random moment; return False if it ended before.
+
+    SIGKILL hits the process alone; Ctrl-C also its workers, and SIGTERM sometimes.
+    """
+    while after_progress and process.poll() is None and not any(job.folder.glob(job.progress)):
+        time.sleep(0.01)
+    try:
+        process.wait(draw.uniform(*((0, 0.05) if after_progress else (0.2, 1))) * job.seconds)
+        return False
+    except subprocess.TimeoutExpired:
+        signum = getattr(signal, signal_name)
+        if signal_name == "SIGINT" or (signal_name == "SIGTERM" and draw.random() < 0.5):
+            os.killpg(process.pid, signum)
+        else:
+            process.send_signal(signum)
+        return True
 
 
 def main() -> None:
-    kills, only = int(sys.argv[1]), sys.argv[2:]
+    kills, selected = int(sys.argv[1]), {*sys.argv[2:]}
     with tempfile.TemporaryDirectory() as folder:
-        for make in (training, prediction):
-            names = [name for name in CODES if name in only or not {*CODES} & {*only}]
-            if {*MARKS} & {*only} and make.__name__ not in only:
-                continue
-            victim = make(Path(folder) / make.__name__)
-            for name in names:
-                draw, counts, begun = random.Random(name), Counter(), time.monotonic()
+        for name in [name for name in JOBS if name in selected or not selected & JOBS.keys()]:
+            job = JOBS[name](Path(folder) / name)
+            for signal_name in EXIT_CODES:
+                if signal_name not in selected and selected & EXIT_CODES.keys():
+                    continue
+                draw, counts, start = random.Random(signal_name), Counter(), time.monotonic()
                 while counts["kills"] < kills:
-                    most, mark = min(ROUND, kills - counts["kills"]), MARKS[make.__name__]
-                    counts += disturb(victim, name, draw, most, draw.choice([None, mark, mark]))
+                    most = min(KILLS_PER_RUN, kills - counts["kills"])
+                    after_progress = draw.random() < 2 / 3
+                    counts += kill_and_compare(job, signal_name, draw, most, after_progress)
                 print(
-                    f"{make.__name__:<10} {name:<7} {counts['kills']} kills, {counts['resumed']} "
-                    f"starts went on, {counts['runs']} runs compared, none differs; "
-                    f"{time.monotonic() - begun:.0f} s",
+                    f"{name:<10} {signal_name:<7} {counts['kills']} kills, {counts['resumed']} "
+                    f"starts resumed, {counts['runs']} runs compared, all equal; "
+                    f"{time.monotonic() - start:.0f} s",
                     flush=True,
                 )
 

@@ -1,65 +1,76 @@
-"""What is interrupted goes on; tests/torture.py does the same many times over."""
+"""Killed commands resume; locks, full disks and odd sizes. tests/kill_test.py kills more often."""
 
 import random
 import subprocess
 
 import pytest
-import torture
-from conftest import make_data, place, refused, run_script, words_for
+from conftest import (
+    assert_input_error,
+    assert_rejected,
+    prediction_args,
+    run_script,
+    tiny_settings_args,
+)
+from kill_test import EXIT_CODES, kill_and_compare, prediction_job, training_job
+from tiny_datasets import make_data
 
+import predict
+import train
 from core.files import folder_lock
 
 
 @pytest.fixture(scope="module")
-def victims(tmp_path_factory):
-    """Training and prediction, undisturbed."""
-    folder = tmp_path_factory.mktemp("torture")
+def jobs(tmp_path_factory):
+    """A training and a prediction that were not interrupted."""
+    folder = tmp_path_factory.mktemp("jobs")
     return {
-        "training": torture.training(folder / "training"),
-        "prediction": torture.prediction(folder / "prediction", views=60),
+        "training": training_job(folder / "training"),
+        "prediction": prediction_job(folder / "prediction", views=60),
     }
 
 
-@pytest.mark.parametrize("what", torture.MARKS)
-@pytest.mark.parametrize("name", torture.CODES)
-def test_killed_it_goes_on_to_what_an_undisturbed_one_leaves(victims, what, name):
-    counts = torture.disturb(victims[what], name, random.Random(0), 1, torture.MARKS[what])
+@pytest.mark.parametrize("name", ["training", "prediction"])
+@pytest.mark.parametrize("signal_name", EXIT_CODES)
+def test_killed_command_resumes_and_leaves_the_files_of_an_uninterrupted_one(
+    jobs, name, signal_name
+):
+    draw = random.Random(0)
+    counts = kill_and_compare(jobs[name], signal_name, draw, kills=1, after_progress=True)
     assert counts["kills"] == counts["resumed"] == 1
 
 
-def test_a_second_process_on_a_fold_or_a_submission_is_told_who_is_there(data, tmp_path):
-    words = [*words_for(data, tmp_path), "fold=0", "epochs=1"]
-    with folder_lock(tmp_path / "tiny/fold0", ""):
-        refused(run_script("train.py", *words), "fold0: process ", "is at work there", "run=")
-    assert run_script("train.py", *words).returncode == 0
-    with folder_lock(tmp_path / "tiny/submission.parts", ""):
-        refused(run_script("predict.py", *place(words)), "is at work there", "submission_csv=")
+def test_train_and_predict_reject_a_folder_that_another_process_uses(run_copy, tmp_path):
+    args = [*tiny_settings_args(run_copy.data_dir, tmp_path / "new"), "fold=0", "epochs=1"]
+    with folder_lock(tmp_path / "new/tiny/fold0", ""):
+        assert_input_error(train.main, args, "fold0: another process is using", "run=")
+    with folder_lock(run_copy.output_dir / "tiny/submission.chunks", ""):
+        args = prediction_args(run_copy.args)
+        assert_input_error(predict.main, args, "another process is using", "submission_csv=")
 
 
-def test_on_a_full_disk_training_ends_in_a_line_and_goes_on_when_there_is_room(data, small_disk):
-    words = [*words_for(data, small_disk), "fold=0", "snapshot_seconds=0", "cache=ram"]
+def test_train_on_a_full_disk_ends_in_one_line_and_resumes_when_there_is_space(
+    data_dir, small_disk
+):
+    args = [*tiny_settings_args(data_dir, small_disk), "fold=0", "snapshot_seconds=0", "cache=ram"]
     (small_disk / "ballast").write_bytes(bytes(800_000))
-    refused(run_script("train.py", *words), "No space left on device")
-    assert not list(small_disk.rglob("*.partial"))
+    assert_rejected(run_script("train.py", *args), "No space left on device")
+    assert not list(small_disk.rglob("*.tmp"))
     (small_disk / "ballast").unlink()
-    done = run_script("train.py", *words, "resume=true")
-    assert done.returncode == 0, done.stderr
-    assert "out-of-fold dice" in done.stdout
+    completed = run_script("train.py", *args, "resume=true")
+    assert completed.returncode == 0, completed.stderr
+    assert "out-of-fold dice" in completed.stdout
 
 
-def test_where_nothing_may_be_written_training_says_so(data, small_disk):
+def test_train_on_a_read_only_disk_names_the_folder(data_dir, small_disk):
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    words = [*words_for(data, small_disk), "fold=0"]
-    refused(run_script("train.py", *words), str(small_disk), "Read-only file system")
+    args = [*tiny_settings_args(data_dir, small_disk), "fold=0"]
+    assert_rejected(run_script("train.py", *args), str(small_disk), "Read-only file system")
 
 
-def test_images_of_one_pixel_and_empty_masks_have_defined_results(tmp_path):
-    """Nothing is divided by nothing: no nan in what is written."""
-    data = make_data(tmp_path / "data", size=(1, 1))
-    words = [*words_for(data, tmp_path / "out"), "epochs=2"]
-    done = run_script("train.py", *words)
-    assert done.returncode == 0, done.stderr
-    done = run_script("predict.py", *place(words), f"truth_csv={data / 'test_truth.csv'}")
-    assert done.returncode == 0, done.stderr
-    for path in (tmp_path / "out").rglob("*.csv"):
+def test_train_and_predict_images_of_one_pixel_and_empty_masks_without_nan(tmp_path):
+    data_dir = make_data(tmp_path / "data", size=(1, 1))
+    args = tiny_settings_args(data_dir, tmp_path / "output")
+    train.main([*args, "epochs=2"])
+    predict.main([*prediction_args(args), f"truth_csv={data_dir / 'test_truth.csv'}"])
+    for path in (tmp_path / "output").rglob("*.csv"):
         assert "nan" not in path.read_text(), path
