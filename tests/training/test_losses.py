@@ -69,9 +69,7 @@ def test_binary_loss_equals_numpy(name, soft):
 @pytest.mark.parametrize("name", BINARY_LOSSES)
 @pytest.mark.parametrize("target", [0.0, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_binary_loss_extreme_half_precision_logits_give_finite_fp32_loss_and_gradient(
-    name, target, dtype
-):
+def test_binary_loss_of_extreme_half_precision_logits_is_finite(name, target, dtype):
     logits = torch.tensor([-6e4, -20.0, 0.0, 20.0, 6e4], dtype=dtype).view(1, 1, 1, 5)
     logits.requires_grad_()
     loss = BINARY_LOSSES[name](logits, torch.full((1, 1, 1, 5), target))
