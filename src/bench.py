@@ -1,35 +1,37 @@
-"""Measures this machine: each step from file to csv, and the two loops against their limits.
+"""Time every step of training and prediction, and both loops against their upper bounds.
 
-    python src/bench.py recipe=carvana_small                   # on the training images of data_dir
-    python src/bench.py recipe=carvana_small bench_baselines=true      # and plain rivals beside them
+    python src/bench.py recipe=carvana_small                       # on the images of data_dir
+    python src/bench.py recipe=carvana_small bench_baselines=true  # also a plain loop, RLE encoders
 
-The limit of training is its step on data that is there already. The limit of prediction is the
-bare network on a GPU; on a CPU, the CPU time of all its steps shared by all cores.
+The upper bound of the training loop is its step on a batch that is on the device already. That of
+the prediction loop is the network alone on a GPU; on a CPU it is the sum of all its steps, those
+of one thread divided by the number of cores. Prints the numbers and writes output/bench.json.
 """
 
-import csv
-import io
 import json
-import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+
+from core import cli
+
+if __name__ == "__main__":
+    cli.check_arguments()  # before the imports that take seconds
 
 import numpy as np
-import pandas as pd
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from pycocotools import mask as coco
+from torch import Tensor
 from tqdm import tqdm
 
 from benchmark import baselines
 from benchmark.timer import StepTimer
-from core import cli, config, provenance
-from core.device import PRECISIONS, autocast, pick_precision
+from core import config, provenance
+from core.device import autocast, pick_device
 from core.errors import InputError
 from core.files import atomic_write
-from core.settings import Settings
-from data import datasets, image_io, preprocess
+from data import datasets, preprocess
 from data.augment import Augmenter
 from data.cache import make_cache
 from data.loaders import collate
@@ -37,224 +39,132 @@ from data.sample import Sample
 from inference import rle
 from inference.postprocess import Binarizer
 from inference.predictor import predict, predict_probability_tta, resize_to_original
-from training.state import FoldTrainer, make_accelerator
-from training.trainer import peak_memory, train_epoch, train_step
+from training.epoch_metrics import peak_memory
+from training.trainer import FoldTrainer
 
-if __name__ == "__main__":  # help and wrong words are answered before torch takes its seconds
-    cli.run_main(lambda: config.load_settings(sys.argv[1:]))
-
-N_LOOP_IMAGES = 64  # of the loops, unless `limit` says otherwise
-N_STEP_IMAGES = 8  # of the steps
-N_EPOCHS = 3  # of training
+N_LOOP_IMAGES, N_STEP_IMAGES = 64, 8  # for the loops, if max_images is not set; for the steps
+N_EPOCHS = 3
+BINARIZER = Binarizer(0.5, [])
+SINGLE_THREAD_STEPS = ["decode image", "resize image", "assemble batch", "encode"]
 
 
-# ---------------------------------------------------------------- steps
+def time_training_steps(timer: StepTimer, trainer: FoldTrainer, samples: list[Sample]) -> Tensor:
+    """Time the steps from files to updated weights; return a batch, B×3×h×w uint8 on the device."""
+    settings, cache, batch_size = trainer.settings, trainer.cache, trainer.settings.batch_size
+    spec, class_map = preprocess.preprocessing_from(settings), trainer.class_map
+    to_target = preprocess.mask_to_soft_target if class_map.is_binary else preprocess.resize_classes
+    augment = Augmenter(settings.augmentation, settings.seed, class_map)
 
+    def read_image(sample: Sample) -> np.ndarray:
+        return datasets.read_sample_image(sample, spec.min_decode_size)
 
-def time_loading(clock: StepTimer, settings: Settings, rows: list[Sample]) -> None:
-    """From files to what the network sees."""
-    given = preprocess.preprocessing_from(settings)
-    clock.time(
-        "decode image", lambda row: image_io.read_sample_image(row, given.min_decode_size), rows
+    images = timer.measure("decode image", read_image, samples)
+    masks = timer.measure("decode mask", datasets.read_sample_mask, samples)
+    timer.measure("resize image", lambda image: preprocess.preprocess_image(image, spec), images)
+    timer.measure("resize mask", lambda mask: to_target(mask, spec), masks)
+    timer.measure("augment", lambda s: augment(*cache.image_and_target(s), 0, s.image_id), samples)
+    pairs = [cache.image_and_target(sample) for sample in (samples * batch_size)[:batch_size]]
+    [batch] = timer.measure("assemble batch", collate, [pairs], batch_size)
+    [batch] = timer.measure(
+        "copy to device", lambda batch: [t.to(trainer.device) for t in batch], [batch], batch_size
     )
-    clock.time("decode mask", image_io.read_sample_mask, rows)
-    images = [image_io.read_sample_image(row, given.min_decode_size) for row in rows]
-    clock.time("resize image", lambda image: preprocess.preprocess_image(image, given), images)
-    target = (
-        preprocess.mask_to_soft_target if rows[0].class_map.is_binary else preprocess.resize_classes
-    )
-    labels = [image_io.read_sample_mask(row) for row in rows]
-    clock.time("resize mask", lambda label: target(label, given), labels)
-
-
-def time_training_steps(
-    clock: StepTimer, fold: FoldTrainer, rows: list[Sample]
-) -> list[torch.Tensor]:
-    """From what the network sees to a batch on the device, which is given back."""
-    settings, batch = fold.settings, fold.settings.batch_size
-    augment = Augmenter(settings.augmentation, settings.seed, fold.class_map)
-    clock.time("augment", lambda row: augment(*fold.cache.pair(row), 0, row.image_id), rows)
-    pairs = [fold.cache.pair(rows[i % len(rows)]) for i in range(batch)]
-    clock.time("assemble batch", collate, [pairs], batch)
-    device = fold.engine.device
-    made = collate(pairs)
-    clock.time("copy to device", lambda b: [part.to(device) for part in b], [made], batch)
-    return [part.to(device) for part in made]
-
-
-PREDICTION = ["decode image", "resize image", "assemble batch", "copy to device"]
-PREDICTION += ["network, all views", "enlarge", "cut", "run lengths", "csv line"]
+    timer.measure("training step", lambda b: trainer.state.train_step(*b), [batch], batch_size)
+    return batch[0]
 
 
 @torch.inference_mode()
-def time_prediction_steps(clock: StepTimer, fold: FoldTrainer, rows: list[Sample]) -> None:
-    """From a batch to lines of the csv."""
-    member, settings = fold.member(), fold.settings
-    native, precision = (
-        image_io.read_native_size(rows[0]),
-        pick_precision(settings, fold.engine.device),
-    )
-    pairs = [fold.cache.pair(rows[i % len(rows)]) for i in range(settings.batch_size)]
-    images = collate(pairs)[0].to(fold.engine.device)
+def time_prediction_steps(
+    timer: StepTimer, trainer: FoldTrainer, images: Tensor, native_size: tuple[int, int]
+) -> None:
+    """Time the steps from images on the device, B×3×h×w uint8, to RLE."""
+    member = trainer.ema_member()
 
-    def network(images: torch.Tensor) -> torch.Tensor:
-        with autocast(fold.engine.device, precision):
-            return predict_probability_tta(member.network, images, settings)
+    def forward(images: Tensor) -> Tensor:
+        with autocast(trainer.device, trainer.state.precision):
+            return predict_probability_tta(member.network, images, trainer.settings)
 
-    clock.time("network, all views", network, [images], len(images))
-    small, cut = network(images), Binarizer(0.5, [])
-    clock.time("enlarge", lambda p: resize_to_original(p, native, member.preprocessing), small)
-    large = [resize_to_original(p, native, member.preprocessing) for p in small]
-    clock.time("cut", cut.mask, large)
-    if fold.class_map.is_binary:
-        masks = [cut.mask(p) for p in large]
-        clock.time("run lengths", rle.encode, masks)
-        table = csv.writer(io.StringIO(), lineterminator="\n")
-        lines = [(rows[0].image.name, rle.encode(mask)) for mask in masks]
-        clock.time("csv line", table.writerow, lines)
+    def enlarge(probability: Tensor) -> Tensor:
+        return resize_to_original(probability, native_size, member.preprocessing)
+
+    [small] = timer.measure("network with tta", forward, [images], len(images))
+    large = timer.measure("enlarge", enlarge, list(small))
+    masks = timer.measure("binarize", BINARIZER, large)
+    if trainer.class_map.is_binary:
+        timer.measure("encode", rle.encode, masks)
 
 
-# ---------------------------------------------------------------- loops
-
-
-def time_training_loop(clock: StepTimer, fold: FoldTrainer, there: list[torch.Tensor]) -> float:
-    """Images/s from the second epoch on, as train.py runs it; in turns with steps on the batch
-    that is `there`, as a machine's speed changes from minute to minute."""
-    loop, steps = [], []
+def time_loops(trainer: FoldTrainer, samples: list[Sample]) -> tuple[float, float]:
+    """Return images/s of the training loop after its first epoch, and of the prediction loop."""
+    rates = []
     for _ in range(1 + N_EPOCHS):
-        loop.append(train_epoch(fold, tqdm(disable=True), lambda: None)["images_per_second"])
-        fold.end_epoch()
-        clock.time("training step", lambda b: train_step(fold, *b), [there], len(there[0]))
-        steps.append(clock.steps["training step"])
-    clock.steps["training step"] = pd.DataFrame(steps[1:]).mean().to_dict()
-    return float(np.mean(loop[1:]))
-
-
-def time_prediction_loop(fold: FoldTrainer, rows: list[Sample]) -> float:
-    """Images/s of the road from files to run lengths, as predict.py runs it."""
-    cut, begun = Binarizer(0.5, []), time.perf_counter()
-    rows = rows * -(-3 * N_LOOP_IMAGES // len(rows))  # that the start weighs little
-    for prediction in predict([fold.member()], rows, fold.settings):
-        mask = cut.mask(prediction.probability)
-        if fold.class_map.is_binary:
+        rates.append(trainer.train_epoch(tqdm(disable=True))["images_per_second"])
+        trainer.next_epoch()
+    samples = samples * -(-3 * N_LOOP_IMAGES // len(samples))  # long enough to amortize start-up
+    start = time.perf_counter()
+    for prediction in predict([trainer.ema_member()], samples, trainer.settings):
+        mask = BINARIZER(prediction.probability)
+        if trainer.class_map.is_binary:
             rle.encode(mask)
-    return len(rows) / (time.perf_counter() - begun)
+    return float(np.mean(rates[1:])), len(samples) / (time.perf_counter() - start)
 
 
-# ---------------------------------------------------------------- arithmetic
-
-
-def peak_matmul_tflops(device: torch.device, precision: str) -> float:
-    """TFLOP/s of one large matrix product, the most this machine computes in that precision."""
-    side = 8192 if device.type == "cuda" else 2048
-    a = torch.rand(side, side, device=device, dtype=PRECISIONS[precision] or torch.float32)
-    clock = StepTimer(device)
-    clock.time("product", lambda a: a @ a, [a])
-    return 2 * side**3 / clock.steps["product"]["ms"] / 1e9
-
-
-def training_tflop(fold: FoldTrainer, size: tuple[int, int]) -> float:
-    """TFLOP of a training step, for each image: of a forward pass, and twice that backward."""
-    images = torch.zeros(1, 3, *size, dtype=torch.uint8, device=fold.engine.device)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        fold.average.module(images)
-    return 3 * counter.get_total_flops() / 1e12
-
-
-# ---------------------------------------------------------------- rivals
+def measure_all(timer: StepTimer, trainer: FoldTrainer, samples: list[Sample]) -> dict[str, float]:
+    """Time all steps and both loops; return the loops' images/s, also relative to their bounds."""
+    training, prediction = time_loops(trainer, samples)
+    images = time_training_steps(timer, trainer, samples[:N_STEP_IMAGES])
+    time_prediction_steps(timer, trainer, images, datasets.read_native_size(samples[0]))
+    bound_ms = timer.ms["network with tta"]
+    if trainer.device.type == "cpu":
+        single = sum(timer.ms.get(name, 0) for name in SINGLE_THREAD_STEPS)
+        bound_ms += timer.ms["enlarge"] + timer.ms["binarize"] + single / torch.get_num_threads()
+    return {
+        "training loop, images/s": training,
+        "training loop / its step on a resident batch": training * timer.ms["training step"] / 1000,
+        "prediction loop, images/s": prediction,
+        "prediction loop / its upper bound": prediction * bound_ms / 1000,
+        "peak memory, GiB": peak_memory(trainer.device) / 2**30,
+    }
 
 
 def compare_baselines(
-    clock: StepTimer, fold: FoldTrainer, rows: list[Sample], loop: float
+    timer: StepTimer, trainer: FoldTrainer, samples: list[Sample]
 ) -> dict[str, float]:
-    """How many times faster than the plain way, in this run."""
-    plain = baselines.baseline_throughput(fold.settings, rows, fold.engine.device)
-    masks = [image_io.read_sample_mask(row) for row in rows[:16]]
-    clock.time("encode: ours", rle.encode, masks)
-    clock.time("encode: classic", baselines.rle_encode_kaggle, masks)
+    """Return images/s of a plain training loop; time three RLE encoders on true masks."""
+    masks = [datasets.read_sample_mask(sample) for sample in samples[:N_STEP_IMAGES]]
+    timer.measure("encode true mask", rle.encode, masks)
+    timer.measure("encode true mask, kaggle kernel", baselines.rle_encode_kaggle, masks)
     columns = [np.asfortranarray(mask.view(np.uint8)) for mask in masks]
-    clock.time("encode: pycocotools", baselines.rle_encode_coco, columns)
-    texts = [rle.encode(mask) for mask in masks]
-    clock.time("decode: ours", lambda text: rle.decode(text, masks[0].shape), texts)
-    ours = clock.steps["encode: ours"]["ms"]
-    return {
-        "training loop / plain loop (images/s)": loop / plain,
-        "plain loop, images/s": plain,
-        "encoding / classic encoder": clock.steps["encode: classic"]["ms"] / ours,
-        "encoding / pycocotools": clock.steps["encode: pycocotools"]["ms"] / ours,
-    }
+    timer.measure("encode true mask, pycocotools", coco.encode, columns)
+    plain = baselines.plain_images_per_second(trainer.settings, samples, trainer.device)
+    return {"plain training loop, images/s": plain}
 
 
-# ---------------------------------------------------------------- the table
-
-
-def measure_loops(
-    clock: StepTimer, fold: FoldTrainer, rows: list[Sample], there: list[torch.Tensor]
-) -> dict[str, float]:
-    """Both loops, what they reach of their limits, and of the machine's arithmetic."""
-    device = fold.engine.device
-    training = time_training_loop(clock, fold, there)
-    time_prediction_steps(clock, fold, rows[:N_STEP_IMAGES])
-    prediction, step = time_prediction_loop(fold, rows), 1000 / clock.steps["training step"]["ms"]
-    if device.type == "cuda":
-        limit = 1000 / clock.steps["network, all views"]["ms"]
-    else:
-        names = [name for name in PREDICTION if name in clock.steps]
-        limit = 1000 * torch.get_num_threads() / clock.sum(names, "cpu_ms")
-    most = peak_matmul_tflops(device, pick_precision(fold.settings, device))
-    reached = step * training_tflop(fold, fold.cache.size)
-    return {
-        "training loop, images/s": training,
-        "training loop / its step on resident data": training / step,
-        "prediction loop, images/s": prediction,
-        "prediction loop / its limit": prediction / limit,
-        "training step, TFLOP/s": reached,
-        "large matrix product, TFLOP/s": most,
-        "training step / matrix product": reached / most,
-        "peak memory, GiB": peak_memory() / 2**30,
-    }
-
-
-def main() -> None:
-    settings = config.load_settings(sys.argv[1:])
+def main(args: list[str]) -> None:
+    settings = config.load_settings(args)
     if settings.size is None or settings.cache == "none":
-        raise InputError("bench.py: needs size=[h,w] and a cache")
-    settings = replace(settings, epochs=1 + N_EPOCHS, ema_decay=0.9)
-    rows = datasets.load_training_samples(settings)
-    rows = (
-        rows if settings.max_images else rows[:: max(1, len(rows) // N_LOOP_IMAGES)][:N_LOOP_IMAGES]
-    )
-    engine = make_accelerator(settings)
-    clock = StepTimer(engine.device)
-    time_loading(clock, settings, rows[:N_STEP_IMAGES])
-    fold = FoldTrainer(settings, -1, rows, make_cache(settings, rows), engine)
-    there = time_training_steps(clock, fold, rows[:N_STEP_IMAGES])
-    found = measure_loops(clock, fold, rows, there)
+        raise InputError("bench.py needs size=[h,w] and a cache")
+    samples = datasets.load_training_samples(settings)
+    if settings.bench_baselines and not samples[0].class_map.is_binary:
+        raise InputError("bench_baselines=true needs a data set with one class")
+    if not settings.max_images:
+        samples = samples[:: max(1, len(samples) // N_LOOP_IMAGES)][:N_LOOP_IMAGES]
+    device, timer = pick_device(settings), StepTimer()
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high")
+    trial = {"epochs": 1 + N_EPOCHS, "lr_schedule": "constant", "ema_decay": 0.9}
+    with TemporaryDirectory() as folder:  # for snapshots
+        trial_settings = replace(settings, output_dir=folder, **trial)
+        trainer = FoldTrainer(trial_settings, -1, samples, make_cache(settings, samples), device)
+        results = measure_all(timer, trainer, samples)
     if settings.bench_baselines:
-        found |= compare_baselines(clock, fold, rows, found["training loop, images/s"])
-    if settings.bench_train_minutes:
-        found |= baselines.train_baseline(
-            settings, datasets.load_training_samples(settings), engine.device
-        )
-    report_results(
-        settings,
-        clock,
-        found,
-        provenance.describe_machine(engine.device) | {"precision": engine.mixed_precision},
-    )
-
-
-def report_results(
-    settings: Settings, clock: StepTimer, found: dict[str, float], about: dict[str, Any]
-) -> None:
-    """The table, and the same in output/bench.json."""
-    print(pd.DataFrame(clock.steps).T.to_string(float_format="{:.2f}".format))
-    for name, value in found.items():
-        print(f"{name:<44} {value:.3f}")
-    print(", ".join(f"{name} {value}" for name, value in about.items() if value))
-    with atomic_write(Path(settings.output_dir) / "bench.json") as partial:
-        known = {"machine": about, "settings": asdict(settings), "steps": clock.steps} | found
-        partial.write_text(json.dumps(known, indent=2, default=float) + "\n", encoding="utf-8")
+        results |= compare_baselines(timer, trainer, samples)
+    machine = provenance.describe_machine(device) | {"precision": trainer.state.precision}
+    for name, value in [*((f"{step}, ms", ms) for step, ms in timer.ms.items()), *results.items()]:
+        print(f"{name:<45} {value:10.3f}")
+    print(", ".join(f"{name} {value}" for name, value in machine.items() if value))
+    report = {"machine": machine, "settings": asdict(settings), "ms": timer.ms, **results}
+    with atomic_write(Path(settings.output_dir) / "bench.json") as tmp_path:
+        tmp_path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

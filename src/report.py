@@ -1,227 +1,237 @@
-"""Out-of-fold scores → output/report.html: one page with pictures, which opens offline.
+"""Write output/report.html: out-of-fold scores and images of a run or an ensemble, on one page.
 
-Without `run=` or `runs=` it is about the leader of the leaderboard.
+Without `run=`, `runs=` or `recipe=` it shows the first of the leaderboard. The page opens offline.
 """
 
 import json
-import sys
+from collections.abc import Container
+from dataclasses import dataclass
 from datetime import date
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+
+from core import cli
+from core.settings import Settings
+
+if __name__ == "__main__":
+    cli.check_arguments()  # before the imports that take seconds
 
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 
-from core import cli, config, provenance
+from core import config, provenance, run_folder
 from core.device import pick_device
 from core.files import atomic_write
-from core.settings import Settings
 from data import csv_files, datasets
-from data.classes import ClassMap
-from evaluation import comparison, ensemble, label_errors, postprocess_choice
+from data.sample import Sample
+from evaluation import comparison, ensemble, ensemble_weights, label_errors, oof
 from evaluation.comparison import LeaderboardEntry
-from evaluation.metrics import dataset_scores, dice_curve, per_class
-from evaluation.oof import Scores, choose_binarizer
+from evaluation.metrics import dataset_scores, per_class
+from evaluation.oof import Scores
+from evaluation.postprocess_choice import explain_steps
 from evaluation.statistics import prediction_interval
+from inference.postprocess import Binarizer
 from reporting import charts, gallery
+from reporting.charts import Chart
 from reporting.gallery import Card
 
-if __name__ == "__main__":  # help and wrong words are answered before torch takes its seconds
-    cli.run_main(lambda: config.load_settings(sys.argv[1:]))
-
-N_WORST, N_SUSPECTS, N_DISAGREEMENT = (
-    24,
-    12,
-    12,
-)  # images shown: worst, suspected labels, least agreed on
+N_WORST, N_SUSPECTS, N_DISAGREEMENT = 24, 12, 12  # images shown
 
 
-# ---------------------------------------------------------------- what it is about
+@dataclass
+class Report:
+    """The context of report.html: its data, and methods for the parts of the page."""
 
+    settings: Settings
+    weights: dict[str, float]  # by run
+    scores: Scores  # out of fold
+    binarizer: Binarizer
+    entries: list[LeaderboardEntry]  # scored on the same images and folds, best first
+    samples: list[Sample]
+    test_samples: list[Sample]
+    cars: pd.DataFrame | None  # make and car by group
 
-def report_settings(words: list[str]) -> Settings:
-    """The settings of the runs that are named, or of the leaderboard's leader."""
-    settings = config.load_settings(words)
-    if not {"run", "runs", "recipe"} & config.parse_overrides(words).keys():
-        output = Path(settings.output_dir)
-        leader = (
-            output / comparison.build_leaderboard(comparison.load_entries(output)).loc[0, "run"]
+    def expected_interval(self, n_groups: float = np.inf) -> tuple[float, float]:
+        """Return the 95% interval of the mean Dice on `n_groups` unseen groups."""
+        return prediction_interval(self.scores.dice, self.scores.groups, n_groups)
+
+    @cached_property
+    def leaderboard(self) -> pd.DataFrame:
+        return comparison.build_leaderboard(self.entries)
+
+    def pairwise_differences(self) -> pd.DataFrame:
+        rows = [
+            (a.name, b.name, comparison.format_difference(comparison.compare_to(a, b)))
+            for a, b in combinations(self.entries, 2)
+        ]
+        return pd.DataFrame(rows, columns=["run", "compared to", "difference (95%)"])
+
+    def group_table(self) -> pd.DataFrame | None:
+        """Return scores by group, worst first; None if every image is a group of its own."""
+        table = self.scores.table
+        groups = table.groupby("group")
+        if len(groups) == len(table):
+            return None
+        columns = {
+            "fold": groups["fold"].first(),
+            "images": groups.size(),
+            "mean Dice": groups["dice"].mean().map("{:.5f}".format),
+            "worst": groups["dice"].min().map("{:.5f}".format),
+            "worst view": table.loc[groups["dice"].idxmin()].set_index("group")["view"],
+        }
+        rows = pd.DataFrame(columns).reset_index().sort_values("mean Dice")
+        if self.cars is not None:
+            rows["car"] = rows["group"].map(self.cars["car"]).fillna("")
+        return rows
+
+    def learning_curves(self) -> list[Chart]:
+        output_dir, runs = Path(self.settings.output_dir), self.settings.runs
+        return charts.learning_curves(output_dir, runs, self.entries)
+
+    def breakdown_charts(self) -> list[Chart]:
+        return charts.breakdown_charts(self.scores.table, self.cars)
+
+    # ---------------------------------------------------------------- one class
+
+    def threshold_chart(self) -> Chart:
+        return charts.draw_thresholds(self.entries)
+
+    def step_gains(self) -> list[str]:
+        return explain_steps(self.scores.step_dice, self.scores.folds)
+
+    @cached_property
+    def suspects(self) -> pd.DataFrame:
+        """Suspected label errors, most suspicious first, with the paths of their masks."""
+        if not self.scores.is_binary:
+            return pd.DataFrame(columns=["image_id", "dice", "reason", "mask"])
+        masks = {sample.image_id: sample.mask for sample in self.samples}
+        suspects = label_errors.find_label_errors(self.scores)
+        return suspects.assign(mask=suspects["image_id"].map(masks))
+
+    def suspect_table(self) -> pd.DataFrame:
+        dice = self.suspects["dice"].map("{:.5f}".format)
+        return self.suspects.assign(dice=dice).drop(columns="mask")
+
+    # ---------------------------------------------------------------- several classes
+
+    @cached_property
+    def confusion(self) -> np.ndarray:
+        return self.scores.confusion.sum(axis=0)
+
+    def pixel_scores(self) -> dict[str, float]:
+        return dataset_scores(self.confusion)
+
+    def class_table(self) -> pd.DataFrame:
+        columns = {k: [f"{x:.4f}" for x in xs] for k, xs in per_class(self.confusion).items()}
+        fractions = self.confusion.sum(axis=1) / self.confusion.sum()
+        columns["fraction of all pixels"] = [f"{x:.2%}" for x in fractions]
+        names = self.samples[0].class_map.names
+        return pd.DataFrame({"class": names} | columns).replace("nan", "")
+
+    def confusion_chart(self) -> Chart:
+        return charts.draw_confusion_matrix(self.confusion, self.samples[0].class_map.names)
+
+    # ---------------------------------------------------------------- images
+
+    @cached_property
+    def worst_ids(self) -> list[str]:
+        return self.scores.table.nsmallest(N_WORST, "dice")["image_id"].tolist()
+
+    @cached_property
+    def suspect_ids(self) -> list[str]:
+        """Suspects that are not among the worst images."""
+        return [i for i in self.suspects["image_id"] if i not in self.worst_ids][:N_SUSPECTS]
+
+    @cached_property
+    def cards(self) -> dict[str, Card]:
+        """Cards of the worst images and the suspects, by image id."""
+        ids = self.worst_ids + self.suspect_ids
+        return gallery.oof_cards(self.settings, self.samples, self.weights, self.binarizer, ids)
+
+    def disagreement_section(self) -> tuple[str, list[Card]]:
+        """Return a summary of the submission, and the test images with the lowest agreement."""
+        path = self.settings.submission_path
+        stats_path, json_path = path.with_name(f"{path.stem}_stats.csv"), path.with_suffix(".json")
+        command = f"`bash predict.sh runs=[{','.join(self.weights)}]`"
+        if not stats_path.exists() or not json_path.exists():
+            return f"There is no {path} yet; {command} writes it.", []
+        if json.loads(json_path.read_text(encoding="utf-8"))["runs"] != self.weights:
+            return f"{path} was made by other runs or weights; {command} replaces it.", []
+        stats = pd.read_csv(stats_path).nsmallest(N_DISAGREEMENT, "agreement")
+        agreement = dict(zip(stats["img"], stats["agreement"], strict=True))
+        by_name = {sample.image.name: sample for sample in self.test_samples}
+        samples = [by_name[name] for name in agreement if name in by_name]
+        device = pick_device(self.settings)
+        members = list(ensemble.load_members(self.settings, self.weights, device).values())
+        summary = (
+            f"The {len(samples)} images of {path} on which the {len(members)} networks agree least."
         )
-        several = (leader / "ensemble.json").exists()
-        names = list(ensemble.read_ensemble(leader)["runs"]) if several else [leader.name]
-        words = [*words, f"runs=[{','.join(names)}]"]
-    return ensemble.settings_for_prediction(words)
+        return summary, gallery.disagreement_cards(self.settings, members, samples, agreement)
 
 
-def comparable_entries(
-    entries: list[LeaderboardEntry], name: str
-) -> tuple[LeaderboardEntry, list[LeaderboardEntry]]:
-    """The entry of that name, and all whose scores compare with it, best first."""
-    entry = next(entry for entry in entries if entry.name == name)
-    same = [other for other in entries if other.data == entry.data]
-    return entry, sorted(same, key=lambda other: -other.scores.dice.mean())
-
-
-# ---------------------------------------------------------------- numbers
-
-
-def expected_score(settings: Settings, scores: Scores) -> dict[str, Any]:
-    """The mean Dice to expect from other groups, and from as many as the test set has."""
-    found = {
-        "mean": scores.dice.mean(),
-        "interval": prediction_interval(scores.dice, scores.groups),
-    }
-    if not datasets.has_test_images(settings):
-        return found | {"others": 0}
-    others = len({row.group for row in datasets.load_test_samples(settings)})
-    return found | {"others": others, "of": prediction_interval(scores.dice, scores.groups, others)}
-
-
-def pairwise_differences(entries: list[LeaderboardEntry]) -> pd.DataFrame:
-    """Every two entries compared on the images both have scored."""
-    lines = [
-        {
-            "run": a.name,
-            "against": b.name,
-            "difference (95%)": comparison.format_difference(comparison.compare_to(a, b)),
-        }
-        for a, b in combinations(entries, 2)
-    ]
-    return pd.DataFrame(lines)
-
-
-def group_table(settings: Settings, table: pd.DataFrame) -> pd.DataFrame | None:
-    """A line for each group (car): its scores and, where metadata.csv knows it, its name. None
-    where every image is a group of its own, of which the worst are shown."""
-    parts = table.groupby("group")
-    if parts.ngroups == len(table):
-        return None
-    lines = pd.DataFrame(
-        {
-            "fold": parts["fold"].first().astype(str),
-            "images": parts.size().astype(str),
-            "mean Dice": parts["dice"].mean().map("{:.5f}".format),
-            "worst": parts["dice"].min().map("{:.5f}".format),
-            "worst view": table.loc[parts["dice"].idxmin()].set_index("group")["view"],
-        }
-    ).reset_index()
-    cars = csv_files.read_car_metadata(settings)
-    if cars is not None:
-        lines["car"] = lines["group"].map(cars["car"]).fillna("")
-    return lines.sort_values("mean Dice")
-
-
-# ---------------------------------------------------------------- one class or several
-
-
-def binary_context(scores: Scores, same: list[LeaderboardEntry]) -> dict[str, Any]:
-    """What there is to say of one class: thresholds, post-processing, suspected labels."""
-    curves = {other.name: dice_curve(other.scores.counts).mean(axis=0) for other in same}
-    caption = "Mean Dice at each threshold, the best one marked"
-    return {
-        "why": postprocess_choice.explain_steps(scores.trials, scores.folds),
-        "choices": [(charts.to_svg("threshold", caption, charts.plot_thresholds, curves), caption)],
-        "suspects": label_errors.find_label_errors(scores),
-        "classes": None,
-    }
-
-
-def multiclass_context(scores: Scores, scheme: ClassMap) -> dict[str, Any]:
-    """What there is to say of several: their confusion and a line for each."""
-    matrix, caption = scores.confusion.sum(axis=0), "Of each true class, what it is taken for"
-    lines = pd.DataFrame(
-        {"class": scheme.names}
-        | {name: [f"{x:.4f}" for x in values] for name, values in per_class(matrix).items()}
-        | {"part of all pixels": [f"{x:.2%}" for x in matrix.sum(axis=1) / matrix.sum()]}
-    ).replace("nan", "")
-    drawn = charts.to_svg("confusion", caption, charts.plot_confusion_matrix, matrix, scheme.names)
-    nothing = pd.DataFrame(columns=["image_id", "dice", "reason"])
-    about = {"why": [], "choices": [(drawn, caption)], "suspects": nothing, "classes": lines}
-    return about | {"overall": dataset_scores(matrix)}
-
-
-# ---------------------------------------------------------------- test images
-
-
-def disagreement_section(settings: Settings, weights: dict[str, float]) -> tuple[str, list[Card]]:
-    """What there is to say of the submission, and its images on which the networks differ most."""
-    path = settings.submission_path
-    seen, about = path.with_suffix(".images.csv"), path.with_suffix(".json")
-    remedy = f"`bash predict.sh runs=[{','.join(weights)}]` makes it"
-    if not seen.exists() or not about.exists():
-        return f"There is no {path} yet: {remedy}.", []
-    if json.loads(about.read_text(encoding="utf-8"))["runs"] != weights:
-        return f"{path} was made by other runs or weights: {remedy} again.", []
-    table = pd.read_csv(seen).nsmallest(N_DISAGREEMENT, "agreement")
-    agreement = dict(zip(table["img"], table["agreement"], strict=True))
-    rows = {row.image.name: row for row in datasets.load_test_samples(settings)}
-    members = list(ensemble.load_members(settings, weights, pick_device(settings)).values())
-    chosen = [rows[name] for name in agreement if name in rows]
-    told = f"Of {path}, by {len(members)} networks, the {len(chosen)} images they agree on least."
-    return told, gallery.disagreement_cards(settings, members, chosen, agreement)
-
-
-# ---------------------------------------------------------------- the page
-
-
-def report_context(settings: Settings) -> dict[str, Any]:
-    """All that the page shows of the settings' runs."""
-    weights, scores = ensemble.weights_and_scores(settings)
-    entry, same = comparable_entries(
-        comparison.load_entries(Path(settings.output_dir)), settings.run
+def load_report(settings: Settings) -> Report:
+    weights, scores = ensemble_weights.weights_and_scores(settings)
+    entries = comparison.load_entries(Path(settings.output_dir))
+    data = next(entry.data for entry in entries if entry.name == settings.run)
+    entries = [entry for entry in entries if entry.data == data]
+    has_test = datasets.has_test_images(settings)
+    return Report(
+        settings,
+        weights,
+        scores,
+        oof.choose_binarizer(settings, scores),
+        sorted(entries, key=lambda entry: -entry.scores.dice.mean()),
+        datasets.load_training_samples(settings),
+        datasets.load_test_samples(settings) if has_test else [],
+        csv_files.read_car_metadata(settings),
     )
-    rows, cut = datasets.load_training_samples(settings), choose_binarizer(settings, scores)
-    kind = (
-        binary_context(scores, same)
-        if scores.is_binary
-        else multiclass_context(scores, rows[0].class_map)
-    )
-    table, board, found = scores.table, comparison.build_leaderboard(same), kind["suspects"]
-    worst = list(table.nsmallest(N_WORST, "dice")["image_id"])
-    doubted = [name for name in found["image_id"] if name not in worst][:N_SUSPECTS]
-    cards = gallery.oof_cards(settings, rows, weights, cut, worst + doubted, pick_device(settings))
-    told, split = disagreement_section(settings, weights)
-    return kind | {
-        **{"title": settings.run, "tta": settings.tta, "data_dir": settings.data_dir},
-        **{"data": entry.data, "commit": provenance.current_commit(), "date": f"{date.today()}"},
-        **{"scores": scores, "count": len(np.unique(scores.groups)), "cut": cut},
-        "expect": expected_score(settings, scores),
-        **{
-            "board": comparison.format_scores(board),
-            "costs": comparison.format_costs(board),
-            "pairs": pairwise_differences(same),
-        },
-        "commands": list(zip(board["run"], board["command"], strict=True)),
-        **{
-            "learning": charts.learning_curves(settings, same),
-            "where": charts.breakdown_charts(settings, table),
-        },
-        "groups": group_table(settings, table),
-        "unit": "groups (cars)" if settings.dataset_format == "carvana" else "groups",
-        "worst": [cards[name] for name in worst],
-        "suspects": found.assign(dice=found["dice"].map("{:.5f}".format)),
-        **{"doubted": [cards[name] for name in doubted], "shown": worst + doubted},
-        **{"told": told, "split": split},
-    }
 
 
-def main() -> None:
-    settings = report_settings(sys.argv[1:])
-    output = Path(settings.output_dir)
-    known = report_context(settings)
-    files = {row.image_id: row.mask for row in datasets.load_training_samples(settings)}
-    found = known["suspects"].assign(mask=known["suspects"]["image_id"].map(files))
-    with atomic_write(output / "suspects.csv") as partial:
-        found.to_csv(partial, index=False)
-    pages = Environment(
-        loader=FileSystemLoader(config.SRC), undefined=StrictUndefined, autoescape=True
+def report_settings(args: list[str]) -> Settings:
+    """Return the settings of the runs in `args`, or else of the first of the leaderboard."""
+    output_dir = Path(config.load_settings(args).output_dir)
+    if not {"run", "runs", "recipe"} & config.parse_overrides(args).keys():
+        entries = comparison.load_entries(output_dir)
+        leader = output_dir / comparison.build_leaderboard(entries).loc[0, "run"]
+        is_ensemble = run_folder.ensemble_path(leader).exists()
+        runs = ensemble.read_ensemble(leader)["runs"] if is_ensemble else [leader.name]
+        args = [*args, f"runs=[{','.join(runs)}]"]
+    return ensemble.settings_for_prediction(args)
+
+
+def to_html_table(table: pd.DataFrame, linked: Container[str] = ()) -> Markup:
+    """Format a table as HTML; a cell in `linked` links to the card of that image."""
+    link = Markup('<a href="#{0}">{0}</a>')
+    cells = table.map(lambda cell: link.format(cell) if cell in linked else escape(cell))
+    with pd.option_context("display.max_colwidth", None):
+        return Markup(cells.to_html(index=False, border=0, escape=False))
+
+
+def main(args: list[str]) -> None:
+    report = load_report(report_settings(args))
+    output_dir = Path(report.settings.output_dir)
+    with atomic_write(output_dir / "suspects.csv") as tmp_path:
+        report.suspects.to_csv(tmp_path, index=False)
+    templates = Environment(
+        loader=FileSystemLoader(config.SRC / "reporting"),
+        undefined=StrictUndefined,
+        autoescape=True,
     )
-    text = pages.get_template("report.html").render(known, suspects_csv=output / "suspects.csv")
-    with atomic_write(output / "report.html") as partial:
-        partial.write_text(text, encoding="utf-8")
-    print(f"{output / 'report.html'}: {settings.run}, {len(text) / 1e6:.1f} MB")
+    templates.filters["html_table"] = to_html_table
+    html = templates.get_template("report.html").render(
+        report=report,
+        settings=report.settings,
+        scores=report.scores,
+        comparison=comparison,
+        commit=provenance.current_commit(),
+        date=date.today(),
+    )
+    with atomic_write(output_dir / "report.html") as tmp_path:
+        tmp_path.write_text(html, encoding="utf-8")
+    print(f"{output_dir / 'report.html'}: {report.settings.run}, {len(html) / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

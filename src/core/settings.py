@@ -137,8 +137,7 @@ class Settings:
     save_masks: bool = setting(False, "predict.py: also write PNG masks and overlays", scope="machine")
     submission_csv: str = setting("", "csv to write or check; empty: output/submission.csv, or the one in the run's folder", scope="machine")
     truth_csv: str = setting("", "score.py: csv of the true masks (img,rle_mask)", scope="machine")
-    bench_baselines: bool = setting(False, "bench.py: also measure a plain training loop and other RLE encoders", scope="machine")
-    bench_train_minutes: float = setting(0, "bench.py: minutes to train a plain 31M-parameter U-Net, scored on fold 0; 0: off", NON_NEGATIVE, scope="machine")
+    bench_baselines: bool = setting(False, "bench.py: also measure a plain training loop and the usual RLE encoders", scope="machine")
 
     @property
     def run_dir(self) -> Path:
@@ -191,7 +190,6 @@ RENAMED = {
     "lr_batch": "lr_reference_batch",
     "lr_rule": "lr_scaling",
     "masks": "save_masks",
-    "minutes": "bench_train_minutes",
     "overlap": "tile_overlap",
     "prepare": "prepare_scripts",
     "quantize": "reduce_colors",
@@ -209,7 +207,7 @@ RENAMED = {
     "validate_every": "validate_every_epochs",
     "workers": "num_workers",
 }
-REMOVED = {"augment_on"}  # settings of the first release that no longer exist
+REMOVED = {"augment_on", "minutes"}  # settings of the first release that no longer exist
 
 
 def rename_old_settings(values: dict[str, Any]) -> dict[str, Any]:

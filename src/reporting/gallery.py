@@ -1,146 +1,148 @@
-"""Images predicted once more, to be looked at: photograph, truth, prediction, errors."""
+"""Image cards of the report: photograph, truth, prediction and errors of one image."""
 
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
+from core.device import pick_device
 from core.settings import Settings
-from data import classes, datasets, image_io
+from data import classes, datasets
 from data.classes import IGNORE
 from data.sample import Sample
 from evaluation import ensemble, oof, visualize
 from evaluation.metrics import confusion_matrix, dataset_scores, mask_dice
 from inference.postprocess import Binarizer
-from inference.predictor import EnsembleMember, Prediction, predict
+from inference.predictor import EnsembleMember, Prediction, predict, predict_each_member
 
-THUMBNAIL_WIDTH = 480  # pixels of a picture on the page
+PICTURE_WIDTH = 480  # pixels
+Pictures = dict[str, np.ndarray]  # H×W×3 uint8 RGB by caption
 
 
 @dataclass
 class Card:
-    """An image on the page."""
-
     image_id: str
-    facts: list[str]
+    lines: list[str]
     pictures: list[tuple[str, str, int, int]]  # caption, data URI, width, height
 
 
-def make_card(row: Sample, facts: list[str], shown: dict[str, np.ndarray]) -> Card:
-    """A card of pictures (H×W×3 uint8 RGB) by caption."""
-    uris = [(caption, *visualize.jpeg_data_uri(p, THUMBNAIL_WIDTH)) for caption, p in shown.items()]
-    return Card(row.image_id, facts, uris)
+def make_card(sample: Sample, lines: list[str], pictures: Pictures) -> Card:
+    encoded = [(name, *visualize.jpeg_data_uri(p, PICTURE_WIDTH)) for name, p in pictures.items()]
+    return Card(sample.image_id, lines, encoded)
+
+
+# ---------------------------------------------------------------- training images
 
 
 def oof_cards(
     settings: Settings,
-    rows: list[Sample],
+    samples: list[Sample],
     weights: dict[str, float],
-    cut: Binarizer,
-    names: list[str],
-    device: torch.device,
+    binarizer: Binarizer,
+    image_ids: list[str],
 ) -> dict[str, Card]:
-    """A card for each named training image, by networks that never saw its group."""
-    cards, data = {}, datasets.dataset_fingerprint(rows)
-    chosen = [row for row in rows if row.image_id in set(names)]
-    for fold in sorted({row.fold for row in chosen}):
-        members = ensemble.load_oof_members(settings, fold, data, device)
-        for voter, run in zip(members, settings.runs, strict=True):
-            voter.weight = weights[run]
-        members = [voter for voter in members if voter.weight]
-        here = [row for row in chosen if row.fold == fold]
-        predictions = predict(members, here, settings, with_truth=True)
-        for prediction in oof.with_progress_bar(predictions, here, f"pictures of fold {fold}"):
-            cards[prediction.sample.image_id] = oof_card(prediction, cut)
+    """Predict training images by the networks that never saw their group; return cards by id."""
+    cards, device = {}, pick_device(settings)
+    fingerprint = datasets.dataset_fingerprint(samples)
+    chosen = [sample for sample in samples if sample.image_id in set(image_ids)]
+    for fold in sorted({sample.fold for sample in chosen}):
+        members = ensemble.load_oof_members(settings, fold, fingerprint, device)
+        for member, run in zip(members, settings.runs, strict=True):
+            member.weight = weights[run]
+        members = [member for member in members if member.weight]
+        held_out = [sample for sample in chosen if sample.fold == fold]
+        predictions = predict(members, held_out, settings, with_mask=True)
+        for prediction in oof.with_progress_bar(predictions, held_out, f"cards of fold {fold}"):
+            cards[prediction.sample.image_id] = oof_card(prediction, binarizer)
     return cards
 
 
-def oof_card(prediction: Prediction, cut: Binarizer) -> Card:
-    """What prediction and truth share, and where they differ."""
-    row, true = prediction.sample, prediction.loaded.truth
-    image, mask = image_io.read_sample_image(row), cut.mask(prediction.probability)
-    compare = compare_masks if row.class_map.is_binary else compare_classes
-    facts, shown = compare(row, image, mask, true)
-    whose = f"group {row.group}, view {row.view}, " if row.view else ""
-    facts.insert(1, f"{whose}fold {row.fold}")
-    return make_card(row, facts, {"photograph": image, **shown})
+def oof_card(prediction: Prediction, binarizer: Binarizer) -> Card:
+    sample, true = prediction.sample, prediction.loaded.mask
+    image, predicted = datasets.read_sample_image(sample), binarizer(prediction.probability)
+    compare = compare_masks if sample.class_map.is_binary else compare_classes
+    lines, pictures = compare(sample, image, predicted, true)
+    origin = f"group {sample.group}, view {sample.view}, " if sample.view else ""
+    lines.insert(1, f"{origin}fold {sample.fold}")
+    return make_card(sample, lines, {"photograph": image, **pictures})
 
 
-Comparison = tuple[list[str], dict[str, np.ndarray]]  # facts, pictures by caption
-
-
-def compare_masks(row: Sample, image: np.ndarray, mask: np.ndarray, true: np.ndarray) -> Comparison:
-    """Of one class: H×W bool against H×W bool."""
-    facts = [
-        f"Dice {mask_dice(mask, true):.5f}",
-        f"missed {np.count_nonzero(true & ~mask):,} pixels, "
-        f"invented {np.count_nonzero(mask & ~true):,}",
-        f"the truth has {true.mean():.1%} of the image, the prediction {mask.mean():.1%}",
+def compare_masks(
+    sample: Sample, image: np.ndarray, predicted: np.ndarray, true: np.ndarray
+) -> tuple[list[str], Pictures]:
+    """Describe and draw the errors of a binary prediction; both masks are H×W bool."""
+    lines = [
+        f"Dice {mask_dice(predicted, true):.5f}",
+        f"false negatives {np.count_nonzero(true & ~predicted):,} pixels, "
+        f"false positives {np.count_nonzero(predicted & ~true):,}",
+        f"area {true.mean():.1%} of the image, predicted {predicted.mean():.1%}",
     ]
-    return facts, {
+    return lines, {
         "truth": visualize.highlight_mask(image, true),
-        "prediction": visualize.highlight_mask(image, mask),
-        "errors: missed red, invented blue": visualize.error_map(image, mask, true),
-        "the largest error": visualize.zoom_on_error(image, mask, true),
+        "prediction": visualize.highlight_mask(image, predicted),
+        "false negatives red, false positives blue": visualize.error_map(image, predicted, true),
+        "the largest error": visualize.zoom_on_error(image, predicted, true),
     }
 
 
 def compare_classes(
-    row: Sample, image: np.ndarray, mask: np.ndarray, true: np.ndarray
-) -> Comparison:
-    """Of several: H×W uint8 against H×W uint8."""
-    names, matrix = row.class_map.names, confusion_matrix(mask, true, len(row.class_map.names))
-    found, wrong = dataset_scores(matrix), matrix * (1 - np.eye(len(names), dtype=int))
-    worst, taken = np.unravel_index(wrong.argmax(), wrong.shape)
-    facts = [
-        f"mean Dice {found['dice']:.4f}, mean IoU {found['iou']:.4f}, "
-        f"accuracy {found['accuracy']:.4f}",
-        f"most often {names[worst]} is taken for {names[taken]}: {wrong.max():,} pixels",
+    sample: Sample, image: np.ndarray, predicted: np.ndarray, true: np.ndarray
+) -> tuple[list[str], Pictures]:
+    """Describe and draw the errors of a multiclass prediction; both class maps are H×W uint8."""
+    names, class_map = sample.class_map.names, sample.class_map
+    matrix = confusion_matrix(predicted, true, len(names))
+    scores, errors = dataset_scores(matrix), matrix * (1 - np.eye(len(names), dtype=int))
+    true_class, predicted_class = np.unravel_index(errors.argmax(), errors.shape)
+    lines = [
+        f"mean Dice {scores['dice']:.4f}, mean IoU {scores['iou']:.4f}, "
+        f"accuracy {scores['accuracy']:.4f}",
+        f"most frequent error: {names[true_class]} predicted as {names[predicted_class]}, "
+        f"{errors.max():,} pixels",
     ]
-    return facts, {
-        "truth": classes.colorize(true, row.class_map),
-        "prediction": classes.colorize(mask, row.class_map),
-        "errors: wrong pixels red": visualize.error_map_multiclass(
-            image, (mask != true) & (true != IGNORE)
-        ),
+    wrong = (predicted != true) & (true != IGNORE)
+    return lines, {
+        "truth": classes.colorize(true, class_map),
+        "prediction": classes.colorize(predicted, class_map),
+        "wrong pixels red": visualize.error_map_multiclass(image, wrong),
     }
+
+
+# ---------------------------------------------------------------- test images
 
 
 def disagreement_cards(
     settings: Settings,
     members: list[EnsembleMember],
-    rows: list[Sample],
+    samples: list[Sample],
     agreement: dict[str, float],
 ) -> list[Card]:
-    """A card for each of these test images: where the networks are split."""
-    cards = []
-    weights = np.array([voter.weight for voter in members])
-    # One at a time: a probability is kept of every network.
-    alone = replace(settings, batch_size=1)
-    predictions = predict(members, rows, alone, apart=True)
-    for prediction in oof.with_progress_bar(predictions, rows, "pictures of test images"):
-        row, image = prediction.sample, image_io.read_sample_image(prediction.sample)
-        each = prediction.probability  # M×C×H×W
-        joint = torch.einsum("mchw,m->chw", each, torch.tensor(weights / weights.sum()).to(each))
-        if row.class_map.is_binary:
-            votes, shown = (
-                each[:, 0] >= 0.5,
-                visualize.highlight_mask(image, (joint[0] >= 0.5).cpu().numpy()),
-            )
-        else:
-            classes = joint.argmax(0)
-            votes = each.argmax(1) == classes
-            shown = classes.colorize(classes.byte().cpu().numpy(), row.class_map)
-        share = np.tensordot(weights / weights.sum(), votes.cpu().numpy(), 1)
-        facts = [
-            f"agreement {agreement[row.image.name]:.5f} of {len(members)} networks with what they "
-            "say together",
-            f"split over {np.count_nonzero((share > 0.2) & (share < 0.8)):,} pixels",
-        ]
-        shown = {
-            "photograph": image,
-            "joint prediction": shown,
-            "where networks differ": visualize.disagreement_heatmap(image, share),
-        }
-        cards.append(make_card(row, facts, shown))
-    return cards
+    """Predict test images by each network alone; return cards that show where they differ."""
+    weights = np.array([member.weight for member in members])
+    weights /= weights.sum()
+    # One image at a time: the probabilities of all networks are in memory together.
+    predictions = predict_each_member(members, samples, replace(settings, batch_size=1))
+    return [
+        disagreement_card(prediction, weights, agreement[prediction.sample.image.name])
+        for prediction in oof.with_progress_bar(predictions, samples, "cards of test images")
+    ]
+
+
+def disagreement_card(prediction: Prediction, weights: np.ndarray, agreement: float) -> Card:
+    """Show where the M networks with these weights differ; `probability` is M×C×H×W."""
+    sample, each = prediction.sample, prediction.probability
+    image = datasets.read_sample_image(sample)
+    mean = torch.einsum("mchw,m->chw", each, torch.tensor(weights).to(each))
+    if sample.class_map.is_binary:
+        votes = each[:, 0] >= 0.5
+        picture = visualize.highlight_mask(image, (mean[0] >= 0.5).cpu().numpy())
+    else:
+        votes = each.argmax(1) == mean.argmax(0)
+        picture = classes.colorize(mean.argmax(0).byte().cpu().numpy(), sample.class_map)
+    share = np.tensordot(weights, votes.cpu().numpy(), 1)
+    lines = [
+        f"agreement of the {len(weights)} networks with their ensemble: {agreement:.5f}",
+        f"disputed: {np.count_nonzero((share > 0.2) & (share < 0.8)):,} pixels",
+    ]
+    heatmap = visualize.disagreement_heatmap(image, share)
+    pictures = {"photograph": image, "ensemble prediction": picture}
+    return make_card(sample, lines, pictures | {"where networks differ": heatmap})
