@@ -56,7 +56,7 @@ class Prediction:
     loaded: LoadedSample
 
 
-T = TypeVar("T")
+Item = TypeVar("Item")
 MemberProbability = tuple[EnsembleMember, Tensor]  # float32 C×h×w in [0, 1], at network size
 Combine = Callable[[LoadedSample, list[MemberProbability]], Prediction]
 
@@ -79,13 +79,12 @@ def predict(
 
     def combine(loaded: LoadedSample, probabilities: list[MemberProbability]) -> Prediction:
         mean = weighted_mean(probabilities, loaded.native_size)
-        agreement = (
-            member_agreement(probabilities, mean, loaded.native_size) if with_agreement else None
-        )
+        agreement = None
+        if with_agreement:
+            agreement = member_agreement(probabilities, mean, loaded.native_size)
         return Prediction(loaded.sample, mean, agreement, loaded)
 
-    batches = load_batches(members, samples, settings, with_mask, cache)
-    return prefetch(predict_batches(members, batches, settings, combine), PREFETCHED_PREDICTIONS)
+    return predict_in_background(members, samples, settings, with_mask, cache, combine)
 
 
 def predict_each_member(
@@ -103,23 +102,24 @@ def predict_each_member(
         ]
         return Prediction(loaded.sample, torch.stack(native), None, loaded)
 
-    batches = load_batches(members, samples, settings, with_mask, None)
-    return prefetch(predict_batches(members, batches, settings, combine), PREFETCHED_PREDICTIONS)
+    return predict_in_background(members, samples, settings, with_mask, None, combine)
 
 
-def load_batches(
+def predict_in_background(
     members: list[EnsembleMember],
     samples: list[Sample],
     settings: Settings,
     with_mask: bool,
     cache: Cache | None,
-) -> Iterator[list[LoadedSample]]:
-    """Start loading the samples, preprocessed for every member, in batches of `batch_size`."""
+    combine: Combine,
+) -> Iterator[Prediction]:
+    """Load the samples, preprocessed for every member, and predict them in a background thread."""
     preprocessings = {member.preprocessing for member in members}
-    return iter(prediction_loader(samples, preprocessings, settings, with_mask, cache))
+    batches = iter(prediction_loader(samples, preprocessings, settings, with_mask, cache))
+    return prefetch(predict_batches(members, batches, settings, combine), PREFETCHED_PREDICTIONS)
 
 
-def prefetch(items: Generator[T, None, None], count: int) -> Iterator[T]:
+def prefetch(items: Generator[Item, None, None], count: int) -> Iterator[Item]:
     """Iterate over the items in order, up to `count` of them ahead in a background thread."""
     end = object()
     try:
