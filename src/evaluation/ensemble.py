@@ -12,7 +12,7 @@ import torch
 from core import config, run_folder
 from core.errors import InputError
 from core.settings import MODEL_SETTINGS, Settings
-from data.classes import get_class_map
+from data.datasets import get_class_map
 from inference.predictor import EnsembleMember, make_member
 from models import checkpoint
 
@@ -57,10 +57,14 @@ def check_classes_match(settings: Settings, run_dir: Path) -> None:
         trained = tuple(checkpoint.read_metadata(path).get("names", ()))
         if trained != names and (len(trained) > 1 or len(names) > 1):
             raise InputError(
-                f"{path}: was trained with {len(trained)} classes ({', '.join(trained[:3])}, ...), "
-                f"the settings select {len(names)} ({', '.join(names[:3])}, ...): set "
-                "dataset_format=, cityscapes_classes= and trimap_border= as in training"
+                f"{path}: was trained with {_format_classes(trained)}, the settings select "
+                f"{_format_classes(names)}: set dataset_format=, cityscapes_classes= and "
+                "trimap_border= as in training"
             )
+
+
+def _format_classes(names: tuple[str, ...]) -> str:
+    return f"{len(names)} classes ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
 # ---------------------------------------------------------------- members

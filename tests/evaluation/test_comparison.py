@@ -1,0 +1,130 @@
+"""The leaderboard compares only what is comparable, and calls chance what cars could make."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from evaluation import comparison
+from evaluation.comparison import LeaderboardEntry
+from evaluation.metrics import probability_histograms
+from evaluation.oof import Scores
+
+COLUMNS = {
+    **{"tta": "hflip", "tta_gain": 0.001, "parameters": 5_000_000, "seconds": 600},
+    **{"images_per_second": 20.0, "commit": "abc", "command": "bash train.sh"},
+}
+
+
+def make_entry(name, gain=0.0, folds=(0, 1), data="same", seed=0, spread=0.01, n_cars=8):
+    """An entry with n_cars a fold and four images a car; dice is 0.9 + a draw per car + gain."""
+    cars = [(fold, f"{fold}{car}") for fold in folds for car in range(n_cars)]
+    rng = np.random.default_rng(seed)
+    draws = {car: rng.normal(0, spread) for _, car in cars}
+    rows = [
+        {"image_id": f"{car}_{view}", "group": car, "view": str(view), "fold": fold}
+        | {"dice": 0.9 + draws[car] + gain}
+        for fold, car in cars
+        for view in range(4)
+    ]
+    mask = np.repeat([True, False], 10)[None]
+    histograms = probability_histograms(np.where(mask, 200, 50).astype(np.uint8), mask)
+    per_image = {
+        "histograms": np.stack([histograms] * len(rows)),
+        "step_dice": np.full((len(rows), 5), 0.9),
+    }
+    return LeaderboardEntry(name, Scores(pd.DataFrame(rows), per_image), COLUMNS, data)
+
+
+def make_multiclass_entry(name):
+    table = make_entry(name).scores.table
+    confusion = np.tile([[8, 1, 0], [0, 9, 1], [1, 0, 10]], (len(table), 1, 1))
+    return LeaderboardEntry(name, Scores(table, {"confusion": confusion}), COLUMNS, "classes")
+
+
+# ---------------------------------------------------------------- ranking and differences
+
+
+def test_build_leaderboard_ranks_by_dice_and_compares_with_best():
+    entries = [make_entry("worse"), make_entry("best", 0.01), make_entry("middle", 0.005)]
+    table = comparison.build_leaderboard(entries)
+    assert table["run"].tolist() == ["best", "middle", "worse"]
+    assert table["diff_to_best"].tolist() == pytest.approx([0, -0.005, -0.01])
+    column = comparison.format_scores(table)["against the best (95%)"]
+    assert column[0] == "best" and column[2].endswith("real")
+
+
+def test_build_leaderboard_ranks_partial_run_below_complete_one():
+    entries = [make_entry("one fold", 0.05, folds=(1,)), make_entry("both")]
+    assert comparison.build_leaderboard(entries)["run"].tolist() == ["both", "one fold"]
+
+
+def test_build_leaderboard_names_folds_groups_and_dice_per_fold():
+    row = comparison.build_leaderboard([make_entry("a", spread=0)]).iloc[0]
+    assert row["folds"] == "0 1" and row["dice_per_fold"] == "0.90000 0.90000"
+    assert (row["images"], row["groups"]) == (64, 16)
+    assert row["oof_dice"] == pytest.approx(0.9) and row["standard_error"] == pytest.approx(0)
+
+
+def test_compare_to_calls_difference_within_spread_of_cars_chance():
+    noise = comparison.compare_to(make_entry("a", 0.001, seed=1), make_entry("b", seed=2))
+    assert comparison.format_difference(noise).endswith("may be chance")
+    every_car = comparison.compare_to(make_entry("a", 0.001), make_entry("b"))
+    text = comparison.format_difference(every_car)
+    assert text == "+0.00100 [+0.00100, +0.00100] real"
+
+
+def test_compare_to_uses_only_images_of_both():
+    one_fold = make_entry("one", 0.002, folds=(1,), spread=0)
+    difference = comparison.compare_to(one_fold, make_entry("all", spread=0))
+    assert difference["shared_images"] == 32
+    assert difference["diff_to_best"] == pytest.approx(0.002)
+
+
+def test_compare_to_without_common_image_has_no_difference():
+    difference = comparison.compare_to(make_entry("a", folds=(1,)), make_entry("b", folds=(0,)))
+    assert difference["shared_images"] == 0 and np.isnan(difference["diff_to_best"])
+    assert comparison.format_difference(difference) == "no image in common"
+
+
+def test_split_by_data_separates_runs_on_other_data():
+    entries = [
+        make_entry("a"),
+        make_entry("x", 0.05, folds=(0,), data="other"),
+        make_entry("b", 0.01),
+    ]
+    parts = comparison.split_by_data(comparison.build_leaderboard(entries))
+    assert [part["run"].tolist() for _, part in parts] == [["b", "a"], ["x"]]
+    assert parts[1][1].loc[0, "diff_to_best"] == 0
+    assert parts[1][0] == "32 images of 8 groups (data and folds other)"
+
+
+# ---------------------------------------------------------------- text
+
+
+def test_format_scores_of_one_group_has_no_nan():
+    entries = [make_entry(name, gain, (0,), n_cars=1) for name, gain in (("a", 0.01), ("b", 0))]
+    table = comparison.build_leaderboard(entries)
+    assert table["standard_error"].isna().all()
+    text = comparison.format_scores(table)
+    assert text["oof dice"][0].endswith("(one group, no standard error)")
+    assert text["against the best (95%)"][1] == "-0.01000 (one group, no interval)"
+    assert "nan" not in text.to_string() + comparison.format_costs(table).to_string()
+
+
+def test_format_scores_shows_columns_of_each_task():
+    table = comparison.build_leaderboard([make_entry("a"), make_multiclass_entry("c")])
+    (_, binary), (_, multiclass) = comparison.split_by_data(table)
+    text = comparison.format_scores(binary)
+    assert text["threshold"][0] == "0.500 +0.00000"
+    assert text["postprocess"][0] == "none +0.00000"
+    text = comparison.format_scores(multiclass)
+    assert text["accuracy"][0] == f"{27 / 30:.4f}" and "threshold" not in text
+    mean_iou = np.mean([8 / 10, 9 / 11, 10 / 12])
+    assert text["mean IoU"][0] == f"{mean_iou:.4f}"
+
+
+def test_to_markdown_has_header_rule_and_rows():
+    table = pd.DataFrame({"run": ["a", "b"], "dice": ["0.9", ""]})
+    assert comparison.to_markdown(table) == (
+        "| run | dice |\n| --- | --- |\n| a | 0.9 |\n| b |  |\n"
+    )

@@ -1,0 +1,390 @@
+"""Ensembles of runs: which network scores which fold, how runs are weighted, what is remembered.
+
+The networks predict a constant, which shows in the scores which of them were used.
+"""
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import assert_input_error, make_data, prediction_args, tiny_settings_args
+
+import leaderboard
+from core import config, run_folder
+from core.errors import InputError
+from data.classes import ClassMap
+from data.datasets import dataset_fingerprint, load_training_samples
+from data.loaders import LoadedSample
+from data.sample import Sample
+from evaluation import comparison, ensemble, ensemble_weights, oof
+from inference.predictor import Prediction
+from models import checkpoint
+from models.build import build_model
+
+CPU = torch.device("cpu")
+N_FOLDS = 3
+PROBABILITY = {"a": 0.1, "b": 0.4}  # of fold 0; fold k adds 0.1·k
+
+
+@dataclass
+class Runs:
+    """Runs a and b of three folds whose network of fold k predicts PROBABILITY + 0.1·k."""
+
+    data_dir: Path
+    output_dir: Path
+
+    def args(self, *more):
+        return [*tiny_settings_args(self.data_dir, self.output_dir), *more]
+
+    def settings(self, *more):
+        return ensemble.settings_for_prediction([*prediction_args(self.args()), *more])
+
+    @property
+    def ensemble_settings(self):
+        return self.settings("runs=[a,b]")
+
+    @property
+    def samples(self):
+        return load_training_samples(self.ensemble_settings)
+
+    def weights_path(self, run, fold):
+        return run_folder.weights_path(self.output_dir / run, fold)
+
+
+def save_constant_network(settings, fold, probability, data_fingerprint):
+    """Save a network that predicts `probability` for every pixel, as one that held out `fold`."""
+    network = build_model(settings)
+    with torch.no_grad():
+        *_, weight, bias = network.parameters()  # of the last convolution
+        weight.zero_()
+        bias.fill_(np.log(probability / (1 - probability)))
+    metadata = {
+        "classes": 1,
+        "names": ["car"],
+        "fold": fold,
+        "data": data_fingerprint,
+        "val_dice": 0.5,
+    }
+    metadata |= {"parameters": 1, "command": "bash train.sh", "commit": "abc"}
+    path = run_folder.weights_path(settings.run_dir, fold)
+    checkpoint.save_model(path, network, settings, metadata)
+
+
+def save_constant_fold(settings, fold, probability, samples):
+    """Save all that training leaves of a fold: weights, out-of-fold scores and history."""
+    fingerprint = dataset_fingerprint(samples)
+    save_constant_network(settings, fold, probability, fingerprint)
+    held_out = [sample for sample in samples if sample.fold == fold]
+    members = ensemble.load_oof_members(settings, fold, fingerprint, CPU)
+    scores = oof.score_out_of_fold(members, held_out, settings, "")
+    oof.save_scores(run_folder.fold_dir(settings.run_dir, fold), scores)
+    history = "epoch,loss,seconds,images_per_second,val_dice\n1,1,60,10,0.5\n"
+    run_folder.history_path(settings.run_dir, fold).write_text(history)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Tests must not change it."""
+    folder = tmp_path_factory.mktemp("runs")
+    runs = Runs(make_data(folder / "data", cars=6, folds=N_FOLDS), folder / "output")
+    for run, probability in PROBABILITY.items():
+        settings = config.load_settings(runs.args(f"run={run}"))
+        run_folder.save_run_settings(settings)
+        samples = load_training_samples(settings)
+        for fold in range(N_FOLDS):
+            save_constant_fold(settings, fold, probability + 0.1 * fold, samples)
+    return runs
+
+
+@pytest.fixture
+def runs_copy(runs, tmp_path):
+    """A copy that the test may change."""
+    shutil.copytree(runs.output_dir, tmp_path / "output")
+    return Runs(runs.data_dir, tmp_path / "output")
+
+
+# ---------------------------------------------------------------- settings
+
+
+def test_settings_for_prediction_inherits_training_settings_but_not_the_machines(runs):
+    settings = runs.settings("runs=[b,a]", "tta=flips", "device=cpu")
+    assert (settings.size, settings.channels, settings.batch_size) == ([32, 48], [8, 16], 4)
+    assert settings.folds_csv == str(runs.data_dir / "folds.csv")
+    assert settings.tta == "flips" and settings.runs == ["b", "a"]
+    assert settings.run == "a+b"
+    assert config.load_settings(runs.args()).precision == "fp32"
+    args = [f"output_dir={runs.output_dir}", "run=a"]
+    assert ensemble.settings_for_prediction(args).precision == "auto"
+
+
+def test_settings_not_inherited_are_settings():
+    assert config.FIELDS.keys() >= ensemble.NOT_INHERITED_BY_PREDICTION
+
+
+@pytest.mark.parametrize(
+    ("args", "parts"),
+    [
+        (["runs=[a,b]", "channels=[8,8]"], ["channels cannot be changed at prediction"]),
+        (
+            ["runs=[a,b]", "trimap_border=class", "dataset_format=pets"],
+            ["3 classes", "dataset_format="],
+        ),
+        (["run=c"], ["c: has no trained fold", "bash train.sh recipe=carvana"]),
+    ],
+)
+def test_settings_for_prediction_of_other_model_classes_or_run_is_rejected(runs, args, parts):
+    assert_input_error(lambda a: runs.settings(*a), args, *parts)
+
+
+def test_settings_for_prediction_of_hand_edited_config_is_checked(runs_copy):
+    path = run_folder.config_path(runs_copy.output_dir / "a")
+    path.write_text(path.read_text().replace("tta: hflip", "tta: sideways"))
+    assert_input_error(lambda args: runs_copy.settings(*args), ["runs=[a,b]"], "tta=sideways")
+
+
+# ---------------------------------------------------------------- members
+
+
+def test_load_oof_members_of_network_in_another_folds_folder_is_rejected(runs_copy):
+    fingerprint = dataset_fingerprint(runs_copy.samples)
+    shutil.copy(runs_copy.weights_path("a", 2), runs_copy.weights_path("a", 1))
+    settings = runs_copy.ensemble_settings
+    with pytest.raises(InputError, match="held out fold 2, not 1; the file was moved"):
+        ensemble.load_oof_members(settings, 1, fingerprint, CPU)
+    assert len(ensemble.load_oof_members(settings, 0, fingerprint, CPU)) == 2
+
+
+def test_load_oof_members_of_networks_of_other_data_is_rejected(runs):
+    fewer = dataset_fingerprint(runs.samples[1:])
+    with pytest.raises(InputError, match=r"would not be out of fold$"):
+        ensemble.load_oof_members(runs.ensemble_settings, 0, fewer, CPU)
+    limited = runs.settings("runs=[a,b]", "max_images=1")
+    fewer = dataset_fingerprint(load_training_samples(limited))
+    with pytest.raises(InputError, match=r"\(set max_images=0, as in training\)"):
+        ensemble.load_oof_members(limited, 0, fewer, CPU)
+
+
+def test_load_members_shares_a_runs_weight_among_its_folds(runs):
+    members = ensemble.load_members(runs.ensemble_settings, {"a": 0.75, "b": 0.25}, CPU)
+    assert [*members] == [str(runs.weights_path(run, k)) for run in "ab" for k in range(N_FOLDS)]
+    weights = [member.weight for member in members.values()]
+    assert weights == pytest.approx([0.25] * 3 + [0.25 / 3] * 3)
+
+
+def test_load_members_leaves_out_runs_without_weight_and_other_folds(runs):
+    members = ensemble.load_members(runs.ensemble_settings, {"a": 1.0, "b": 0.0}, CPU)
+    assert len(members) == 3
+    one_fold = runs.settings("runs=[a,b]", "fold=1")
+    members = ensemble.load_members(one_fold, {"a": 0.5, "b": 0.5}, CPU)
+    assert [*members] == [str(runs.weights_path(run, 1)) for run in "ab"]
+    with pytest.raises(InputError, match="a: lacks fold 7; train it"):
+        ensemble.load_members(runs.settings("runs=[a,b]", "fold=7"), {"a": 1.0}, CPU)
+
+
+def test_common_folds_are_those_of_all_runs(runs_copy):
+    assert ensemble.common_folds(runs_copy.ensemble_settings) == [0, 1, 2]
+    (runs_copy.output_dir / "b/fold1/oof.npz").unlink()
+    assert ensemble.common_folds(runs_copy.ensemble_settings) == [0, 2]
+    for fold in (0, 2):
+        (runs_copy.output_dir / f"a/fold{fold}/oof.npz").unlink()
+    with pytest.raises(InputError, match=r"no fold is trained in all of them \(a: \[1\], b: \[0, "):
+        ensemble.common_folds(runs_copy.ensemble_settings)
+    with pytest.raises(InputError, match="nowhere: has no trained fold"):
+        ensemble.common_folds(config.load_settings(runs_copy.args("runs=[a,nowhere]")))
+
+
+# ---------------------------------------------------------------- scores of an ensemble
+
+
+def test_score_ensemble_predicts_each_image_by_the_networks_that_held_it_out(runs_copy):
+    settings, samples = runs_copy.ensemble_settings, runs_copy.samples
+    ensemble_weights.score_ensemble(settings, samples, CPU)
+    scores = oof.load_scores([settings.run_dir])
+    in_fold_order = sorted(samples, key=lambda sample: sample.fold)
+    assert scores.table["image_id"].tolist() == [sample.image_id for sample in in_fold_order]
+    for histogram, sample in zip(scores.histograms, in_fold_order, strict=True):
+        level = histogram.sum(axis=0).argmax()
+        assert histogram[:, level].sum() == 48 * 72  # one probability in the whole image
+        mean = (0.1 + 0.4) / 2 + 0.1 * sample.fold
+        assert level == pytest.approx(256 * mean, abs=1)
+
+
+def test_score_ensemble_writes_what_read_ensemble_reads(runs_copy, capsys):
+    settings, samples = runs_copy.ensemble_settings, runs_copy.samples
+    written = ensemble_weights.score_ensemble(settings, samples, CPU)
+    assert capsys.readouterr().out.startswith("a+b: weights: a 0.50, b 0.50; gain over equal")
+    stored = ensemble.read_ensemble(settings.run_dir)
+    assert stored == json.loads(json.dumps(written))
+    assert stored["runs"] == {"a": 0.5, "b": 0.5} and stored["folds"] == [0, 1, 2]
+    assert stored["data"] == dataset_fingerprint(samples) and stored["tta"] == "hflip"
+    digest = hashlib.sha256(runs_copy.weights_path("b", 2).read_bytes()).hexdigest()
+    assert len(stored["networks"]) == 6
+    assert stored["networks"]["b/fold2/best.safetensors"] == digest
+
+
+@pytest.mark.parametrize("folds_or_runs", ["one common fold", "four runs"])
+def test_score_ensemble_without_choice_has_equal_weights(runs_copy, folds_or_runs, capsys):
+    names = ["a", "b"]
+    if folds_or_runs == "four runs":
+        for name in ("c", "d"):
+            shutil.copytree(runs_copy.output_dir / "b", runs_copy.output_dir / name)
+        names = ["a", "b", "c", "d"]
+    else:
+        for fold in (1, 2):
+            (runs_copy.output_dir / f"b/fold{fold}/oof.npz").unlink()
+    settings = runs_copy.settings(f"runs=[{','.join(names)}]")
+    stored = ensemble_weights.score_ensemble(settings, runs_copy.samples, CPU)
+    assert stored["runs"] == dict.fromkeys(names, 1 / len(names))
+    assert stored["interval"] is None and stored["gain_over_equal_weights"] == 0
+    assert "equal weights: a " in capsys.readouterr().out
+    level = oof.load_scores([settings.run_dir]).histograms[0].sum(axis=0).argmax()
+    mean = np.mean([PROBABILITY["a"], *[PROBABILITY["b"]] * (len(names) - 1)])
+    assert level == pytest.approx(256 * mean, abs=1)
+
+
+def test_score_ensemble_does_not_overwrite_a_run(runs_copy):
+    settings = runs_copy.ensemble_settings
+    path = run_folder.config_path(settings.run_dir)
+    path.parent.mkdir()
+    path.write_text("")
+    with pytest.raises(InputError, match=r"a\+b: this name is reserved for the ensemble"):
+        ensemble_weights.score_ensemble(settings, runs_copy.samples, CPU)
+
+
+def test_weights_and_scores_of_one_run_are_those_of_its_folds(runs):
+    weights, scores = ensemble_weights.weights_and_scores(runs.settings("run=a"))
+    assert weights == {"a": 1.0} and len(scores.dice) == len(runs.samples)
+
+
+def test_weights_and_scores_scores_an_ensemble_once_and_again_after_a_change(runs_copy, capsys):
+    settings = runs_copy.ensemble_settings
+    first = ensemble_weights.weights_and_scores(settings)
+    assert "ensemble not scored yet" in capsys.readouterr().out
+    second = ensemble_weights.weights_and_scores(settings)
+    assert capsys.readouterr().out == ""
+    assert first[0] == second[0] and np.array_equal(first[1].histograms, second[1].histograms)
+    shutil.copytree(runs_copy.output_dir / "b/fold0", runs_copy.output_dir / "b/fold3")
+    assert not ensemble.is_up_to_date(settings.run_dir)
+    ensemble_weights.weights_and_scores(settings)
+    assert "ensemble not scored yet" in capsys.readouterr().out
+    assert ensemble.is_up_to_date(settings.run_dir)
+
+
+def test_is_up_to_date_hashes_a_file_once_until_it_changes(runs_copy, monkeypatch):
+    settings, hashed = runs_copy.ensemble_settings, []
+    ensemble_weights.score_ensemble(settings, runs_copy.samples, CPU)
+    file_digest = hashlib.file_digest
+    monkeypatch.setattr(
+        hashlib,
+        "file_digest",
+        lambda file, name: hashed.append(file.name) or file_digest(file, name),
+    )
+    assert ensemble.is_up_to_date(settings.run_dir) and ensemble.is_up_to_date(settings.run_dir)
+    assert hashed == []
+    path = runs_copy.weights_path("a", 0)
+    path.write_bytes(path.read_bytes() + b"\0")
+    assert not ensemble.is_up_to_date(settings.run_dir)
+    assert not ensemble.is_up_to_date(settings.run_dir)
+    assert hashed == [str(path)]
+
+
+@pytest.mark.parametrize("data", [None, b"{", b"\xff"])
+def test_read_ensemble_of_missing_or_damaged_file_is_an_input_error(tmp_path, data):
+    if data is not None:
+        (tmp_path / "ensemble.json").write_bytes(data)
+    with pytest.raises(InputError, match=r"ensemble.json: cannot be read"):
+        ensemble.read_ensemble(tmp_path)
+
+
+# ---------------------------------------------------------------- choice of weights
+
+
+def predictions_of(probabilities_and_masks):
+    """Predictions of each run, R×1×H×W, and their samples: three images of a car, a car a fold."""
+    predictions = []
+    for i, (probabilities, mask) in enumerate(probabilities_and_masks):
+        image, car, fold = Path(f"{i // 3}_{i % 3}.jpg"), f"{i // 3}", i // 3
+        sample = Sample(image, car, None, fold, "carvana", ClassMap(("car",), ((0, 0, 0),)))
+        loaded = LoadedSample(sample, mask.shape, {}, mask)
+        probability = torch.from_numpy(probabilities)[:, None].float()
+        predictions.append(Prediction(sample, probability, None, loaded))
+    return predictions, [prediction.sample for prediction in predictions]
+
+
+def noisy_probabilities(noise_of_image):
+    """Probabilities of two runs whose noise may differ by image, and the masks."""
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        mask = rng.random((20, 20)) < 0.5
+        runs = [np.where(mask, 0.6, 0.4) + rng.normal(0, s, (20, 20)) for s in noise_of_image(i)]
+        yield np.stack(runs).clip(0, 1), mask
+
+
+def test_choose_weights_takes_weights_that_gain_on_every_fold():
+    predictions, samples = predictions_of(noisy_probabilities(lambda i: (0.05, 0.5)))
+    choice = ensemble_weights.choose_weights(predictions, samples, ["good", "bad"])
+    equal = ensemble_weights.equal_weights(
+        [Prediction(p.sample, p.probability.mean(0), None, p.loaded) for p in predictions],
+        samples,
+        ["good", "bad"],
+    )
+    assert choice.weights["good"] >= 0.8 and sum(choice.weights.values()) == pytest.approx(1)
+    assert choice.gain > 0.01 and choice.interval[0] > 0
+    best_dice = "dice_best_threshold"
+    gain = choice.scores.table[best_dice].mean() - equal.scores.table[best_dice].mean()
+    assert gain == pytest.approx(choice.gain, abs=0.01)
+    assert choice.describe().startswith(f"weights: good {choice.weights['good']:.2f}, bad ")
+
+
+def test_choose_weights_keeps_equal_weights_if_the_better_run_differs_by_fold():
+    noise = {0: (0.05, 0.5), 1: (0.5, 0.05), 2: (0.05, 0.5), 3: (0.5, 0.05)}
+    predictions, samples = predictions_of(noisy_probabilities(lambda i: noise[i // 3]))
+    choice = ensemble_weights.choose_weights(predictions, samples, ["x", "y"])
+    assert choice.weights == {"x": 0.5, "y": 0.5}
+    assert choice.gain <= 0 and choice.interval[0] <= choice.gain <= choice.interval[1]
+
+
+# ---------------------------------------------------------------- leaderboard
+
+
+def test_leaderboard_has_runs_and_ensemble_with_costs_of_its_runs(runs_copy, capsys):
+    leaderboard.main([*prediction_args(runs_copy.args()), "runs=[b,a]"])
+    printed = capsys.readouterr().out
+    assert "a+b: weights: b 0.50, a 0.50" in printed and "against the best (95%)" in printed
+    assert "post-processing of" in printed and "  fill: " in printed
+    table = pd.read_csv(runs_copy.output_dir / "leaderboard.csv").set_index("run")
+    assert set(table.index) == {"a", "b", "a+b"} and table["oof_dice"].is_monotonic_decreasing
+    scores = oof.load_scores([runs_copy.output_dir / "a" / f"fold{k}" for k in range(N_FOLDS)])
+    row = table.loc["a"]
+    assert row["oof_dice"] == pytest.approx(scores.dice.mean(), abs=1e-6)
+    assert row["tta_gain"] == pytest.approx(scores.dice.mean() - 0.5, abs=1e-6)
+    assert (row["images"], row["groups"], row["shared_images"]) == (18, 6, 18)
+    assert {"standard_error", "diff_to_best", "diff_ci_low", "diff_ci_high"} <= {*table.columns}
+    assert table["seconds"].to_dict() == {"a": 180, "b": 180, "a+b": 360}
+    assert table.loc["a+b", "command"] == "python src/leaderboard.py runs=[b,a]"
+    text = (runs_copy.output_dir / "leaderboard.md").read_text()
+    assert all(f"| {run} |" in text for run in table.index)
+    assert text.startswith("# Out-of-fold leaderboard\n\n## 18 images of 6 groups (data and folds ")
+    assert "- a: `bash train.sh`\n  - specks: " in text
+
+
+def test_leaderboard_leaves_out_ensemble_whose_run_has_changed(runs_copy, capsys):
+    settings = runs_copy.ensemble_settings
+    ensemble_weights.score_ensemble(settings, runs_copy.samples, CPU)
+    assert [e.name for e in comparison.load_entries(runs_copy.output_dir)] == ["a", "b", "a+b"]
+    shutil.rmtree(runs_copy.output_dir / "b/fold2")
+    capsys.readouterr()
+    leaderboard.main(prediction_args(runs_copy.args())[:2])
+    assert "a+b: left out, its runs have changed since" in capsys.readouterr().out
+    table = pd.read_csv(runs_copy.output_dir / "leaderboard.csv")
+    assert table["run"].tolist() == ["a", "b"]  # b is partial
+
+
+def test_leaderboard_without_finished_fold_is_rejected(tmp_path):
+    assert_input_error(leaderboard.main, [f"output_dir={tmp_path}"], "no run has a finished fold")

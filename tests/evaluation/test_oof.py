@@ -1,0 +1,190 @@
+"""oof.py: what is measured of a prediction, and how scores are stored and read again."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from core.errors import InputError
+from core.settings import Settings
+from data.classes import ClassMap
+from data.loaders import LoadedSample
+from data.sample import Sample
+from evaluation import oof
+from evaluation.metrics import best_threshold, mask_dice
+from inference.postprocess import STEPS
+from inference.predictor import Prediction
+
+CAR = ClassMap(("car",), ((60, 220, 90),))
+THREE_CLASSES = ClassMap(("a", "b", "c"), ((0, 0, 0), (9, 0, 0), (0, 9, 0)))
+
+
+def make_sample(i, class_map):
+    car = f"00{i // 2}"  # leading zeros
+    return Sample(Path(f"{car}_0{i % 2 + 1}.jpg"), car, None, i % 3, "carvana", class_map)
+
+
+def make_prediction(i, n_classes=1):
+    """A random prediction of 8×9 pixels and its mask."""
+    rng = np.random.default_rng(i)
+    if n_classes == 1:
+        sample, mask = make_sample(i, CAR), rng.random((8, 9)) < 0.6
+        probability = (0.3 * mask + 0.6 * rng.random((8, 9)))[None]
+    else:
+        sample = make_sample(i, THREE_CLASSES)
+        mask = rng.choice([0, 1, 2, 255], (8, 9)).astype(np.uint8)
+        probability = rng.dirichlet([1] * n_classes, (8, 9)).transpose(2, 0, 1)
+    loaded = LoadedSample(sample, (8, 9), {}, mask)
+    return Prediction(sample, torch.from_numpy(probability).float(), None, loaded)
+
+
+def make_scores(n_images, n_classes=1):
+    predictions = [make_prediction(i, n_classes) for i in range(n_images)]
+    statistics = [oof.image_statistics(prediction) for prediction in predictions]
+    return predictions, oof.to_scores([p.sample for p in predictions], statistics)
+
+
+# ---------------------------------------------------------------- statistics
+
+
+def test_binary_scores_are_dice_and_areas_of_thresholded_masks():
+    predictions, scores = make_scores(6)
+    assert scores.is_binary and scores.histograms.shape == (6, 2, 256)
+    assert scores.step_dice.shape == (6, 1 + len(STEPS))
+    best, _ = best_threshold(scores.histograms)
+    for row, prediction in zip(scores.table.itertuples(), predictions, strict=True):
+        probability, mask = prediction.probability[0].numpy(), prediction.loaded.mask
+        assert row.dice == pytest.approx(mask_dice(probability >= 0.5, mask))
+        assert row.dice_best_threshold == pytest.approx(mask_dice(probability >= best, mask))
+        assert row.area == pytest.approx(mask.mean())
+        assert row.predicted_area == pytest.approx((probability >= 0.5).mean())
+    assert scores.table["dice_best_threshold"].mean() > scores.dice.mean()
+    assert np.array_equal(scores.step_dice[:, 0], scores.dice)
+
+
+def test_multiclass_scores_are_those_of_the_argmax_without_ignored_pixels():
+    predictions, scores = make_scores(4, n_classes=3)
+    assert not scores.is_binary and scores.confusion.shape == (4, 3, 3)
+    for row, prediction in zip(scores.table.itertuples(), predictions, strict=True):
+        mask = prediction.loaded.mask
+        predicted, valid = prediction.probability.argmax(0).numpy(), mask != 255
+        dice = [mask_dice((predicted == c) & valid, mask == c) for c in range(3)]
+        assert row.dice == pytest.approx(np.mean(dice))
+        assert row.accuracy == pytest.approx((predicted == mask)[valid].mean())
+        assert row.iou == pytest.approx(np.mean([d / (2 - d) for d in dice]))
+
+
+@pytest.mark.parametrize("n_classes", [1, 3])
+def test_validation_scores_equal_out_of_fold_scores_at_half(n_classes):
+    predictions, scores = make_scores(4, n_classes)
+    validation = pd.DataFrame([oof.validation_scores(prediction) for prediction in predictions])
+    assert list(validation) == ["val_dice", "val_accuracy"]
+    assert validation["val_dice"].tolist() == pytest.approx(scores.dice.tolist())
+    if n_classes > 1:
+        assert validation["val_accuracy"].tolist() == pytest.approx(scores.table["accuracy"])
+    else:
+        masks = [p.loaded.mask for p in predictions]
+        right = [
+            ((p.probability[0].numpy() >= 0.5) == mask).mean()
+            for p, mask in zip(predictions, masks, strict=True)
+        ]
+        assert validation["val_accuracy"].tolist() == pytest.approx(right)
+
+
+def test_score_summary_names_the_best_threshold_or_the_pooled_scores():
+    _, binary = make_scores(6)
+    assert oof.score_summary(binary).startswith("best threshold 0.")
+    _, multiclass = make_scores(4, n_classes=3)
+    accuracy = np.trace(multiclass.confusion.sum(0)) / multiclass.confusion.sum()
+    assert oof.score_summary(multiclass).endswith(f"accuracy {accuracy:.4f}")
+
+
+# ---------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize("n_classes", [1, 3])
+def test_load_scores_returns_what_save_scores_wrote(tmp_path, n_classes):
+    _, scores = make_scores(6, n_classes)
+    oof.save_scores(tmp_path, scores)
+    loaded = oof.load_scores([tmp_path])
+    pd.testing.assert_frame_equal(loaded.table, scores.table, rtol=1e-7)
+    assert loaded.per_image.keys() == scores.per_image.keys()
+    for name, array in scores.per_image.items():
+        assert np.array_equal(loaded.per_image[name], array)
+    with np.load(tmp_path / "oof.npz") as file:
+        assert file["image_id"].tolist() == scores.table["image_id"].tolist()
+
+
+@pytest.mark.parametrize("name", ["oof", "test"])
+def test_save_scores_names_columns_after_the_split(tmp_path, name):
+    oof.save_scores(tmp_path, make_scores(2)[1], name)
+    columns = pd.read_csv(tmp_path / f"{name}.csv").columns
+    scores = [f"{name}_dice", f"{name}_dice_best_threshold", "area", "predicted_area"]
+    assert columns.tolist() == ["image_id", "group", "view", "fold", *scores]
+
+
+def test_load_scores_concatenates_folders(tmp_path):
+    parts = [make_scores(2)[1], make_scores(3)[1]]
+    for i, scores in enumerate(parts):
+        oof.save_scores(tmp_path / str(i), scores)
+    loaded = oof.load_scores([tmp_path / "0", tmp_path / "1"])
+    assert loaded.dice.tolist() == pytest.approx([*parts[0].dice, *parts[1].dice], abs=1e-8)
+    assert len(loaded.histograms) == 5
+
+
+def write_first_release(folder, n_images):
+    """Write oof.csv and oof.npz as the first release did; return the Dice after sets of steps."""
+    _, scores = make_scores(n_images)
+    subsets = np.random.default_rng(0).random((n_images, 16))  # bit s of the index is step s
+    old_names = {"dice_best_threshold": "dice_at_best"}
+    scores.table.rename(columns=old_names).to_csv(folder / "oof.csv", index=False)
+    image_id = scores.table["image_id"].to_numpy(str)
+    np.savez(folder / "oof.npz", image_id=image_id, counts=scores.histograms, trials=subsets)
+    return scores, subsets
+
+
+def test_load_scores_reads_files_of_the_first_release(tmp_path):
+    scores, subsets = write_first_release(tmp_path, 4)
+    loaded = oof.load_scores([tmp_path])
+    assert list(loaded.table) == list(scores.table)
+    assert loaded.dice.tolist() == pytest.approx(scores.dice.tolist())
+    assert np.array_equal(loaded.histograms, scores.histograms)
+    assert np.array_equal(loaded.step_dice, subsets[:, [0, 1, 2, 4, 8]])
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("oof.csv", b""),
+        ("oof.csv", b"image_id,group,view,fold\na,a,1,0\n"),
+        ("oof.npz", b"not a zip"),
+        ("oof.npz", None),
+    ],
+)
+def test_load_scores_of_damaged_file_is_an_input_error(tmp_path, name, data):
+    oof.save_scores(tmp_path, make_scores(2)[1])
+    if data is None:
+        np.savez(tmp_path / name, image_id=["a"], something=[1])
+    else:
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(InputError, match=r"oof.csv or oof.npz cannot be read \("):
+        oof.load_scores([tmp_path])
+
+
+# ---------------------------------------------------------------- threshold and steps
+
+
+def test_choose_binarizer_takes_settings_before_the_best_out_of_fold():
+    _, scores = make_scores(6)
+    best, _ = best_threshold(scores.histograms)
+    auto = oof.choose_binarizer(Settings(postprocess="none"), scores)
+    assert auto.threshold == best != 0.5 and auto.steps == []
+    chosen = oof.choose_binarizer(Settings(threshold=0.25, postprocess="fill"), scores)
+    assert (chosen.threshold, chosen.steps) == (0.25, ["fill"])
+
+
+def test_choose_binarizer_of_several_classes_has_no_steps():
+    _, scores = make_scores(4, n_classes=3)
+    assert oof.choose_binarizer(Settings(postprocess="fill"), scores).steps == []

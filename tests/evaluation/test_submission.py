@@ -1,0 +1,177 @@
+"""submission.py finds every error of a submission, and its score is the competition's."""
+
+import hashlib
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import REAL, assert_input_error, assert_rejected, needs_real_data, run_script
+
+import score
+from core import config
+from data import csv_files
+from evaluation import submission
+from evaluation.metrics import mask_dice
+from inference import rle
+
+
+@pytest.fixture
+def csv_path(data_dir, tmp_path):
+    """The true masks as a submission."""
+    path = tmp_path / "s.csv"
+    path.write_bytes((data_dir / "test_truth.csv").read_bytes())
+    return path
+
+
+@pytest.fixture
+def args(data_dir, csv_path):
+    return [f"data_dir={data_dir}", f"submission_csv={csv_path}"]
+
+
+def errors_of(csv_path, args):
+    settings = config.load_settings(args)
+    table = csv_files.read_csv_strict(csv_path, submission.SUBMISSION_COLUMNS)
+    errors = submission.name_errors(table, submission.expected_file_names(settings))
+    sizes = submission.read_image_sizes(settings, table["img"])
+    return errors + submission.mask_errors(table, sizes)[0]
+
+
+# ---------------------------------------------------------------- writing
+
+
+def test_write_submission_writes_the_bytes_that_kaggle_expects(tmp_path):
+    path = tmp_path / "s.csv"
+    submission.write_submission(path, iter([("a.jpg", "1 3"), ("b.jpg", "")]))
+    data = b"img,rle_mask\na.jpg,1 3\nb.jpg,\n"
+    assert path.read_bytes() == data
+    assert submission.sha256_of_file(path) == hashlib.sha256(data).hexdigest()
+
+
+# ---------------------------------------------------------------- checking
+
+
+@pytest.mark.parametrize(
+    ("edit", "error"),
+    [
+        (lambda t: t.drop(index=2), "000000000004_03.jpg: has no row"),
+        (lambda t: pd.concat([t, t.iloc[[1]]]), "row 8, 000000000004_02.jpg: is listed twice"),
+        (lambda t: t.replace("000000000004_02.jpg", "x.jpg"), "row 3, x.jpg: is not a test image"),
+        (lambda t: t.assign(rle_mask="1 2 3"), "row 2, 000000000004_01.jpg: an odd count"),
+        (lambda t: t.assign(rle_mask="1 x"), "'x' is not a number"),
+        (lambda t: t.assign(rle_mask="0 1"), "below 1"),
+        (lambda t: t.assign(rle_mask="9 3 11 1"), "run 11 begins before run 9 ends"),
+        (lambda t: t.assign(rle_mask="9 3 1 1"), "run 1 begins before run 9 ends"),
+        (lambda t: t.assign(rle_mask="3450 20"), "3456"),
+    ],
+)
+def test_errors_name_row_and_image(csv_path, args, edit, error):
+    assert errors_of(csv_path, args) == []
+    edit(pd.read_csv(csv_path)).to_csv(csv_path, index=False)
+    assert any(error in line for line in errors_of(csv_path, args))
+
+
+def test_check_submission_with_errors_lists_them_and_raises(csv_path, args, capsys):
+    csv_path.write_text(csv_path.read_text().replace("000000000004_02", "nobody"))
+    assert_input_error(score.main, args, f"{csv_path}: invalid submission, 2 errors")
+    captured = capsys.readouterr()
+    assert captured.out == "" and "row 3, nobody.jpg: is not a test image" in captured.err
+    assert "000000000004_02.jpg: has no row" in captured.err
+
+
+def test_score_script_with_errors_exits_with_code_2(csv_path, args):
+    csv_path.write_text(csv_path.read_text().replace("000000000004_02", "nobody"))
+    completed = run_script("score.py", *args)
+    assert completed.returncode == 2 and "Traceback" not in completed.stderr
+    assert completed.stderr.splitlines()[-1].startswith("score.py: ")
+    assert_rejected(run_script("score.py", "sizes=1"), "sizes")
+
+
+def test_check_submission_prints_at_most_20_errors(csv_path, args, capsys):
+    rows = [f"{i}.jpg," for i in range(30)]
+    csv_path.write_text(csv_path.read_text() + "\n".join(rows) + "\n")
+    assert_input_error(score.main, args, "30 errors")
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 22 and errors[-1] == "  ... and 10 more"
+
+
+def test_expected_file_names_without_sample_are_the_test_images(csv_path, args, data_dir):
+    (data_dir / "sample_submission.csv").unlink()
+    assert errors_of(csv_path, args) == []
+    (data_dir / "test/000000000005_02.jpg").unlink()
+    assert errors_of(csv_path, args) == ["row 6, 000000000005_02.jpg: is not a test image"]
+
+
+@pytest.mark.parametrize("header", ["image,mask", "img,rle_mask,extra"])
+def test_check_submission_with_wrong_header_is_rejected(csv_path, args, header):
+    csv_path.write_text(csv_path.read_text().replace("img,rle_mask", header))
+    assert_input_error(score.main, args, str(csv_path), "expected the header img,rle_mask")
+
+
+def test_check_submission_of_part_of_the_images_is_announced(csv_path, args, capsys):
+    csv_path.write_text("".join(csv_path.read_text().splitlines(keepends=True)[:3]))
+    score.main([*args, "max_images=2"])
+    printed = capsys.readouterr().out
+    assert "max_images=2: these are not all test images" in printed
+    assert f"{csv_path}: 2 rows, valid" in printed
+
+
+def test_read_image_sizes_of_absent_image_is_that_of_the_competition(args, data_dir):
+    sizes = submission.read_image_sizes(
+        config.load_settings(args), ["000000000004_01.jpg", "absent.jpg"]
+    )
+    assert sizes == {"000000000004_01.jpg": (48, 72), "absent.jpg": (1280, 1918)}
+
+
+def test_read_image_sizes_of_unreadable_image_raises_unless_skipped(args, data_dir):
+    path = data_dir / "test/000000000004_01.jpg"
+    path.write_bytes(b"no image")
+    assert_input_error(score.main, args, str(path))
+    settings = config.load_settings([*args, "skip_unreadable=true"])
+    assert submission.read_image_sizes(settings, [path.name]) == {path.name: (1280, 1918)}
+
+
+def test_suspicious_masks_are_empty_or_outliers():
+    names = pd.Series([f"{i}.jpg" for i in range(20)])
+    areas = np.full(20, 0.2)
+    areas[3], areas[7] = 0.0, 0.9
+    lines = submission.suspicious_masks(names, areas)
+    assert lines == ["row 5, 3.jpg: is empty", "row 9, 7.jpg: covers 90.0%"]
+
+
+# ---------------------------------------------------------------- scoring
+
+
+def test_score_of_the_truth_is_one(args, data_dir, capsys):
+    score.main([*args, f"truth_csv={data_dir / 'test_truth.csv'}"])
+    printed = capsys.readouterr().out
+    assert "6 rows, valid" in printed
+    assert "mean dice 1.000000 ± 0.000000 on 6 images of 2 groups" in printed
+
+
+def test_score_is_the_mean_dice_of_the_masks(csv_path, args, data_dir, capsys):
+    table = pd.read_csv(csv_path)
+    masks = [rle.decode(text, (48, 72)) for text in table["rle_mask"]]
+    shifted = [np.roll(mask, 3) for mask in masks]
+    table.assign(rle_mask=list(map(rle.encode, shifted))).to_csv(csv_path, index=False)
+    score.main([*args, f"truth_csv={data_dir / 'test_truth.csv'}"])
+    dice = np.mean([mask_dice(a, b) for a, b in zip(shifted, masks, strict=True)])
+    assert 0.8 < dice < 0.99 and f"mean dice {dice:.6f} ± " in capsys.readouterr().out
+
+
+def test_score_of_one_group_has_no_nan(csv_path, args, data_dir, capsys):
+    lines = csv_path.read_text().splitlines(keepends=True)[:4]  # the header and one car
+    csv_path.write_text("".join(lines))
+    score.main([*args, f"truth_csv={data_dir / 'test_truth.csv'}", "max_images=3"])
+    assert "mean dice 1.000000 (one group, no standard error)" in capsys.readouterr().out
+
+
+@needs_real_data
+def test_dice_of_shifted_and_transposed_real_masks():
+    """A mask shifted by one pixel still scores 0.99: only a check against a truth notices."""
+    path = REAL / "carvana/test_truth.csv"
+    table = csv_files.read_csv_strict(path, submission.SUBMISSION_COLUMNS)
+    masks = [rle.decode(text, submission.CARVANA_SIZE) for text in table["rle_mask"][:16]]
+    shifted = [mask_dice(np.roll(mask, 1), mask) for mask in masks]
+    assert 0.998 < np.mean(shifted) < 0.9996
+    column_major = [mask_dice(mask.T.reshape(mask.shape), mask) for mask in masks]
+    assert np.mean(column_major) < 0.6
