@@ -137,8 +137,8 @@ def set_three_classes(tensors: dict, metadata: dict) -> None:
     metadata.update(classes=3, names=["a", "b", "c"])
 
 
-def add_a_level(tensors: dict, metadata: dict) -> None:
-    metadata["settings"]["channels"] = [8, 16, 32]
+def widen_the_network(tensors: dict, metadata: dict) -> None:
+    metadata["settings"]["channels"] = [8, 32]
 
 
 def set_a_weight_to_nan(tensors: dict, metadata: dict) -> None:
@@ -211,7 +211,7 @@ CORRUPTIONS: dict[str, Corruption] = {
     "truth of other images": change_bytes("data/test_truth.csv", lambda b: b + b"x_01.jpg,1 1\n"),
     "truth that lacks images": change_bytes("data/test_truth.csv", lambda b: b"img,rle_mask\n"),
     "weights cut off": change_bytes(WEIGHTS, lambda b: b[:-9]),
-    "weights of another architecture": change_weights(add_a_level),
+    "weights of another architecture": change_weights(widen_the_network),
     "weights of several classes": change_weights(set_three_classes),
     "weights that train.py did not write": change_weights(lambda _, metadata: metadata.clear()),
     "weights with NaN": change_weights(set_a_weight_to_nan),
@@ -281,7 +281,9 @@ def test_invalid_input_ends_with_the_exit_code_and_line_of_the_table(run_copy, c
         pytest.skip("root may read everything")
     if "device=cuda" in case.command and torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    CORRUPTIONS[case.name](run_copy.data_dir.parent)
+    folder = run_copy.data_dir.parent
+    shutil.copy(folder / "data/test_truth.csv", folder / "data/mine.csv")  # a valid submission
+    CORRUPTIONS[case.name](folder)
     exit_code, out, err = run_case(case, run_copy, capfd)
     assert exit_code == case.exit_code, out + err
     if exit_code == 2:
@@ -289,7 +291,6 @@ def test_invalid_input_ends_with_the_exit_code_and_line_of_the_table(run_copy, c
     else:
         assert case.message in out, out
         assert "Traceback" not in err
-    folder = run_copy.data_dir.parent
     assert not (folder / "exploded").exists() and not (ROOT / "exploded").exists()
     assert not list(folder.rglob(".*.tmp"))
 

@@ -76,6 +76,7 @@ def test_predict_with_a_run_of_the_first_release_gives_its_submission(tmp_path, 
     data_dir, path = make_data(tmp_path / "data"), tmp_path / "submission.csv"
     args = [f"data_dir={data_dir}", f"folds_csv={data_dir / 'folds.csv'}", "run=tiny"]
     args += [f"output_dir={tmp_path / 'output'}", f"submission_csv={path}", "device=cpu"]
+    args += ["precision=fp32"]
     predict.main(args)
     assert path.read_bytes() == (FIRST_RELEASE_RUN / "submission.csv").read_bytes()
     assert "threshold 0.5781 (best out of fold)" in capsys.readouterr().out
