@@ -50,7 +50,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             header = _rename_keys(file.metadata() or {})
             metadata = _rename_keys(json.loads(header.get("metadata", "{}")))
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: not a weights file ({error}); train the run again") from None
     missing = {"settings", "classes"} - metadata.keys()
     if missing:

@@ -1,0 +1,20 @@
+"""model_summary.py prints the network of the settings."""
+
+import model_summary
+
+
+def test_model_summary_prints_layers_shapes_and_parameters(capsys):
+    model_summary.main(["recipe=pets_slim"])
+    printed = capsys.readouterr().out
+    assert "Total params: 6,667,639" in printed
+    assert "encoder_blocks" in printed and "[1, 8, 256, 256]" in printed
+
+
+def test_model_summary_has_the_size_after_padding(capsys):
+    model_summary.main(["model=smp", "encoder=resnet18", "size=[100,200]"])
+    assert "[1, 1, 128, 224]" in capsys.readouterr().out
+
+
+def test_model_summary_without_size_has_the_padded_native_size(capsys):
+    model_summary.main(["recipe=carvana_small", "size=null", "channels=[4,8]"])
+    assert "[1, 1, 1280, 1920]" in capsys.readouterr().out

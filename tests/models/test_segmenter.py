@@ -1,0 +1,60 @@
+"""Segmenter: normalization, padding and cropping for images of any size."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from core.config import load_settings
+from models.build import build_model
+from models.segmenter import Segmenter, reflect_pad
+
+
+@pytest.fixture(scope="module")
+def unet():
+    torch.manual_seed(0)
+    return build_model(load_settings(["channels=[4,8,8]", "space_to_depth=2"])).eval()
+
+
+@pytest.fixture(scope="module")
+def smp_unet():
+    args = ["model=smp", "encoder=resnet18", "encoder_weights=none"]
+    return build_model(load_settings(args)).eval()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 5), (33, 47), (64, 96), (80, 119)])
+@pytest.mark.parametrize("model", ["unet", "smp_unet"])
+@torch.inference_mode()
+def test_segmenter_logits_have_the_size_of_the_images(model, size, request):
+    images = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)
+    logits = request.getfixturevalue(model)(images)
+    assert logits.shape == (2, 1, *size) and logits.isfinite().all()
+
+
+def test_segmenter_normalizes_with_the_statistics_of_imagenet():
+    """(RGB in [0, 1] − mean) / standard deviation, the numbers of torchvision's models."""
+    segmenter = Segmenter(torch.nn.Identity(), lambda size: (size, 0))
+    pixel = segmenter(torch.tensor([255, 0, 51], dtype=torch.uint8).view(1, 3, 1, 1)).flatten()
+    expected = [(1 - 0.485) / 0.229, -0.456 / 0.224, (0.2 - 0.406) / 0.225]
+    assert pixel.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+@torch.inference_mode()
+def test_segmenter_pads_by_reflection_below_and_right(unet):
+    images = torch.randint(0, 256, (1, 3, 59, 60), dtype=torch.uint8)
+    padded = F.pad(images.float(), (0, 4, 0, 5), mode="reflect").to(torch.uint8)
+    assert torch.allclose(unet(images), unet(padded)[..., :59, :60], atol=1e-5)
+
+
+@torch.inference_mode()
+def test_segmenter_with_valid_padding_reflects_the_border():
+    """The logits equal the middle of those of the image with a reflected border."""
+    model = build_model(load_settings(["channels=[4,8,8]", "norm=none", "padding=valid"])).eval()
+    image = torch.randint(0, 256, (1, 3, 60, 76), dtype=torch.uint8)
+    bordered = F.pad(image.float(), (16, 16, 16, 16), mode="reflect").to(torch.uint8)
+    assert torch.allclose(model(bordered)[..., 16:-16, 16:-16], model(image), atol=1e-5)
+
+
+def test_reflect_pad_repeats_the_last_pixel_of_an_axis_that_is_too_short():
+    x = torch.tensor([[1.0, 2.0, 3.0]]).view(1, 1, 1, 3)
+    expected = [[3, 2, 1, 2, 3, 2]] * 3  # reflected along the width, repeated along the height
+    assert reflect_pad(x, 2, 1, 1, 1)[0, 0].tolist() == expected
