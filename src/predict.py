@@ -29,7 +29,6 @@ from core.files import atomic_write
 from data import classes, datasets
 from data.sample import Sample
 from evaluation import ensemble, ensemble_weights, oof, submission, visualize
-from evaluation.statistics import clustered_standard_error
 from inference import rle
 from inference.chunks import ChunkedPrediction, ImageResult, prediction_key
 from inference.postprocess import Binarizer
@@ -156,10 +155,9 @@ def report_test_scores(settings: Settings, samples: list[Sample], statistics: li
     """Write test.csv and test.npz to the run's folder and print the mean scores."""
     scores = oof.to_scores(samples, statistics)
     oof.save_scores(settings.run_dir, scores, "test")
-    error = clustered_standard_error(scores.dice, scores.groups)
     iou = (scores.dice / (2 - scores.dice)).mean()
     print(
-        f"test dice {scores.dice.mean():.5f} ± {error:.5f} on {len(samples)} images"
+        f"test dice {oof.format_mean_dice(scores)} on {len(samples)} images"
         + (f" at 0.5, IoU {iou:.5f}" if scores.is_binary else f"; {oof.score_summary(scores)}")
     )
 

@@ -18,7 +18,6 @@ from data import datasets
 from data.cache import Cache, make_cache
 from data.sample import Sample
 from evaluation import comparison, oof
-from evaluation.statistics import clustered_standard_error
 from inference.predictor import make_member
 from models import checkpoint
 from training import preflight
@@ -82,10 +81,9 @@ def score_fold(
     scores = oof.score_out_of_fold(members, held_out, settings, f"fold {fold} oof", cache)
     if process_env.is_main_process():
         oof.save_scores(path.parent, scores)
-    error = clustered_standard_error(scores.dice, scores.groups)
     print(
-        f"fold {fold}: out-of-fold dice {scores.dice.mean():.5f} ± {error:.5f} on {len(held_out)} "
-        f"images (tta={settings.tta}); {oof.score_summary(scores)}"
+        f"fold {fold}: out-of-fold dice {oof.format_mean_dice(scores)} on {len(held_out)} images "
+        f"(tta={settings.tta}); {oof.score_summary(scores)}"
     )
 
 

@@ -17,6 +17,7 @@ from data.cache import Cache
 from data.sample import Sample
 from evaluation import postprocess_choice
 from evaluation.metrics import best_threshold
+from evaluation.statistics import clustered_standard_error, format_mean
 from evaluation.tasks import BinaryTask, ImageStatistics, MulticlassTask, get_task
 from inference.postprocess import Binarizer
 from inference.predictor import EnsembleMember, Prediction, predict
@@ -116,6 +117,11 @@ def to_scores(samples: list[Sample], statistics: list[ImageStatistics]) -> Score
     }
     task = get_task(is_binary="histograms" in per_image)
     return Scores(pd.DataFrame(columns | task.score_columns(per_image)), per_image)
+
+
+def format_mean_dice(scores: Scores) -> str:
+    """Format the mean Dice ± its standard error, which is clustered by group."""
+    return format_mean(scores.dice.mean(), clustered_standard_error(scores.dice, scores.groups))
 
 
 def score_summary(scores: Scores) -> str:
