@@ -210,18 +210,15 @@ def to_html_table(table: pd.DataFrame, linked: Container[str] = ()) -> Markup:
         return Markup(cells.to_html(index=False, border=0, escape=False))
 
 
-def main(args: list[str]) -> None:
-    report = load_report(report_settings(args))
-    output_dir = Path(report.settings.output_dir)
-    with atomic_write(output_dir / "suspects.csv") as tmp_path:
-        report.suspects.to_csv(tmp_path, index=False)
+def render(report: Report) -> str:
+    """Fill in the template report.html."""
     templates = Environment(
         loader=FileSystemLoader(config.SRC / "reporting"),
         undefined=StrictUndefined,
         autoescape=True,
     )
     templates.filters["html_table"] = to_html_table
-    html = templates.get_template("report.html").render(
+    return templates.get_template("report.html").render(
         report=report,
         settings=report.settings,
         scores=report.scores,
@@ -229,6 +226,14 @@ def main(args: list[str]) -> None:
         commit=provenance.current_commit(),
         date=date.today(),
     )
+
+
+def main(args: list[str]) -> None:
+    report = load_report(report_settings(args))
+    output_dir = Path(report.settings.output_dir)
+    with atomic_write(output_dir / "suspects.csv") as tmp_path:
+        report.suspects.to_csv(tmp_path, index=False)
+    html = render(report)
     with atomic_write(output_dir / "report.html") as tmp_path:
         tmp_path.write_text(html, encoding="utf-8")
     print(f"{output_dir / 'report.html'}: {report.settings.run}, {len(html) / 1e6:.1f} MB")

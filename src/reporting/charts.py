@@ -153,7 +153,7 @@ def breakdown_charts(table: pd.DataFrame, cars: pd.DataFrame | None) -> list[Cha
     charts += [draw_folds(table), draw_histogram(table)]
     if "area" in table:
         charts.append(draw_areas(table))
-    if cars is not None:
+    if cars is not None and table["group"].isin(cars.index).any():
         makes = table["group"].map(cars["make"])
         charts.append(draw_makes(mean_dice_by(table.assign(make=makes), "make")))
     return charts
@@ -177,7 +177,8 @@ def draw_views(axes: Axes, by_view: pd.DataFrame) -> None:
     axes.set_theta_zero_location("N")
     axes.set_theta_direction(-1)
     axes.bar(angle, 1 - by_view["dice"], 0.85 * angle[1], alpha=0.6)
-    axes.errorbar(angle, 1 - by_view["dice"], by_view["error"], fmt="none", ecolor="black")
+    error = by_view["error"].fillna(0)  # NaN for a single group
+    axes.errorbar(angle, 1 - by_view["dice"], error, fmt="none", ecolor="black")
     axes.set_xticks(angle, by_view.index)
     axes.set_rlabel_position(180 / len(by_view))
     axes.tick_params("y", labelsize=7)
@@ -212,7 +213,8 @@ def draw_areas(axes: Axes, table: pd.DataFrame) -> None:
 @chart("Mean Dice by make (number of cars), ± one standard error")
 def draw_makes(axes: Axes, by_make: pd.DataFrame) -> None:
     by_make = by_make.sort_values("dice")
-    axes.errorbar(by_make["dice"], np.arange(len(by_make)), xerr=by_make["error"], fmt="o")
+    error = by_make["error"].fillna(0)  # NaN for a single car
+    axes.errorbar(by_make["dice"], np.arange(len(by_make)), xerr=error, fmt="o")
     labels = [f"{make} ({count})" for make, count in by_make["groups"].items()]
     axes.set_yticks(np.arange(len(by_make)), labels, fontsize=min(9, 200 / len(by_make)))
     axes.set(xlabel="mean Dice")

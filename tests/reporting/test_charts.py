@@ -1,0 +1,74 @@
+"""Charts: data URIs of SVGs, and the numbers that they show."""
+
+import base64
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from core import run_folder
+from evaluation.statistics import clustered_standard_error
+from reporting import charts
+
+TABLE = pd.DataFrame(
+    {
+        "image_id": [f"{group}_{view:02d}" for group in "abcd" for view in range(1, 5)],
+        "group": [group for group in "abcd" for _ in range(4)],
+        "view": [f"{view:02d}" for _ in "abcd" for view in range(1, 5)],
+        "fold": [fold for fold in (0, 1, 0, 1) for _ in range(4)],
+        "dice": np.random.default_rng(0).uniform(0.9, 1, 16),
+        "area": np.linspace(0.1, 0.2, 16),
+    }
+)
+CARS = pd.DataFrame({"make": ["Ford", "Ford", "Fiat"]}, index=["a", "b", "c"])
+
+
+def decode(chart):
+    assert chart.uri.startswith("data:image/svg+xml;base64,")
+    return base64.b64decode(chart.uri.split(",")[1]).decode()
+
+
+def test_chart_is_an_svg_with_text_and_equal_data_give_equal_bytes():
+    chart = charts.draw_areas(TABLE)
+    assert "mask, % of the image" in decode(chart) and chart.caption == "Dice by area of the mask"
+    assert charts.draw_areas(TABLE) == chart
+    assert charts.draw_areas(TABLE.assign(dice=0.5)) != chart
+
+
+def test_mean_dice_by_returns_mean_clustered_error_and_number_of_groups():
+    by_make = charts.mean_dice_by(TABLE.assign(make=TABLE["group"].map(CARS["make"])), "make")
+    ford = TABLE[TABLE["group"].isin(["a", "b"])]
+    error = clustered_standard_error(ford["dice"].to_numpy(), ford["group"].to_numpy(str))
+    assert by_make.loc["Ford"].tolist() == pytest.approx([ford["dice"].mean(), 2, error])
+    assert by_make.loc["Fiat", "groups"] == 1 and np.isnan(by_make.loc["Fiat", "error"])
+    assert list(by_make.index) == ["Fiat", "Ford"]  # the make of group d is not known
+
+
+def test_breakdown_charts_are_those_that_the_table_allows():
+    def captions(table, cars=None):
+        return [chart.caption.split(".")[0] for chart in charts.breakdown_charts(table, cars)]
+
+    views, folds, makes = "1 − Dice by view", "Dice by fold", "Mean Dice by make"
+    assert captions(TABLE)[0].startswith(views) and len(captions(TABLE)) == 4
+    assert captions(TABLE, CARS)[-1].startswith(makes)
+    assert captions(TABLE, CARS.set_axis(["x", "y", "z"])) == captions(TABLE)  # of other cars
+    named = TABLE.assign(view="left").drop(columns="area")
+    assert captions(named) == [folds, "Number of images by Dice"]
+
+
+def test_draw_confusion_matrix_names_the_classes():
+    svg = decode(charts.draw_confusion_matrix(np.diag([5, 0]), ("road", "sky")))
+    assert svg.count("road") == svg.count("sky") and "road" in svg
+
+
+@pytest.mark.parametrize("val_dice", ["dice", "val_dice"])
+def test_load_histories_reads_column_names_of_the_first_release_too(tmp_path, val_dice):
+    folder = run_folder.fold_dir(tmp_path, 1)
+    folder.mkdir()
+    run_folder.weights_path(tmp_path, 1).touch()
+    (folder / "oof.npz").touch()
+    history = pd.DataFrame({"epoch": [1, 2], "loss": [1.0, 0.5], val_dice: [np.nan, 0.9]})
+    history.to_csv(run_folder.history_path(tmp_path, 1), index=False)
+    loaded = charts.load_histories(tmp_path)
+    assert list(loaded) == ["fold 1"]
+    assert loaded["fold 1"]["val_dice"].tolist() == pytest.approx([np.nan, 0.9], nan_ok=True)

@@ -1,0 +1,276 @@
+"""The report of two runs and their ensemble; its page in a browser, if one is installed."""
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+
+import pandas as pd
+import pytest
+from conftest import assert_input_error, make_data, once_per_session, run_script
+from conftest import tiny_settings_args as tiny_args
+
+import leaderboard
+import predict
+import report
+import train
+from inference import rle
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def output_dir(tmp_path_factory):
+    """Output folder of two runs a and b, their ensemble, its submission and report. Read-only."""
+
+    def make_report(folder):
+        args = tiny_args(make_data(folder / "data"), folder / "output")
+        train.main([*args, "run=a"])
+        train.main([*args, "run=b", "epochs=2", "seed=1"])
+        both = [f"output_dir={folder / 'output'}", "runs=[b,a]"]
+        predict.main(both)
+        leaderboard.main(both[:1])
+        report.main(both)
+
+    return once_per_session(tmp_path_factory, "report", make_report) / "output"
+
+
+@pytest.fixture
+def output_copy(output_dir, tmp_path):
+    """A copy of `output_dir`, which the test may change."""
+    return shutil.copytree(output_dir, tmp_path / "output")
+
+
+def read_page(output_dir):
+    return (output_dir / "report.html").read_text(encoding="utf-8")
+
+
+def load(output_dir, *args):
+    return report.load_report(report.report_settings([f"output_dir={output_dir}", *args]))
+
+
+# ---------------------------------------------------------------- prediction and leaderboard
+
+
+def test_predict_of_two_runs_scores_their_ensemble_first_and_uses_its_weights(output_dir):
+    folder = output_dir / "a+b"
+    ensemble = json.loads((folder / "ensemble.json").read_text())
+    submission = json.loads((folder / "submission.json").read_text())
+    assert submission["runs"] == ensemble["runs"]
+    weight_by_run = dict.fromkeys(ensemble["runs"], 0.0)
+    for path, weight in submission["weights"].items():
+        weight_by_run[path.split("/")[-3]] += weight
+    assert weight_by_run == pytest.approx(ensemble["runs"])
+    assert sum(weight_by_run.values()) == pytest.approx(1)
+
+
+def test_submission_stats_are_areas_and_agreement_of_the_masks(output_dir):
+    stats = pd.read_csv(output_dir / "a+b" / "submission_stats.csv")
+    submission = pd.read_csv(output_dir / "a+b" / "submission.csv", keep_default_na=False)
+    assert stats["img"].tolist() == submission["img"].tolist()
+    areas = [rle.decode(runs, (48, 72)).mean() for runs in submission["rle_mask"]]
+    assert stats["area"].tolist() == pytest.approx(areas, abs=1e-6)
+    assert stats["agreement"].between(0, 1).all()
+
+
+def test_leaderboard_has_runs_and_ensemble(output_dir):
+    table = pd.read_csv(output_dir / "leaderboard.csv")
+    assert set(table["run"]) == {"a", "b", "a+b"} and table["oof_dice"].is_monotonic_decreasing
+    assert table["command"].str.contains("train.sh|leaderboard.py").all()
+    markdown = (output_dir / "leaderboard.md").read_text()
+    assert all(f"| {run} |" in markdown for run in ("a", "b", "a+b"))
+
+
+# ---------------------------------------------------------------- the page
+
+
+def test_report_loads_nothing_and_shows_the_worst_images_first(output_dir):
+    page = read_page(output_dir)
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', page) and "url(http" not in page
+    oof = pd.read_csv(output_dir / "a+b" / "oof.csv").sort_values("oof_dice")
+    cards = re.findall(r'<article class="card" id="([^"]+)"', page)
+    assert cards[: len(oof)] == oof["image_id"].tolist()
+    assert len(cards) == len(oof) + 6  # the test images
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'href="#([^"]+)"', page)) <= set(ids)
+
+
+def test_report_shows_scores_costs_and_differences_of_all_runs(output_dir):
+    page = read_page(output_dir)
+    dice = pd.read_csv(output_dir / "a+b" / "oof.csv")["oof_dice"].mean()
+    assert f'<p class="headline">Dice {dice:.5f}</p>' in page
+    for text in ("95% interval of the mean over 2 other groups", "Pairwise differences", "Cost"):
+        assert text in page
+    for run in ("a", "b", "a+b"):
+        assert page.count(f"<td>{run}</td>") >= 4  # scores, costs and two differences
+    assert "bash train.sh" in page and "leaderboard.py runs=[b,a]" in page
+
+
+def test_report_draws_every_chart_as_an_image_with_a_caption(output_dir):
+    charts = re.findall(
+        r'<img src="data:image/svg\+xml;base64,([^"]+)" alt="([^"]+)"><figcaption>\2<',
+        read_page(output_dir),
+    )
+    captions = [caption for _, caption in charts]
+    starts = ["Mean Dice at each threshold", "1 − score by epoch", "Training loss by epoch"]
+    starts += ["1 − Dice by view", "Dice by fold", "Number of images by Dice", "Dice by area"]
+    for start in starts:
+        assert any(caption.startswith(start) for caption in captions), start
+    assert sum(caption.startswith("Training loss") for caption in captions) == 3  # a, b, both
+    assert all(b"</svg>" in base64.b64decode(code) for code, _ in charts)
+
+
+def test_report_without_runs_is_about_the_first_of_the_leaderboard(output_dir):
+    settings = report.report_settings([f"output_dir={output_dir}"])
+    assert settings.run == pd.read_csv(output_dir / "leaderboard.csv")["run"][0]
+
+
+def test_report_writes_suspected_label_errors_with_the_paths_of_their_masks(output_copy):
+    loaded = load(output_copy, "run=a")
+    loaded.scores.histograms[0] = 0
+    loaded.scores.histograms[0, 0, 255] = 1000  # confidently foreground, but not in the mask
+    loaded.scores.histograms[0, 1, 0] = 1000  # and the opposite
+    image_id = loaded.scores.table["image_id"][0]
+    suspect = loaded.suspects.iloc[0]
+    assert suspect["image_id"] == image_id
+    assert suspect["mask"].name == f"{image_id}_mask.gif" and suspect["mask"].exists()
+    assert "mask" not in loaded.suspect_table()
+
+
+def test_report_of_one_group_has_no_interval(output_copy):
+    loaded = load(output_copy, "run=a")
+    loaded.scores.table["group"] = "one"
+    assert "Not enough groups for an interval." in report.render(loaded)
+
+
+SELF_TEST = """<script>
+const errors = [];
+window.addEventListener("error", event => errors.push(event.message));
+window.addEventListener("load", () => {
+  const table = [...document.querySelectorAll("table")].find(t => t.rows.length > 3);
+  const column = () => [...table.tBodies[0].rows].map(row => row.cells[0].textContent.trim());
+  const header = table.tHead.rows[0].cells[0];
+  const click = () => { header.querySelector("button").click(); return header.ariaSort; };
+  const sorted = [click(), column(), click(), column()];
+  const loaded = [...document.images].filter(image => image.naturalWidth > 0).length;
+  const wide = document.documentElement.scrollWidth > document.documentElement.clientWidth;
+  const result = {errors, sorted, loaded, images: document.images.length, wide};
+  document.body.dataset.result = btoa(JSON.stringify(result));
+});
+</script>"""
+
+
+def open_in_browser(page, width, folder):
+    """Return the result of SELF_TEST in the page, and what the browser logs about the page."""
+    html = page.replace('loading="lazy"', "")  # so that the load event waits for every image
+    path = folder / "report.html"
+    path.write_text(html.replace("<title>", SELF_TEST + "<title>", 1), encoding="utf-8")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
+    options += ["--disable-background-networking", "--disable-component-update"]
+    options += [f"--user-data-dir={folder / 'browser'}", f"--window-size={width},900"]
+    options += ["--enable-logging=stderr", "--virtual-time-budget=10000", "--dump-dom"]
+    completed = subprocess.run(
+        [CHROMIUM, *options, path.as_uri()], capture_output=True, text=True, timeout=120
+    )
+    result = re.search(r'data-result="([^"]+)"', completed.stdout)
+    assert result, completed.stderr[-2000:]
+    log = [line for line in completed.stderr.splitlines() if "CONSOLE" in line]
+    return json.loads(base64.b64decode(result[1])), log
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium")
+@pytest.mark.parametrize("width", [1280, 500])
+def test_report_in_a_browser_loads_its_images_and_sorts_tables(output_dir, tmp_path, width):
+    result, log = open_in_browser(read_page(output_dir), width, tmp_path)
+    assert not result["errors"] and not log
+    assert result["loaded"] == result["images"] > 10
+    first, ascending, second, descending = result["sorted"]
+    assert (first, second) == ("ascending", "descending")
+    assert ascending == sorted(ascending) and descending == ascending[::-1]
+    assert not result["wide"]  # the page itself does not scroll sideways
+
+
+# ---------------------------------------------------------------- tables
+
+
+def test_to_html_table_escapes_cells_and_links_image_ids():
+    long = "x" * 200
+    table = pd.DataFrame({"image_id": ["a<b", "car_01"], "dice": [0.5, 1], "reason": ["&", long]})
+    html = report.to_html_table(table, linked={"car_01"})
+    assert "<td>a&lt;b</td>" in html and "<td>&amp;</td>" in html
+    assert '<td><a href="#car_01">car_01</a></td>' in html
+    assert f"<td>{long}</td>" in html  # not truncated
+
+
+def test_group_table_lists_groups_worst_first_and_none_of_single_images(output_copy):
+    loaded = load(output_copy, "run=a")
+    loaded.cars = pd.DataFrame({"make": "Ford", "car": "2010 Ford Ka"}, index=["000000000001"])
+    table = loaded.group_table()
+    means = loaded.scores.table.groupby("group")["dice"].mean().sort_values()
+    assert table["group"].tolist() == means.index.tolist()
+    assert table["images"].eq(3).all()
+    assert table.set_index("group")["car"].to_dict()["000000000001"] == "2010 Ford Ka"
+    loaded.scores.table["group"] = loaded.scores.table["image_id"]
+    assert loaded.group_table() is None
+
+
+# ---------------------------------------------------------------- the submission
+
+
+def test_disagreement_section_lists_the_images_with_the_lowest_agreement(output_dir, monkeypatch):
+    monkeypatch.setattr(report, "N_DISAGREEMENT", 2)
+    summary, cards = load(output_dir, "runs=[a,b]").disagreement_section()
+    stats = pd.read_csv(output_dir / "a+b" / "submission_stats.csv").nsmallest(2, "agreement")
+    assert [f"{card.image_id}.jpg" for card in cards] == stats["img"].tolist()
+    assert f"{stats['agreement'].iloc[0]:.5f}" in cards[0].lines[0]
+    networks = json.loads((output_dir / "a+b" / "submission.json").read_text())["weights"]
+    assert summary.startswith("The 2 images") and f"the {len(networks)} networks" in summary
+
+
+def test_disagreement_section_without_submission_names_the_command(output_dir):
+    summary, cards = load(output_dir, "run=b").disagreement_section()
+    assert summary.startswith("There is no ") and not cards
+    assert "`bash predict.sh runs=[b]`" in summary
+
+
+@pytest.mark.parametrize("runs", [{"a": 1.0}, {"a": 0.25, "b": 0.75}])
+def test_disagreement_section_ignores_a_submission_of_other_runs_or_weights(output_copy, runs):
+    path = output_copy / "a+b" / "submission.json"
+    assert json.loads(path.read_text())["runs"] != runs
+    path.write_text(json.dumps({"runs": runs}))
+    summary, cards = load(output_copy, "runs=[a,b]").disagreement_section()
+    assert "was made by other runs or weights" in summary and not cards
+    assert "`bash predict.sh runs=[b,a]`" in summary
+
+
+# ---------------------------------------------------------------- invalid input
+
+
+@pytest.mark.parametrize(
+    ("args", "parts"),
+    [
+        (["runs=[a,nowhere]"], ["nowhere", "no trained fold"]),
+        (["runs=[a,a]"], ["runs", "distinct names"]),
+        (["runs=[a,b]", "postprocess=polish"], ["polish", "specks,largest,fill,hull"]),
+        (["runs=[a,b]", "size=[8,8]"], ["size", "cannot be changed at prediction"]),
+        (["threshold=2"], ["threshold=2", "below 1"]),
+    ],
+)
+def test_report_rejects_invalid_settings(output_dir, args, parts):
+    assert_input_error(report.main, [f"output_dir={output_dir}", *args], *parts)
+
+
+@pytest.mark.parametrize("main", [leaderboard.main, report.main], ids=["leaderboard", "report"])
+def test_scripts_without_a_run_name_the_folder(tmp_path, main):
+    assert_input_error(
+        main, [f"output_dir={tmp_path}"], str(tmp_path), "no run has a finished fold"
+    )
+
+
+def test_report_script_prints_the_path_and_the_run(output_copy):
+    completed = run_script("report.py", f"output_dir={output_copy}", "run=b")
+    assert completed.returncode == 0, completed.stderr
+    assert completed.stdout.startswith(f"{output_copy / 'report.html'}: b, ")
+    assert "<h1>b</h1>" in read_page(output_copy)
