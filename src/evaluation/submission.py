@@ -3,7 +3,7 @@
 import csv
 import hashlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -78,7 +78,7 @@ def expected_file_names(settings: Settings) -> list[str]:
     return names[: settings.max_images or None]
 
 
-def read_image_sizes(settings: Settings, names: Iterable[str]) -> Sizes:
+def read_image_sizes(settings: Settings, names: Sequence[str]) -> Sizes:
     """Read (height, width) of the test images from their headers.
 
     Images that are not on this machine have CARVANA_SIZE, as have unreadable ones with
@@ -86,7 +86,7 @@ def read_image_sizes(settings: Settings, names: Iterable[str]) -> Sizes:
     """
     folder = datasets.find_test_images_dir(settings)
     sizes = {}
-    for name in names:
+    for name in tqdm(names, "sizes", leave=False, unit="image", disable=None):
         path = folder / name
         try:
             sizes[name] = image_io.read_image_size(path) if path.exists() else CARVANA_SIZE
