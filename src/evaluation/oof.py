@@ -125,7 +125,7 @@ def format_mean_dice(scores: Scores) -> str:
 
 
 def score_summary(scores: Scores) -> str:
-    """Format what is printed after the mean Dice."""
+    """Format the summary that is printed after the mean Dice."""
     return get_task(scores.is_binary).summarize(scores.per_image)
 
 

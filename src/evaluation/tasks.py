@@ -1,4 +1,4 @@
-"""What is measured of each image and reported: for binary and for multiclass segmentation."""
+"""Per-image statistics, score columns and summaries of binary and of multiclass segmentation."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The leaderboard compares only what is comparable, and calls chance what cars could make."""
+"""The leaderboard compares only runs on the same images, and tests differences over cars."""
 
 import numpy as np
 import pandas as pd

@@ -1,6 +1,6 @@
-"""Ensembles of runs: which network scores which fold, how runs are weighted, what is remembered.
+"""Ensembles of runs: which network scores which fold, weights of the runs, and stale scores."""
 
-The networks predict a constant, which shows in the scores which of them were used.
+The networks predict a constant, so that the scores show which of them were used.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""oof.py: what is measured of a prediction, and how scores are stored and read again."""
+"""oof.py: statistics of predictions, and the files in which scores are stored."""
 
 from pathlib import Path
 
