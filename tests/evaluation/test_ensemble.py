@@ -1,4 +1,4 @@
-"""Ensembles of runs: which network scores which fold, weights of the runs, and stale scores."""
+"""Ensembles of runs: which network scores which fold, weights of the runs, and stale scores.
 
 The networks predict a constant, so that the scores show which of them were used.
 """
