@@ -28,15 +28,15 @@ def build_smp(settings: Settings, n_classes: int, pretrained: bool) -> Segmenter
 
     architectures = smp.MODEL_ARCHITECTURES_MAPPING
     architecture = architectures[require_known("arch", settings.arch.lower(), architectures)]
-    hub_files = find_hub_files(settings.encoder, settings.encoder_weights)
     pretrained = pretrained and settings.encoder_weights != "none"
-    if pretrained and hub_files:
-        require_cached_or_online(hub_files, settings.encoder_weights)
     weights = True if settings.encoder.startswith("tu-") else settings.encoder_weights
     options = {"encoder_weights": weights if pretrained else None, "classes": n_classes}
     if architecture is smp.DPT:
         options["dynamic_img_size"] = True  # otherwise DPT accepts only its encoder's own size
     try:
+        hub_files = find_hub_files(settings.encoder, settings.encoder_weights)
+        if pretrained and hub_files:
+            require_cached_or_online(hub_files, settings.encoder_weights)
         network = architecture(settings.encoder, **options)
     except (RuntimeError, KeyError, ValueError, TypeError, OSError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -21,6 +21,7 @@ from models.segmenter import count_parameters
         (["arch=Unett"], "did you mean unet"),
         (["encoder_weights=imagnet"], "did you mean imagenet"),
         (["encoder=tu-nothing", "encoder_weights=none"], "tu-nothing"),
+        (["encoder=tu-resnet18.nothing"], "tag.*nothing"),
     ],
 )
 def test_build_smp_unknown_name_raises_one_line(args, hint):
