@@ -48,28 +48,31 @@ BINARIZER = Binarizer(0.5, [])
 SINGLE_THREAD_STEPS = ["decode image", "resize image", "assemble batch", "encode"]
 
 
-def time_training_steps(timer: StepTimer, trainer: FoldTrainer, samples: list[Sample]) -> Tensor:
-    """Time the steps from files to updated weights; return a batch, B×3×h×w uint8 on the device."""
+def time_loading(timer: StepTimer, trainer: FoldTrainer, samples: list[Sample]) -> list[Tensor]:
+    """Time the steps from files to a batch on the device; return the batch."""
     settings, cache, batch_size = trainer.settings, trainer.cache, trainer.settings.batch_size
-    spec, class_map = preprocess.preprocessing_from(settings), trainer.class_map
+    preprocessing, class_map = preprocess.preprocessing_from(settings), trainer.class_map
     to_target = preprocess.mask_to_soft_target if class_map.is_binary else preprocess.resize_classes
     augment = Augmenter(settings.augmentation, settings.seed, class_map)
 
     def read_image(sample: Sample) -> np.ndarray:
-        return datasets.read_sample_image(sample, spec.min_decode_size)
+        return datasets.read_sample_image(sample, preprocessing.min_decode_size)
+
+    def resize_image(image: np.ndarray) -> np.ndarray:
+        return preprocess.preprocess_image(image, preprocessing)
 
     images = timer.measure("decode image", read_image, samples)
     masks = timer.measure("decode mask", datasets.read_sample_mask, samples)
-    timer.measure("resize image", lambda image: preprocess.preprocess_image(image, spec), images)
-    timer.measure("resize mask", lambda mask: to_target(mask, spec), masks)
+    timer.measure("resize image", resize_image, images)
+    timer.measure("resize mask", lambda mask: to_target(mask, preprocessing), masks)
     timer.measure("augment", lambda s: augment(*cache.image_and_target(s), 0, s.image_id), samples)
     pairs = [cache.image_and_target(sample) for sample in (samples * batch_size)[:batch_size]]
     [batch] = timer.measure("assemble batch", collate, [pairs], batch_size)
-    [batch] = timer.measure(
-        "copy to device", lambda batch: [t.to(trainer.device) for t in batch], [batch], batch_size
-    )
-    timer.measure("training step", lambda b: trainer.state.train_step(*b), [batch], batch_size)
-    return batch[0]
+
+    def to_device(tensors: list[Tensor]) -> list[Tensor]:
+        return [tensor.to(trainer.device) for tensor in tensors]
+
+    return timer.measure("copy to device", to_device, [batch], batch_size)[0]
 
 
 @torch.inference_mode()
@@ -93,26 +96,36 @@ def time_prediction_steps(
         timer.measure("encode", rle.encode, masks)
 
 
-def time_loops(trainer: FoldTrainer, samples: list[Sample]) -> tuple[float, float]:
-    """Return images/s of the training loop after its first epoch, and of the prediction loop."""
-    rates = []
+def time_training_loop(timer: StepTimer, trainer: FoldTrainer, batch: list[Tensor]) -> float:
+    """Return images/s after the first epoch. Epochs alternate with steps on the resident batch, so
+    that a drifting clock speed affects both."""
+    train_step, rates, step_ms = trainer.state.train_step, [], []
     for _ in range(1 + N_EPOCHS):
         rates.append(trainer.train_epoch(tqdm(disable=True))["images_per_second"])
         trainer.next_epoch()
+        timer.measure("training step", lambda b: train_step(*b), [batch], len(batch[0]))
+        step_ms.append(timer.ms["training step"])
+    timer.ms["training step"] = float(np.mean(step_ms[1:]))
+    return float(np.mean(rates[1:]))
+
+
+def time_prediction_loop(trainer: FoldTrainer, samples: list[Sample]) -> float:
+    """Return images/s from files to RLE."""
     samples = samples * -(-3 * N_LOOP_IMAGES // len(samples))  # long enough to amortize start-up
     start = time.perf_counter()
     for prediction in predict([trainer.ema_member()], samples, trainer.settings):
         mask = BINARIZER(prediction.probability)
         if trainer.class_map.is_binary:
             rle.encode(mask)
-    return float(np.mean(rates[1:])), len(samples) / (time.perf_counter() - start)
+    return len(samples) / (time.perf_counter() - start)
 
 
 def measure_all(timer: StepTimer, trainer: FoldTrainer, samples: list[Sample]) -> dict[str, float]:
     """Time all steps and both loops; return the loops' images/s, also relative to their bounds."""
-    training, prediction = time_loops(trainer, samples)
-    images = time_training_steps(timer, trainer, samples[:N_STEP_IMAGES])
-    time_prediction_steps(timer, trainer, images, datasets.read_native_size(samples[0]))
+    batch = time_loading(timer, trainer, samples[:N_STEP_IMAGES])
+    training = time_training_loop(timer, trainer, batch)
+    time_prediction_steps(timer, trainer, batch[0], datasets.read_native_size(samples[0]))
+    prediction = time_prediction_loop(trainer, samples)
     bound_ms = timer.ms["network with tta"]
     if trainer.device.type == "cpu":
         single = sum(timer.ms.get(name, 0) for name in SINGLE_THREAD_STEPS)
