@@ -210,8 +210,8 @@ def test_cityscapes_pairs_are_predicted_in_tiles_from_images_to_scores(tmp_path)
     data_dir, output_dir = make_cityscapes_pairs(tmp_path / "pairs", side=144), tmp_path / "output"
     args = [f"data_dir={data_dir}", f"folds_csv={tmp_path / 'folds.csv'}", "n_folds=2"]
     args += [f"output_dir={output_dir}", "recipe=cityscapes_pairs", "run=tiles", "device=cpu"]
-    args += ["precision=fp32", "num_workers=0", "size=null", "channels=[4,8]", "batch_size=2"]
-    completed = run_script("train.py", *args, "fold=0", "epochs=1")
+    args += ["precision=fp32", "num_workers=0", "size=null", "channels=[4,8]", "dropout=[]"]
+    completed = run_script("train.py", *args, "batch_size=2", "fold=0", "epochs=1")
     assert completed.returncode == 0, completed.stderr
     scores = []
     for tile_size in (0, 128):

@@ -24,7 +24,7 @@ def jobs(tmp_path_factory):
     """A training and a prediction that were not interrupted."""
     folder = tmp_path_factory.mktemp("jobs")
     return {
-        "training": training_job(folder / "training"),
+        "training": training_job(folder / "training", epochs=4),
         "prediction": prediction_job(folder / "prediction", views=60),
     }
 
