@@ -10,6 +10,7 @@ from datetime import date
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 from core import cli
 from core.settings import Settings
@@ -27,15 +28,13 @@ from core.device import pick_device
 from core.files import atomic_write
 from data import csv_files, datasets
 from data.sample import Sample
-from evaluation import comparison, ensemble, ensemble_weights, label_errors, oof
+from evaluation import comparison, ensemble, ensemble_weights, label_errors, metrics, oof
 from evaluation.comparison import LeaderboardEntry
-from evaluation.metrics import dataset_scores, per_class
 from evaluation.oof import Scores
 from evaluation.postprocess_choice import explain_steps
 from evaluation.statistics import prediction_interval
 from inference.postprocess import Binarizer
 from reporting import charts, gallery
-from reporting.charts import Chart
 from reporting.gallery import Card
 
 N_WORST, N_SUSPECTS, N_DISAGREEMENT = 24, 12, 12  # images shown
@@ -43,7 +42,7 @@ N_WORST, N_SUSPECTS, N_DISAGREEMENT = 24, 12, 12  # images shown
 
 @dataclass
 class Report:
-    """The context of report.html: its data, and methods for the parts of the page."""
+    """The context of report.html: its data, and the tables and images computed from it."""
 
     settings: Settings
     weights: dict[str, float]  # by run
@@ -78,8 +77,8 @@ class Report:
         columns = {
             "fold": groups["fold"].first(),
             "images": groups.size(),
-            "mean Dice": groups["dice"].mean().map("{:.5f}".format),
-            "worst": groups["dice"].min().map("{:.5f}".format),
+            "mean Dice": groups["dice"].mean(),
+            "worst": groups["dice"].min(),
             "worst view": table.loc[groups["dice"].idxmin()].set_index("group")["view"],
         }
         rows = pd.DataFrame(columns).reset_index().sort_values("mean Dice")
@@ -87,20 +86,7 @@ class Report:
             rows["car"] = rows["group"].map(self.cars["car"]).fillna("")
         return rows
 
-    def learning_curves(self) -> list[Chart]:
-        output_dir, runs = Path(self.settings.output_dir), self.settings.runs
-        return charts.learning_curves(output_dir, runs, self.entries)
-
-    def breakdown_charts(self) -> list[Chart]:
-        return charts.breakdown_charts(self.scores.table, self.cars)
-
     # ---------------------------------------------------------------- one class
-
-    def threshold_chart(self) -> Chart:
-        return charts.draw_thresholds(self.entries)
-
-    def step_gains(self) -> list[str]:
-        return explain_steps(self.scores.step_dice, self.scores.folds)
 
     @cached_property
     def suspects(self) -> pd.DataFrame:
@@ -111,28 +97,21 @@ class Report:
         suspects = label_errors.find_label_errors(self.scores)
         return suspects.assign(mask=suspects["image_id"].map(masks))
 
-    def suspect_table(self) -> pd.DataFrame:
-        dice = self.suspects["dice"].map("{:.5f}".format)
-        return self.suspects.assign(dice=dice).drop(columns="mask")
-
     # ---------------------------------------------------------------- several classes
 
     @cached_property
     def confusion(self) -> np.ndarray:
         return self.scores.confusion.sum(axis=0)
 
-    def pixel_scores(self) -> dict[str, float]:
-        return dataset_scores(self.confusion)
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.samples[0].class_map.names
 
     def class_table(self) -> pd.DataFrame:
-        columns = {k: [f"{x:.4f}" for x in xs] for k, xs in per_class(self.confusion).items()}
+        scores = metrics.per_class(self.confusion)
         fractions = self.confusion.sum(axis=1) / self.confusion.sum()
-        columns["fraction of all pixels"] = [f"{x:.2%}" for x in fractions]
-        names = self.samples[0].class_map.names
-        return pd.DataFrame({"class": names} | columns).replace("nan", "")
-
-    def confusion_chart(self) -> Chart:
-        return charts.draw_confusion_matrix(self.confusion, self.samples[0].class_map.names)
+        columns = {"class": self.class_names, **scores, "fraction of all pixels": fractions}
+        return pd.DataFrame(columns)
 
     # ---------------------------------------------------------------- images
 
@@ -204,13 +183,18 @@ def report_settings(args: list[str]) -> Settings:
 
 def to_html_table(table: pd.DataFrame, linked: Container[str] = ()) -> Markup:
     """Format a table as HTML; a cell in `linked` links to the card of that image."""
-    link = Markup('<a href="#{0}">{0}</a>')
-    cells = table.map(lambda cell: link.format(cell) if cell in linked else escape(cell))
+
+    def format_cell(cell: Any) -> Markup:
+        if isinstance(cell, float):
+            return escape("" if np.isnan(cell) else f"{cell:.5f}")
+        link = Markup('<a href="#{0}">{0}</a>')
+        return link.format(cell) if cell in linked else escape(cell)
+
     with pd.option_context("display.max_colwidth", None):
-        return Markup(cells.to_html(index=False, border=0, escape=False))
+        return Markup(table.map(format_cell).to_html(index=False, border=0, escape=False))
 
 
-def render(report: Report) -> str:
+def render_page(report: Report) -> str:
     """Fill in the template report.html."""
     templates = Environment(
         loader=FileSystemLoader(config.SRC / "reporting"),
@@ -218,11 +202,12 @@ def render(report: Report) -> str:
         autoescape=True,
     )
     templates.filters["html_table"] = to_html_table
+    templates.globals |= {"charts": charts, "comparison": comparison, "metrics": metrics}
+    templates.globals["explain_steps"] = explain_steps
     return templates.get_template("report.html").render(
         report=report,
         settings=report.settings,
         scores=report.scores,
-        comparison=comparison,
         commit=provenance.current_commit(),
         date=date.today(),
     )
@@ -233,7 +218,7 @@ def main(args: list[str]) -> None:
     output_dir = Path(report.settings.output_dir)
     with atomic_write(output_dir / "suspects.csv") as tmp_path:
         report.suspects.to_csv(tmp_path, index=False)
-    html = render(report)
+    html = render_page(report)
     with atomic_write(output_dir / "report.html") as tmp_path:
         tmp_path.write_text(html, encoding="utf-8")
     print(f"{output_dir / 'report.html'}: {report.settings.run}, {len(html) / 1e6:.1f} MB")

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from core import run_folder
+from core.settings import Settings
 from evaluation.comparison import LeaderboardEntry
 from evaluation.metrics import THRESHOLDS, best_threshold_index, dice_curve
 from evaluation.statistics import clustered_standard_error
@@ -95,20 +96,11 @@ def draw_confusion_matrix(axes: Axes, matrix: np.ndarray, names: tuple[str, ...]
 # ---------------------------------------------------------------- learning curves
 
 
-def load_histories(run_dir: Path) -> dict[str, pd.DataFrame]:
-    """Load history.csv of every finished fold, also with the column names of the first release."""
-    renamed = {"dice": "val_dice", "accuracy": "val_accuracy"}
-    paths = {k: run_folder.history_path(run_dir, k) for k in run_folder.finished_folds(run_dir)}
-    return {f"fold {k}": pd.read_csv(path).rename(columns=renamed) for k, path in paths.items()}
-
-
-def learning_curves(
-    output_dir: Path, runs: list[str], entries: list[LeaderboardEntry]
-) -> list[Chart]:
-    """Draw scores and loss by epoch: the folds of each of `runs`, then all runs in `entries`."""
-    histories = {entry.name: load_histories(output_dir / entry.name) for entry in entries}
+def learning_curves(settings: Settings, entries: list[LeaderboardEntry]) -> list[Chart]:
+    """Draw scores and loss by epoch: folds of each of the report's runs, then all runs."""
+    histories = {e.name: load_histories(Path(settings.output_dir) / e.name) for e in entries}
     histories = {run: folds for run, folds in histories.items() if folds}  # without ensembles
-    panels = {f"folds of {run}": histories[run] for run in runs}
+    panels = {f"folds of {run}": histories[run] for run in settings.runs}
     if len(histories) > 1:
         panels["runs, mean of their folds"] = {
             run: pd.concat(folds.values()).groupby("epoch", as_index=False).mean()
@@ -117,18 +109,24 @@ def learning_curves(
     metrics = ["dice"] if entries[0].scores.is_binary else ["dice", "accuracy"]
     charts = []
     for title, panel in panels.items():
-        charts += [draw_errors(panel, metric, title) for metric in metrics]
+        charts += [draw_errors(panel, title, metric) for metric in metrics]
         charts.append(draw_losses(panel, title))
     return charts
 
 
+def load_histories(run_dir: Path) -> dict[str, pd.DataFrame]:
+    """Load history.csv of every finished fold, also with the column names of the first release."""
+    renamed = {"dice": "val_dice", "accuracy": "val_accuracy"}
+    paths = {k: run_folder.history_path(run_dir, k) for k in run_folder.finished_folds(run_dir)}
+    return {f"fold {k}": pd.read_csv(path).rename(columns=renamed) for k, path in paths.items()}
+
+
 @chart("1 − score by epoch, without flips. Solid: held-out images, dashed: training batches")
-def draw_errors(axes: Axes, histories: dict[str, pd.DataFrame], metric: str, title: str) -> None:
+def draw_errors(axes: Axes, histories: dict[str, pd.DataFrame], title: str, metric: str) -> None:
     for name, history in histories.items():
-        validated = history.dropna(subset=f"val_{metric}")
-        (line,) = axes.plot(validated["epoch"], 1 - validated[f"val_{metric}"], ".-", label=name)
-        train_error = 1 - history[f"train_{metric}"]
-        axes.plot(history["epoch"], train_error, "--", color=line.get_color(), linewidth=0.8)
+        errors = 1 - history.set_index("epoch")[[f"val_{metric}", f"train_{metric}"]]
+        (line,) = axes.plot(errors[f"val_{metric}"].dropna(), ".-", label=name)
+        axes.plot(errors[f"train_{metric}"], "--", color=line.get_color(), linewidth=0.8)
     axes.set(title=title, xlabel="epoch", ylabel=f"1 − {metric}")
     set_log_scale(axes)
     axes.set_ylim(top=4 * max(1 - h[f"val_{metric}"].min() for h in histories.values()))
@@ -160,14 +158,16 @@ def breakdown_charts(table: pd.DataFrame, cars: pd.DataFrame | None) -> list[Cha
 
 
 def mean_dice_by(table: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Return mean Dice, its standard error and the number of groups for each value of `column`."""
+    """Return mean Dice, its standard error and the number of groups for each value of `column`.
+
+    The error of a single group is 0, so that no bar is drawn.
+    """
     parts = table.groupby(column)
-    error = {
-        value: clustered_standard_error(part["dice"].to_numpy(), part["group"].to_numpy(str))
-        for value, part in parts
-    }
-    mean, count = parts["dice"].mean(), parts["group"].nunique()
-    return pd.DataFrame({"dice": mean, "groups": count, "error": pd.Series(error)})
+    error = parts[["dice", "group"]].apply(
+        lambda part: clustered_standard_error(part["dice"].to_numpy(), part["group"].to_numpy(str))
+    )
+    columns = {"dice": parts["dice"].mean(), "error": error.fillna(0)}
+    return pd.DataFrame(columns | {"groups": parts["group"].nunique()})
 
 
 @chart("1 − Dice by view around the turntable, ± one standard error over groups", "polar")
@@ -177,8 +177,7 @@ def draw_views(axes: Axes, by_view: pd.DataFrame) -> None:
     axes.set_theta_zero_location("N")
     axes.set_theta_direction(-1)
     axes.bar(angle, 1 - by_view["dice"], 0.85 * angle[1], alpha=0.6)
-    error = by_view["error"].fillna(0)  # NaN for a single group
-    axes.errorbar(angle, 1 - by_view["dice"], error, fmt="none", ecolor="black")
+    axes.errorbar(angle, 1 - by_view["dice"], by_view["error"], fmt="none", ecolor="black")
     axes.set_xticks(angle, by_view.index)
     axes.set_rlabel_position(180 / len(by_view))
     axes.tick_params("y", labelsize=7)
@@ -213,8 +212,7 @@ def draw_areas(axes: Axes, table: pd.DataFrame) -> None:
 @chart("Mean Dice by make (number of cars), ± one standard error")
 def draw_makes(axes: Axes, by_make: pd.DataFrame) -> None:
     by_make = by_make.sort_values("dice")
-    error = by_make["error"].fillna(0)  # NaN for a single car
-    axes.errorbar(by_make["dice"], np.arange(len(by_make)), xerr=error, fmt="o")
+    axes.errorbar(by_make["dice"], np.arange(len(by_make)), xerr=by_make["error"], fmt="o")
     labels = [f"{make} ({count})" for make, count in by_make["groups"].items()]
     axes.set_yticks(np.arange(len(by_make)), labels, fontsize=min(9, 200 / len(by_make)))
     axes.set(xlabel="mean Dice")

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import assert_input_error, make_data, once_per_session, run_script
@@ -136,13 +137,15 @@ def test_report_writes_suspected_label_errors_with_the_paths_of_their_masks(outp
     suspect = loaded.suspects.iloc[0]
     assert suspect["image_id"] == image_id
     assert suspect["mask"].name == f"{image_id}_mask.gif" and suspect["mask"].exists()
-    assert "mask" not in loaded.suspect_table()
+    loaded_page = report.render_page(loaded)
+    assert f'<a href="#{image_id}">{image_id}</a>' in loaded_page
+    assert str(suspect["mask"]) not in loaded_page
 
 
 def test_report_of_one_group_has_no_interval(output_copy):
     loaded = load(output_copy, "run=a")
     loaded.scores.table["group"] = "one"
-    assert "Not enough groups for an interval." in report.render(loaded)
+    assert "Not enough groups for an interval." in report.render_page(loaded)
 
 
 SELF_TEST = """<script>
@@ -197,10 +200,12 @@ def test_report_in_a_browser_loads_its_images_and_sorts_tables(output_dir, tmp_p
 
 def test_to_html_table_escapes_cells_and_links_image_ids():
     long = "x" * 200
-    table = pd.DataFrame({"image_id": ["a<b", "car_01"], "dice": [0.5, 1], "reason": ["&", long]})
+    dice = [0.5, np.nan]
+    table = pd.DataFrame({"image_id": ["a<b", "car_01"], "dice": dice, "reason": ["&", long]})
     html = report.to_html_table(table, linked={"car_01"})
     assert "<td>a&lt;b</td>" in html and "<td>&amp;</td>" in html
     assert '<td><a href="#car_01">car_01</a></td>' in html
+    assert "<td>0.50000</td>" in html and "<td></td>" in html and "nan" not in html
     assert f"<td>{long}</td>" in html  # not truncated
 
 
@@ -210,7 +215,7 @@ def test_group_table_lists_groups_worst_first_and_none_of_single_images(output_c
     table = loaded.group_table()
     means = loaded.scores.table.groupby("group")["dice"].mean().sort_values()
     assert table["group"].tolist() == means.index.tolist()
-    assert table["images"].eq(3).all()
+    assert table["images"].eq(3).all() and table["mean Dice"].tolist() == means.tolist()
     assert table.set_index("group")["car"].to_dict()["000000000001"] == "2010 Ford Ka"
     loaded.scores.table["group"] = loaded.scores.table["image_id"]
     assert loaded.group_table() is None
