@@ -1,5 +1,6 @@
 """SIGINT and SIGTERM: stop at once, or after the current step. Scripts exit with 130 or 143."""
 
+import os
 import signal
 from types import FrameType
 
@@ -31,13 +32,15 @@ def default_on_signal() -> None:
         signal.signal(signum, signal.SIG_DFL)
 
 
-def ignore_signals_in_worker() -> None:
-    """Ignore both signals in a DataLoader worker, which ends when its parent process does.
+def ignore_signals_in_worker(seconds: int = 5) -> None:
+    """Ignore SIGINT in a DataLoader worker, and exit `seconds` after SIGTERM.
 
-    Ctrl-C and Slurm signal the workers as well, while the parent finishes its step.
+    Ctrl-C and Slurm signal the workers as well, while the parent finishes its step. A parent that
+    exits sends SIGTERM and waits for the workers, so they must not ignore it for ever.
     """
-    for signum in SIGNALS:
-        signal.signal(signum, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(0))  # else torch reports a killed worker
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(seconds))
 
 
 class DeferSignals:
