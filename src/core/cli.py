@@ -9,15 +9,17 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from core import process_env, signals
+from core import machine, process_env, signals
 from core.config import SRC, load_settings
 from core.errors import DISK_FULL_ERRNOS, NOT_WRITABLE_ERRNOS, InputError
 from core.signals import StopRequested
 
 
 def check_arguments() -> None:
-    """Answer `help` and invalid settings before the script imports torch, which takes seconds."""
+    """Answer `help` and invalid settings before the script imports torch, which takes seconds, and
+    set the environment variables that torch's libraries read."""
     run_main(load_settings)
+    machine.set_thread_defaults()
 
 
 def run_main(main: Callable[[list[str]], object], resume_hint: str = "") -> None:

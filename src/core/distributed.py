@@ -17,7 +17,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from core import process_env
+from core import machine, process_env
 from core.errors import InputError
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ def launch_processes(device: torch.device) -> None:
     if device.type == "cuda" and count > torch.cuda.device_count():
         raise InputError(f"GPUS={count}: this machine has {torch.cuda.device_count()}")
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # its report is 40 lines
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // count)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, machine.available_cores() // count)))
     config = LaunchConfig(
         *(1, 1, count),
         run_id=str(os.getpid()),

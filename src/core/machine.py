@@ -1,0 +1,102 @@
+"""Cores, memory and shared memory for this process, which a container or a job may limit.
+
+Imports no torch: set_thread_defaults() must run before.
+"""
+
+import math
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+CGROUPS, MY_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+SHARED_MEMORY = Path("/dev/shm")
+# Limit, use, and the part of the use in memory.stat that is file cache: cgroup versions 2 and 1.
+MEMORY_FILES = [
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+]
+# Files that together hold quota and period.
+CPU_FILES = [("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")]
+
+
+def set_thread_defaults() -> None:
+    """Set OpenMP's variables where the user has not; libgomp reads them as torch is imported.
+
+    Waiting threads sleep instead of spinning, as in environment.sh. libgomp sees the cores of the
+    whole machine where a container's CPU time is limited.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    is_launcher = os.environ.get("GPUS", "1") != "1"  # its processes share the cores
+    if not is_launcher and available_cores() < _affinity_cores():
+        os.environ.setdefault("OMP_NUM_THREADS", str(available_cores()))
+
+
+def available_cores() -> int:
+    """Return how many cores the affinity of this process and its cgroup's CPU time allow."""
+    cores = _affinity_cores()
+    for folder in _cgroup_folders("cpu"):
+        for names in CPU_FILES:
+            numbers = [number for name in names for number in _read_numbers(folder / name)]
+            if len(numbers) == 2 and numbers[0] > 0:  # v1 has the quota -1 for no limit
+                cores = min(cores, math.ceil(numbers[0] / numbers[1]))
+    return max(1, cores)
+
+
+def _affinity_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def available_memory() -> int:
+    """Return the bytes that this process may still allocate: those of the machine, or of its
+    cgroup if less. File cache, which the kernel can drop, counts as available."""
+    available = psutil.virtual_memory().available
+    for folder in _cgroup_folders("memory"):
+        for limit_file, use_file, cache_name in MEMORY_FILES:
+            limit, use = _read_numbers(folder / limit_file), _read_numbers(folder / use_file)
+            if limit and use:
+                file_cache = _read_statistic(folder / "memory.stat", cache_name)
+                available = min(available, max(0, limit[0] - use[0] + file_cache))
+    return available
+
+
+def free_shared_memory() -> int:
+    """Return the free bytes of /dev/shm, through which worker processes pass tensors. In a Docker
+    container it has 64 MB by default."""
+    return shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.exists() else sys.maxsize
+
+
+def _cgroup_folders(controller: str) -> Iterator[Path]:
+    """Yield the folders of this process's cgroups and of those around them, versions 2 and 1."""
+    lines = MY_CGROUPS.read_text().splitlines() if MY_CGROUPS.exists() else []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        root = CGROUPS / controller if controllers else CGROUPS
+        # A container may see its own folder as the root, though its path is the host's.
+        for relative in (Path(path.lstrip("/")), *Path(path.lstrip("/")).parents):
+            yield root / relative
+
+
+def _read_numbers(path: Path) -> list[int]:
+    """Return the numbers in a file, `max` as a huge one; [] if there is no such file."""
+    try:
+        words = path.read_text().split()
+    except OSError:
+        return []
+    return [sys.maxsize if word == "max" else int(word) for word in words]
+
+
+def _read_statistic(path: Path, name: str) -> int:
+    """Return a number from lines of `name number`; 0 if it is missing."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.split()[0] == name), 0)
