@@ -3,4 +3,6 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 source src/environment.sh
-exec "$PYTHON" src/train.py "$@"
+script=$PWD/src/train.py
+cd "$OLDPWD" # paths are relative to the folder in which the command was typed
+exec "$PYTHON" "$script" "$@"

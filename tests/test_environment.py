@@ -20,7 +20,7 @@ case "$1 ${{2:-}}" in
   "- ") cat >/dev/null; exit 1 ;;
   "-m venv") echo "$*" >>"$CALLS"; mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
   "-m pip") echo "$*" >>"$CALLS"; echo "pip: progress"; eval "${{PIP:-}}" ;;
-  src/train.py*) echo "trained with $0: ${{*:2}}"; eval "${{TRAIN:-}}" ;;
+  */src/train.py*) echo "trained with $0: ${{*:2}}"; eval "${{TRAIN:-}}" ;;
 esac
 """
 

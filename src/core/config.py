@@ -1,5 +1,6 @@
 """Parse `key=value` overrides over a recipe over the defaults into checked Settings."""
 
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -10,9 +11,17 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from core.errors import InputError
-from core.settings import FIELDS, HELP_SECTIONS, RENAMED, Settings, rename_old_settings
+from core.settings import (
+    FIELDS,
+    HELP_SECTIONS,
+    PATH_SETTINGS,
+    RENAMED,
+    Settings,
+    rename_old_settings,
+)
 
 SRC = Path(__file__).resolve().parent.parent
+ROOT = SRC.parent  # the repository
 HELP_HINT = "`bash train.sh help` lists all settings"
 # PyYAML raises ValueError for 2001-99-99 and for binary input, RecursionError for [[[[...
 YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)
@@ -30,8 +39,30 @@ def parse_overrides(args: list[str]) -> dict[str, Any]:
         try:
             # Strings stay as typed: YAML would read run=1e3 as a number, and run=no as false.
             values[key] = text if _is_string_setting(key) else yaml.safe_load(text)
+            if key in PATH_SETTINGS:
+                values[key] = os.path.expanduser(text)  # zsh leaves the ~ of key=~/folder
         except YAML_ERRORS:
             raise InputError(f"{arg}: invalid value; write lists as [1,2]") from None
+    return values
+
+
+def _locate_in_repository(values: dict[str, Any]) -> dict[str, Any]:
+    """Return settings whose relative paths start at the repository with paths that are valid in
+    the current directory."""
+    if Path.cwd() == ROOT:
+        return values
+    paths = {name: values[name] for name in PATH_SETTINGS & values.keys() if values[name]}
+    return values | {name: str(ROOT / os.path.expanduser(path)) for name, path in paths.items()}
+
+
+def to_stored_settings(settings: Settings) -> dict[str, Any]:
+    """Return the settings as a dict for a file: paths in the repository are relative to it, all
+    others absolute."""
+    values = asdict(settings)
+    for name in PATH_SETTINGS:
+        path = Path(os.path.abspath(values[name]))
+        inside = path.is_relative_to(ROOT)
+        values[name] = values[name] and str(path.relative_to(ROOT) if inside else path)
     return values
 
 
@@ -42,7 +73,8 @@ def _is_string_setting(key: str) -> bool:
 def load_settings(args: list[str], base: dict[str, Any] | None = None) -> Settings:
     """Return the settings of `args` over the recipe they name, or over `base` if given.
 
-    Raises InputError for unknown keys and invalid values. Prints help and exits if asked to.
+    Paths in `args` are relative to the current directory, all others to the repository. Raises
+    InputError for unknown keys and invalid values. Prints help and exits if asked to.
     """
     if "help" in args:
         print(help_text())
@@ -51,7 +83,12 @@ def load_settings(args: list[str], base: dict[str, Any] | None = None) -> Settin
     conf = OmegaConf.structured(Settings)
     recipe = overrides.get("recipe", FIELDS["recipe"].default)
     base = read_recipe(recipe) if base is None else base
-    for source, values in ((f"recipe {recipe}: ", base), ("", overrides)):
+    defaults = {name: FIELDS[name].default for name in PATH_SETTINGS}
+    for source, values in (
+        ("", _locate_in_repository(defaults)),
+        (f"recipe {recipe}: ", _locate_in_repository(base)),
+        ("", overrides),
+    ):
         for key, value in values.items():
             conf = _assign(conf, key, value, source)
     settings = OmegaConf.to_object(conf)
@@ -62,7 +99,11 @@ def load_settings(args: list[str], base: dict[str, Any] | None = None) -> Settin
 
 def read_recipe(name: str) -> dict[str, Any]:
     """Read src/recipes/<name>.yaml, or the .yaml file at the path `name`."""
-    path = Path(name) if name.endswith((".yaml", ".yml")) else SRC / "recipes" / f"{name}.yaml"
+    path = (
+        Path(os.path.expanduser(name))
+        if name.endswith((".yaml", ".yml"))
+        else SRC / "recipes" / f"{name}.yaml"
+    )
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except OSError:

@@ -12,10 +12,8 @@ from typing import Any
 
 import torch
 
-from core.config import SRC
+from core.config import ROOT
 from core.files import atomic_write
-
-ROOT = SRC.parent
 
 
 def current_commit() -> str:

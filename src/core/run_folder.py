@@ -1,11 +1,11 @@
 """Paths of the files under output/<run>, and the run's config.yaml."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from core.config import to_stored_settings
 from core.errors import InputError
 from core.files import atomic_write
 from core.settings import Settings, rename_old_settings
@@ -69,5 +69,6 @@ def read_run_settings(run_dir: Path) -> dict[str, Any]:
 
 def save_run_settings(settings: Settings) -> None:
     """Write config.yaml into the run's folder."""
+    text = yaml.safe_dump(to_stored_settings(settings), sort_keys=False)
     with atomic_write(config_path(settings.run_dir)) as tmp_path:
-        tmp_path.write_text(yaml.safe_dump(asdict(settings), sort_keys=False), encoding="utf-8")
+        tmp_path.write_text(text, encoding="utf-8")

@@ -45,9 +45,16 @@ def _count_regex_groups(pattern: str) -> int:
 Scope = Literal["run", "model", "machine"]
 
 
-def setting(default: Any, help: str, check: Check | None = None, scope: Scope = "run") -> Any:
-    """A dataclass field that carries its help text, its check and its scope."""
-    metadata = {"help": help, "check": check, "scope": scope}
+def setting(
+    default: Any,
+    help: str,
+    check: Check | None = None,
+    scope: Scope = "run",
+    is_path: bool = False,
+) -> Any:
+    """A dataclass field that carries its help text, its check, its scope, and whether it is a
+    path."""
+    metadata = {"help": help, "check": check, "scope": scope, "is_path": is_path}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -67,13 +74,13 @@ class Settings:
     resume: bool = setting(False, "continue an interrupted run; finished folds are skipped", scope="machine")
     snapshot_seconds: float = setting(60, "seconds of training between two snapshots", NON_NEGATIVE, scope="machine")
     max_images: int = setting(0, "use only the first N images of each fold, for a quick trial; 0: all", NON_NEGATIVE)
-    output_dir: str = setting("output", "folder for runs and submissions", scope="machine")
+    output_dir: str = setting("output", "folder for runs and submissions", scope="machine", is_path=True)
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "device of the network", scope="machine")
     precision: Literal["auto", "bf16", "fp16", "fp32"] = setting("auto", "autocast dtype of the forward pass; auto: the fastest the device supports natively", scope="machine")
     compile: Literal["auto", "true", "false"] = setting("auto", "torch.compile the network for training; auto: on a GPU", scope="machine")
     num_workers: int | None = setting(None, "processes that load images; null: as many as pay off on this machine", NON_NEGATIVE, scope="machine")
 
-    data_dir: str = setting("input/carvana", "data set folder: train/, train_masks/, test/, sample_submission.csv", scope="machine")
+    data_dir: str = setting("input/carvana", "data set folder: train/, train_masks/, test/, sample_submission.csv", scope="machine", is_path=True)
     dataset_name: str = setting("carvana", "name of the data set in folds_csv", NAME)
     dataset_format: Literal["carvana", "pairs", "cityscapes", "pets"] = setting("carvana", "layout of data_dir, see input/README.md")
     cityscapes_classes: int = setting(19, "cityscapes, pairs: the 19 evaluated classes, or all 34 ids", CITYSCAPES_CLASSES)
@@ -82,7 +89,7 @@ class Settings:
     skip_empty: bool = setting(False, "leave out training images with empty masks")
     use_hq_images: bool = setting(False, "read train_hq/ and test_hq/ instead of train/ and test/")
     group_regex: str = setting(r"(.+)_\d+", "regular expression for file stems; its one group names the car, which is never split", REGEX)
-    folds_csv: str = setting("folds.csv", "csv that assigns each group (car) to a fold", scope="machine")
+    folds_csv: str = setting("folds.csv", "csv that assigns each group (car) to a fold", scope="machine", is_path=True)
     n_folds: int = setting(5, "folds that folds.py writes; the other scripts count the folds in folds_csv", TWO_OR_MORE, scope="machine")
     size: list[int] | None = setting(None, "[height,width] of the network's input; null: native size", SIZE, scope="model")
     resize_mode: Literal["stretch", "letterbox"] = setting("stretch", "how an image is resized to `size`; letterbox keeps its aspect ratio", scope="model")
@@ -128,6 +135,8 @@ class Settings:
     seed: int = setting(0, "seed of all random numbers", NON_NEGATIVE)
 
     runs: list[str] = setting([], "runs to ensemble, weighted by their out-of-fold scores; empty: only `run`", NAMES, scope="machine")
+    images: str = setting("", "photograph, or folder of photographs, that predict.py cuts out instead of predicting the test images", scope="machine", is_path=True)
+    background: str = setting("", "images: color (#rrggbb or a name) or picture to put behind the object", scope="machine")
     tta: Literal["none", "hflip", "flips"] = setting("hflip", "test-time augmentation: flips whose probabilities are averaged")
     tile_size: int = setting(0, "predict images larger than this in tiles of this side; 0: whole", TILE_SIZE, scope="machine")
     tile_overlap: float = setting(0.25, "fraction of a tile that overlaps its neighbor", TILE_OVERLAP, scope="machine")
@@ -135,8 +144,8 @@ class Settings:
     postprocess: str = setting("auto", "mask post-processing: none, or any of specks,largest,fill,hull; auto: steps that gain on every fold", POSTPROCESS_STEPS, scope="machine")
     skip_unreadable: bool = setting(False, "give unreadable test images empty masks, list them at the end, and exit with code 3", scope="machine")
     save_masks: bool = setting(False, "predict.py: also write PNG masks and overlays", scope="machine")
-    submission_csv: str = setting("", "csv to write or check; empty: output/submission.csv, or the one in the run's folder", scope="machine")
-    truth_csv: str = setting("", "score.py: csv of the true masks (img,rle_mask)", scope="machine")
+    submission_csv: str = setting("", "csv to write or check; empty: output/submission.csv, or the one in the run's folder", scope="machine", is_path=True)
+    truth_csv: str = setting("", "score.py: csv of the true masks (img,rle_mask)", scope="machine", is_path=True)
     bench_baselines: bool = setting(False, "bench.py: also measure a plain training loop and the usual RLE encoders", scope="machine")
 
     @property
@@ -160,6 +169,7 @@ HELP_SECTIONS = {  # first setting of each section → title
     "epochs": "training",
     "runs": "prediction and evaluation",
 }
+PATH_SETTINGS = {name for name, f in FIELDS.items() if f.metadata["is_path"]}
 MODEL_SETTINGS = [name for name, f in FIELDS.items() if f.metadata["scope"] == "model"]
 MAY_DIFFER_ON_RESUME = {name for name, f in FIELDS.items() if f.metadata["scope"] == "machine"}
 

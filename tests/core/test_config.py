@@ -105,6 +105,53 @@ def test_load_settings_keeps_strings_as_typed():
     assert config.load_settings(["run=no"]).run == "no"
 
 
+# ---------------------------------------------------------------- paths
+
+
+def test_load_settings_takes_typed_paths_from_the_current_directory_and_others_from_the_repository(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/someone")
+    settings = config.load_settings(
+        ["recipe=demo", "images=photos", "output_dir=~/runs", "folds_csv=../folds.csv"]
+    )
+    assert (settings.images, settings.output_dir) == ("photos", "/home/someone/runs")
+    assert settings.folds_csv == "../folds.csv"  # as typed, though the recipe has one, too
+    assert settings.data_dir == str(config.ROOT / "input/demo")  # of the recipe
+    assert settings.submission_csv == ""
+    assert config.load_settings([]).output_dir == str(config.ROOT / "output")  # the default
+
+
+def test_load_settings_keeps_paths_short_in_the_repository(monkeypatch):
+    monkeypatch.chdir(config.ROOT)
+    assert config.load_settings(["recipe=demo"]).data_dir == "input/demo"
+
+
+def test_load_settings_reads_a_recipe_of_the_current_or_the_home_directory(tmp_path, monkeypatch):
+    (tmp_path / "mine.yaml").write_text("epochs: 7\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert config.load_settings(["recipe=mine.yaml"]).epochs == 7
+    assert config.load_settings(["recipe=~/mine.yaml"]).run == "mine"
+
+
+def test_stored_paths_are_found_from_every_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(config.ROOT / "src")
+    settings = config.load_settings(
+        ["recipe=carvana", "data_dir=../input/mine", f"folds_csv={tmp_path}/f.csv"]
+    )
+    stored = config.to_stored_settings(settings)
+    assert (stored["data_dir"], stored["folds_csv"]) == ("input/mine", f"{tmp_path}/f.csv")
+    assert (stored["output_dir"], stored["truth_csv"]) == ("output", "")
+    monkeypatch.chdir(tmp_path)
+    restored = config.load_settings([], base=stored)
+    assert restored.data_dir == str(config.ROOT / "input/mine")
+
+
+# ---------------------------------------------------------------- other values
+
+
 def test_load_settings_reads_names_of_the_first_release_in_a_recipe(tmp_path):
     recipe = tmp_path / "old.yaml"
     recipe.write_text("batch: 7\namp: fp32\naugment_on: gpu\n")
