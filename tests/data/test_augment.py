@@ -1,0 +1,112 @@
+"""Augmentation policies, applied to image and target together."""
+
+import importlib
+import zlib
+
+import numpy as np
+import pytest
+from tiny_datasets import draw_car
+
+from data import augment
+from data.augment import POLICIES, Augmenter
+from data.classes import IGNORE, ClassMap
+
+CAR = ClassMap(("car",), ((60, 220, 90),))
+ROAD_AND_CAR = ClassMap(("road", "car"), ((128, 64, 128), (0, 0, 142)))
+
+
+def car_image_and_target():
+    image, mask = draw_car(0, 1, (48, 72))
+    return image, mask.astype(np.uint8) * 255
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_augmenter_moves_the_target_with_the_image(policy):
+    image, target = car_image_and_target()
+    augmenter = Augmenter(policy, 0, CAR)
+    for epoch in range(20):
+        new_image, new_target = augmenter(image, target, epoch, "a")
+        assert new_image.shape == image.shape and new_image.dtype == np.uint8
+        assert new_target.shape == target.shape and new_target.dtype == np.uint8
+        brightness = new_image.mean(axis=2)
+        ground = brightness[(new_target == 0) & (brightness > 5)]  # black is the border
+        assert brightness[new_target == 255].mean() < ground.mean() - 30  # the car is darker
+        assert ((new_target > 0) & (new_target < 255)).mean() < 0.1  # only its edge is soft
+
+
+@pytest.mark.parametrize("policy", ["flip", "light", "strong"])
+def test_augmenter_depends_only_on_seed_epoch_and_image(policy):
+    image, target = car_image_and_target()
+
+    def augmented_images(seed, image_id, first_epoch=0):
+        augmenter = Augmenter(policy, seed, CAR)
+        epochs = range(first_epoch, first_epoch + 12)
+        return [augmenter(image, target, epoch, image_id)[0].tobytes() for epoch in epochs]
+
+    expected = augmented_images(0, "a")
+    assert augmented_images(0, "a") == expected and len(set(expected)) > 1
+    assert augmented_images(1, "a") != expected and augmented_images(0, "b") != expected
+    assert augmented_images(1, "a", first_epoch=-1) != expected  # not the sum of seed and epoch
+
+
+def test_augmenter_seed_is_that_of_the_first_release():
+    image, target = car_image_and_target()
+    augmenter = Augmenter("strong", 7, CAR)
+    augmented = augmenter(image, target, 3, "a_01")
+    augmenter.transform.set_random_seed(zlib.crc32(b"7 3 a_01"))
+    expected = augmenter.transform(image=image, mask=target)
+    assert np.array_equal(augmented[0], expected["image"])
+    assert np.array_equal(augmented[1], expected["mask"])
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_augmenter_turns_no_car_upside_down(policy):
+    image = np.full((48, 72, 3), 100, np.uint8)
+    image[:24] = 200
+    augmenter = Augmenter(policy, 0, CAR)
+    for epoch in range(40):
+        brightness = augmenter(image, image[..., 0], epoch, "a")[0].mean(axis=2)
+        is_inside = brightness > 5  # black is the border
+        middle = (brightness[is_inside].min() + brightness.max()) / 2
+        bright, dark = brightness > middle, is_inside & (brightness <= middle)
+        assert np.argwhere(bright)[:, 0].mean() + 12 < np.argwhere(dark)[:, 0].mean()
+
+
+def test_flip_policy_mirrors_half_of_the_images_exactly():
+    image, target = car_image_and_target()
+    augmenter, n_mirrored = Augmenter("flip", 0, CAR), 0
+    for epoch in range(200):
+        new_image, new_target = augmenter(image, target, epoch, "a")
+        is_mirrored = not np.array_equal(new_image, image)
+        n_mirrored += is_mirrored
+        assert np.array_equal(new_target, target[:, ::-1] if is_mirrored else target)
+        assert np.array_equal(new_image, image[:, ::-1] if is_mirrored else image)
+    assert 70 < n_mirrored < 130
+
+
+def test_affine_warps_image_and_soft_target_equally():
+    _, mask = draw_car(0, 1, (96, 144))
+    target = mask.astype(np.uint8) * 255
+    warp = augment._affine(0.2, 0.1, 10, p=1)
+    for seed in range(10):
+        warp.set_random_seed(seed)
+        warped = warp(image=np.stack([target] * 3, -1), mask=target)
+        assert np.abs(warped["image"][..., 0].astype(int) - warped["mask"]).max() <= 1
+        assert ((warped["mask"] > 0) & (warped["mask"] < 255)).any()
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"), [("paper", {3, 7, IGNORE}), ("light", {3, 7}), ("strong", {3, 7})]
+)
+def test_augmenter_mixes_no_classes_and_fills_a_black_border_with_ignore(policy, expected):
+    image, mask = draw_car(0, 1, (48, 72))
+    classes = np.where(mask, 3, 7).astype(np.uint8)
+    augmenter = Augmenter(policy, 0, ROAD_AND_CAR)
+    targets = [augmenter(image, classes, epoch, "a")[1] for epoch in range(40)]
+    assert set(np.unique(targets)) == expected
+
+
+def test_unknown_argument_of_albumentations_is_an_error():
+    importlib.reload(augment)  # pytest has replaced the module's warning filter
+    with pytest.raises(UserWarning, match="not valid"):
+        augment.A.HorizontalFlip(probability=0.5)

@@ -1,0 +1,146 @@
+"""The cache: what it holds, where it is, and when it is written again."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import tiny_settings_args
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+from tiny_datasets import draw_car, make_cityscapes_pairs, make_data, make_pets, write_mask
+
+from core import config
+from core.errors import InputError
+from data import cache, datasets
+from data.cache import load_image_and_target, make_cache
+from data.preprocess import Preprocessing, preprocessing_from
+
+
+@pytest.fixture
+def settings(data_dir):
+    return config.load_settings(tiny_settings_args(data_dir, data_dir / "output"))
+
+
+# ---------------------------------------------------------------- content
+
+
+@pytest.fixture(scope="module")
+def shared_folder(tmp_path_factory):
+    """Tiny data sets of all formats that can be cached. Read-only."""
+    folder = tmp_path_factory.mktemp("cache")
+    make_data(folder / "carvana")
+    make_pets(folder / "pets")
+    make_cityscapes_pairs(folder / "pairs")
+    return folder
+
+
+@pytest.mark.parametrize("location", ["ram", "disk"])
+@pytest.mark.parametrize(
+    ("dataset_format", "dtype"), [("carvana", bool), ("pets", np.uint8), ("pairs", np.uint8)]
+)
+def test_cache_holds_what_decoding_gives(shared_folder, tmp_path, dataset_format, dtype, location):
+    args = [f"dataset_format={dataset_format}", f"data_dir={shared_folder / dataset_format}"]
+    args += [f"output_dir={tmp_path}", f"cache={location}", "size=[32,48]", "group_regex=(.+)"]
+    settings = config.load_settings([*args, "trimap_border=class"])
+    samples = datasets.load_samples(settings, "train")
+    cached = make_cache(settings, samples)
+    assert cached.size == (32, 48) and cached.preprocessing == preprocessing_from(settings)
+    for sample in samples[::-1]:
+        mask = datasets.read_sample_mask(sample)
+        image, target = load_image_and_target(sample, cached.preprocessing, mask)
+        cached_image, cached_target = cached.image_and_target(sample)
+        assert np.array_equal(cached_image, image) and np.array_equal(cached_target, target)
+        assert np.array_equal(cached.mask(sample), mask)
+        assert cached.mask(sample).dtype == mask.dtype == dtype
+
+
+@given(
+    arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.integers(0, 255))
+)
+def test_unpack_mask_inverts_pack_mask(mask):
+    for packed in (mask, mask.T, mask > 127):
+        unpacked = cache.unpack_mask(cache.pack_mask(packed))
+        assert np.array_equal(unpacked, packed) and unpacked.flags.writeable
+
+
+@pytest.mark.parametrize("size", [(32, 48), (96, 144), None])
+def test_load_image_and_target_resizes_both_to_full_coverage(settings, size):
+    sample = datasets.load_training_samples(settings)[0]
+    mask = datasets.read_sample_mask(sample)
+    image, target = load_image_and_target(sample, Preprocessing(size), mask)
+    assert image.shape[:2] == target.shape == (size or mask.shape)
+    assert target.min() == 0 and target.max() == 255
+    is_soft = ((target > 0) & (target < 255)).any()
+    assert is_soft == (size is not None)
+
+
+# ---------------------------------------------------------------- location
+
+
+def test_make_cache_auto_uses_memory_then_disk_then_nothing(settings, monkeypatch, capsys):
+    samples = datasets.load_training_samples(settings)
+    assert not isinstance(make_cache(settings, samples).pixels, np.memmap)
+    assert "cached in memory" in capsys.readouterr().out
+    memory = type("Memory", (), {"available": 1000})
+    monkeypatch.setattr(cache.psutil, "virtual_memory", memory)
+    assert isinstance(make_cache(settings, samples).pixels, np.memmap)
+    assert f"cached in {settings.output_dir}" in capsys.readouterr().out
+    settings.size = [16, 24]  # for which no file exists
+    monkeypatch.setattr(cache, "free_disk_bytes", lambda folder: 1000)
+    assert make_cache(settings, samples) is None
+    assert "not cached" in capsys.readouterr().out
+    settings.cache = "ram"
+    with pytest.raises(InputError, match="cache=none"):
+        make_cache(settings, samples)
+
+
+def test_make_cache_auto_prefers_the_disk_for_several_processes(settings, monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    samples = datasets.load_training_samples(settings)
+    assert isinstance(make_cache(settings, samples).pixels, np.memmap)
+
+
+def test_make_cache_of_several_sizes_is_none_or_an_error(settings):
+    samples = datasets.load_training_samples(settings)
+    image, mask = draw_car(0, 1, (40, 60))
+    Image.fromarray(image).save(samples[0].image)
+    write_mask(samples[0].mask, mask)
+    settings.size, settings.batch_size = None, 1
+    assert make_cache(settings, samples) is None
+    settings.cache = "ram"
+    with pytest.raises(InputError, match="several sizes"):
+        make_cache(settings, samples)
+
+
+def test_disk_cache_is_reused_until_a_file_changes(settings):
+    settings.cache = "disk"
+    samples = datasets.load_training_samples(settings)
+
+    def modification_times():
+        make_cache(settings, samples)
+        folder = Path(settings.output_dir) / "cache"
+        return {path: path.stat().st_mtime_ns for path in folder.glob("*.npy")}
+
+    first = modification_times()
+    assert len(first) == 1 and modification_times() == first
+    changed = np.arange(48 * 72).reshape(48, 72) % 72 < 36
+    write_mask(samples[0].mask, changed)
+    assert np.array_equal(make_cache(settings, samples).mask(samples[0]), changed)
+    assert len(modification_times()) == 2
+
+
+def test_cache_key_depends_on_files_preprocessing_and_classes(settings):
+    samples = datasets.load_training_samples(settings)
+    preprocessing = Preprocessing((32, 48))
+    key = cache.cache_key(samples, preprocessing)
+    assert cache.cache_key(list(samples), Preprocessing((32, 48))) == key
+    class_map = replace(samples[0].class_map, max_color_distance=1)
+    others = [
+        cache.cache_key(samples[1:], preprocessing),
+        cache.cache_key(samples, Preprocessing((32, 48), letterbox=True)),
+        cache.cache_key([replace(s, class_map=class_map) for s in samples], preprocessing),
+    ]
+    assert len({key, *others}) == 4

@@ -1,0 +1,93 @@
+"""folds.py: balanced folds of whole cars, and the file that it writes."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import REAL, ROOT, assert_input_error, needs_real_data
+from tiny_datasets import make_data, make_pets
+
+import folds
+from core import config
+from data import csv_files, datasets
+
+
+def folds_args(data_dir, *args):
+    return [f"data_dir={data_dir}", f"folds_csv={data_dir / 'folds.csv'}", "n_folds=2", *args]
+
+
+def test_assign_folds_balances_counts_and_areas():
+    rng = np.random.default_rng(0)
+    areas = pd.Series(rng.uniform(0.1, 0.3, 103), index=[f"car{i:03}" for i in range(103)])
+    assigned = folds.assign_folds(areas, 5)
+    assert sorted(assigned.value_counts()) == [20, 20, 21, 21, 21]
+    means = areas.groupby(assigned).mean()
+    assert means.max() - means.min() < 0.005
+
+
+def test_assign_folds_does_not_depend_on_order():
+    areas = pd.Series({"b": 0.2, "a": 0.2, "c": 0.1, "d": 0.4})
+    assert folds.assign_folds(areas, 2).equals(folds.assign_folds(areas.iloc[::-1], 2))
+
+
+def test_assign_folds_spreads_each_stratum():
+    areas = pd.Series({"a_1": 0.1, "a_2": 0.9, "b_1": 0.2, "b_2": 0.8})
+    assigned = folds.assign_folds(areas, 2, stratify_by=lambda group: group[0])
+    assert assigned["a_1"] != assigned["a_2"] and assigned["b_1"] != assigned["b_2"]
+
+
+def test_main_writes_a_row_per_car_and_keeps_other_datasets(data_dir, capsys):
+    folds.main(folds_args(data_dir, "dataset_name=other"))
+    table = pd.read_csv(data_dir / "folds.csv")
+    assert table["dataset"].value_counts().to_dict() == {"tiny": 4, "other": 4}
+    assert sorted(table[table["dataset"] == "other"]["fold"]) == [0, 0, 1, 1]
+    assert "4 groups of dataset other in 2 folds" in capsys.readouterr().out
+
+
+def test_main_spreads_the_breeds_of_pets(tmp_path):
+    data_dir = make_pets(tmp_path / "pets", 12)
+    folds.main(folds_args(data_dir, "recipe=pets_fcn"))
+    table = pd.read_csv(data_dir / "folds.csv")
+    breeds = table["group"].str.rpartition("_")[0]
+    assert breeds.nunique() == 3 and table.groupby(breeds)["fold"].nunique().eq(2).all()
+
+
+def test_main_does_not_overwrite_the_folds_of_other_cars(data_dir, tmp_path):
+    other = make_data(tmp_path / "other", cars=6)
+    shutil.copy(other / "folds.csv", data_dir / "folds.csv")
+    before = (data_dir / "folds.csv").read_bytes()
+    args = folds_args(data_dir, "dataset_name=tiny")
+    assert_input_error(folds.main, args, "has 6 groups", "folds_csv=<new file>")
+    assert (data_dir / "folds.csv").read_bytes() == before
+
+
+def test_main_rejects_fewer_groups_than_folds(data_dir):
+    args = [*folds_args(data_dir)[:2], "dataset_name=new", "n_folds=5"]
+    assert_input_error(folds.main, args, "n_folds=5", "only 4 groups")
+
+
+def test_committed_folds_are_those_of_the_competition():
+    table = csv_files.read_csv_strict(ROOT / "folds.csv", folds.COLUMNS)
+    assert len(table) == table["group"].nunique() == 318
+    assert sorted(table["fold"].value_counts()) == [63, 63, 64, 64, 64]
+
+
+@needs_real_data
+def test_assign_folds_reproduces_the_committed_folds():
+    cars = pd.read_csv(REAL / "carvana/train_cars.csv", index_col="car_id")
+    committed = pd.read_csv(ROOT / "folds.csv", index_col="group")["fold"]
+    assert folds.assign_folds(cars["mean_mask_area"], 5).equals(
+        committed.rename(None).rename_axis(None)
+    )
+
+
+@needs_real_data
+def test_foreground_fraction_of_real_masks_has_the_published_mean():
+    settings = config.load_settings([f"data_dir={REAL / 'carvana'}"])
+    areas = pd.read_csv(REAL / "carvana/train_cars.csv", index_col="car_id")["mean_mask_area"]
+    samples = datasets.load_samples(settings, "train")[:32]
+    for group in {sample.group for sample in samples}:
+        fractions = [folds.foreground_fraction(s) for s in samples if s.group == group]
+        assert len(fractions) == 16
+        assert np.mean(fractions) == pytest.approx(areas[group], abs=5.1e-7)

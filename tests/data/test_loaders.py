@@ -1,0 +1,234 @@
+"""Batches: every sample once an epoch, and the same bytes with any number of processes."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, assert_rejected, tiny_settings_args
+from tiny_datasets import make_data, write_mask
+
+from core import config
+from core.errors import InputError
+from data import datasets, image_io, loaders
+from data.cache import build_ram_cache
+from data.loaders import EpochBatchSampler
+from data.preprocess import Preprocessing
+
+SIZE = (32, 48)
+
+
+def load_tiny_settings(data_dir):
+    args = tiny_settings_args(data_dir, data_dir / "output")
+    settings = config.load_settings([*args, "augmentation=strong"])
+    settings.batch_size = 5
+    return settings
+
+
+@pytest.fixture(scope="module")
+def shared_data_dir(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("loaders") / "tiny")
+
+
+@pytest.fixture
+def settings(shared_data_dir):
+    """Settings of a tiny data set that tests must not change."""
+    return load_tiny_settings(shared_data_dir)
+
+
+@pytest.fixture
+def writable_settings(data_dir):
+    """Settings of a tiny data set that the test may change."""
+    return load_tiny_settings(data_dir)
+
+
+# ---------------------------------------------------------------- EpochBatchSampler
+
+
+def sampled_indices(sampler):
+    return [[i for _, i in keys] for keys in sampler]
+
+
+def test_sampler_order_is_that_of_the_first_release():
+    sampler = EpochBatchSampler(7, 3, seed=1)
+    sampler.epoch = 2
+    assert list(sampler) == [[(2, 0), (2, 6), (2, 5)], [(2, 1), (2, 4), (2, 3)], [(2, 2)]]
+    assert len(sampler) == 3
+
+
+def test_sampler_order_differs_by_epoch_and_seed_and_is_repeated():
+    def order(seed, epoch):
+        sampler = EpochBatchSampler(30, 4, seed)
+        sampler.epoch = epoch
+        return [i for indices in sampled_indices(sampler) for i in indices]
+
+    assert order(0, 0) == order(0, 0)
+    assert len({tuple(order(*key)) for key in ((0, 0), (0, 1), (1, 0), (1, 1))}) == 4
+    assert all(sorted(order(0, epoch)) == list(range(30)) for epoch in range(3))
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "world_size"), [(13, 4, 2), (9, 4, 4), (12, 8, 3), (5, 2, 2)]
+)
+def test_sampler_divides_every_step_among_ranks(monkeypatch, count, batch_size, world_size):
+    """A rank without a sample in a step gets one that does not count."""
+    whole = sampled_indices(EpochBatchSampler(count, batch_size, seed=0))
+    monkeypatch.setenv("WORLD_SIZE", str(world_size))
+    counted = [[] for _ in whole]
+    for rank in range(world_size):
+        monkeypatch.setenv("RANK", str(rank))
+        sampler = EpochBatchSampler(count, batch_size, seed=0)
+        steps = sampled_indices(sampler)
+        assert len(steps) == len(sampler) == -(-count // batch_size)
+        for step, indices in enumerate(steps):
+            local, total = sampler.samples_in_step(step)
+            assert total == len(whole[step]) and len(indices) == max(local, 1)
+            assert abs(local - total / world_size) < 1
+            counted[step] += indices[:local]
+    assert counted == whole
+
+
+def test_sampler_with_start_yields_the_remaining_steps():
+    sampler = EpochBatchSampler(13, 4, seed=0)
+    whole, sampler.start = list(sampler), 2
+    assert list(sampler) == whole[2:]
+
+
+# ---------------------------------------------------------------- train_loader
+
+
+def load_batches(settings, epochs, cache=None, num_workers=0):
+    """Return all batches of some epochs as (images, targets)."""
+    settings.num_workers = num_workers
+    loader = loaders.train_loader(datasets.load_training_samples(settings), settings, cache)
+    batches = []
+    for epoch in epochs:
+        loader.batch_sampler.epoch = epoch
+        batches += list(loader)
+    return batches
+
+
+def assert_equal_batches(first, second):
+    for (images, targets), (other_images, other_targets) in zip(first, second, strict=True):
+        assert torch.equal(images, other_images) and torch.equal(targets, other_targets)
+
+
+def test_train_loader_yields_uint8_batches_and_a_smaller_last_one(settings):
+    batches = load_batches(settings, [0])
+    assert [len(images) for images, _ in batches] == [5, 5, 2]
+    for images, targets in batches:
+        assert images.dtype == targets.dtype == torch.uint8
+        assert images.shape[1:] == (3, *SIZE) and targets.shape == (len(images), 1, *SIZE)
+
+
+def test_train_loader_does_not_depend_on_workers_and_cache(settings):
+    samples = datasets.load_training_samples(settings)
+    expected = load_batches(settings, [0, 1])
+    assert_equal_batches(load_batches(settings, [0, 1], num_workers=2), expected)
+    cache = build_ram_cache(samples, Preprocessing(SIZE), SIZE)
+    assert_equal_batches(load_batches(settings, [0, 1], cache), expected)
+    assert not torch.equal(expected[0][0], expected[3][0])  # the epochs differ
+
+
+STOP_AT_A_BAD_IMAGE = """
+from core import cli, config, signals
+from data import datasets, loaders
+
+signals.ignore_signals_in_worker.__defaults__ = (1,)  # seconds: to be done sooner
+
+def main(args):
+    settings = config.load_settings(args)
+    for _ in loaders.train_loader(datasets.load_training_samples(settings), settings, None):
+        pass
+
+cli.run_main(main)
+"""
+
+
+def test_script_with_workers_ends_in_one_line_at_a_bad_image(data_dir):
+    """Workers that ignored the SIGTERM of their parent would keep it from exiting."""
+    (data_dir / "train/000000000000_01.jpg").write_bytes(b"not an image")
+    args = [*tiny_settings_args(data_dir, data_dir / "output")[:-1], "num_workers=2"]
+    completed = subprocess.run(
+        [sys.executable, "-c", STOP_AT_A_BAD_IMAGE, *args],
+        cwd=ROOT / "src",
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert_rejected(completed, "000000000000_01.jpg: cannot be read as an image")
+
+
+def test_train_dataset_augments_by_epoch(settings):
+    samples = datasets.load_training_samples(settings)
+    dataset = loaders.TrainDataset(samples, settings, None)
+    assert len(dataset) == 12
+    assert len({dataset[epoch, 0][0].tobytes() for epoch in range(4)}) > 1
+
+
+# ---------------------------------------------------------------- prediction_loader
+
+
+def load_for_prediction(samples, preprocessings, settings, with_mask=True, cache=None):
+    loader = loaders.prediction_loader(samples, preprocessings, settings, with_mask, cache)
+    return [loaded for batch in loader for loaded in batch]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_prediction_loader_yields_samples_in_order_at_every_size(settings, num_workers):
+    settings.num_workers = num_workers
+    samples = datasets.load_training_samples(settings)
+    small, native = Preprocessing(SIZE), Preprocessing(None)
+    all_loaded = load_for_prediction(samples, {small, native}, settings)
+    assert [loaded.sample for loaded in all_loaded] == samples
+    for loaded in all_loaded:
+        image = image_io.read_image(loaded.sample.image)
+        assert loaded.native_size == (48, 72) and loaded.images[small].shape == (3, *SIZE)
+        assert np.array_equal(loaded.images[native].permute(1, 2, 0), image)
+        assert np.array_equal(loaded.mask, image_io.read_mask(loaded.sample.mask))
+
+
+def test_prediction_loader_reads_the_native_size_when_it_decodes_less(settings):
+    settings.jpeg_decode = "scaled"
+    samples = datasets.load_training_samples(settings)[:2]
+    scaled = Preprocessing((12, 18), scaled_decode=True)
+    for loaded in load_for_prediction(samples, {scaled}, settings, with_mask=False):
+        assert loaded.native_size == (48, 72) and loaded.images[scaled].shape == (3, 12, 18)
+        assert loaded.mask is None
+
+
+def test_prediction_loader_from_cache_equals_from_files(settings):
+    samples = datasets.load_training_samples(settings)
+    cache = build_ram_cache(samples, Preprocessing(SIZE), SIZE)
+    preprocessings = {cache.preprocessing}
+    from_files = load_for_prediction(samples[2:7], preprocessings, settings)
+    from_cache = load_for_prediction(samples[2:7], preprocessings, settings, cache=cache)
+    for expected, loaded in zip(from_files, from_cache, strict=True):
+        assert loaded.sample == expected.sample and loaded.native_size == expected.native_size
+        assert np.array_equal(loaded.mask, expected.mask)
+        images = [item.images[cache.preprocessing] for item in (loaded, expected)]
+        assert torch.equal(*images)
+
+
+def test_prediction_loader_rejects_a_mask_of_another_size(writable_settings):
+    samples = datasets.load_training_samples(writable_settings)
+    write_mask(samples[0].mask, np.ones((40, 72), bool))
+    with pytest.raises(InputError, match=samples[0].mask.name):
+        load_for_prediction(samples, {Preprocessing(None)}, writable_settings)
+
+
+def test_prediction_loader_reports_a_truncated_image_in_one_line(writable_settings):
+    samples = datasets.load_training_samples(writable_settings)
+    data = samples[3].image.read_bytes()
+    samples[3].image.write_bytes(data[: len(data) // 2])  # OpenCV would decode the upper half
+    preprocessings = {Preprocessing(None)}
+    with pytest.raises(InputError) as raised:
+        load_for_prediction(samples, preprocessings, writable_settings, with_mask=False)
+    line = str(raised.value)
+    assert line.startswith(str(samples[3].image)) and "\n" not in line
+
+    writable_settings.skip_unreadable = True
+    all_loaded = load_for_prediction(samples, preprocessings, writable_settings, with_mask=False)
+    assert [i for i, loaded in enumerate(all_loaded) if loaded.error] == [3]
+    assert all_loaded[3].error == line and not all_loaded[3].images

@@ -1,0 +1,75 @@
+"""Resizing, letterbox, soft targets and color reduction."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_datasets import draw_car
+
+from data import preprocess
+from data.classes import IGNORE
+from data.preprocess import Preprocessing
+from inference import predictor
+
+sides = st.integers(8, 60)
+
+
+@given(st.tuples(sides, sides), st.tuples(sides, sides))
+def test_letterbox_contains_the_whole_image_in_its_proportions(native_size, size):
+    preprocessing = Preprocessing(size, letterbox=True)
+    rows, columns = preprocess.letterbox_region(native_size, preprocessing)
+    height, width = rows.stop - rows.start, columns.stop - columns.start
+    assert rows.start >= 0 and rows.stop <= size[0]
+    assert columns.start >= 0 and columns.stop <= size[1]
+    assert height == size[0] or width == size[1]
+    scale = min(size[0] / native_size[0], size[1] / native_size[1])
+    assert abs(height - scale * native_size[0]) <= 1 and abs(width - scale * native_size[1]) <= 1
+    white = np.full((*native_size, 3), 200, np.uint8)
+    image = preprocess.preprocess_image(white, preprocessing)
+    assert image.shape == (*size, 3) and (image[rows, columns] == 200).all()
+    assert image.sum() == 600 * height * width  # black around it
+    classes = preprocess.resize_classes(np.full(native_size, 3, np.uint8), preprocessing)
+    assert (classes[rows, columns] == 3).all()
+    assert (classes == IGNORE).sum() == classes.size - height * width
+
+
+def test_resize_to_original_inverts_the_letterbox():
+    _, mask = draw_car(0, 0, (80, 120))
+    preprocessing = Preprocessing((64, 64), letterbox=True)
+    target = preprocess.mask_to_soft_target(mask, preprocessing) / np.float32(255)
+    probability = torch.from_numpy(target)[None]
+    restored = predictor.resize_to_original(probability, mask.shape, preprocessing)[0].numpy()
+    assert ((restored >= 0.5) != mask).mean() < 0.01
+
+
+def test_mask_to_soft_target_is_the_covered_fraction_of_each_pixel():
+    mask = np.random.default_rng(0).integers(0, 2, (12, 18)) > 0
+    target = preprocess.mask_to_soft_target(mask, Preprocessing((4, 6)))
+    covered = mask.reshape(4, 3, 6, 3).mean(axis=(1, 3))
+    assert target.dtype == np.uint8 and np.abs(target - covered * 255).max() <= 0.5
+
+
+@pytest.mark.parametrize("size", [(16, 24), (80, 90)])
+def test_resize_classes_creates_no_new_class(size):
+    ids = {0, 5, 18, IGNORE}
+    classes = np.random.default_rng(0).choice(list(ids), (40, 60)).astype(np.uint8)
+    assert set(np.unique(preprocess.resize_classes(classes, Preprocessing(size)))) == ids
+
+
+def test_reduce_colors_takes_the_nearest_of_few_colors():
+    image, _ = draw_car(1, 1, (80, 120))
+    reduced = preprocess.reduce_colors(image, 8)
+    colors = np.unique(reduced.reshape(-1, 3), axis=0).astype(int)
+    assert 2 <= len(colors) <= 8 and reduced.dtype == np.uint8
+    nearest = ((image.reshape(-1, 1, 3).astype(int) - colors) ** 2).sum(-1).min(1)
+    taken = ((image.astype(int) - reduced) ** 2).sum(-1).ravel()
+    # The centers are rounded after the nearest one is chosen.
+    assert (np.sqrt(taken) <= np.sqrt(nearest) + 2).all()
+    assert np.array_equal(reduced, preprocess.reduce_colors(image, 8))
+
+
+@pytest.mark.parametrize("value", [0, 255])
+def test_reduce_colors_of_one_color_keeps_it(value):
+    image = np.full((20, 30, 3), value, np.uint8)
+    assert np.abs(preprocess.reduce_colors(image, 8).astype(int) - value).max() <= 1
