@@ -8,7 +8,7 @@ from core.errors import InputError
 from core.settings import Settings
 from data import image_io
 from data.classes import IGNORE, colorize, decode_colors, decode_values
-from data.formats.cityscapes import CITYSCAPES_CLASSES, CITYSCAPES_COLORS, Cityscapes
+from data.formats.cityscapes import CITYSCAPES_COLORS, CITYSCAPES_LABELS, Cityscapes
 from data.formats.pets import Pets
 
 ALL_IDS = Cityscapes().make_class_map(Settings(cityscapes_classes=34))
@@ -51,7 +51,7 @@ def test_decode_colors_maps_to_the_19_evaluated_classes():
     assert EVALUATED.names[:3] == ("road", "sidewalk", "building")
     assert EVALUATED.names[-1] == "bicycle" and len(EVALUATED.names) == 19
     label = CITYSCAPES_COLORS[None].astype(np.uint8)
-    expected = [train_id for _, _, train_id in CITYSCAPES_CLASSES]
+    expected = [train_id for _, _, train_id in CITYSCAPES_LABELS]
     expected[17:19] = [5, 5]  # pole and polegroup have the same color: the first is taken
     classes = decode_colors(label, CITYSCAPES_COLORS, EVALUATED, "x")
     assert classes[0].tolist() == expected

@@ -16,7 +16,7 @@ from data.formats.base import DatasetFormat, FilePairs, list_images, require_pat
 from data.sample import Sample
 
 # Name, RGB, train id (IGNORE: not among the 19 evaluated classes) of label ids 0 to 33.
-CITYSCAPES_CLASSES = [
+CITYSCAPES_LABELS = [
     ("unlabeled", (0, 0, 0), IGNORE),
     ("ego vehicle", (0, 0, 0), IGNORE),
     ("rectification border", (0, 0, 0), IGNORE),
@@ -52,7 +52,7 @@ CITYSCAPES_CLASSES = [
     ("motorcycle", (0, 0, 230), 17),
     ("bicycle", (119, 11, 32), 18),
 ]
-CITYSCAPES_COLORS = np.array([color for _, color, _ in CITYSCAPES_CLASSES])
+CITYSCAPES_COLORS = np.array([color for _, color, _ in CITYSCAPES_LABELS])
 SPLIT_FOLDERS = {"train": "train", "test": "val"}
 
 
@@ -76,10 +76,10 @@ class Cityscapes(DatasetFormat):
     def make_class_map(self, settings: Settings) -> ClassMap:
         """All 34 label ids, or the 19 evaluated classes with the other ids ignored."""
         if settings.cityscapes_classes == 34:
-            rows, value_to_class = CITYSCAPES_CLASSES, tuple(range(34))
+            rows, value_to_class = CITYSCAPES_LABELS, tuple(range(34))
         else:
-            rows = [row for row in CITYSCAPES_CLASSES if row[2] != IGNORE]
-            value_to_class = tuple(train_id for _, _, train_id in CITYSCAPES_CLASSES)
+            rows = [row for row in CITYSCAPES_LABELS if row[2] != IGNORE]
+            value_to_class = tuple(train_id for _, _, train_id in CITYSCAPES_LABELS)
         names, colors, _ = zip(*rows, strict=True)
         return ClassMap(names, colors, value_to_class, settings.label_color_tolerance)
 
