@@ -36,6 +36,11 @@ def ensemble_path(run_dir: Path) -> Path:
     return run_dir / "ensemble.json"
 
 
+def predictor_path(run_dir: Path) -> Path:
+    """output/<run>/predictor.json"""
+    return run_dir / "predictor.json"
+
+
 def masks_dir(run_dir: Path) -> Path:
     """output/<run>/masks: PNG masks and overlays of the test images"""
     return run_dir / "masks"

@@ -1,0 +1,122 @@
+"""Cut-outs: soft alpha at the edge of a mask, clean colors there, and another background."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import ImageColor
+
+from core.errors import InputError
+from data.image_io import read_image
+from data.preprocess import Preprocessing, Size, letterbox_region
+
+EDGE_WIDTH = 2  # of the soft edge on each side of the outline, in pixels of the network's input
+
+
+def edge_radius(native_size: Size, preprocessings: Iterable[Preprocessing]) -> float:
+    """Return the width in native pixels of the soft edge on each side of the outline.
+
+    Networks that see the image smaller than it is cannot locate the outline better than to a few
+    of their own pixels; the coarsest one decides.
+    """
+    scale = 1.0
+    for preprocessing in preprocessings:
+        if preprocessing.size:
+            canvas = np.empty(preprocessing.size, bool)
+            inner = canvas[letterbox_region(native_size, preprocessing)].shape
+            scale = max(scale, native_size[0] / inner[0], native_size[1] / inner[1])
+    return EDGE_WIDTH * scale
+
+
+def soft_alpha(
+    probability: np.ndarray, mask: np.ndarray, threshold: float, radius: float
+) -> np.ndarray:
+    """Return the opacity of each pixel, H×W uint8: 255 inside the mask and 0 outside, but near the
+    outline the probability, which fades into the mask over `radius` pixels on each side.
+
+    An opacity of one half corresponds to the threshold.
+
+    Args:
+        probability: H×W float32 in [0, 1].
+        mask: H×W bool.
+    """
+    below, above = probability / threshold, (1 - probability) / (1 - threshold)
+    opacity = np.where(probability < threshold, below / 2, 1 - above / 2)
+    fade = np.minimum(_distance_to_outline(mask) / radius, 1)
+    opacity += fade * (mask - opacity)
+    return (opacity * 255).round().astype(np.uint8)
+
+
+def _distance_to_outline(mask: np.ndarray) -> np.ndarray:
+    """Return the distance of each pixel to the outline, which runs between two pixels."""
+    distances = [
+        cv2.distanceTransform(side.view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+        for side in (mask, ~mask)
+    ]
+    return np.maximum(*distances) - 0.5
+
+
+def clean_edge_colors(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Return the image, H×W×3 uint8 RGB, in which the colors of the soft edge contain less of the
+    old background: a pixel of opacity a is a · its color + (1 − a) · the nearest opaque color.
+
+    Transparent pixels are black.
+    """
+    opaque = alpha == 255
+    clean = np.where(alpha[..., None] > 0, image, 0)
+    soft = (alpha > 0) & ~opaque
+    if not opaque.any() or not soft.any():
+        return clean
+    _, labels = cv2.distanceTransformWithLabels(
+        (~opaque).view(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    color_of_label = np.zeros((labels.max() + 1, 3), np.uint8)
+    color_of_label[labels[opaque]] = image[opaque]
+    opacity = alpha[soft, None] / 255
+    nearest = color_of_label[labels[soft]]
+    clean[soft] = (opacity * image[soft] + (1 - opacity) * nearest).round()
+    return clean
+
+
+def cut_out(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Return H×W×4 uint8 RGBA, not premultiplied."""
+    return np.dstack([clean_edge_colors(image, alpha), alpha])
+
+
+# ---------------------------------------------------------------- another background
+
+
+def read_background(background: str | os.PathLike, size: Size) -> np.ndarray:
+    """Return a background of `size`, H×W×3 uint8 RGB: a color, or a picture that is scaled to
+    cover the size and cropped around its center.
+
+    Raises InputError if it is neither the name or #rrggbb of a color nor a picture file.
+    """
+    text = os.path.expanduser(background)
+    try:
+        return np.full((*size, 3), ImageColor.getrgb(text)[:3], np.uint8)
+    except ValueError:
+        if not Path(text).is_file():
+            raise InputError(
+                f"background={text}: neither a picture file nor a color; write a color as "
+                "'#ffffff' or as a name such as white"
+            ) from None
+    picture = read_image(Path(text))
+    scale = max(side / old for side, old in zip(size, picture.shape[:2], strict=True))
+    height, width = (
+        max(side, round(old * scale)) for side, old in zip(size, picture.shape[:2], strict=True)
+    )
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    picture = cv2.resize(picture, (width, height), interpolation=interpolation)
+    top, left = (height - size[0]) // 2, (width - size[1]) // 2
+    return picture[top : top + size[0], left : left + size[1]]
+
+
+def put_on_background(cutout: np.ndarray, background: np.ndarray) -> np.ndarray:
+    """Blend a cut-out, H×W×4 RGBA, over H×W×3 RGB, both uint8: a · object + (1 − a) · background,
+    on the sRGB values as they are."""
+    opacity = cutout[..., 3:].astype(np.float32) / 255
+    blended = opacity * cutout[..., :3] + (1 - opacity) * background
+    return blended.round().astype(np.uint8)

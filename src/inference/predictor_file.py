@@ -1,0 +1,91 @@
+"""output/<run>/predictor.json: the networks of a run or ensemble, TTA, threshold, and steps."""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from core import run_folder
+from core.errors import InputError
+from core.files import atomic_write
+from inference.postprocess import Binarizer
+
+
+@dataclass
+class StoredNetwork:
+    """The weights file of one network, relative to the folder of the run, and its weight."""
+
+    path: str
+    weight: float
+    sha256: str
+
+
+@dataclass
+class PredictorFile:
+    """What masks depend on besides the weights themselves; all of it was chosen out of fold."""
+
+    networks: list[StoredNetwork]
+    tta: str
+    threshold: float
+    postprocess: list[str]
+
+    @property
+    def binarizer(self) -> Binarizer:
+        return Binarizer(self.threshold, self.postprocess)
+
+
+def write_predictor(
+    run_dir: Path, weights: dict[Path, float], tta: str, binarizer: Binarizer
+) -> None:
+    """Write predictor.json. `weights`: the weight of each weights file."""
+    networks = [
+        StoredNetwork(os.path.relpath(path, run_dir), weight, _sha256(path))
+        for path, weight in weights.items()
+    ]
+    stored = PredictorFile(networks, tta, binarizer.threshold, binarizer.steps)
+    with atomic_write(run_folder.predictor_path(run_dir)) as tmp_path:
+        tmp_path.write_text(json.dumps(asdict(stored), indent=2) + "\n", encoding="utf-8")
+
+
+def read_predictor(run_dir: Path) -> PredictorFile:
+    """Read predictor.json; InputError if it is missing or if the run has been trained since."""
+    path = run_folder.predictor_path(run_dir)
+    fix = f"write it with `python src/leaderboard.py output_dir={run_dir.parent}`"
+    if not path.exists():
+        raise InputError(_explain_missing(run_dir, fix))
+    try:
+        stored = PredictorFile(**json.loads(path.read_text(encoding="utf-8")))
+        stored.networks = [StoredNetwork(**network) for network in stored.networks]
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); {fix}") from None
+    if not _is_current(run_dir, stored):
+        raise InputError(f"{path}: has other networks than the run has now; {fix}")
+    return stored
+
+
+def _explain_missing(run_dir: Path, fix: str) -> str:
+    if run_folder.finished_folds(run_dir):
+        return f"{run_folder.predictor_path(run_dir)}: is missing; {fix}"
+    if not run_dir.is_dir():
+        found = "no such folder" if not run_dir.exists() else "is a file"
+        return f"{run_dir}: {found}; expected the folder of a trained run, such as output/carvana"
+    return f"{run_dir}: has no trained fold; train it with `bash train.sh`"
+
+
+def _is_current(run_dir: Path, stored: PredictorFile) -> bool:
+    """Whether the weights are the stored ones, and their runs have finished no other fold."""
+    listed = {(run_dir / network.path).resolve(): network.sha256 for network in stored.networks}
+    finished = {
+        run_folder.weights_path(folder, fold)
+        for folder in {path.parent.parent for path in listed}
+        for fold in run_folder.finished_folds(folder)
+    }
+    return finished <= listed.keys() and all(
+        path.exists() and _sha256(path) == sha256 for path, sha256 in listed.items()
+    )
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,52 @@
+"""The result of one photograph: probability, mask, opacity and cut-out."""
+
+import os
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+import torch
+
+from core.errors import InputError
+from inference.cutout import cut_out, put_on_background, read_background, soft_alpha
+from inference.postprocess import Binarizer
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """A photograph with its prediction; its properties are computed on first use."""
+
+    image: np.ndarray  # H×W×3 uint8 RGB, turned as EXIF requires
+    probability: np.ndarray  # float32 in [0, 1]: H×W of the object; C×H×W of several classes
+    binarizer: Binarizer
+    edge_radius: float  # see cutout.edge_radius()
+
+    @cached_property
+    def mask(self) -> np.ndarray:
+        """H×W bool; of several classes, H×W uint8 class ids."""
+        several = self.probability.ndim == 3
+        probability = self.probability if several else self.probability[None]
+        return self.binarizer(torch.from_numpy(probability))
+
+    @cached_property
+    def alpha(self) -> np.ndarray:
+        """H×W uint8 opacity: soft within a few pixels of the mask's outline."""
+        if self.probability.ndim > 2:
+            raise InputError("a cut-out needs a run of one class; this run has several")
+        threshold = self.binarizer.threshold
+        return soft_alpha(self.probability, self.mask, threshold, self.edge_radius)
+
+    def cutout(self, background: str | os.PathLike | None = None) -> np.ndarray:
+        """Return the object as H×W×4 uint8 RGBA, or on another background as H×W×3 RGB.
+
+        `background` is a color (#rrggbb or a name) or the path of a picture.
+        """
+        cutout = cut_out(self.image, self.alpha)
+        if not background:
+            return cutout
+        return put_on_background(cutout, read_background(background, self.mask.shape))
+
+    def with_threshold(self, threshold: float) -> Self:
+        """Return the same prediction with another threshold."""
+        return replace(self, binarizer=replace(self.binarizer, threshold=threshold))

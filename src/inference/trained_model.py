@@ -1,0 +1,86 @@
+"""A trained run or ensemble as an object that is called with a photograph."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core.device import autocast, explain_out_of_memory, pick_device, pick_precision
+from core.settings import Settings
+from data.image_io import read_image
+from data.loaders import LoadedSample
+from data.preprocess import preprocess_image
+from inference.cutout import edge_radius
+from inference.postprocess import Binarizer
+from inference.predictor import EnsembleMember, forward_members, make_member, weighted_mean
+from inference.predictor_file import read_predictor
+from inference.segmentation import Segmentation
+from models import checkpoint
+
+
+class TrainedModel:
+    """The networks of a run or ensemble, with its threshold and post-processing.
+
+    Call it with the path of a photograph of any size, or with its pixels, H×W×3 uint8 RGB.
+    """
+
+    def __init__(self, members: list[EnsembleMember], binarizer: Binarizer, settings: Settings):
+        self.members, self.binarizer, self.settings = members, binarizer, settings
+
+    @classmethod
+    def load(cls, run_dir: str | os.PathLike, device: str = "auto") -> Self:
+        """Load output/<run>, or output/<run>+<run> of an ensemble.
+
+        Raises InputError if the folder holds no trained run.
+        """
+        run_dir = Path(os.path.expanduser(run_dir))
+        stored = read_predictor(run_dir)
+        settings, members = Settings(device=device), []
+        for network in stored.networks:
+            path = run_dir / network.path
+            model, settings, _ = checkpoint.load_model(path, pick_device(Settings(device=device)))
+            members.append(make_member(model, settings, network.weight))
+        settings = replace(settings, device=device, tta=stored.tta)
+        return cls(members, stored.binarizer, settings)
+
+    def __call__(self, image: str | os.PathLike | np.ndarray) -> Segmentation:
+        """Return the probability and the mask of a photograph at its own size.
+
+        Raises InputError if the file is no photograph, ValueError for another array.
+        """
+        if not isinstance(image, np.ndarray):
+            image = read_image(Path(os.path.expanduser(image)))
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise ValueError(f"expected H×W×3 uint8 RGB, found {image.shape} {image.dtype}")
+        probability = self._predict(image).cpu().numpy()
+        preprocessings = [member.preprocessing for member in self.members]
+        return Segmentation(
+            image,
+            probability if len(probability) > 1 else probability[0],
+            self.binarizer,
+            edge_radius(image.shape[:2], preprocessings),
+        )
+
+    @torch.inference_mode()
+    def _predict(self, image: np.ndarray) -> Tensor:
+        """Return the weighted mean of the members' probabilities, float32 C×H×W."""
+        device = pick_device(self.settings)
+        images = {
+            member.preprocessing: _channels_first(preprocess_image(image, member.preprocessing))
+            for member in self.members
+        }
+        loaded = LoadedSample(None, image.shape[:2], images, None)
+        with (
+            explain_out_of_memory(self.settings),
+            autocast(device, pick_precision(self.settings, device)),
+        ):
+            [probabilities] = forward_members(self.members, [loaded], self.settings, device)
+        return weighted_mean(probabilities, image.shape[:2])
+
+
+def _channels_first(image: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
