@@ -3,6 +3,8 @@
 With `runs=[a,b]` these runs are first scored as an ensemble, on all training images.
 """
 
+from pathlib import Path
+
 from core import cli, config
 
 if __name__ == "__main__":
@@ -10,7 +12,7 @@ if __name__ == "__main__":
 
 from core.device import pick_device
 from data.datasets import load_training_samples
-from evaluation import comparison, ensemble, ensemble_weights
+from evaluation import comparison, ensemble
 
 
 def main(args: list[str]) -> None:
@@ -18,8 +20,8 @@ def main(args: list[str]) -> None:
     if len(settings.runs) > 1:
         settings = ensemble.settings_for_prediction(args)
         samples = load_training_samples(settings)
-        ensemble_weights.score_ensemble(settings, samples, pick_device(settings))
-    comparison.write_leaderboard(settings.output_dir)
+        ensemble.score_ensemble(settings, samples, pick_device(settings))
+    comparison.write_leaderboard(Path(settings.output_dir))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from core.errors import InputError
 from core.files import atomic_write
 from data import classes, datasets
 from data.sample import Sample
-from evaluation import ensemble, ensemble_weights, oof, submission, visualize
+from evaluation import ensemble, oof, submission, visualize
 from inference import rle
 from inference.chunks import ChunkedPrediction, ImageResult, prediction_key
 from inference.postprocess import Binarizer
@@ -130,7 +130,7 @@ def write_submission_json(
         "postprocess": binarizer.steps,
         "tta": settings.tta,
         "rows": len(results),
-        "sha256": submission.sha256_of_file(path) if is_binary else None,
+        "sha256": ensemble.file_sha256(path) if is_binary else None,
         "skipped": {result.file_name: result.error for result in results if result.error},
         **provenance.describe_machine(pick_device(settings)),
     }
@@ -172,7 +172,7 @@ def describe_binarizer(settings: Settings, binarizer: Binarizer) -> str:
 def main(args: list[str]) -> None:
     settings = ensemble.settings_for_prediction(args)
     samples, device = datasets.load_test_samples(settings), pick_device(settings)
-    run_weights, scores = ensemble_weights.weights_and_scores(settings)
+    run_weights, scores = ensemble.weights_and_scores(settings)
     if distributed.requested_processes() > 1:
         distributed.launch_processes(device)
         return

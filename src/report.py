@@ -28,7 +28,7 @@ from core.device import pick_device
 from core.files import atomic_write
 from data import csv_files, datasets
 from data.sample import Sample
-from evaluation import comparison, ensemble, ensemble_weights, label_errors, metrics, oof
+from evaluation import comparison, ensemble, label_errors, metrics, oof
 from evaluation.comparison import LeaderboardEntry
 from evaluation.oof import Scores
 from evaluation.postprocess_choice import explain_steps
@@ -59,7 +59,7 @@ class Report:
 
     @cached_property
     def leaderboard(self) -> pd.DataFrame:
-        return comparison.build_leaderboard(self.entries)
+        return comparison.build_leaderboards(self.entries)[0]
 
     def pairwise_differences(self) -> pd.DataFrame:
         rows = [
@@ -99,17 +99,13 @@ class Report:
 
     # ---------------------------------------------------------------- several classes
 
-    @cached_property
-    def confusion(self) -> np.ndarray:
-        return self.scores.confusion.sum(axis=0)
-
     @property
     def class_names(self) -> tuple[str, ...]:
         return self.samples[0].class_map.names
 
     def class_table(self) -> pd.DataFrame:
-        scores = metrics.per_class(self.confusion)
-        fractions = self.confusion.sum(axis=1) / self.confusion.sum()
+        scores = metrics.per_class(self.scores.confusion)
+        fractions = self.scores.confusion.sum(axis=1) / self.scores.confusion.sum()
         columns = {"class": self.class_names, **scores, "fraction of all pixels": fractions}
         return pd.DataFrame(columns)
 
@@ -152,7 +148,7 @@ class Report:
 
 
 def load_report(settings: Settings) -> Report:
-    weights, scores = ensemble_weights.weights_and_scores(settings)
+    weights, scores = ensemble.weights_and_scores(settings)
     entries = comparison.load_entries(Path(settings.output_dir))
     data = next(entry.data for entry in entries if entry.name == settings.run)
     entries = [entry for entry in entries if entry.data == data]
@@ -174,7 +170,7 @@ def report_settings(args: list[str]) -> Settings:
     output_dir = Path(config.load_settings(args).output_dir)
     if not {"run", "runs", "recipe"} & config.parse_overrides(args).keys():
         entries = comparison.load_entries(output_dir)
-        leader = output_dir / comparison.build_leaderboard(entries).loc[0, "run"]
+        leader = output_dir / comparison.build_leaderboards(entries)[0].loc[0, "run"]
         is_ensemble = run_folder.ensemble_path(leader).exists()
         runs = ensemble.read_ensemble(leader)["runs"] if is_ensemble else [leader.name]
         args = [*args, f"runs=[{','.join(runs)}]"]

@@ -10,14 +10,12 @@ import pandas as pd
 from core import run_folder
 from core.errors import InputError
 from core.files import atomic_write
-from evaluation import ensemble, oof
+from evaluation import ensemble, metrics, oof, statistics
 from evaluation.oof import Scores
-from evaluation.statistics import (
-    clustered_standard_error,
-    format_mean,
-    paired_bootstrap_interval,
-)
-from evaluation.tasks import format_gain, get_task
+from evaluation.postprocess_choice import choose_steps, explain_steps
+from evaluation.predictor_choice import store_predictor
+from evaluation.statistics import format_gain
+from inference.postprocess import STEPS
 from models import checkpoint
 
 
@@ -31,11 +29,9 @@ class LeaderboardEntry:
     data: str  # fingerprint of images, folds and masks; only scores with the same one compare
 
 
-def load_run(run_dir: Path) -> LeaderboardEntry | None:
-    """Load a trained run; None if it has no finished fold."""
+def load_run(run_dir: Path) -> LeaderboardEntry:
+    """Load a run that has a finished fold."""
     folds = run_folder.finished_folds(run_dir)
-    if not folds:
-        return None
     scores = oof.load_scores([run_folder.fold_dir(run_dir, fold) for fold in folds])
     metadata = [checkpoint.read_metadata(run_folder.weights_path(run_dir, k)) for k in folds]
     history = pd.concat(pd.read_csv(run_folder.history_path(run_dir, fold)) for fold in folds)
@@ -78,8 +74,8 @@ def load_entries(output_dir: Path) -> list[LeaderboardEntry]:
 
     Ensembles whose runs have changed since they were scored are left out with a message.
     """
-    loaded = [load_run(path.parent) for path in sorted(output_dir.glob("*/config.yaml"))]
-    runs = [run for run in loaded if run]
+    run_dirs = [path.parent for path in sorted(output_dir.glob("*/config.yaml"))]
+    runs = [load_run(run_dir) for run_dir in run_dirs if run_folder.finished_folds(run_dir)]
     if not runs:
         raise InputError(
             f"{output_dir}: no run has a finished fold; train one with `bash train.sh`"
@@ -107,10 +103,10 @@ def to_row(entry: LeaderboardEntry) -> dict[str, Any]:
     return {
         "run": entry.name,
         "oof_dice": scores.dice.mean(),
-        "standard_error": clustered_standard_error(scores.dice, scores.groups),
-        **get_task(scores.is_binary).leaderboard_columns(scores.per_image, scores.folds),
+        "standard_error": statistics.clustered_standard_error(scores.dice, scores.groups),
+        **task_columns(scores),
         "folds": " ".join(map(str, dice_by_fold.index)),
-        "dice_per_fold": " ".join(f"{dice:.5f}" for dice in dice_by_fold),
+        "dice_per_fold": " ".join(dice_by_fold.map("{:.5f}".format)),
         "images": len(scores.dice),
         "groups": len(np.unique(scores.groups)),
         "data": entry.data,
@@ -118,45 +114,64 @@ def to_row(entry: LeaderboardEntry) -> dict[str, Any]:
     }
 
 
+def task_columns(scores: Scores) -> dict[str, Any]:
+    """Return what the threshold and post-processing add to the mean Dice at 0.5; of several
+    classes, the scores of all pixels together.
+
+    The threshold's gain is cross-fitted: each fold is scored at the threshold that the other folds
+    choose. The gain of several post-processing steps is the sum of their single gains.
+    """
+    if not scores.is_binary:
+        pooled = metrics.dataset_scores(scores.confusion)
+        return {f"pixel_{name}": value for name, value in pooled.items()}
+    histograms, step_dice, folds = scores.histograms, scores.step_dice, scores.folds
+    dice_at_half = metrics.dice_curve(histograms)[:, metrics.HALF_INDEX]
+    steps = choose_steps(step_dice, folds)
+    is_used = [step in steps for step in STEPS]
+    return {
+        "threshold": metrics.best_threshold(histograms)[0],
+        "threshold_gain": (metrics.cross_fitted_dice(histograms, folds) - dice_at_half).mean(),
+        "postprocess": ",".join(steps) or "none",
+        "postprocess_gain": (step_dice[:, 1:] - step_dice[:, :1])[:, is_used].mean(axis=0).sum(),
+        "postprocess_why": "; ".join(explain_steps(step_dice, folds)),
+    }
+
+
 def compare_to(entry: LeaderboardEntry, best: LeaderboardEntry) -> dict[str, float]:
     """Return the mean Dice difference of `entry` to `best` on the images that both have scored,
     with its 95% interval: paired bootstrap over groups."""
-    table, best_table = (e.scores.table.set_index("image_id") for e in (entry, best))
-    shared = table.loc[table.index.isin(best_table.index)]
-    mean = low = high = np.nan
-    if len(shared):
-        differences = shared["dice"].to_numpy() - best_table.loc[shared.index, "dice"].to_numpy()
-        mean = differences.mean()
-        low, high = paired_bootstrap_interval(differences, shared["group"].to_numpy(str))
+    shared = entry.scores.table.merge(best.scores.table, on="image_id", suffixes=("", "_best"))
+    difference = (shared["dice"] - shared["dice_best"]).to_numpy()
+    low, high = statistics.paired_bootstrap_interval(difference, shared["group"].to_numpy(str))
     return {
-        "diff_to_best": mean,
+        "diff_to_best": difference.mean() if len(shared) else np.nan,
         "diff_ci_low": low,
         "diff_ci_high": high,
         "shared_images": len(shared),
     }
 
 
-def build_leaderboard(entries: list[LeaderboardEntry]) -> pd.DataFrame:
-    """Return leaderboard.csv: entries on the same data together, best first, each compared with
-    the best. Runs with fewer images rank below complete ones: their folds may be the easy ones."""
+def build_leaderboards(entries: list[LeaderboardEntry]) -> list[pd.DataFrame]:
+    """Return a leaderboard for each data set, the largest first: its entries, best first, each
+    compared with the best. Runs with fewer images rank below complete ones: their folds may be
+    the easy ones."""
     tables = []
     for data in dict.fromkeys(entry.data for entry in entries):
         same = [entry for entry in entries if entry.data == data]
         most = max(len(entry.scores.dice) for entry in same)
         same.sort(key=lambda e: (len(e.scores.dice) < most, -e.scores.dice.mean(), e.name))
         tables.append(pd.DataFrame([to_row(e) | compare_to(e, same[0]) for e in same]))
-    tables.sort(key=lambda table: -table["images"].max())
-    return pd.concat(tables, ignore_index=True)
+    return sorted(tables, key=lambda table: -table["images"].max())
 
 
 # ---------------------------------------------------------------- text
 
 
-def format_difference(row: pd.Series | dict[str, float]) -> str:
+def format_difference(row: dict[str, float]) -> str:
     """Format the result of `compare_to`, and whether the difference is significant."""
+    mean, low, high = row["diff_to_best"], row["diff_ci_low"], row["diff_ci_high"]
     if not row["shared_images"]:
         return "no image in common"
-    mean, low, high = row["diff_to_best"], row["diff_ci_low"], row["diff_ci_high"]
     if np.isnan(low):
         return f"{mean:+.5f} (one group, no interval)"
     verdict = "real" if high < 0 or low > 0 else "may be chance"
@@ -164,47 +179,35 @@ def format_difference(row: pd.Series | dict[str, float]) -> str:
 
 
 def format_scores(table: pd.DataFrame) -> pd.DataFrame:
-    """Format the scores and gains of a leaderboard, which is of one task, best entry first."""
-    task = get_task(is_binary="threshold" in table.dropna(axis="columns", how="all"))
-    rows = [
-        {
-            "run": row["run"],
-            "oof dice": format_mean(row["oof_dice"], row["standard_error"]),
-            "against the best (95%)": format_difference(row) if i else "best",
-            "tta": f"{row['tta']} {format_gain(row['tta_gain'])}",
-            **task.leaderboard_cells(row),
-        }
-        for i, (_, row) in enumerate(table.iterrows())
-    ]
-    return pd.DataFrame(rows)
+    """Format the scores and gains of a leaderboard."""
+    rows = table.to_dict("records")
+    text = table[["run"]].copy()
+    text["oof dice"] = [statistics.format_mean(r["oof_dice"], r["standard_error"]) for r in rows]
+    text["against the best (95%)"] = ["best", *map(format_difference, rows[1:])]
+    text["tta"] = table["tta"] + " " + table["tta_gain"].map(format_gain)
+    if "threshold" in table:
+        gains = table[["threshold_gain", "postprocess_gain"]].map(format_gain)
+        text["threshold"] = table["threshold"].map("{:.3f} ".format) + gains["threshold_gain"]
+        text["postprocess"] = table["postprocess"] + " " + gains["postprocess_gain"]
+    else:
+        text["mean IoU"] = table["pixel_iou"].map("{:.4f}".format)
+        text["accuracy"] = table["pixel_accuracy"].map("{:.4f}".format)
+    return text
 
 
 def format_costs(table: pd.DataFrame) -> pd.DataFrame:
     """Format the scores per fold, and the size and training time of the entries."""
-    rows = [
-        {
-            "run": row["run"],
-            "folds": row["folds"],
-            "dice per fold": row["dice_per_fold"],
-            "images": f"{row['images']}",
-            "parameters": f"{row['parameters'] / 1e6:.1f}M",
-            "training": f"{row['seconds'] / 60:.0f} min",
-            "images/s": f"{row['images_per_second']:.0f}".replace("nan", ""),
-            "commit": row["commit"],
-        }
-        for _, row in table.iterrows()
-    ]
-    return pd.DataFrame(rows)
-
-
-def split_by_data(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """Split a leaderboard into (title, part): only rows of one part compare."""
-    parts = []
-    for data, part in table.groupby("data", sort=False):
-        first = part.iloc[0]
-        title = f"{first['images']} images of {first['groups']} groups (data and folds {data})"
-        parts.append((title, part.reset_index(drop=True)))
-    return parts
+    columns = {
+        "run": table["run"],
+        "folds": table["folds"],
+        "dice per fold": table["dice_per_fold"],
+        "images": table["images"].astype(str),
+        "parameters": (table["parameters"] / 1e6).map("{:.1f}M".format),
+        "training": (table["seconds"] / 60).map("{:.0f} min".format),
+        "images/s": table["images_per_second"].map("{:.0f}".format).replace("nan", ""),
+        "commit": table["commit"],
+    }
+    return pd.DataFrame(columns)
 
 
 def to_markdown(table: pd.DataFrame) -> str:
@@ -216,32 +219,29 @@ def to_markdown(table: pd.DataFrame) -> str:
 # ---------------------------------------------------------------- output/leaderboard.{csv,md}
 
 
-def write_leaderboard(output_dir: Path | str) -> None:
-    """Compare all runs and ensembles in `output_dir`: print the tables, and write leaderboard.csv
-    and leaderboard.md."""
-    output_dir = Path(output_dir)
-    table = build_leaderboard(load_entries(output_dir))
+def write_leaderboard(output_dir: Path) -> None:
+    """Compare all runs and ensembles in `output_dir`: print and write the tables, and write each
+    one's predictor.json."""
+    entries = load_entries(output_dir)
+    for entry in entries:
+        store_predictor(output_dir / entry.name, entry.scores, entry.columns["tta"])
+    tables = build_leaderboards(entries)
     with atomic_write(output_dir / "leaderboard.csv") as tmp_path:
-        table.to_csv(tmp_path, index=False, float_format="%.6f")
-    pages = ["# Out-of-fold leaderboard\n"]
-    for title, part in split_by_data(table):
-        scores, costs = format_scores(part), format_costs(part)
-        pages.append(f"## {title}\n\n{to_markdown(scores)}\n{to_markdown(costs)}\n{_origins(part)}")
+        pd.concat(tables).to_csv(tmp_path, index=False, float_format="%.6f")
+    page = "# Out-of-fold leaderboard\n"
+    for table in tables:
+        best, scores, costs = table.iloc[0], format_scores(table), format_costs(table)
+        title = (
+            f"{best['images']} images of {best['groups']} groups (data and folds {best['data']})"
+        )
+        page += f"\n## {title}\n\n{to_markdown(scores)}\n{to_markdown(costs)}\n"
+        for row in table.to_dict("records"):
+            page += f"- {row['run']}: `{row['command']}`\n"
+            page += f"  - {row['postprocess_why']}\n" if "postprocess_why" in row else ""
         print(f"\n{title}", scores.to_string(index=False), "", sep="\n")
         print(costs.to_string(index=False))
-        best = part.iloc[0]
-        if isinstance(best.get("postprocess_why"), str):
+        if "postprocess_why" in best:
             print(f"\npost-processing of {best['run']}, gain per fold:")
             print("  " + best["postprocess_why"].replace("; ", "\n  "))
     with atomic_write(output_dir / "leaderboard.md") as tmp_path:
-        tmp_path.write_text("\n".join(pages), encoding="utf-8")
-
-
-def _origins(table: pd.DataFrame) -> str:
-    """Format the command of each row, and the gains of its post-processing steps."""
-    lines = []
-    for _, row in table.iterrows():
-        lines.append(f"- {row['run']}: `{row['command']}`\n")
-        if isinstance(row.get("postprocess_why"), str):
-            lines.append(f"  - {row['postprocess_why']}\n")
-    return "".join(lines)
+        tmp_path.write_text(page, encoding="utf-8")

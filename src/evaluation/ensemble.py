@@ -1,19 +1,28 @@
-"""Ensembles: settings for prediction, members of each fold, weights of the runs."""
+"""Ensembles of runs: settings for prediction, members, out-of-fold scores and ensemble.json."""
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from core import config, run_folder
+from core import config, provenance, run_folder
+from core.device import pick_device
 from core.errors import InputError
+from core.files import atomic_write
 from core.settings import MODEL_SETTINGS, Settings
-from data.datasets import get_class_map
-from inference.predictor import EnsembleMember, make_member
+from data.datasets import dataset_fingerprint, get_class_map, load_training_samples
+from data.sample import Sample
+from evaluation import oof
+from evaluation.ensemble_weights import MAX_RUNS, WeightChoice, choose_weights
+from evaluation.oof import Scores
+from inference import predictor
+from inference.predictor import EnsembleMember, Prediction, make_member
 from models import checkpoint
 
 # ---------------------------------------------------------------- settings
@@ -134,32 +143,78 @@ def load_members(
     return {path: member for path, member in members.items() if member.weight}
 
 
+# ---------------------------------------------------------------- out-of-fold scores
+
+
+def weights_and_scores(settings: Settings) -> tuple[dict[str, float], Scores]:
+    """Return the weight of each run and the out-of-fold scores of all runs together.
+
+    Scores the ensemble first if that has not been done, or if a run has changed since.
+    """
+    run_dir = settings.run_dir
+    if len(settings.runs) == 1:
+        folders = [run_folder.fold_dir(run_dir, k) for k in run_folder.finished_folds(run_dir)]
+        return {settings.runs[0]: 1.0}, oof.load_scores(folders)
+    if not run_folder.ensemble_path(run_dir).exists() or not is_up_to_date(run_dir):
+        print(f"{settings.run}: ensemble not scored yet; predicting the training images")
+        score_ensemble(settings, load_training_samples(settings), pick_device(settings))
+    return read_ensemble(run_dir)["runs"], oof.load_scores([run_dir])
+
+
+def score_ensemble(
+    settings: Settings, samples: list[Sample], device: torch.device
+) -> dict[str, Any]:
+    """Score the runs together out of fold, choose their weights, and write both.
+
+    Returns the content of ensemble.json.
+    """
+    if run_folder.config_path(settings.run_dir).exists():
+        raise InputError(
+            f"{settings.run_dir}: this name is reserved for the ensemble; rename the run"
+        )
+    choice = weight_runs(settings, samples, device)
+    data = {
+        "runs": choice.weights,
+        "gain_over_equal_weights": choice.gain,
+        "interval": choice.interval,
+        "folds": common_folds(settings),
+        "data": dataset_fingerprint(samples),
+        "tta": settings.tta,
+        "networks": weight_file_hashes(Path(settings.output_dir), settings.runs),
+        "commit": provenance.current_commit(),
+    }
+    oof.save_scores(settings.run_dir, choice.scores)
+    with atomic_write(run_folder.ensemble_path(settings.run_dir)) as tmp_path:
+        tmp_path.write_text(json.dumps(data, indent=2) + "\n")
+    print(f"{settings.run}: {choice.describe()}")
+    return data
+
+
+def weight_runs(settings: Settings, samples: list[Sample], device: torch.device) -> WeightChoice:
+    """Predict fold by fold, each with the networks that held it out, and weight the runs.
+
+    Weights are chosen for up to MAX_RUNS runs with one class and two or more common folds; other
+    ensembles have equal weights.
+    """
+    runs, folds, fingerprint = settings.runs, common_folds(settings), dataset_fingerprint(samples)
+    chooses = samples[0].class_map.is_binary and len(runs) <= MAX_RUNS and len(folds) > 1
+    predict = predictor.predict_each_member if chooses else predictor.predict
+
+    def predict_fold(fold: int) -> Iterable[Prediction]:
+        members = load_oof_members(settings, fold, fingerprint, device)
+        held_out = [sample for sample in samples if sample.fold == fold]
+        predictions = predict(members, held_out, settings, with_mask=True)
+        return oof.with_progress_bar(predictions, held_out, f"fold {fold}")
+
+    predictions = chain.from_iterable(map(predict_fold, folds))
+    samples_by_fold = [sample for fold in folds for sample in samples if sample.fold == fold]
+    if chooses:
+        return choose_weights(predictions, samples_by_fold, runs)
+    scores = oof.to_scores(samples_by_fold, list(map(oof.image_statistics, predictions)))
+    return WeightChoice(dict.fromkeys(runs, 1 / len(runs)), scores)
+
+
 # ---------------------------------------------------------------- output/<run>+<run>/ensemble.json
-
-
-def weight_file_hashes(output_dir: Path, runs: list[str]) -> dict[str, str]:
-    """Return the SHA-256 of the weights of every finished fold of the runs, by relative path."""
-    hashes = {}
-    for run in sorted(runs):
-        for fold in run_folder.finished_folds(output_dir / run):
-            path = run_folder.weights_path(output_dir / run, fold)
-            stat = path.stat()
-            digest = _file_hash(path, stat.st_size, stat.st_mtime_ns)
-            hashes[path.relative_to(output_dir).as_posix()] = digest
-    return hashes
-
-
-@cache
-def _file_hash(path: Path, size: int, mtime_ns: int) -> str:
-    """SHA-256 of a file, computed once per process as long as its size and time do not change."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def is_up_to_date(ensemble_dir: Path) -> bool:
-    """Whether the runs still have the weights that the ensemble was scored with."""
-    data = read_ensemble(ensemble_dir)
-    return data["networks"] == weight_file_hashes(ensemble_dir.parent, list(data["runs"]))
 
 
 def read_ensemble(ensemble_dir: Path) -> dict[str, Any]:
@@ -169,3 +224,31 @@ def read_ensemble(ensemble_dir: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}); delete its folder") from None
+
+
+def is_up_to_date(ensemble_dir: Path) -> bool:
+    """Whether the runs still have the weights that the ensemble was scored with."""
+    data = read_ensemble(ensemble_dir)
+    return data["networks"] == weight_file_hashes(ensemble_dir.parent, list(data["runs"]))
+
+
+def weight_file_hashes(output_dir: Path, runs: list[str]) -> dict[str, str]:
+    """Return the SHA-256 of the weights of every finished fold of the runs, by relative path."""
+    paths = [
+        run_folder.weights_path(output_dir / run, fold)
+        for run in sorted(runs)
+        for fold in run_folder.finished_folds(output_dir / run)
+    ]
+    return {path.relative_to(output_dir).as_posix(): file_sha256(path) for path in paths}
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, computed once per process until its size or time changes."""
+    stat = path.stat()
+    return _file_sha256(path, stat.st_size, stat.st_mtime_ns)
+
+
+@cache
+def _file_sha256(path: Path, size: int, mtime_ns: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

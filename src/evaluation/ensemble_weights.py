@@ -1,32 +1,107 @@
-"""Out-of-fold scores of an ensemble and the weights of its runs, chosen by cross-fitting."""
+"""Weights of an ensemble's runs: a grid search on compressed out-of-fold probabilities."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import chain
-from pathlib import Path
-from typing import Any
+from itertools import product
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from core import provenance, run_folder
-from core.device import pick_device
-from core.errors import InputError
-from core.files import atomic_write
-from core.settings import Settings
-from data.datasets import dataset_fingerprint, load_training_samples
 from data.sample import Sample
-from evaluation import ensemble, oof
-from evaluation.metrics import cross_fitted_dice
-from evaluation.oof import Scores
+from evaluation import oof
+from evaluation.metrics import best_threshold_index, cross_fitted_dice, dice_curve
 from evaluation.postprocess_choice import dice_after_each_step
 from evaluation.statistics import paired_bootstrap_interval
-from evaluation.weight_search import RunProbabilities, WeightSearch
-from inference import predictor
 from inference.predictor import Prediction, quantize_probability
 
 MAX_RUNS = 3  # the grid has 11 weightings of 2 runs, 66 of 3, and 286 of 4
+GRID_STEPS = 10
+# If all runs are below CERTAIN_BELOW or all above CERTAIN_ABOVE, no weighting can move the pixel
+# across a threshold in between.
+CERTAIN_BELOW, CERTAIN_ABOVE = 1 / 16, 15 / 16
+
+
+class RunProbabilities:
+    """Probabilities of R runs on N images, compressed so that any weighting can be scored.
+
+    Stores 16-bit probabilities of the pixels where a weighting can matter, and the number of all
+    others. Dice is exact for all weights and all thresholds in [CERTAIN_BELOW, CERTAIN_ABOVE].
+    """
+
+    def __init__(self):
+        self.uncertain: list[tuple[np.ndarray, np.ndarray]] = []  # U×R uint16, U bool of the mask
+        self.certain_counts: list[np.ndarray] = []  # 2×2 pixels: outside, inside mask × low, high
+
+    def add_image(self, probabilities: Tensor, mask: np.ndarray) -> None:
+        """Add the R×H×W float32 probabilities of an image and its H×W bool mask."""
+        inside = torch.from_numpy(mask).to(probabilities.device)
+        high = (probabilities >= CERTAIN_ABOVE).all(0)
+        certain = high | (probabilities < CERTAIN_BELOW).all(0)
+        values = (probabilities[:, ~certain] * 65536).clamp_(max=65535).cpu().numpy()
+        self.uncertain.append((values.T.astype(np.uint16), inside[~certain].cpu().numpy()))
+        counts = torch.bincount((2 * inside + high)[certain], minlength=4)
+        self.certain_counts.append(counts.reshape(2, 2).cpu().numpy())
+
+    def histograms(self, weights: tuple[float, ...]) -> np.ndarray:
+        """Return N×2×256 int64 histograms of the weighted mean (see
+        metrics.probability_histograms). Certain pixels are in the first and last bin."""
+        scale = np.array(weights, np.float32) / 256
+        histograms = np.empty((len(self.uncertain), 2, 256), np.int64)
+        for i, (values, inside) in enumerate(self.uncertain):
+            levels = (values @ scale + 0.5 / 256).astype(np.int64)  # center of the 16-bit bin
+            counts = np.bincount(levels + 256 * inside, minlength=512)
+            histograms[i] = counts.reshape(2, 256)
+            histograms[i][:, [0, 255]] += self.certain_counts[i]
+        return histograms
+
+
+def weight_grid(n_runs: int) -> list[tuple[float, ...]]:
+    """Return equal weights, then all others in steps of 0.1 whose sum is 1."""
+    grid = [
+        tuple(step / GRID_STEPS for step in steps)
+        for steps in product(range(GRID_STEPS + 1), repeat=n_runs)
+        if sum(steps) == GRID_STEPS
+    ]
+    return list(dict.fromkeys([(1 / n_runs,) * n_runs, *grid]))
+
+
+class WeightSearch:
+    """Grid search for the weights with the highest mean Dice at its best threshold."""
+
+    def __init__(self, probabilities: RunProbabilities, folds: np.ndarray, n_runs: int):
+        self.probabilities, self.folds, self.fold_ids = probabilities, folds, np.unique(folds)
+        self.grid = weight_grid(n_runs)
+        curves = (dice_curve(probabilities.histograms(weights)) for weights in self.grid)
+        # W×F×255 for W weightings, F folds and the thresholds: the sums of the images' Dice.
+        self.dice_sums = np.array(
+            [[curve[folds == fold].sum(axis=0) for fold in self.fold_ids] for curve in curves]
+        )
+
+    def best_weights(self, fold_mask: np.ndarray) -> tuple[tuple[float, ...], int]:
+        """Return the best weights and threshold index on the folds selected by F bools.
+
+        Of weights with the same Dice it takes the first, so equal ones if they are among the best.
+        """
+        totals = self.dice_sums[:, fold_mask].sum(axis=1)
+        indices = [best_threshold_index(total) for total in totals]
+        best = int(np.argmax(totals[np.arange(len(totals)), indices]))
+        return self.grid[best], indices[best]
+
+    def cross_fitted(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return N×2×256 histograms and N Dice scores, where each fold has the weights and the
+        threshold that are best on the other folds."""
+        histograms = np.empty((len(self.folds), 2, 256), np.int64)
+        dice = np.empty(len(self.folds))
+        for fold in self.fold_ids:
+            weights, threshold_index = self.best_weights(self.fold_ids != fold)
+            held_out = self.folds == fold
+            histograms[held_out] = self.probabilities.histograms(weights)[held_out]
+            dice[held_out] = dice_curve(histograms[held_out])[:, threshold_index]
+        return histograms, dice
+
+
+# ---------------------------------------------------------------- choice
 
 
 @dataclass
@@ -34,7 +109,7 @@ class WeightChoice:
     """The weights of an ensemble's runs, and its out-of-fold scores with them."""
 
     weights: dict[str, float]
-    scores: Scores
+    scores: oof.Scores
     gain: float = 0.0  # mean Dice of chosen minus equal weights, cross-fitted
     interval: tuple[float, float] | None = None  # 95%, of the gain; None if nothing was chosen
 
@@ -47,73 +122,6 @@ class WeightChoice:
         low, high = self.interval
         gain = f"gain over equal weights, cross-fitted: {self.gain:+.6f} [{low:+.6f}, {high:+.6f}]"
         return f"weights: {weights}; {gain}"
-
-
-def weights_and_scores(settings: Settings) -> tuple[dict[str, float], Scores]:
-    """Return the weight of each run and the out-of-fold scores of all runs together.
-
-    Scores the ensemble first if that has not been done, or if a run has changed since.
-    """
-    run_dir = settings.run_dir
-    if len(settings.runs) == 1:
-        folders = [run_folder.fold_dir(run_dir, k) for k in run_folder.finished_folds(run_dir)]
-        return {settings.runs[0]: 1.0}, oof.load_scores(folders)
-    if not run_folder.ensemble_path(run_dir).exists() or not ensemble.is_up_to_date(run_dir):
-        print(f"{settings.run}: ensemble not scored yet; predicting the training images")
-        score_ensemble(settings, load_training_samples(settings), pick_device(settings))
-    return ensemble.read_ensemble(run_dir)["runs"], oof.load_scores([run_dir])
-
-
-def score_ensemble(
-    settings: Settings, samples: list[Sample], device: torch.device
-) -> dict[str, Any]:
-    """Score the runs together out of fold, choose their weights, and write both.
-
-    Returns the content of ensemble.json.
-    """
-    if run_folder.config_path(settings.run_dir).exists():
-        raise InputError(
-            f"{settings.run_dir}: this name is reserved for the ensemble; rename the run"
-        )
-    choice = _weight_runs(settings, samples, device)
-    data = {
-        "runs": choice.weights,
-        "gain_over_equal_weights": choice.gain,
-        "interval": choice.interval,
-        "folds": ensemble.common_folds(settings),
-        "data": dataset_fingerprint(samples),
-        "tta": settings.tta,
-        "networks": ensemble.weight_file_hashes(Path(settings.output_dir), settings.runs),
-        "commit": provenance.current_commit(),
-    }
-    oof.save_scores(settings.run_dir, choice.scores)
-    with atomic_write(run_folder.ensemble_path(settings.run_dir)) as tmp_path:
-        tmp_path.write_text(json.dumps(data, indent=2) + "\n")
-    print(f"{settings.run}: {choice.describe()}")
-    return data
-
-
-def _weight_runs(settings: Settings, samples: list[Sample], device: torch.device) -> WeightChoice:
-    """Predict fold by fold, each with the networks that held it out, and weight the runs.
-
-    Weights are chosen for up to MAX_RUNS runs with one class and two or more common folds; other
-    ensembles have equal weights.
-    """
-    folds, fingerprint = ensemble.common_folds(settings), dataset_fingerprint(samples)
-    few_runs = len(settings.runs) <= MAX_RUNS
-    if samples[0].class_map.is_binary and few_runs and len(folds) > 1:
-        predict, choose = predictor.predict_each_member, choose_weights
-    else:
-        predict, choose = predictor.predict, equal_weights
-
-    def predict_fold(fold: int, held_out: list[Sample]) -> Iterable[Prediction]:
-        members = ensemble.load_oof_members(settings, fold, fingerprint, device)
-        predictions = predict(members, held_out, settings, with_mask=True)
-        return oof.with_progress_bar(predictions, held_out, f"fold {fold}")
-
-    held_out = {k: [sample for sample in samples if sample.fold == k] for k in folds}
-    predictions = chain.from_iterable(predict_fold(*item) for item in held_out.items())
-    return choose(predictions, list(chain(*held_out.values())), settings.runs)
 
 
 def choose_weights(
@@ -131,13 +139,12 @@ def choose_weights(
         mean_levels = quantize_probability(prediction.probability.mean(0))
         step_dice.append(dice_after_each_step(mean_levels, mask))
     folds = np.array([sample.fold for sample in samples])
-    groups = np.array([sample.group for sample in samples])
     search = WeightSearch(probabilities, folds, len(runs))
     weights = search.grid[0]  # equal
     histograms = probabilities.histograms(weights)
     fitted_histograms, fitted_dice = search.cross_fitted()
     differences = fitted_dice - cross_fitted_dice(histograms, folds)
-    gain, interval = float(differences.mean()), paired_bootstrap_interval(differences, groups)
+    gain = float(differences.mean())
     if gain > 0:
         histograms = fitted_histograms
         weights, _ = search.best_weights(np.full(len(search.fold_ids), True))
@@ -146,15 +153,5 @@ def choose_weights(
         for histogram, dice in zip(histograms, step_dice, strict=True)
     ]
     scores = oof.to_scores(samples, statistics)
+    interval = paired_bootstrap_interval(differences, scores.groups)
     return WeightChoice(dict(zip(runs, weights, strict=True)), scores, gain, interval)
-
-
-def equal_weights(
-    predictions: Iterable[Prediction], samples: list[Sample], runs: list[str]
-) -> WeightChoice:
-    """Return equal weights. `predictions` hold the mean probability of the runs, C×H×W, in the
-    order of `samples`."""
-    scores = oof.to_scores(
-        samples, [oof.image_statistics(prediction) for prediction in predictions]
-    )
-    return WeightChoice(dict.fromkeys(runs, 1 / len(runs)), scores)

@@ -7,7 +7,7 @@ from evaluation.oof import Scores
 
 # Confident is below 16/256 = 1/16 and from 15/16 on: ensembles keep exact counts only in between.
 CONFIDENT_LEVELS = 16
-ERROR_RATIO = 5  # times the typical share of confident errors
+ERROR_RATIO = 5  # times the typical fraction of confident errors
 MAX_ROBUST_Z = 5.0  # robust standard deviations
 MIN_GROUP_SIZE = 5  # images in a group for a group median
 
@@ -18,36 +18,31 @@ def find_label_errors(scores: Scores) -> pd.DataFrame:
     Columns: image_id, group, view, fold, dice and `reason`. The network may be wrong instead.
     """
     errors, z_scores = confident_errors(scores.histograms), turntable_outliers(scores.table)
-    total = errors.sum(axis=1)
-    ratios = total / typical_error(total, scores.groups)
-    reasons = [
-        "; ".join(_reasons(*error, ratio, z))
-        for error, ratio, z in zip(errors, ratios, z_scores, strict=True)
-    ]
-    columns = ["image_id", "group", "view", "fold", "dice"]
-    table = scores.table[columns].assign(reason=reasons, suspicion=ratios + np.abs(z_scores))
+    ratios = errors.sum(axis=1) / typical_error(errors.sum(axis=1), scores.groups)
+    reasons = []
+    for (false_positive, false_negative), ratio, z in zip(errors, ratios, z_scores, strict=True):
+        reason = []
+        if ratio > ERROR_RATIO:
+            reason.append(
+                f"confident false positives {false_positive:.1%}, "
+                f"false negatives {false_negative:.1%} of the mask"
+            )
+        if abs(z) > MAX_ROBUST_Z:
+            relation = "larger" if z > 0 else "smaller"
+            reason.append(
+                f"the mask is {relation} than the neighboring views suggest ({z:+.1f} sd)"
+            )
+        reasons.append("; ".join(reason))
+    table = scores.table[["image_id", "group", "view", "fold", "dice"]]
+    table = table.assign(reason=reasons, suspicion=ratios + np.abs(z_scores))
     table = table[table["reason"] != ""].sort_values("suspicion", ascending=False)
     return table.drop(columns="suspicion").reset_index(drop=True)
 
 
-def _reasons(false_positive: float, false_negative: float, ratio: float, z: float) -> list[str]:
-    """Format why a mask is suspected; an empty list if it is not."""
-    reasons = []
-    if ratio > ERROR_RATIO:
-        reasons.append(
-            f"confident false positives {false_positive:.1%}, "
-            f"false negatives {false_negative:.1%} of the mask"
-        )
-    if abs(z) > MAX_ROBUST_Z:
-        relation = "larger" if z > 0 else "smaller"
-        reasons.append(f"the mask is {relation} than the neighboring views suggest ({z:+.1f} sd)")
-    return reasons
-
-
 def confident_errors(histograms: np.ndarray) -> np.ndarray:
-    """Return confident false positives and false negatives relative to the true area, N×2.
+    """Return confident false positives and false negatives relative to the true area.
 
-    `histograms` is N×2×256, see metrics.probability_histograms.
+    N×2×256 histograms (see metrics.probability_histograms) → N×2 float64.
     """
     false_positives = histograms[:, 0, -CONFIDENT_LEVELS:].sum(axis=1)
     false_negatives = histograms[:, 1, :CONFIDENT_LEVELS].sum(axis=1)
@@ -72,14 +67,14 @@ def turntable_outliers(table: pd.DataFrame) -> np.ndarray:
     """
     views = pd.to_numeric(table["view"], errors="coerce")
     numbered = table.assign(view=views, log_area=np.log(table["area"].clip(lower=1e-6)))
-    groups = numbered.groupby("group")
-    is_ring = groups["view"].agg(lambda v: sorted(v) == list(range(1, len(v) + 1)))
-    sizes = groups.size()
-    if not is_ring.all() or sizes.nunique() > 1 or sizes.iloc[0] < MIN_GROUP_SIZE or len(sizes) < 8:
+    log_area = numbered.pivot_table("log_area", index="group", columns="view")
+    n_groups, n_views = log_area.shape
+    is_complete = log_area.notna().all(axis=None) and log_area.size == len(table)
+    is_ring = is_complete and list(log_area) == list(range(1, n_views + 1))
+    if not is_ring or n_views < MIN_GROUP_SIZE or n_groups < 8:
         return np.zeros(len(table))
-    log_area = numbered.pivot(index="group", columns="view", values="log_area")
     neighbors = (np.roll(log_area, 1, axis=1) + np.roll(log_area, -1, axis=1)) / 2
     deviation = log_area - neighbors
-    deviation = deviation - deviation.median()
+    deviation -= deviation.median()
     z = deviation / (1.4826 * deviation.abs().median()).clip(lower=0.005)
-    return z.stack().loc[list(zip(numbered["group"], numbered["view"], strict=True))].to_numpy()
+    return numbered.join(z.stack().rename("z"), on=["group", "view"])["z"].to_numpy()

@@ -3,7 +3,8 @@
 import numpy as np
 
 BINS = 256
-THRESHOLDS = np.arange(1, BINS) / BINS  # 1/256 … 255/256; 0.5 is THRESHOLDS[127]
+THRESHOLDS = np.arange(1, BINS) / BINS  # 1/256 … 255/256
+HALF_INDEX = int(np.searchsorted(THRESHOLDS, 0.5))
 
 
 def dice_from_counts(
@@ -50,20 +51,20 @@ def best_threshold(histograms: np.ndarray) -> tuple[float, float]:
 
 
 def best_threshold_index(mean_curve: np.ndarray) -> int:
-    """Return the index in THRESHOLDS of the highest Dice in [1/16, 15/16] of a mean curve (255).
+    """Return the index of the highest value at a threshold in [1/16, 15/16]: 255 values → int.
 
     Ties go to the threshold nearest to 0.5.
     """
     mean_curve = np.where(np.abs(THRESHOLDS - 0.5) <= 7 / 16, mean_curve, -1)
     ties = np.flatnonzero(mean_curve == mean_curve.max())
-    return int(ties[np.argmin(np.abs(THRESHOLDS[ties] - 0.5))])
+    return int(ties[np.argmin(np.abs(ties - HALF_INDEX))])
 
 
 def cross_fitted_dice(histograms: np.ndarray, folds: np.ndarray) -> np.ndarray:
     """Return the Dice of N images, each at the threshold that is best on the other folds.
 
-    The estimate is unbiased: no image is scored at a threshold that it helped to choose. N×2×256
-    histograms and N folds → N float64, NaN if there is a single fold.
+    So no image is scored at a threshold that it helped to choose. N×2×256 histograms and N folds →
+    N float64, NaN if there is a single fold.
     """
     curve, scores = dice_curve(histograms), np.full(len(histograms), np.nan)
     for fold in np.unique(folds):
@@ -109,14 +110,8 @@ def mean_over_classes(confusion: np.ndarray, score: str) -> np.ndarray:
     …×C×C → …; 1 if no pixel is counted.
     """
     values = per_class(confusion)[score]
-    valid = ~np.isnan(values)
-    mean = np.nansum(values, -1) / np.maximum(valid.sum(-1), 1)
-    return np.where(valid.any(-1), mean, 1.0)
-
-
-def mean_class_dice(confusion: np.ndarray) -> np.ndarray:
-    """Return the mean Dice (F1) over the classes that are present or predicted (…×C×C → …)."""
-    return mean_over_classes(confusion, "dice")
+    n_valid = (~np.isnan(values)).sum(-1)
+    return np.where(n_valid > 0, np.nansum(values, -1) / np.maximum(n_valid, 1), 1.0)
 
 
 def pixel_accuracy(confusion: np.ndarray) -> np.ndarray:

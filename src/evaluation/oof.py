@@ -15,20 +15,19 @@ from core.files import atomic_write
 from core.settings import Settings
 from data.cache import Cache
 from data.sample import Sample
-from evaluation import postprocess_choice
-from evaluation.metrics import best_threshold
+from evaluation import metrics
+from evaluation.postprocess_choice import dice_after_each_step, requested_steps
 from evaluation.statistics import clustered_standard_error, format_mean
-from evaluation.tasks import BinaryTask, ImageStatistics, MulticlassTask, get_task
 from inference.postprocess import Binarizer
-from inference.predictor import EnsembleMember, Prediction, predict
+from inference.predictor import EnsembleMember, Prediction, predict, quantize_probability
 
 
 @dataclass
 class Scores:
     """Scores of N images: out of fold, or of a test split whose masks are known."""
 
-    table: pd.DataFrame  # a row per image: image_id, group, view, fold, dice, ... (see tasks.py)
-    per_image: ImageStatistics  # stacked over the N images
+    table: pd.DataFrame  # a row per image: image_id, group, view, fold and score_columns()
+    per_image: dict[str, np.ndarray]  # image_statistics() stacked over the N images
 
     @property
     def is_binary(self) -> bool:
@@ -36,18 +35,16 @@ class Scores:
 
     @property
     def histograms(self) -> np.ndarray:
-        """N×2×256 int64, binary only; see metrics.probability_histograms."""
         return self.per_image["histograms"]
 
     @property
     def step_dice(self) -> np.ndarray:
-        """N×(1+S) float64, binary only; see postprocess_choice.dice_after_each_step."""
         return self.per_image["step_dice"]
 
     @property
     def confusion(self) -> np.ndarray:
-        """N×C×C int64, multiclass only; rows are the true classes."""
-        return self.per_image["confusion"]
+        """C×C int64 of all images together; rows are the true classes."""
+        return self.per_image["confusion"].sum(axis=0)
 
     @property
     def dice(self) -> np.ndarray:
@@ -56,12 +53,10 @@ class Scores:
 
     @property
     def folds(self) -> np.ndarray:
-        """N folds, each the one that held the image out."""
         return self.table["fold"].to_numpy()
 
     @property
     def groups(self) -> np.ndarray:
-        """N groups (cars), as text."""
         return self.table["group"].to_numpy(str)
 
 
@@ -77,26 +72,11 @@ def score_out_of_fold(
 ) -> Scores:
     """Predict the samples and score them against their masks; processes share the samples."""
 
-    def measure_shard(shard: list[Sample]) -> Iterator[ImageStatistics]:
+    def measure_shard(shard: list[Sample]) -> Iterator[dict[str, np.ndarray]]:
         predictions = predict(members, shard, settings, with_mask=True, cache=cache)
         return map(image_statistics, with_progress_bar(predictions, shard, title))
 
     return to_scores(samples, map_sharded(measure_shard, samples))
-
-
-def image_statistics(prediction: Prediction) -> ImageStatistics:
-    """Return the statistics of one prediction: histograms and post-processing Dice, or the
-    confusion matrix."""
-    probability = prediction.probability
-    task = get_task(is_binary=len(probability) == 1)
-    return task.image_statistics(probability, prediction.loaded.mask)
-
-
-def validation_scores(prediction: Prediction) -> dict[str, float]:
-    """Return `val_dice` and `val_accuracy` of one prediction, without searching a threshold."""
-    probability = prediction.probability
-    task = get_task(is_binary=len(probability) == 1)
-    return task.validation_scores(probability, prediction.loaded.mask)
 
 
 def with_progress_bar(
@@ -106,17 +86,60 @@ def with_progress_bar(
     return tqdm(predictions, title, len(samples), leave=False, unit="image", disable=None)
 
 
-def to_scores(samples: list[Sample], statistics: list[ImageStatistics]) -> Scores:
+def image_statistics(prediction: Prediction) -> dict[str, np.ndarray]:
+    """Measure a prediction so that every threshold or post-processing step can be scored later.
+
+    Binary: `histograms`, 2×256 int64 (see metrics.probability_histograms), and `step_dice`, 1+S
+    float64 (see postprocess_choice). Several classes: `confusion`, C×C int64.
+    """
+    probability, mask = prediction.probability, prediction.loaded.mask
+    if len(probability) > 1:
+        predicted = Binarizer(0.5, [])(probability)
+        return {"confusion": metrics.confusion_matrix(predicted, mask, len(probability))}
+    levels = quantize_probability(probability)
+    return {
+        "histograms": metrics.probability_histograms(levels, mask),
+        "step_dice": dice_after_each_step(levels, mask),
+    }
+
+
+def validation_scores(prediction: Prediction) -> dict[str, float]:
+    """Return `val_dice` and `val_accuracy` of one prediction, at threshold 0.5."""
+    mask = prediction.loaded.mask
+    if len(prediction.probability) > 1:
+        scores = score_columns(image_statistics(prediction))
+        return {"val_dice": float(scores["dice"]), "val_accuracy": float(scores["accuracy"])}
+    predicted = Binarizer(0.5, [])(prediction.probability)
+    accuracy = float((predicted == mask).mean())
+    return {"val_dice": metrics.mask_dice(predicted, mask), "val_accuracy": accuracy}
+
+
+def to_scores(samples: list[Sample], statistics: list[dict[str, np.ndarray]]) -> Scores:
     """Combine the statistics of N images into Scores, in the order of `samples`."""
     per_image = {name: np.stack([image[name] for image in statistics]) for name in statistics[0]}
-    columns = {
-        "image_id": [sample.image_id for sample in samples],
-        "group": [sample.group for sample in samples],
-        "view": [sample.view for sample in samples],
-        "fold": [sample.fold for sample in samples],
+    attributes = ["image_id", "group", "view", "fold"]
+    columns = {name: [getattr(sample, name) for sample in samples] for name in attributes}
+    return Scores(pd.DataFrame(columns | score_columns(per_image)), per_image)
+
+
+def score_columns(statistics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the scores of N images by column of oof.csv; Dice and IoU of several classes are
+    means over an image's classes."""
+    if "confusion" in statistics:
+        confusion = statistics["confusion"]
+        return {
+            "dice": metrics.mean_over_classes(confusion, "dice"),
+            "iou": metrics.mean_over_classes(confusion, "iou"),
+            "accuracy": metrics.pixel_accuracy(confusion),
+        }
+    histograms = statistics["histograms"]
+    curve, pixels = metrics.dice_curve(histograms), histograms.sum(axis=(1, 2))
+    return {
+        "dice": curve[:, metrics.HALF_INDEX],
+        "dice_best_threshold": curve[:, metrics.best_threshold_index(curve.mean(axis=0))],
+        "area": histograms[:, 1].sum(axis=1) / pixels,
+        "predicted_area": histograms[:, :, 128:].sum(axis=(1, 2)) / pixels,
     }
-    task = get_task(is_binary="histograms" in per_image)
-    return Scores(pd.DataFrame(columns | task.score_columns(per_image)), per_image)
 
 
 def format_mean_dice(scores: Scores) -> str:
@@ -125,16 +148,20 @@ def format_mean_dice(scores: Scores) -> str:
 
 
 def score_summary(scores: Scores) -> str:
-    """Format the summary that is printed after the mean Dice."""
-    return get_task(scores.is_binary).summarize(scores.per_image)
+    """Format what is printed after the mean Dice."""
+    if scores.is_binary:
+        threshold, dice = metrics.best_threshold(scores.histograms)
+        return f"best threshold {threshold:.3f} gives {dice:.5f}"
+    pooled = metrics.dataset_scores(scores.confusion)
+    return f"of all pixels: mean IoU {pooled['iou']:.4f}, accuracy {pooled['accuracy']:.4f}"
 
 
 def choose_binarizer(settings: Settings, scores: Scores) -> Binarizer:
     """Return threshold and steps from the settings, else those with the best out-of-fold score."""
     if not scores.is_binary:
         return Binarizer(0.5, [])
-    steps = postprocess_choice.requested_steps(settings.postprocess, scores.step_dice, scores.folds)
-    return Binarizer(settings.threshold or best_threshold(scores.histograms)[0], steps)
+    steps = requested_steps(settings.postprocess, scores.step_dice, scores.folds)
+    return Binarizer(settings.threshold or metrics.best_threshold(scores.histograms)[0], steps)
 
 
 # ---------------------------------------------------------------- oof.csv and oof.npz
@@ -154,17 +181,17 @@ def save_scores(folder: Path, scores: Scores, name: str = "oof") -> None:
 
 def load_scores(folders: list[Path]) -> Scores:
     """Load and concatenate the scores in several folders: a run's folds, or one ensemble."""
-    tables, statistics = [], []
+    tables, arrays = [], []
     for folder in folders:
         try:
             tables.append(_read_table(folder / "oof.csv"))
-            statistics.append(_read_arrays(folder / "oof.npz"))
+            arrays.append(_read_arrays(folder / "oof.npz"))
         except (OSError, ValueError, KeyError, BadZipFile) as error:
             raise InputError(
                 f"{folder}: oof.csv or oof.npz cannot be read ({error}); move the folder away or "
                 "train it again"
             ) from None
-    per_image = {name: np.concatenate([s[name] for s in statistics]) for name in statistics[0]}
+    per_image = {name: np.concatenate([each[name] for each in arrays]) for name in arrays[0]}
     return Scores(pd.concat(tables, ignore_index=True), per_image)
 
 
@@ -178,13 +205,12 @@ def _read_table(path: Path) -> pd.DataFrame:
     return table
 
 
-def _read_arrays(path: Path) -> ImageStatistics:
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     with np.load(path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files if name != "image_id"}
     if arrays.keys() == {"counts", "trials"}:
         # The first release: N×16 Dice of all subsets of the 4 steps, bit s of the index is step s.
-        single_steps = arrays["trials"][:, [0, 1, 2, 4, 8]]
-        arrays = {"histograms": arrays["counts"], "step_dice": single_steps}
-    if arrays.keys() not in (BinaryTask.array_names, MulticlassTask.array_names):
+        arrays = {"histograms": arrays["counts"], "step_dice": arrays["trials"][:, [0, 1, 2, 4, 8]]}
+    if arrays.keys() not in ({"histograms", "step_dice"}, {"confusion"}):
         raise ValueError(f"oof.npz holds {', '.join(arrays)}")
     return arrays

@@ -5,9 +5,11 @@ the S steps alone, in the order of STEPS. `folds` are the N folds of the images.
 """
 
 import numpy as np
+import pandas as pd
 
 from core.errors import InputError
 from evaluation.metrics import dice_from_counts
+from evaluation.statistics import format_gain
 from inference.postprocess import MIN_HULL_LEVEL, STEPS, changeable_region
 
 HALF_LEVEL = 128  # probability 0.5
@@ -22,10 +24,9 @@ def dice_after_each_step(levels: np.ndarray, mask: np.ndarray) -> np.ndarray:
     region, true_area = changeable_region(levels >= MIN_HULL_LEVEL), np.count_nonzero(mask)
     levels, mask = np.ascontiguousarray(levels[region]), mask[region]
     predicted = levels >= HALF_LEVEL
-    candidates = [predicted, *(step(predicted, levels) for step in STEPS.values())]
-    intersections = np.array([np.count_nonzero(each & mask) for each in candidates])
-    areas = np.array([np.count_nonzero(each) for each in candidates])
-    return dice_from_counts(intersections, areas, true_area)
+    masks = [predicted, *(step(predicted, levels) for step in STEPS.values())]
+    counts = np.array([(np.count_nonzero(each & mask), np.count_nonzero(each)) for each in masks])
+    return dice_from_counts(*counts.T, true_area)
 
 
 def requested_steps(setting: str, step_dice: np.ndarray, folds: np.ndarray) -> list[str]:
@@ -40,28 +41,25 @@ def requested_steps(setting: str, step_dice: np.ndarray, folds: np.ndarray) -> l
     return [name for name in STEPS if name in names]
 
 
+def gains_per_fold(step_dice: np.ndarray, folds: np.ndarray) -> pd.DataFrame:
+    """Return what each step alone adds to the mean Dice: a row per fold, a column per step."""
+    gains = pd.DataFrame(step_dice[:, 1:] - step_dice[:, :1], columns=list(STEPS))
+    return gains.groupby(folds).mean()
+
+
 def choose_steps(step_dice: np.ndarray, folds: np.ndarray) -> list[str]:
     """Return the steps whose mean gain is positive on every fold; none if there is one fold."""
-    if len(np.unique(folds)) < 2:
-        return []
     gains = gains_per_fold(step_dice, folds)
-    return [name for name, gain in zip(STEPS, gains, strict=True) if gain.min() > 0]
-
-
-def gains_per_fold(step_dice: np.ndarray, folds: np.ndarray) -> np.ndarray:
-    """Return what each step alone adds to the mean Dice of each fold, S×(number of folds)."""
-    gains = step_dice[:, 1:] - step_dice[:, :1]
-    return np.stack([gains[folds == fold].mean(axis=0) for fold in np.unique(folds)], axis=1)
+    return [name for name in STEPS if len(gains) > 1 and gains[name].min() > 0]
 
 
 def explain_steps(step_dice: np.ndarray, folds: np.ndarray) -> list[str]:
     """Return one line per step: its gain on each fold, and whether it is used."""
-    chosen = choose_steps(step_dice, folds)
-    lines = []
-    for name, gain in zip(STEPS, gains_per_fold(step_dice, folds), strict=True):
-        verdict = "used" if name in chosen else "not used"
-        if name not in chosen and gain.min() > 0:
-            verdict += ": only one fold"
-        numbers = " ".join(f"{g:+.5f}" for g in np.round(gain, 5) + 0.0)  # + 0.0: no -0.00000
-        lines.append(f"{name}: {numbers} ({verdict})")
+    gains, lines = gains_per_fold(step_dice, folds), []
+    for name, gain in gains.items():
+        if gain.min() <= 0:
+            verdict = "not used"
+        else:
+            verdict = "used" if len(gains) > 1 else "not used: only one fold"
+        lines.append(f"{name}: {' '.join(map(format_gain, gain))} ({verdict})")
     return lines

@@ -19,13 +19,11 @@ def clustered_standard_error(scores: np.ndarray, groups: np.ndarray) -> float:
     return float(np.sqrt(len(group_ids) / (len(group_ids) - 1) * (sums**2).sum()) / len(scores))
 
 
-def paired_bootstrap_interval(
-    differences: np.ndarray, groups: np.ndarray, n_resamples: int = 10_000
-) -> tuple[float, float]:
+def paired_bootstrap_interval(differences: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
     """Return the 95% interval of the mean difference between two runs on the same N images.
 
-    Percentile bootstrap that resamples whole groups, with a fixed seed; (NaN, NaN) for a single
-    group.
+    Percentile bootstrap that resamples whole groups 10,000 times, with a fixed seed; (NaN, NaN)
+    for a single group.
 
     Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapter 13.
     """
@@ -34,7 +32,7 @@ def paired_bootstrap_interval(
     if n_groups < 2:
         return float("nan"), float("nan")
     rng = np.random.default_rng(0)
-    resamples = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), n_resamples)
+    resamples = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), 10_000)
     sums, sizes = np.bincount(group_index, weights=differences), np.bincount(group_index)
     low, high = np.percentile(resamples @ sums / (resamples @ sizes), [2.5, 97.5])
     return float(low), float(high)
@@ -48,12 +46,10 @@ def prediction_interval(
     It is mean ± t·error·sqrt(1 + G/n_new_groups), with t of G−1 degrees of freedom; for
     infinitely many groups, the interval of the mean itself. (NaN, NaN) for a single group.
     """
-    n_groups = len(np.unique(groups))
-    if n_groups < 2:
-        return float("nan"), float("nan")
+    n_groups, mean = len(np.unique(groups)), float(scores.mean())
     error = clustered_standard_error(scores, groups) * np.sqrt(1 + n_groups / n_new_groups)
-    half_width = stats.t.ppf(0.975, n_groups - 1) * error
-    return float(scores.mean() - half_width), float(scores.mean() + half_width)
+    half_width = float(stats.t.ppf(0.975, n_groups - 1) * error)  # NaN for a single group
+    return mean - half_width, mean + half_width
 
 
 def format_mean(mean: float, standard_error: float, digits: int = 5) -> str:
@@ -61,3 +57,8 @@ def format_mean(mean: float, standard_error: float, digits: int = 5) -> str:
     if np.isnan(standard_error):
         return f"{mean:.{digits}f} (one group, no standard error)"
     return f"{mean:.{digits}f} ± {standard_error:.{digits}f}"
+
+
+def format_gain(gain: float) -> str:
+    """Format a difference of scores; NaN gives an empty text."""
+    return "" if np.isnan(gain) else f"{round(gain, 5) + 0.0:+.5f}"  # + 0.0: no -0.00000

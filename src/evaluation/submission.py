@@ -1,9 +1,8 @@
 """The submission: writing it, checking it strictly, and scoring it if the true masks are known."""
 
 import csv
-import hashlib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TextIO
 
@@ -23,8 +22,6 @@ SUBMISSION_COLUMNS = ["img", "rle_mask"]
 CARVANA_SIZE = (1280, 1918)  # height and width of all images of the competition
 MAX_LISTED = 20  # errors or warnings that are printed; the others are only counted
 
-Sizes = dict[str, tuple[int, int]]  # (height, width) by file name
-
 
 # ---------------------------------------------------------------- writing
 
@@ -35,11 +32,6 @@ def write_submission(path: Path, masks: Iterable[tuple[str, str]]) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(SUBMISSION_COLUMNS)
         writer.writerows(masks)
-
-
-def sha256_of_file(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # ---------------------------------------------------------------- checking
@@ -78,22 +70,20 @@ def expected_file_names(settings: Settings) -> list[str]:
     return names[: settings.max_images or None]
 
 
-def read_image_sizes(settings: Settings, names: Sequence[str]) -> Sizes:
+def read_image_sizes(settings: Settings, names: Iterable[str]) -> dict[str, tuple[int, int]]:
     """Read (height, width) of the test images from their headers.
 
     Images that are not on this machine have CARVANA_SIZE, as have unreadable ones with
     skip_unreadable=true.
     """
-    folder = datasets.find_test_images_dir(settings)
-    sizes = {}
-    for name in tqdm(names, "sizes", leave=False, unit="image", disable=None):
-        path = folder / name
+    folder, sizes = datasets.find_test_images_dir(settings), dict.fromkeys(names, CARVANA_SIZE)
+    for name in tqdm(sizes, "sizes", leave=False, unit="image", disable=None):
         try:
-            sizes[name] = image_io.read_image_size(path) if path.exists() else CARVANA_SIZE
+            if (folder / name).exists():
+                sizes[name] = image_io.read_image_size(folder / name)
         except InputError:
             if not settings.skip_unreadable:
                 raise
-            sizes[name] = CARVANA_SIZE
     return sizes
 
 
@@ -109,7 +99,9 @@ def name_errors(table: pd.DataFrame, names: list[str]) -> list[str]:
     return errors + [f"{name}: has no row" for name in names if name not in listed]
 
 
-def mask_errors(table: pd.DataFrame, sizes: Sizes) -> tuple[list[str], np.ndarray]:
+def mask_errors(
+    table: pd.DataFrame, sizes: dict[str, tuple[int, int]]
+) -> tuple[list[str], np.ndarray]:
     """Return a line for each invalid mask, and the area of each mask as a fraction of its image:
     N float64, NaN if invalid."""
     errors, areas = [], np.full(len(table), np.nan)
@@ -147,9 +139,11 @@ def print_limited(title: str, lines: list[str], file: TextIO = sys.stdout) -> No
 # ---------------------------------------------------------------- scoring
 
 
-def score_submission(settings: Settings, table: pd.DataFrame, sizes: Sizes) -> None:
+def score_submission(
+    settings: Settings, table: pd.DataFrame, sizes: dict[str, tuple[int, int]]
+) -> None:
     """Print the mean Dice against `truth_csv`, its standard error, and the ten worst images."""
-    truth = _read_truth(settings, table)
+    truth = _read_truth(settings, table["img"])
     dice = []
     for name, text in zip(table["img"], table["rle_mask"], strict=True):
         try:
@@ -158,23 +152,23 @@ def score_submission(settings: Settings, table: pd.DataFrame, sizes: Sizes) -> N
             raise InputError(f"{settings.truth_csv}: {name}: {error}") from None
         dice.append(mask_dice(rle.decode(text, sizes[name]), true))
     scores = pd.Series(dice, index=table["img"])
-    stems = [Path(name).stem for name in table["img"]]
-    groups = np.array([datasets.group_from_stem(stem, settings.group_regex) for stem in stems])
-    worst = scores.nsmallest(10)
-    print_limited("worst images", [f"{score:.5f} {name}" for name, score in worst.items()])
+    worst = [f"{score:.5f} {name}" for name, score in scores.nsmallest(10).items()]
+    print_limited("worst images", worst)
+    regex = settings.group_regex
+    groups = np.array([datasets.group_from_stem(Path(name).stem, regex) for name in table["img"]])
     mean = format_mean(scores.mean(), clustered_standard_error(scores.to_numpy(), groups), digits=6)
     print(f"mean dice {mean} on {len(scores)} images of {len(set(groups))} groups")
 
 
-def _read_truth(settings: Settings, table: pd.DataFrame) -> pd.Series:
+def _read_truth(settings: Settings, names: pd.Series) -> pd.Series:
     """Read the encoded true masks by file name; InputError if they are not of these images."""
     path = settings.truth_csv
     truth = csv_files.read_csv_strict(path, SUBMISSION_COLUMNS).set_index("img")["rle_mask"]
-    missing = [name for name in table["img"] if name not in truth.index]
-    if missing:
-        raise InputError(f"{path}: has no mask of {missing[0]} ({len(missing)} in total)")
-    unexpected = sorted(set(truth.index) - set(table["img"]))
-    if unexpected and not settings.max_images:
+    missing = names[~names.isin(truth.index)]
+    if len(missing):
+        raise InputError(f"{path}: has no mask of {missing.iloc[0]} ({len(missing)} in total)")
+    unexpected = truth.index.difference(names)
+    if len(unexpected) and not settings.max_images:
         raise InputError(
             f"{path}: has masks that are missing in the submission, such as {unexpected[0]} "
             f"({len(unexpected)} in total): it is the truth of other images"

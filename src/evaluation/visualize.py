@@ -1,4 +1,4 @@
-"""Images to look at: masks over photographs, errors in color, disagreement of networks."""
+"""Images to look at, H×W×3 uint8 RGB: masks over photographs, errors, disagreement of networks."""
 
 import base64
 
@@ -25,7 +25,7 @@ def draw_overlay(
     image: np.ndarray, predicted: np.ndarray, true: np.ndarray | None = None
 ) -> np.ndarray:
     """Draw the outline of the predicted mask in green and, if the true mask is known, false
-    negatives in red and false positives in blue. Returns H×W×3 uint8 RGB."""
+    negatives in red and false positives in blue."""
     overlay = image.copy()
     if true is not None:
         overlay[true & ~predicted] = FALSE_NEGATIVE_COLOR
@@ -36,20 +36,18 @@ def draw_overlay(
 
 
 def dim_gray(image: np.ndarray) -> np.ndarray:
-    """Return the image in gray at half brightness, H×W×3 uint8, as background for colors."""
+    """Return the image in gray at half brightness, as background for colors."""
     return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) // 2, cv2.COLOR_GRAY2RGB)
 
 
 def highlight_mask(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Return the image with all pixels outside the mask dark and gray, H×W×3 uint8 RGB."""
+    """Return the image with all pixels outside the H×W bool mask dark and gray."""
     return np.where(mask[..., None], image, dim_gray(image) // 2)
 
 
 def error_map(image: np.ndarray, predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """Draw false negatives in red and false positives in blue on the dimmed image.
-
-    Errors are dilated so that they survive downscaling. Returns H×W×3 uint8 RGB.
-    """
+    """Draw false negatives in red and false positives in blue on the dimmed image, both dilated so
+    that they survive downscaling."""
     errors = dim_gray(image)
     kernel = np.ones((max(1, image.shape[0] // 320),) * 2, np.uint8)
     for wrong, color in (
@@ -61,10 +59,8 @@ def error_map(image: np.ndarray, predicted: np.ndarray, true: np.ndarray) -> np.
 
 
 def error_map_multiclass(image: np.ndarray, wrong: np.ndarray) -> np.ndarray:
-    """Draw the wrong pixels, H×W bool, in red on the dimmed image; H×W×3 uint8 RGB."""
-    errors = dim_gray(image)
-    errors[wrong] = FALSE_NEGATIVE_COLOR
-    return errors
+    """Draw the wrong pixels, H×W bool, in red on the dimmed image."""
+    return np.where(wrong[..., None], np.uint8(FALSE_NEGATIVE_COLOR), dim_gray(image))
 
 
 def largest_error_window(predicted: np.ndarray, true: np.ndarray) -> tuple[slice, slice]:
@@ -84,7 +80,7 @@ def largest_error_window(predicted: np.ndarray, true: np.ndarray) -> tuple[slice
 
 
 def zoom_on_error(image: np.ndarray, predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """Crop the image around the largest error, with translucent colors; h×w×3 uint8 RGB."""
+    """Crop the image around the largest error, with translucent colors."""
     window = largest_error_window(predicted, true)
     crop = np.ascontiguousarray(image[window])
     overlay = draw_overlay(crop, predicted[window], true[window])
@@ -97,8 +93,7 @@ def zoom_on_error(image: np.ndarray, predicted: np.ndarray, true: np.ndarray) ->
 def disagreement_heatmap(image: np.ndarray, share: np.ndarray) -> np.ndarray:
     """Draw on the dimmed image how evenly the members of an ensemble are divided, up to yellow.
 
-    `share` is the fraction of members that predict foreground, H×W in [0, 1]. Returns H×W×3 uint8
-    RGB.
+    `share` is the fraction of members that predict foreground, H×W in [0, 1].
     """
     division = (4 * share * (1 - share) * 255).astype(np.uint8)
     heat = cv2.cvtColor(cv2.applyColorMap(division, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
@@ -107,7 +102,7 @@ def disagreement_heatmap(image: np.ndarray, share: np.ndarray) -> np.ndarray:
 
 
 def draw_legend(class_map: ClassMap) -> np.ndarray:
-    """Draw the color, index and name of each class; H×260×3 uint8 RGB."""
+    """Draw the color, index and name of each class, 260 pixels wide."""
     legend = np.full((28 * len(class_map.names) + 8, 260, 3), 255, np.uint8)
     for i, (name, color) in enumerate(zip(class_map.names, class_map.colors, strict=True)):
         top = 8 + 28 * i
@@ -121,7 +116,7 @@ def draw_legend(class_map: ClassMap) -> np.ndarray:
 
 
 def shrink(image: np.ndarray, max_width: int) -> np.ndarray:
-    """Downscale an H×W×3 uint8 image to at most `max_width` pixels, keeping its aspect ratio."""
+    """Downscale an image to at most `max_width` pixels, keeping its aspect ratio."""
     height, width = image.shape[:2]
     new_width = min(max_width, width)
     size = (new_width, max(1, round(height * new_width / width)))
@@ -137,8 +132,8 @@ def jpeg_data_uri(image: np.ndarray, max_width: int) -> tuple[str, int, int]:
 
 
 def thumbnail(prediction: Prediction) -> np.ndarray:
-    """Draw a prediction at most THUMBNAIL_WIDTH pixels wide, h×w×3 uint8 RGB: the outline and the
-    errors of its mask, or its class map in color."""
+    """Draw a prediction at most THUMBNAIL_WIDTH pixels wide: the outline and the errors of its
+    mask, or its class map in color."""
     sample, predicted = prediction.sample, Binarizer(0.5, [])(prediction.probability)
     if sample.class_map.is_binary:
         image = draw_overlay(read_sample_image(sample), predicted, prediction.loaded.mask)

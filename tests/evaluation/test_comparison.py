@@ -44,22 +44,24 @@ def make_multiclass_entry(name):
 # ---------------------------------------------------------------- ranking and differences
 
 
-def test_build_leaderboard_ranks_by_dice_and_compares_with_best():
+def test_build_leaderboards_ranks_by_dice_and_compares_with_best():
     entries = [make_entry("worse"), make_entry("best", 0.01), make_entry("middle", 0.005)]
-    table = comparison.build_leaderboard(entries)
+    (table,) = comparison.build_leaderboards(entries)
     assert table["run"].tolist() == ["best", "middle", "worse"]
     assert table["diff_to_best"].tolist() == pytest.approx([0, -0.005, -0.01])
     column = comparison.format_scores(table)["against the best (95%)"]
     assert column[0] == "best" and column[2].endswith("real")
 
 
-def test_build_leaderboard_ranks_partial_run_below_complete_one():
+def test_build_leaderboards_ranks_partial_run_below_complete_one():
     entries = [make_entry("one fold", 0.05, folds=(1,)), make_entry("both")]
-    assert comparison.build_leaderboard(entries)["run"].tolist() == ["both", "one fold"]
+    (table,) = comparison.build_leaderboards(entries)
+    assert table["run"].tolist() == ["both", "one fold"]
 
 
-def test_build_leaderboard_names_folds_groups_and_dice_per_fold():
-    row = comparison.build_leaderboard([make_entry("a", spread=0)]).iloc[0]
+def test_build_leaderboards_names_folds_groups_and_dice_per_fold():
+    (table,) = comparison.build_leaderboards([make_entry("a", spread=0)])
+    row = table.iloc[0]
     assert row["folds"] == "0 1" and row["dice_per_fold"] == "0.90000 0.90000"
     assert (row["images"], row["groups"]) == (64, 16)
     assert row["oof_dice"] == pytest.approx(0.9) and row["standard_error"] == pytest.approx(0)
@@ -86,16 +88,17 @@ def test_compare_to_without_common_image_has_no_difference():
     assert comparison.format_difference(difference) == "no image in common"
 
 
-def test_split_by_data_separates_runs_on_other_data():
+def test_build_leaderboards_separates_runs_on_other_data():
     entries = [
         make_entry("a"),
         make_entry("x", 0.05, folds=(0,), data="other"),
         make_entry("b", 0.01),
     ]
-    parts = comparison.split_by_data(comparison.build_leaderboard(entries))
-    assert [part["run"].tolist() for _, part in parts] == [["b", "a"], ["x"]]
-    assert parts[1][1].loc[0, "diff_to_best"] == 0
-    assert parts[1][0] == "32 images of 8 groups (data and folds other)"
+    tables = comparison.build_leaderboards(entries)
+    assert [table["run"].tolist() for table in tables] == [["b", "a"], ["x"]]
+    other = tables[1].loc[0]
+    assert other["diff_to_best"] == 0
+    assert other[["images", "groups", "data"]].tolist() == [32, 8, "other"]
 
 
 # ---------------------------------------------------------------- text
@@ -103,7 +106,7 @@ def test_split_by_data_separates_runs_on_other_data():
 
 def test_format_scores_of_one_group_has_no_nan():
     entries = [make_entry(name, gain, (0,), n_cars=1) for name, gain in (("a", 0.01), ("b", 0))]
-    table = comparison.build_leaderboard(entries)
+    (table,) = comparison.build_leaderboards(entries)
     assert table["standard_error"].isna().all()
     text = comparison.format_scores(table)
     assert text["oof dice"][0].endswith("(one group, no standard error)")
@@ -112,8 +115,8 @@ def test_format_scores_of_one_group_has_no_nan():
 
 
 def test_format_scores_shows_columns_of_each_task():
-    table = comparison.build_leaderboard([make_entry("a"), make_multiclass_entry("c")])
-    (_, binary), (_, multiclass) = comparison.split_by_data(table)
+    entries = [make_entry("a"), make_multiclass_entry("c")]
+    binary, multiclass = comparison.build_leaderboards(entries)
     text = comparison.format_scores(binary)
     assert text["threshold"][0] == "0.500 +0.00000"
     assert text["postprocess"][0] == "none +0.00000"

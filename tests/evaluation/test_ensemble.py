@@ -18,12 +18,8 @@ from conftest import assert_input_error, make_data, prediction_args, tiny_settin
 import leaderboard
 from core import config, run_folder
 from core.errors import InputError
-from data.classes import ClassMap
 from data.datasets import dataset_fingerprint, load_training_samples
-from data.loaders import LoadedSample
-from data.sample import Sample
-from evaluation import comparison, ensemble, ensemble_weights, oof
-from inference.predictor import Prediction
+from evaluation import comparison, ensemble, oof
 from models import checkpoint
 from models.build import build_model
 
@@ -204,7 +200,7 @@ def test_common_folds_are_those_of_all_runs(runs_copy):
 
 def test_score_ensemble_predicts_each_image_by_the_networks_that_held_it_out(runs_copy):
     settings, samples = runs_copy.ensemble_settings, runs_copy.samples
-    ensemble_weights.score_ensemble(settings, samples, CPU)
+    ensemble.score_ensemble(settings, samples, CPU)
     scores = oof.load_scores([settings.run_dir])
     in_fold_order = sorted(samples, key=lambda sample: sample.fold)
     assert scores.table["image_id"].tolist() == [sample.image_id for sample in in_fold_order]
@@ -217,7 +213,7 @@ def test_score_ensemble_predicts_each_image_by_the_networks_that_held_it_out(run
 
 def test_score_ensemble_writes_what_read_ensemble_reads(runs_copy, capsys):
     settings, samples = runs_copy.ensemble_settings, runs_copy.samples
-    written = ensemble_weights.score_ensemble(settings, samples, CPU)
+    written = ensemble.score_ensemble(settings, samples, CPU)
     assert capsys.readouterr().out.startswith("a+b: weights: a 0.50, b 0.50; gain over equal")
     stored = ensemble.read_ensemble(settings.run_dir)
     assert stored == json.loads(json.dumps(written))
@@ -239,7 +235,7 @@ def test_score_ensemble_without_choice_has_equal_weights(runs_copy, folds_or_run
         for fold in (1, 2):
             (runs_copy.output_dir / f"b/fold{fold}/oof.npz").unlink()
     settings = runs_copy.settings(f"runs=[{','.join(names)}]")
-    stored = ensemble_weights.score_ensemble(settings, runs_copy.samples, CPU)
+    stored = ensemble.score_ensemble(settings, runs_copy.samples, CPU)
     assert stored["runs"] == dict.fromkeys(names, 1 / len(names))
     assert stored["interval"] is None and stored["gain_over_equal_weights"] == 0
     assert "equal weights: a " in capsys.readouterr().out
@@ -254,31 +250,31 @@ def test_score_ensemble_does_not_overwrite_a_run(runs_copy):
     path.parent.mkdir()
     path.write_text("")
     with pytest.raises(InputError, match=r"a\+b: this name is reserved for the ensemble"):
-        ensemble_weights.score_ensemble(settings, runs_copy.samples, CPU)
+        ensemble.score_ensemble(settings, runs_copy.samples, CPU)
 
 
 def test_weights_and_scores_of_one_run_are_those_of_its_folds(runs):
-    weights, scores = ensemble_weights.weights_and_scores(runs.settings("run=a"))
+    weights, scores = ensemble.weights_and_scores(runs.settings("run=a"))
     assert weights == {"a": 1.0} and len(scores.dice) == len(runs.samples)
 
 
 def test_weights_and_scores_scores_an_ensemble_once_and_again_after_a_change(runs_copy, capsys):
     settings = runs_copy.ensemble_settings
-    first = ensemble_weights.weights_and_scores(settings)
+    first = ensemble.weights_and_scores(settings)
     assert "ensemble not scored yet" in capsys.readouterr().out
-    second = ensemble_weights.weights_and_scores(settings)
+    second = ensemble.weights_and_scores(settings)
     assert capsys.readouterr().out == ""
     assert first[0] == second[0] and np.array_equal(first[1].histograms, second[1].histograms)
     shutil.copytree(runs_copy.output_dir / "b/fold0", runs_copy.output_dir / "b/fold3")
     assert not ensemble.is_up_to_date(settings.run_dir)
-    ensemble_weights.weights_and_scores(settings)
+    ensemble.weights_and_scores(settings)
     assert "ensemble not scored yet" in capsys.readouterr().out
     assert ensemble.is_up_to_date(settings.run_dir)
 
 
 def test_is_up_to_date_hashes_a_file_once_until_it_changes(runs_copy, monkeypatch):
     settings, hashed = runs_copy.ensemble_settings, []
-    ensemble_weights.score_ensemble(settings, runs_copy.samples, CPU)
+    ensemble.score_ensemble(settings, runs_copy.samples, CPU)
     file_digest = hashlib.file_digest
     monkeypatch.setattr(
         hashlib,
@@ -300,54 +296,6 @@ def test_read_ensemble_of_missing_or_damaged_file_is_an_input_error(tmp_path, da
         (tmp_path / "ensemble.json").write_bytes(data)
     with pytest.raises(InputError, match=r"ensemble.json: cannot be read"):
         ensemble.read_ensemble(tmp_path)
-
-
-# ---------------------------------------------------------------- choice of weights
-
-
-def predictions_of(probabilities_and_masks):
-    """Predictions of each run, R×1×H×W, and their samples: three images of a car, a car a fold."""
-    predictions = []
-    for i, (probabilities, mask) in enumerate(probabilities_and_masks):
-        image, car, fold = Path(f"{i // 3}_{i % 3}.jpg"), f"{i // 3}", i // 3
-        sample = Sample(image, car, None, fold, "carvana", ClassMap(("car",), ((0, 0, 0),)))
-        loaded = LoadedSample(sample, mask.shape, {}, mask)
-        probability = torch.from_numpy(probabilities)[:, None].float()
-        predictions.append(Prediction(sample, probability, None, loaded))
-    return predictions, [prediction.sample for prediction in predictions]
-
-
-def noisy_probabilities(noise_of_image):
-    """Probabilities of two runs whose noise may differ by image, and the masks."""
-    rng = np.random.default_rng(0)
-    for i in range(12):
-        mask = rng.random((20, 20)) < 0.5
-        runs = [np.where(mask, 0.6, 0.4) + rng.normal(0, s, (20, 20)) for s in noise_of_image(i)]
-        yield np.stack(runs).clip(0, 1), mask
-
-
-def test_choose_weights_takes_weights_that_gain_on_every_fold():
-    predictions, samples = predictions_of(noisy_probabilities(lambda i: (0.05, 0.5)))
-    choice = ensemble_weights.choose_weights(predictions, samples, ["good", "bad"])
-    equal = ensemble_weights.equal_weights(
-        [Prediction(p.sample, p.probability.mean(0), None, p.loaded) for p in predictions],
-        samples,
-        ["good", "bad"],
-    )
-    assert choice.weights["good"] >= 0.8 and sum(choice.weights.values()) == pytest.approx(1)
-    assert choice.gain > 0.01 and choice.interval[0] > 0
-    best_dice = "dice_best_threshold"
-    gain = choice.scores.table[best_dice].mean() - equal.scores.table[best_dice].mean()
-    assert gain == pytest.approx(choice.gain, abs=0.01)
-    assert choice.describe().startswith(f"weights: good {choice.weights['good']:.2f}, bad ")
-
-
-def test_choose_weights_keeps_equal_weights_if_the_better_run_differs_by_fold():
-    noise = {0: (0.05, 0.5), 1: (0.5, 0.05), 2: (0.05, 0.5), 3: (0.5, 0.05)}
-    predictions, samples = predictions_of(noisy_probabilities(lambda i: noise[i // 3]))
-    choice = ensemble_weights.choose_weights(predictions, samples, ["x", "y"])
-    assert choice.weights == {"x": 0.5, "y": 0.5}
-    assert choice.gain <= 0 and choice.interval[0] <= choice.gain <= choice.interval[1]
 
 
 # ---------------------------------------------------------------- leaderboard
@@ -376,7 +324,7 @@ def test_leaderboard_has_runs_and_ensemble_with_costs_of_its_runs(runs_copy, cap
 
 def test_leaderboard_leaves_out_ensemble_whose_run_has_changed(runs_copy, capsys):
     settings = runs_copy.ensemble_settings
-    ensemble_weights.score_ensemble(settings, runs_copy.samples, CPU)
+    ensemble.score_ensemble(settings, runs_copy.samples, CPU)
     assert [e.name for e in comparison.load_entries(runs_copy.output_dir)] == ["a", "b", "a+b"]
     shutil.rmtree(runs_copy.output_dir / "b/fold2")
     capsys.readouterr()

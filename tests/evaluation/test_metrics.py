@@ -116,7 +116,7 @@ def test_scores_of_a_confusion_matrix_by_hand():
     assert scores["accuracy"][:3].tolist() == pytest.approx([1 / 2, 1, 0])
     both = np.stack([confusion, np.zeros_like(confusion)])
     assert metrics.pixel_accuracy(both).tolist() == [3 / 5, 1]
-    assert metrics.mean_class_dice(both).tolist() == pytest.approx([1.3 / 3, 1])
+    assert metrics.mean_over_classes(both, "dice").tolist() == pytest.approx([1.3 / 3, 1])
 
 
 def test_dataset_scores_by_hand():
@@ -137,5 +137,5 @@ def test_per_class_dice_equals_the_dice_of_masks():
 def test_scores_of_ignored_pixels_only_are_one_for_the_image_and_nan_for_the_data_set():
     ignored = np.full((2, 2), 255, np.uint8)
     confusion = metrics.confusion_matrix(np.zeros((2, 2), int), ignored, 3)
-    assert not confusion.any() and metrics.mean_class_dice(confusion) == 1
+    assert not confusion.any() and metrics.mean_over_classes(confusion, "dice") == 1
     assert np.isnan(list(metrics.dataset_scores(confusion).values())).all()

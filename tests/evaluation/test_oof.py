@@ -66,7 +66,7 @@ def test_binary_scores_are_dice_and_areas_of_thresholded_masks():
 
 def test_multiclass_scores_are_those_of_the_argmax_without_ignored_pixels():
     predictions, scores = make_scores(4, n_classes=3)
-    assert not scores.is_binary and scores.confusion.shape == (4, 3, 3)
+    assert not scores.is_binary and scores.per_image["confusion"].shape == (4, 3, 3)
     for row, prediction in zip(scores.table.itertuples(), predictions, strict=True):
         mask = prediction.loaded.mask
         predicted, valid = prediction.probability.argmax(0).numpy(), mask != 255
@@ -97,7 +97,7 @@ def test_score_summary_names_the_best_threshold_or_the_pooled_scores():
     _, binary = make_scores(6)
     assert oof.score_summary(binary).startswith("best threshold 0.")
     _, multiclass = make_scores(4, n_classes=3)
-    accuracy = np.trace(multiclass.confusion.sum(0)) / multiclass.confusion.sum()
+    accuracy = np.trace(multiclass.confusion) / multiclass.confusion.sum()
     assert oof.score_summary(multiclass).endswith(f"accuracy {accuracy:.4f}")
 
 

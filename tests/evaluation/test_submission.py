@@ -1,7 +1,5 @@
 """submission.py finds every error of a submission, and its score is the competition's."""
 
-import hashlib
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -42,9 +40,7 @@ def errors_of(csv_path, args):
 def test_write_submission_writes_the_bytes_that_kaggle_expects(tmp_path):
     path = tmp_path / "s.csv"
     submission.write_submission(path, iter([("a.jpg", "1 3"), ("b.jpg", "")]))
-    data = b"img,rle_mask\na.jpg,1 3\nb.jpg,\n"
-    assert path.read_bytes() == data
-    assert submission.sha256_of_file(path) == hashlib.sha256(data).hexdigest()
+    assert path.read_bytes() == b"img,rle_mask\na.jpg,1 3\nb.jpg,\n"
 
 
 # ---------------------------------------------------------------- checking

@@ -23,7 +23,7 @@ def test_batch_metrics_are_those_of_evaluation(classes):
         targets[rng.random(targets.shape) < 0.2] = 255
         for class_map, target in zip(logits.argmax(1).numpy(), targets, strict=True):
             matrix = metrics.confusion_matrix(class_map, target, classes)
-            dice.append(float(metrics.mean_class_dice(matrix)))
+            dice.append(float(metrics.mean_over_classes(matrix, "dice")))
             accuracy.append(np.trace(matrix) / matrix.sum())
     result = batch_metrics(logits, torch.from_numpy(targets)[:, None])
     assert result.tolist() == pytest.approx([sum(dice), sum(accuracy)], rel=1e-5)

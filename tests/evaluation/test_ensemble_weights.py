@@ -1,4 +1,6 @@
-"""weight_search.py: exact scores for any weights, and no reward for weights that were lucky."""
+"""ensemble_weights.py: exact scores for any weights, and no reward for weights that were lucky."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,6 +8,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data.classes import ClassMap
+from data.loaders import LoadedSample
+from data.sample import Sample
+from evaluation import oof
+from evaluation.ensemble_weights import (
+    CERTAIN_ABOVE,
+    CERTAIN_BELOW,
+    RunProbabilities,
+    WeightSearch,
+    choose_weights,
+    weight_grid,
+)
 from evaluation.metrics import (
     THRESHOLDS,
     cross_fitted_dice,
@@ -13,14 +27,7 @@ from evaluation.metrics import (
     mask_dice,
     probability_histograms,
 )
-from evaluation.weight_search import (
-    CERTAIN_ABOVE,
-    CERTAIN_BELOW,
-    RunProbabilities,
-    WeightSearch,
-    weight_grid,
-)
-from inference.predictor import quantize_probability
+from inference.predictor import Prediction, quantize_probability
 
 IN_BETWEEN = (THRESHOLDS >= CERTAIN_BELOW) & (THRESHOLDS <= CERTAIN_ABOVE)
 EQUAL = (0.5, 0.5)
@@ -172,3 +179,48 @@ def test_cross_fitted_scores_each_fold_with_weights_of_the_others():
         expected = compressed.histograms(weights)[folds == fold]
         assert np.array_equal(histograms[folds == fold], expected)
         assert np.array_equal(dice[folds == fold], dice_curve(expected)[:, index])
+
+
+# ---------------------------------------------------------------- choice of weights
+
+
+def predictions_of(probabilities_and_masks):
+    """Predictions of each run, R×1×H×W, and their samples: three images of a car, a car a fold."""
+    predictions = []
+    for i, (probabilities, mask) in enumerate(probabilities_and_masks):
+        image, car, fold = Path(f"{i // 3}_{i % 3}.jpg"), f"{i // 3}", i // 3
+        sample = Sample(image, car, None, fold, "carvana", ClassMap(("car",), ((0, 0, 0),)))
+        loaded = LoadedSample(sample, mask.shape, {}, mask)
+        probability = torch.from_numpy(probabilities)[:, None].float()
+        predictions.append(Prediction(sample, probability, None, loaded))
+    return predictions, [prediction.sample for prediction in predictions]
+
+
+def noisy_probabilities(noise_of_image):
+    """Probabilities of two runs whose noise may differ by image, and the masks."""
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        mask = rng.random((20, 20)) < 0.5
+        runs = [np.where(mask, 0.6, 0.4) + rng.normal(0, s, (20, 20)) for s in noise_of_image(i)]
+        yield np.stack(runs).clip(0, 1), mask
+
+
+def test_choose_weights_takes_weights_that_gain_on_every_fold():
+    predictions, samples = predictions_of(noisy_probabilities(lambda i: (0.05, 0.5)))
+    choice = choose_weights(predictions, samples, ["good", "bad"])
+    means = [Prediction(p.sample, p.probability.mean(0), None, p.loaded) for p in predictions]
+    equal = oof.to_scores(samples, list(map(oof.image_statistics, means)))
+    assert choice.weights["good"] >= 0.8 and sum(choice.weights.values()) == pytest.approx(1)
+    assert choice.gain > 0.01 and choice.interval[0] > 0
+    best_dice = "dice_best_threshold"
+    gain = choice.scores.table[best_dice].mean() - equal.table[best_dice].mean()
+    assert gain == pytest.approx(choice.gain, abs=0.01)
+    assert choice.describe().startswith(f"weights: good {choice.weights['good']:.2f}, bad ")
+
+
+def test_choose_weights_keeps_equal_weights_if_the_better_run_differs_by_fold():
+    noise = {0: (0.05, 0.5), 1: (0.5, 0.05), 2: (0.05, 0.5), 3: (0.5, 0.05)}
+    predictions, samples = predictions_of(noisy_probabilities(lambda i: noise[i // 3]))
+    choice = choose_weights(predictions, samples, ["x", "y"])
+    assert choice.weights == {"x": 0.5, "y": 0.5}
+    assert choice.gain <= 0 and choice.interval[0] <= choice.gain <= choice.interval[1]
