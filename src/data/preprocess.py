@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from scipy.cluster.vq import vq
 
 from core.settings import Settings
 from data.classes import IGNORE
@@ -89,6 +90,5 @@ def reduce_colors(image: np.ndarray, n_colors: int) -> np.ndarray:
     cv2.setRNGSeed(0)
     stop = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 20, 1.0)
     _, _, centers = cv2.kmeans(pixels[chosen], n_colors, None, stop, 1, cv2.KMEANS_PP_CENTERS)
-    # |pixel − center|² without |pixel|², which is the same for all centers
-    distances = (centers**2).sum(axis=1) - 2 * pixels @ centers.T
-    return centers.round().astype(np.uint8)[distances.argmin(axis=1)].reshape(image.shape)
+    nearest, _ = vq(pixels, centers)
+    return centers.round().astype(np.uint8)[nearest].reshape(image.shape)
