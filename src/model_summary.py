@@ -19,7 +19,7 @@ def main(args: list[str]) -> None:
     settings = load_settings(args)
     model = build_model(settings, len(get_class_map(settings).names), pretrained=False)
     size = settings.size or (1280, 1918)  # that of Carvana's images
-    height, width = (model.input_size_and_offset(side)[0] for side in size)
+    height, width = (model.input_size(side) for side in size)
     summary = torchinfo.summary(
         model.network.to("meta"),  # computes shapes only
         (1, 3, height, width),

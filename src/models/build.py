@@ -16,7 +16,7 @@ def build_model(settings: Settings, n_classes: int = 1, pretrained: bool = True)
     """
     if settings.model == "unet":
         unet = build_unet(settings, n_classes)
-        model = Segmenter(unet, unet.input_size_and_offset)
+        model = Segmenter(unet, unet.input_size)
     else:
         model = build_smp(settings, n_classes, pretrained)
     return model.to(memory_format=torch.channels_last)

@@ -1,13 +1,13 @@
 """Segmenter: a network with input normalization and padding, for images of any size."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Mean and standard deviation of ImageNet's RGB values in [0, 1]; pretrained encoders expect images
-# normalized by them.
+# Mean and standard deviation of ImageNet's RGB values in [0, 1]. Most pretrained encoders expect
+# images normalized by them.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -15,30 +15,42 @@ class Segmenter(nn.Module):
     """Maps uint8 RGB images B×3×H×W of any size to logits B×n_classes×H×W.
 
     Normalizes the images, pads them by reflection to a size that the network accepts, and crops
-    the logits to the images' size.
+    the logits to the images' size. Both sides of an axis are padded by the same number of pixels,
+    the second one by one more if the number is odd: a flipped image keeps its place on the grid of
+    the network's strides.
 
     Args:
-        network: Maps normalized float images to logits.
-        input_size_and_offset: Function of a height or width in pixels. Returns the input size at
-            which the network yields at least so many output pixels, and the offset in the input
-            of the first output pixel.
+        network: Maps normalized float images to logits, which may lack the same border on both
+            sides of an axis.
+        input_size: Function of a height or width in pixels. Returns the smallest input size at
+            which the network yields at least so many output pixels.
+        mean: Mean of the RGB values in [0, 1], subtracted first. Stored with the weights.
+        std: Standard deviation of the RGB values. Stored with the weights.
     """
 
-    def __init__(self, network: nn.Module, input_size_and_offset: Callable[[int], tuple[int, int]]):
+    def __init__(
+        self,
+        network: nn.Module,
+        input_size: Callable[[int], int],
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ):
         super().__init__()
         self.network = network
-        self.input_size_and_offset = input_size_and_offset
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1) * 255)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1) * 255)
+        self.input_size = input_size
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1) * 255)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1) * 255)
 
     def forward(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
-        padded_height, top = self.input_size_and_offset(height)
-        padded_width, left = self.input_size_and_offset(width)
-        bottom, right = padded_height - height - top, padded_width - width - left
+        extra_rows, extra_columns = self.input_size(height) - height, self.input_size(width) - width
+        top, left = extra_rows // 2, extra_columns // 2
         x = (images.float() - self.mean) / self.std
-        x = reflect_pad(x, left, right, top, bottom).contiguous(memory_format=torch.channels_last)
-        return self.network(x)[..., :height, :width]
+        x = reflect_pad(x, left, extra_columns - left, top, extra_rows - top)
+        logits = self.network(x.contiguous(memory_format=torch.channels_last))
+        top -= (x.shape[-2] - logits.shape[-2]) // 2
+        left -= (x.shape[-1] - logits.shape[-1]) // 2
+        return logits[..., top : top + height, left : left + width]
 
 
 def reflect_pad(x: Tensor, left: int, right: int, top: int, bottom: int) -> Tensor:

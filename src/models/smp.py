@@ -44,9 +44,9 @@ def build_smp(settings: Settings, n_classes: int, pretrained: bool) -> Segmenter
     return Segmenter(network, round_up_to_stride)
 
 
-def round_up_to_stride(size: int) -> tuple[int, int]:
-    """Return the smallest multiple of the encoders' stride from `size` on, and the offset 0."""
-    return -(-size // ENCODER_STRIDE) * ENCODER_STRIDE, 0
+def round_up_to_stride(size: int) -> int:
+    """Return the smallest multiple of the encoders' stride from `size` on."""
+    return -(-size // ENCODER_STRIDE) * ENCODER_STRIDE
 
 
 def require_known(key: str, name: str, names: Iterable[str]) -> str:

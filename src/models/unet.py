@@ -93,7 +93,7 @@ class UNet(nn.Module):
 
     Maps float images B×3×H×W to logits B×n_classes×H×W. With padding 'same', H and W must be
     multiples of `space_to_depth` · 2^(levels − 1); with 'valid' the logits are smaller than the
-    images. `input_size_and_offset` returns the sizes that fit.
+    images. `input_size` returns the sizes that fit.
 
     Args:
         channels: Channels of each encoder level, top to bottom; the last level is the bottleneck.
@@ -179,27 +179,22 @@ class UNet(nn.Module):
         logits = self.head(self.refine(x))
         return F.pixel_shuffle(logits, self.space_to_depth)
 
-    def input_size_and_offset(self, size: int) -> tuple[int, int]:
-        """Return the smallest input size that yields at least `size` output pixels along one axis,
-        and the offset in the input, in pixels, of the first output pixel.
+    def input_size(self, size: int) -> int:
+        """Return the smallest input size that yields at least `size` output pixels along one axis.
 
-        The offset is 0 with padding 'same'.
+        With padding 'valid' the output lacks the same number of pixels on both sides.
         """
         block_shrinkage = 2 * self.convs_per_level if self.padding == "valid" else 0
         refine_shrinkage = 2 * len(self.refine) if self.padding == "valid" else 0
 
-        # From the output back to the bottleneck's output.
-        output_size = -(-size // self.space_to_depth) + refine_shrinkage
+        # From the output back to the bottleneck's output, and on to the input.
+        input_size = -(-size // self.space_to_depth) + refine_shrinkage
         for _ in self.upsamplers:
-            output_size = -(-(output_size + block_shrinkage) // 2)
-        # From there to the input through the encoder, and to the output through the decoder.
-        input_size = output_size + block_shrinkage
+            input_size = -(-(input_size + block_shrinkage) // 2)
+        input_size += block_shrinkage
         for _ in self.upsamplers:
             input_size = 2 * input_size + block_shrinkage
-            output_size = 2 * output_size - block_shrinkage
-        output_size -= refine_shrinkage
-        offset = (input_size - output_size) // 2
-        return input_size * self.space_to_depth, offset * self.space_to_depth
+        return input_size * self.space_to_depth
 
 
 def center_crop(x: Tensor, size: Sequence[int]) -> Tensor:

@@ -32,17 +32,72 @@ def test_segmenter_logits_have_the_size_of_the_images(model, size, request):
 
 def test_segmenter_normalizes_with_the_statistics_of_imagenet():
     """(RGB in [0, 1] − mean) / standard deviation, the numbers of torchvision's models."""
-    segmenter = Segmenter(torch.nn.Identity(), lambda size: (size, 0))
+    segmenter = Segmenter(torch.nn.Identity(), lambda size: size)
     pixel = segmenter(torch.tensor([255, 0, 51], dtype=torch.uint8).view(1, 3, 1, 1)).flatten()
     expected = [(1 - 0.485) / 0.229, -0.456 / 0.224, (0.2 - 0.406) / 0.225]
     assert pixel.tolist() == pytest.approx(expected, rel=1e-5)
 
 
 @torch.inference_mode()
-def test_segmenter_pads_by_reflection_below_and_right(unet):
-    images = torch.randint(0, 256, (1, 3, 59, 60), dtype=torch.uint8)
-    padded = F.pad(images.float(), (0, 4, 0, 5), mode="reflect").to(torch.uint8)
-    assert torch.allclose(unet(images), unet(padded)[..., :59, :60], atol=1e-5)
+def test_segmenter_pads_both_sides_by_reflection(unet):
+    """By one pixel more at the end if the number is odd."""
+    images = torch.randint(0, 256, (1, 3, 59, 58), dtype=torch.uint8)
+    padded = F.pad(images.float(), (3, 3, 2, 3), mode="reflect").to(torch.uint8)
+    assert torch.allclose(unet(images), unet(padded)[..., 2:61, 3:61], atol=1e-5)
+
+
+class PaddedImage(torch.nn.Module):
+    """Remembers its input and returns it."""
+
+    def forward(self, x):
+        self.x = x
+        return x
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "padding"),
+    [
+        ("smp_unet", (1280, 1918), (0, 0, 1, 1)),  # top, bottom, left, right
+        ("smp_unet", (61, 33), (1, 2, 15, 16)),
+        ("smp_unet", (64, 96), (0, 0, 0, 0)),
+        ("unet", (1280, 1918), (0, 0, 1, 1)),
+        ("unet", (61, 63), (1, 2, 0, 1)),
+    ],
+)
+def test_segmenter_padding_is_centered(model, size, padding, request):
+    network = PaddedImage()
+    segmenter = Segmenter(network, request.getfixturevalue(model).input_size, [0.0] * 3, [1.0] * 3)
+    images = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8)
+    assert torch.equal(segmenter(images) * 255, images.float())
+    top, bottom, left, right = padding
+    expected = F.pad(images.float(), (left, right, top, bottom), mode="reflect")
+    assert torch.equal(network.x * 255, expected)
+
+
+class SymmetricNetwork(torch.nn.Module):
+    """Flip-equivariant on its grid of stride 4: mirrored kernels, and means of whole cells."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 8, kernel_size=4, stride=4)
+        self.conv.weight.data += self.conv.weight.data.flip(-1)
+        self.up = torch.nn.ConvTranspose2d(8, 1, kernel_size=4, stride=4)
+        self.up.weight.data += self.up.weight.data.flip(-1)
+
+    def forward(self, x):
+        return self.up(self.conv(x).relu())
+
+
+@pytest.mark.parametrize("width", [14, 16, 18])
+@torch.inference_mode()
+def test_segmenter_of_a_symmetric_network_is_flip_equivariant(width):
+    """1918 is 14 for a stride of 4: padded at one end, a flip would move it on the grid."""
+    torch.manual_seed(0)
+    segmenter = Segmenter(SymmetricNetwork(), lambda size: -(-size // 4) * 4)
+    images = torch.randint(0, 256, (1, 3, 12, width), dtype=torch.uint8)
+    logits = segmenter(images)
+    assert logits.std() > 0.1
+    assert torch.allclose(segmenter(images.flip(-1)).flip(-1), logits, atol=1e-5)
 
 
 @torch.inference_mode()

@@ -124,8 +124,9 @@ def test_unet_logits_have_the_size_of_the_images_and_all_weights_a_gradient(
 ):
     network = UNet(channels, n_classes=2, upsampling=upsampling, space_to_depth=space_to_depth)
     stride = space_to_depth * 2 ** (len(channels) - 1)
-    sizes = [network.input_size_and_offset(side) for side in (1, stride, stride + 1)]
-    assert sizes == [(stride, 0), (stride, 0), (2 * stride, 0)]
+    assert [network.input_size(side) for side in (1, stride, stride + 1)] == [
+        *(stride, stride, 2 * stride)
+    ]
     logits = network(torch.randn(2, 3, stride * 2, stride * 3))
     assert logits.shape == (2, 2, stride * 2, stride * 3)
     (logits**2).sum().backward()
@@ -160,21 +161,21 @@ def test_center_crop_keeps_the_center():
 # ---------------------------------------------------------------- unpadded convolutions
 
 
-def test_input_size_and_offset_of_valid_padding_are_the_papers():
+def test_input_size_of_valid_padding_is_the_papers():
     network = UNet(PAPER_CHANNELS, norm="none", padding="valid")
-    assert network.input_size_and_offset(388) == (572, 92)
-    assert network.input_size_and_offset(387) == (572, 92)
+    assert network.input_size(388) == network.input_size(387) == 572
 
 
 @pytest.mark.parametrize("size", [1, 17, 40])
-def test_input_size_and_offset_fit_the_forward_pass_of_valid_padding(size):
+def test_input_size_fits_the_forward_pass_of_valid_padding(size):
     options = {"padding": "valid", "refine_channels": [3], "space_to_depth": 2}
     network = UNet([2, 4, 6], **options).eval()
-    input_size, offset = network.input_size_and_offset(size)
+    input_size = network.input_size(size)
     output_size = network(torch.randn(1, 3, input_size, input_size)).shape[-1]
-    after = input_size - output_size - offset
-    assert output_size >= size and input_size % 2 == 0
-    assert 0 <= offset <= after < offset + network.input_size_and_offset(1)[0]
+    stride = 2 * 2**2
+    assert size <= output_size < size + stride
+    # 2 pixels for each convolution: refine; level 0; level 1, twice as large; bottom, four times.
+    assert input_size - output_size == 2 * (2 + (4 + 4) + (4 + 4) * 2 + 4 * 4)
 
 
 # ---------------------------------------------------------------- options
