@@ -5,7 +5,7 @@ sides and score the network on cars that it was trained on, so the file has one 
 """
 
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from core import cli
@@ -30,8 +30,8 @@ COLUMNS = ["dataset", "group", "fold"]
 def mean_mask_area(settings: Settings) -> pd.Series:
     """Return group → mean fraction of the image that its masks cover, rounded to 6 digits."""
     samples = datasets.load_samples(settings, "train")
-    with ProcessPoolExecutor() as pool:
-        fractions = pool.map(foreground_fraction, samples, chunksize=16)
+    with ThreadPoolExecutor() as pool:  # as fast as processes: decoding does not hold the GIL
+        fractions = pool.map(foreground_fraction, samples)
         areas = list(tqdm(fractions, "mask areas", len(samples), unit="mask", disable=None))
     empty = [sample.image_id for sample, area in zip(samples, areas, strict=True) if not area]
     if empty:
