@@ -1,5 +1,6 @@
 """Paths of the files under output/<run>, and the run's config.yaml."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,15 @@ def predictor_path(run_dir: Path) -> Path:
 def masks_dir(run_dir: Path) -> Path:
     """output/<run>/masks: PNG masks and overlays of the test images"""
     return run_dir / "masks"
+
+
+def photographs_dir(run_dir: Path, name: str) -> Path:
+    """output/<run>/<name>: masks and cut-outs of photographs; InputError for a name in use."""
+    if name in ("", masks_dir(run_dir).name) or re.fullmatch(r"fold\d+|.*\.chunks", name):
+        raise InputError(
+            f"images: {name!r} is a folder of {run_dir} itself; rename the photographs'"
+        )
+    return run_dir / name
 
 
 def config_path(run_dir: Path) -> Path:

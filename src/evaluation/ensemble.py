@@ -30,7 +30,7 @@ from models import checkpoint
 # Settings of a run that prediction does not inherit: those of the machine, and of the selection.
 NOT_INHERITED_BY_PREDICTION = {
     *("device", "precision", "compile", "num_workers", "cache"),
-    *("run", "runs", "fold", "resume", "max_images", "output_dir"),
+    *("run", "runs", "fold", "resume", "max_images", "output_dir", "images", "background"),
 }
 
 

@@ -1,0 +1,72 @@
+"""Masks, cut-outs and overlays of photographs, written to output/<run>/<name>/."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from core import run_folder
+from core.errors import InputError
+from core.settings import Settings
+from data.classes import ClassMap, colorize
+from data.datasets import get_class_map
+from data.image_writer import write_image
+from data.photographs import find_photographs
+from evaluation import visualize
+from inference.cutout import read_background
+from inference.segmentation import Segmentation
+from inference.trained_model import TrainedModel
+
+Picture = tuple[str, np.ndarray]  # ending of the file name, pixels
+
+
+def predict_photographs(settings: Settings, model: TrainedModel) -> None:
+    """Predict the photographs of the setting `images`, write their pictures and print where."""
+    path, class_map = Path(settings.images), get_class_map(settings)
+    photographs = find_photographs(path)[: settings.max_images or None]
+    name = path.resolve().name if path.is_dir() else path.stem
+    folder = run_folder.photographs_dir(settings.run_dir, name)
+    check_background(settings, class_map)
+    empty = []
+    for photograph in tqdm(photographs, "predict", unit="image", disable=None):
+        result = model(photograph)
+        pictures = draw_cutouts(result, settings.background)
+        if not class_map.is_binary:
+            pictures = draw_classes(result, class_map)
+        for ending, picture in pictures:
+            write_image(folder / f"{photograph.stem}_{ending}", picture)
+        empty += [] if result.mask.any() else [photograph.name]
+    if not class_map.is_binary:
+        write_image(folder / "legend.png", visualize.draw_legend(class_map))
+    print(f"{len(photographs)} photographs of {path}: see {folder}")
+    if empty:
+        print(f"{len(empty)} of {len(photographs)} masks are empty; the first is of {empty[0]}")
+
+
+def check_background(settings: Settings, class_map: ClassMap) -> None:
+    """Raise InputError if the setting `background` is invalid, before minutes of prediction."""
+    if settings.background and not class_map.is_binary:
+        raise InputError(
+            f"background={settings.background}: needs a run of one class; {settings.run} has "
+            f"{len(class_map.names)}"
+        )
+    if settings.background:
+        read_background(settings.background, (8, 8))
+
+
+def draw_cutouts(result: Segmentation, background: str) -> Iterator[Picture]:
+    """Yield the pictures of a mask of one class."""
+    yield "mask.png", result.mask.astype(np.uint8) * 255
+    yield "cutout.png", result.cutout()
+    yield "overlay.jpg", visualize.draw_overlay(result.image, result.mask)
+    if background:
+        yield "background.jpg", result.cutout(background)
+
+
+def draw_classes(result: Segmentation, class_map: ClassMap) -> Iterator[Picture]:
+    """Yield the pictures of a mask of several classes."""
+    colored = colorize(result.mask, class_map)
+    yield "mask.png", colored
+    yield "overlay.jpg", cv2.addWeighted(result.image, 0.5, colored, 0.5, 0)
