@@ -13,7 +13,7 @@ if __name__ == "__main__":
 import torch
 
 from core import distributed, process_env, provenance, run_folder
-from core.device import compile_obstacle, pick_device, wants_compile
+from core.device import explain_out_of_memory, pick_device
 from data import datasets
 from data.cache import Cache, make_cache
 from data.sample import Sample
@@ -33,14 +33,11 @@ def train_folds(settings: Settings, device: torch.device) -> None:
         preflight.check_folds(settings, folds, samples)
         fingerprint, commit = datasets.dataset_fingerprint(samples), provenance.current_commit()
         distributed.assert_equal_on_all_ranks({"data_dir": fingerprint, "commit": commit})
-        obstacle = wants_compile(settings, device) and compile_obstacle(device)
-        if obstacle:
-            print(f"compile={settings.compile}: training without compiling, {obstacle}")
         if process_env.is_main_process():
             run_folder.save_run_settings(replace(settings, fold=None, resume=False))
         cache = make_cache(settings, samples)
     for fold in folds:
-        with preflight.lock_fold(settings, fold):
+        with preflight.lock_fold(settings, fold), explain_out_of_memory(settings):
             train_fold(settings, fold, samples, cache, device)
     remove_snapshots(settings)
     distributed.destroy_process_group()

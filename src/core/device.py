@@ -1,27 +1,79 @@
 """Device and precision of the forward pass, and what to do when memory runs out."""
 
+import os
 import shutil
+import subprocess
+import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 
 import torch
-from torch.utils._triton import has_triton
 
 from core import process_env
 from core.errors import InputError
 from core.settings import Settings
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
+GPU_FILE = Path("/dev/nvidia0")
+OLDEST_DRIVERS = {"12": 525, "13": 580}  # by major version of CUDA
+# In the messages of CUDA's allocator, cuDNN and cuBLAS, Windows and Linux.
+OUT_OF_MEMORY_TEXTS = (
+    *("out of memory", "alloc_failed", "allocation_failed"),
+    *("not enough memory", "can't allocate memory"),
+)
 
 
 def pick_device(settings: Settings) -> torch.device:
-    """Return the requested device, or the GPU if there is one; InputError if it is missing."""
-    available = torch.cuda.is_available()
-    if settings.device == "cuda" and not available:
-        raise InputError("device=cuda: torch sees no GPU; check the driver or set device=cpu")
-    if settings.device == "cpu" or not available:
+    """Return the requested device; auto: the GPU if there is one.
+
+    Raises InputError if torch cannot use the GPU of this machine, instead of running on the CPU,
+    or if there are more processes than GPUs.
+    """
+    if settings.device == "cpu":
         return torch.device("cpu")
-    return torch.device("cuda", process_env.local_rank())
+    if torch.cuda.is_available():
+        count, index = torch.cuda.device_count(), process_env.local_rank()
+        if index >= count:
+            raise InputError(
+                f"{process_env.local_world_size()} processes on this machine, which has {count} "
+                f"GPUs: start {count} (GPUS={count}, or torchrun --nproc-per-node {count})"
+            )
+        return torch.device("cuda", index)
+    is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if not is_hidden and (driver := installed_driver()):
+        raise InputError(f"device={settings.device}: {_explain_unusable_gpu(driver)}")
+    if settings.device == "cuda":
+        raise InputError("device=cuda: torch sees no GPU; check the driver or set device=cpu")
+    return torch.device("cpu")
+
+
+@cache
+def installed_driver() -> str:
+    """Return the driver version of this machine's NVIDIA GPU; "" if there is no GPU."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        result = None
+    if result and result.returncode == 0 and result.stdout.strip():
+        return result.stdout.split()[0]
+    return "of unknown version" if GPU_FILE.exists() else ""
+
+
+def _explain_unusable_gpu(driver: str) -> str:
+    if not torch.version.cuda:
+        return (
+            f"this machine has an NVIDIA GPU, but torch {torch.__version__} is built without CUDA; "
+            "install a CUDA build of torch or set device=cpu"
+        )
+    major = torch.version.cuda.partition(".")[0]
+    oldest = f" (CUDA {major} needs {OLDEST_DRIVERS[major]})" if major in OLDEST_DRIVERS else ""
+    return (
+        f"torch {torch.__version__} for CUDA {torch.version.cuda} cannot use this machine's GPU "
+        f"with driver {driver}{oldest}; update the driver or set device=cpu"
+    )
 
 
 def pick_precision(settings: Settings, device: torch.device) -> str:
@@ -33,7 +85,8 @@ def pick_precision(settings: Settings, device: torch.device) -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
     # Without these instructions bf16 is emulated, and slower than fp32.
-    has_native_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    capabilities = torch.cpu.get_capabilities()
+    has_native_bf16 = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     return "bf16" if has_native_bf16 else "fp32"
 
 
@@ -51,12 +104,20 @@ def wants_compile(settings: Settings, device: torch.device) -> bool:
     return settings.compile == "true" or (settings.compile == "auto" and device.type == "cuda")
 
 
+@cache
 def compile_obstacle(device: torch.device) -> str:
-    """Return why torch.compile cannot work on this machine; "" if it can."""
-    if not any(map(shutil.which, ("cc", "gcc", "clang"))):
-        return "there is no C compiler (Debian, Ubuntu: apt install gcc)"
-    if device.type == "cuda" and not has_triton():
-        return "torch has no Triton for this GPU"
+    """Return why torch.compile cannot work on this machine; "" if it can.
+
+    Compiles a trivial function, as compilers, Triton and its cache folder can fail in many ways.
+    """
+    if not os.environ.get("CC") and not any(map(shutil.which, ("gcc", "clang"))):
+        return "there is no C compiler (Debian, Ubuntu: apt install gcc g++)"
+    if not Path(sysconfig.get_paths()["include"], "Python.h").exists():
+        return "there are no Python headers (Debian, Ubuntu: apt install python3-dev)"
+    try:
+        torch.compile(torch.nn.functional.relu)(torch.ones(8, device=device))
+    except Exception as error:
+        return f"torch.compile fails: {str(error).strip().splitlines()[0]}"
     return ""
 
 
@@ -65,9 +126,10 @@ def explain_out_of_memory(settings: Settings) -> Iterator[None]:
     """Turn an out-of-memory error into an InputError that suggests smaller settings."""
     try:
         yield
-    except RuntimeError as error:
-        is_oom = isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
-        if not is_oom:
+    except (RuntimeError, MemoryError) as error:
+        text = str(error).lower()
+        is_oom = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not is_oom and not any(words in text for words in OUT_OF_MEMORY_TEXTS):
             raise
         height, width = settings.size or (1024, 1536)
         if settings.batch_size > 1:

@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+from concurrent.futures import Future, ThreadPoolExecutor
+from copy import deepcopy
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -12,6 +14,32 @@ from core.errors import InputError
 from core.files import atomic_write
 
 SNAPSHOTS_KEPT = 2
+
+
+class SnapshotWriter:
+    """Saves snapshots in a background thread, one at a time, while training continues."""
+
+    def __init__(self, folder: Path, device: torch.device):
+        self.folder, self.device = folder, device
+        self.thread, self.pending = ThreadPoolExecutor(1), Future()
+        self.pending.set_result(None)
+
+    def start(self, state: dict[str, Any]) -> None:
+        """Copy `state` on its device and start saving it, once the snapshot before is saved."""
+        self.wait()
+        copied, stream = deepcopy(state), None
+        if self.device.type == "cuda":  # copies to the host run beside the training's kernels
+            stream = torch.cuda.Stream(self.device)
+            stream.wait_stream(torch.cuda.current_stream(self.device))
+        self.pending = self.thread.submit(self._save, copied, stream)
+
+    def wait(self) -> None:
+        """Wait until the last snapshot is saved; raise the error if it could not be."""
+        self.pending.result()
+
+    def _save(self, state: dict[str, Any], stream: torch.cuda.Stream | None) -> None:
+        with torch.cuda.stream(stream):
+            save_snapshot(self.folder, state)
 
 
 def save_snapshot(folder: Path, state: dict[str, Any]) -> None:

@@ -15,7 +15,25 @@ from models.build import build_model
 from training.losses import LOSSES
 from training.optim import ModelEMA, make_optimizer, make_schedule
 
-SYNC_BN_BELOW = 16  # images per GPU; smaller batches normalize over all GPUs
+# Pixels of a GPU's images at network size, for example four of 1024×1024. Batch normalization over
+# fewer takes its statistics from all GPUs, for which it waits in every layer.
+SYNC_BN_BELOW = 2**22
+
+
+def compile_network(network: nn.Module, has_one_size: bool) -> None:
+    """Compile the network's forward pass in place, at its first call.
+
+    The networks of all folds share one graph, as parameters are inputs of it. A network that the
+    compiler fails on runs eagerly; torch logs the error.
+    """
+    torch._dynamo.config.suppress_errors = True
+    network.compile(dynamic=False if has_one_size else None)
+
+
+def local_batch_size(settings: Settings) -> int:
+    """Return the images of this rank in every step but the last, as EpochBatchSampler yields."""
+    batch_size, world_size = settings.batch_size, process_env.world_size()
+    return batch_size // world_size + (process_env.rank() < batch_size % world_size)
 
 
 class TrainState:
@@ -30,6 +48,7 @@ class TrainState:
         self.precision = pick_precision(settings, device)
         self.model = build_model(settings, n_classes).to(device)
         self.ema = ModelEMA(self.model, settings.ema_decay)
+        self.is_compiled = False
         self.network = self.wrap(self.model)
         self.optimizer = make_optimizer(settings, self.network)
         self.lr_schedule = make_schedule(settings, self.optimizer, updates)
@@ -37,15 +56,41 @@ class TrainState:
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Return `model` compiled if the settings ask for it, and wrapped by DDP if needed."""
-        if wants_compile(self.settings, self.device) and not compile_obstacle(self.device):
-            model.network.compile(dynamic=False)
+        syncs = self.syncs_batch_norm(model)
+        if syncs:
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        if wants_compile(self.settings, self.device):
+            obstacle = "SyncBatchNorm" if syncs else compile_obstacle(self.device)
+            if obstacle:
+                print(f"compile={self.settings.compile}: training without compiling, {obstacle}")
+            else:
+                compile_network(model.network, has_one_size=self.settings.size is not None)
+                self.is_compiled = True
         if process_env.world_size() == 1:
             return model
-        if self.device.type == "cpu":
-            return DistributedDataParallel(model)
-        if self.settings.batch_size // process_env.world_size() < SYNC_BN_BELOW:
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        return DistributedDataParallel(model, device_ids=[self.device.index])
+        device_ids = None if self.device.type == "cpu" else [self.device.index]
+        return DistributedDataParallel(model, device_ids=device_ids)
+
+    def syncs_batch_norm(self, model: nn.Module) -> bool:
+        """Whether `model` has batch normalization, over too few pixels on each of several GPUs."""
+        if self.device.type == "cpu" or process_env.world_size() == 1:
+            return False
+        height, width = self.settings.size or (0, 0)  # native sizes are not known here
+        pixels = self.settings.batch_size // process_env.world_size() * height * width
+        return pixels < SYNC_BN_BELOW and any(
+            isinstance(m, nn.BatchNorm2d) for m in model.modules()
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits in fp32, as half precision overflows in the sums of the losses.
+
+        A compiled network takes an odd last batch eagerly; for another batch size it would be
+        compiled again.
+        """
+        is_odd = len(images) != local_batch_size(self.settings)
+        eager = torch.compiler.set_stance("force_eager") if self.is_compiled and is_odd else None
+        with eager or nullcontext(), autocast(self.device, self.precision):
+            return self.network(images).float()
 
     def train_step(
         self, images: Tensor, targets: Tensor, weight: float = 1.0, is_update: bool = True
@@ -58,9 +103,7 @@ class TrainState:
         """
         no_sync = isinstance(self.network, DistributedDataParallel) and not is_update
         with self.network.no_sync() if no_sync else nullcontext():
-            with autocast(self.device, self.precision):
-                logits = self.network(images)
-            logits = logits.float()  # half precision overflows in the sums of the losses
+            logits = self.forward(images)
             soft_targets = targets.float() / 255 if self.is_binary else targets
             loss = LOSSES[self.settings.loss](logits, soft_targets)
             self.scaler.scale(loss * weight / self.settings.grad_accumulation).backward()

@@ -25,9 +25,9 @@ from evaluation import oof, visualize
 from inference.predictor import EnsembleMember, make_member, predict
 from models import checkpoint
 from models.segmenter import count_parameters
-from training import snapshots
 from training.epoch_log import EpochLog
 from training.epoch_metrics import EpochMetrics, peak_memory
+from training.snapshots import SnapshotWriter, load_snapshot
 from training.train_state import TrainState
 
 
@@ -49,7 +49,11 @@ class FoldTrainer:
         self.epoch, self.step, self.best_score = 0, 0, -1.0
         self.metrics, self.log = EpochMetrics(device), EpochLog(settings, fold)
         self.loader = train_loader(self.train_samples, settings, cache)
+        folder = run_folder.snapshot_dir(settings.run_dir, fold)
+        self.snapshots = SnapshotWriter(folder, device)
         updates = math.ceil(len(self.loader) / settings.grad_accumulation) * settings.epochs
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
         torch.manual_seed(self.step_seed())  # for the initial weights
         self.state = TrainState(settings, len(self.class_map.names), updates, device)
 
@@ -70,6 +74,7 @@ class FoldTrainer:
                     self.log.add_epoch(row)
                 self.next_epoch()
                 self.save_snapshot()
+        self.snapshots.wait()
         if process_env.is_main_process():
             self.log.close()
 
@@ -83,7 +88,7 @@ class FoldTrainer:
         sampler = self.loader.batch_sampler
         sampler.epoch, sampler.start = self.epoch, self.step
         start = time.monotonic()
-        with DeferSignals() as stop:
+        with DeferSignals() as stop, explain_out_of_memory(self.settings):
             for images, targets in self.loader if self.step < len(self.loader) else []:
                 images = images.to(self.device, non_blocking=True)
                 targets = targets.to(self.device, non_blocking=True)
@@ -97,6 +102,7 @@ class FoldTrainer:
                     self.save_snapshot()
                     start = time.monotonic()
                 if stopping:
+                    self.snapshots.wait()
                     raise StopRequested(stop.signum or signal.SIGTERM)
             self.metrics.seconds += self.elapsed(start)
         return self.epoch_summary()
@@ -109,9 +115,8 @@ class FoldTrainer:
         self.step += 1
         is_update = self.step % self.settings.grad_accumulation == 0
         is_update |= self.step == len(self.loader)
-        with explain_out_of_memory(self.settings):
-            loss, logits = self.state.train_step(images, targets, weight, is_update)
-            self.metrics.add(loss, logits, targets, local)
+        loss, logits = self.state.train_step(images, targets, weight, is_update)
+        self.metrics.add(loss, logits, targets, local)
         bar.update(total)
         if self.step % 50 == 1:  # reading the loss waits for the GPU
             mean = float(self.metrics.sums[0]) / max(self.metrics.images, 1)
@@ -209,7 +214,7 @@ class FoldTrainer:
     # ---------------------------------------------------------------- snapshots
 
     def save_snapshot(self) -> None:
-        """Save everything that exact resume needs (collective; rank 0 writes)."""
+        """Start saving everything that exact resume needs (collective; rank 0 writes)."""
         snapshot = self.state.state_dict() | {
             "metrics": self.metrics.state_dict(),
             "history": self.log.rows,
@@ -218,13 +223,11 @@ class FoldTrainer:
             "best_score": self.best_score,
         }
         if process_env.is_main_process():
-            folder = run_folder.snapshot_dir(self.settings.run_dir, self.fold)
-            snapshots.save_snapshot(folder, snapshot)
+            self.snapshots.start(snapshot)
 
     def resume(self) -> None:
         """Restore the latest snapshot, if there is one."""
-        folder = run_folder.snapshot_dir(self.settings.run_dir, self.fold)
-        if (snapshot := snapshots.load_snapshot(folder)) is None:
+        if (snapshot := load_snapshot(self.snapshots.folder)) is None:
             return
         self.state.load_state_dict(snapshot)
         if process_env.is_main_process():  # rank 0 continues the sums of all ranks

@@ -1,5 +1,8 @@
 """Choice of device, precision and compilation, and the message of out-of-memory."""
 
+import shutil
+import sysconfig
+
 import pytest
 import torch
 
@@ -10,11 +13,82 @@ from core.errors import InputError
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
-def test_pick_device_without_a_gpu_rejects_cuda_and_falls_back_to_cpu(monkeypatch):
+@pytest.fixture
+def no_gpu(monkeypatch):
+    """Let torch see no GPU, and this machine have none."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(device, "installed_driver", lambda: "")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+def test_pick_device_without_a_gpu_rejects_cuda_and_falls_back_to_cpu(no_gpu):
     assert device.pick_device(load_settings([])) == CPU
     with pytest.raises(InputError, match=r"device=cuda: torch sees no GPU"):
         device.pick_device(load_settings(["device=cuda"]))
+
+
+@pytest.mark.parametrize("setting", ["auto", "cuda"])
+@pytest.mark.parametrize(
+    ("cuda", "driver", "message"),
+    [
+        (
+            "13.0",
+            "535.104.05",
+            r"driver 535\.104\.05 \(CUDA 13 needs 580\); update the driver or set",
+        ),
+        ("12.8", "470.57", r"driver 470\.57 \(CUDA 12 needs 525\)"),
+        ("14.1", "of unknown version", "driver of unknown version; update the driver"),
+        (None, "580.65", "built without CUDA; install a CUDA build of torch or set device=cpu"),
+    ],
+)
+def test_pick_device_rejects_a_gpu_that_torch_cannot_use(
+    no_gpu, monkeypatch, setting, cuda, driver, message
+):
+    monkeypatch.setattr(device, "installed_driver", lambda: driver)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    with pytest.raises(InputError, match=rf"device={setting}: .*{message}"):
+        device.pick_device(load_settings([f"device={setting}"]))
+    assert device.pick_device(load_settings(["device=cpu"])) == CPU
+
+
+@pytest.mark.parametrize("hidden", ["", "-1"])
+def test_pick_device_is_the_cpu_where_the_user_hides_the_gpu(no_gpu, monkeypatch, hidden):
+    monkeypatch.setattr(device, "installed_driver", lambda: "535.104.05")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    assert device.pick_device(load_settings([])) == CPU
+
+
+def test_pick_device_is_one_gpu_per_process_and_rejects_more_processes(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert device.pick_device(load_settings([])) == torch.device("cuda", int(rank))
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(InputError, match="3 processes on this machine, which has 2 GPUs: start 2"):
+        device.pick_device(load_settings([]))
+
+
+@pytest.mark.parametrize(
+    ("program", "has_device_file", "driver"),
+    [
+        ("echo 535.104.05; echo 535.104.05", True, "535.104.05"),
+        ("echo 'Failed to initialize NVML'; exit 18", True, "of unknown version"),
+        (None, True, "of unknown version"),
+        ("echo 'No devices were found'; exit 6", False, ""),
+        (None, False, ""),
+    ],
+)
+def test_installed_driver_asks_nvidia_smi(tmp_path, monkeypatch, program, has_device_file, driver):
+    if program:
+        (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{program}\n")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(device, "GPU_FILE", tmp_path / "nvidia0")
+    if has_device_file:
+        device.GPU_FILE.touch()
+    assert device.installed_driver.__wrapped__() == driver
 
 
 @pytest.mark.parametrize(("capability", "precision"), [((7, 5), "fp16"), ((8, 0), "bf16")])
@@ -48,11 +122,39 @@ def test_wants_compile_by_default_only_on_a_gpu(setting, on_cpu, on_gpu):
     assert device.wants_compile(settings, GPU) is on_gpu
 
 
-def test_compile_obstacle_without_a_compiler_names_the_package(monkeypatch):
-    monkeypatch.setattr(device.shutil, "which", lambda name: None)
-    assert "apt install gcc" in device.compile_obstacle(CPU)
-    monkeypatch.setattr(device.shutil, "which", lambda name: f"/usr/bin/{name}")
-    assert device.compile_obstacle(CPU) == ""
+def fail_to_compile(function):
+    raise RuntimeError("CalledProcessError: gcc returned 1\n\nSet TORCHDYNAMO_VERBOSE=1")
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ({}, ""),
+        (
+            {"which": lambda name: None},
+            "there is no C compiler (Debian, Ubuntu: apt install gcc g++)",
+        ),
+        (
+            {"get_paths": lambda: {"include": "/nowhere"}},
+            "there are no Python headers (Debian, Ubuntu: apt install python3-dev)",
+        ),
+        (
+            {"compile": fail_to_compile},
+            "torch.compile fails: CalledProcessError: gcc returned 1",
+        ),
+    ],
+)
+def test_compile_obstacle_names_what_is_missing(tmp_path, monkeypatch, broken, message):
+    (tmp_path / "Python.h").touch()
+    working = {
+        "which": lambda name: f"/usr/bin/{name}",
+        "get_paths": lambda: {"include": str(tmp_path)},
+        "compile": lambda function: function,
+    }
+    monkeypatch.delenv("CC", raising=False)
+    for module, name in ((shutil, "which"), (sysconfig, "get_paths"), (torch, "compile")):
+        monkeypatch.setattr(module, name, (working | broken)[name])
+    assert device.compile_obstacle.__wrapped__(CPU) == message
 
 
 @pytest.mark.parametrize(
@@ -70,9 +172,30 @@ def test_explain_out_of_memory_suggests_smaller_settings(args, message):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
 
-def test_explain_out_of_memory_passes_on_other_errors():
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        torch.AcceleratorError("CUDA error: out of memory"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("CUDNN_BACKEND: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
+        RuntimeError("InductorError: RuntimeError: CUDA driver error: out of memory"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes"),
+        MemoryError("Unable to allocate 8.00 GiB for an array"),
+    ],
+)
+def test_explain_out_of_memory_recognizes_the_errors_of_all_libraries(error):
+    message = "out of memory with batch_size=4 at size=native"
     with (
-        pytest.raises(RuntimeError, match="other"),
-        device.explain_out_of_memory(load_settings([])),
+        pytest.raises(InputError, match=message),
+        device.explain_out_of_memory(load_settings(["size=null"])),
     ):
-        raise RuntimeError("other")
+        raise error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shape mismatch"), KeyError("out of memory")])
+def test_explain_out_of_memory_passes_on_other_errors(error):
+    with pytest.raises(type(error)), device.explain_out_of_memory(load_settings([])):
+        raise error

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import threading
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from conftest import Payload
 
 from core.errors import InputError
 from training import snapshots
+from training.snapshots import SnapshotWriter
 
 
 def save(folder, step):
@@ -61,3 +63,61 @@ def test_load_snapshot_never_unpickles_objects_even_with_the_right_checksum(tmp_
             snapshots.load_snapshot(tmp_path)
         path.unlink()
     assert not created.exists()
+
+
+# ---------------------------------------------------------------- SnapshotWriter
+
+
+@pytest.fixture
+def slow_disk(monkeypatch):
+    """Let save_snapshot wait for an event; return the event and the list of saved steps."""
+    may_save, saved, save_now = threading.Event(), [], snapshots.save_snapshot
+
+    def save_slowly(folder, state):
+        assert may_save.wait(timeout=60)
+        saved.append(state["step"])
+        save_now(folder, state)
+
+    monkeypatch.setattr(snapshots, "save_snapshot", save_slowly)
+    yield may_save, saved
+    may_save.set()
+
+
+def test_snapshot_writer_saves_what_the_state_was_while_training_continues(tmp_path, slow_disk):
+    may_save, saved = slow_disk
+    weights = torch.full((4, 3, 8, 8), 7.0).contiguous(memory_format=torch.channels_last)
+    state = {"epoch": 1, "step": 5, "history": [{"loss": 1.0}], "network": {"w": weights}}
+    writer = SnapshotWriter(tmp_path, torch.device("cpu"))
+    writer.start(state)
+    weights.fill_(8)  # training continues
+    state["history"].append({"loss": 0.5})
+    assert not saved
+    may_save.set()
+    writer.wait()
+    loaded = snapshots.load_snapshot(tmp_path)
+    assert torch.equal(loaded["network"]["w"], torch.full((4, 3, 8, 8), 7.0))
+    assert loaded["network"]["w"].is_contiguous(memory_format=torch.channels_last)
+    assert loaded["history"] == [{"loss": 1.0}]
+
+
+def test_snapshot_writer_saves_one_snapshot_at_a_time(tmp_path, slow_disk):
+    may_save, saved = slow_disk
+    writer = SnapshotWriter(tmp_path, torch.device("cpu"))
+    writer.start({"epoch": 0, "step": 1})
+    second = threading.Thread(target=writer.start, args=[{"epoch": 0, "step": 2}])
+    second.start()
+    second.join(timeout=0.1)
+    assert second.is_alive() and not saved  # it waits for the first
+    may_save.set()
+    second.join()
+    writer.wait()
+    assert saved == [1, 2]
+
+
+@pytest.mark.parametrize("then", ["start", "wait"])
+def test_snapshot_writer_raises_the_error_of_its_thread(tmp_path, then):
+    (tmp_path / "file").touch()
+    writer = SnapshotWriter(tmp_path / "file", torch.device("cpu"))
+    writer.start({"epoch": 0, "step": 1})
+    with pytest.raises(InputError, match="cannot be written"):
+        writer.start({"epoch": 0, "step": 2}) if then == "start" else writer.wait()

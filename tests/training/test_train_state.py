@@ -1,0 +1,176 @@
+"""TrainState: one compiled graph for all folds, what happens when compilation fails, SyncBatchNorm,
+and resuming in another precision."""
+
+import pytest
+import torch
+from conftest import run_script, tiny_settings_args
+from torch import nn
+
+from core.config import load_settings
+from training import train_state
+from training.train_state import TrainState
+
+CPU = torch.device("cpu")
+TINY = ["channels=[4,8]", "size=[16,24]", "device=cpu", "precision=fp32", "batch_size=4"]
+
+
+def make_state(*args, device=CPU):
+    torch.manual_seed(0)
+    return TrainState(load_settings([*TINY, *args]), 1, updates=9, device=device)
+
+
+def train_steps(state, batch_sizes=(4,)):
+    for count in batch_sizes:
+        images = torch.randint(0, 256, (count, 3, 16, 24), dtype=torch.uint8)
+        targets = torch.randint(0, 256, (count, 1, 16, 24), dtype=torch.uint8)
+        state.train_step(images, targets)
+
+
+# ---------------------------------------------------------------- compilation
+
+
+@pytest.fixture
+def use_backend(monkeypatch):
+    """Let networks compile with the backend that is passed; compilation has no obstacle."""
+
+    def use(backend):
+        compile_in_place = nn.Module.compile
+
+        def compile_with_backend(module, **options):
+            compile_in_place(module, backend=backend, **options)
+
+        monkeypatch.setattr(nn.Module, "compile", compile_with_backend)
+        monkeypatch.setattr(train_state, "compile_obstacle", lambda device: "")
+        torch._dynamo.reset()
+
+    return use
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_all_folds_and_odd_batches_make_one_graph(use_backend, precision):
+    graphs = []
+
+    def count_graphs(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    use_backend(count_graphs)
+    torch._dynamo.utils.counters.clear()
+    for _ in range(6):
+        state = make_state("compile=true", f"precision={precision}")
+        state.network.train()
+        train_steps(state, (4, 4, 2))
+    assert len(graphs) == 1
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def test_network_that_the_compiler_fails_on_trains_eagerly(use_backend):
+    calls = []
+
+    def fail(graph, inputs):
+        calls.append(graph)
+        raise RuntimeError("this network cannot be compiled")
+
+    use_backend(fail)
+    compiled, eager = make_state("compile=true"), make_state("compile=false")
+    for state in (compiled, eager):
+        torch.manual_seed(1)
+        train_steps(state, (4, 4))
+    assert calls
+    for one, two in zip(compiled.model.parameters(), eager.model.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_obstacle_to_compilation_is_printed(monkeypatch, capsys):
+    monkeypatch.setattr(train_state, "compile_obstacle", lambda device: "there is no compiler")
+    state = make_state("compile=true")
+    assert capsys.readouterr().out == (
+        "compile=true: training without compiling, there is no compiler\n"
+    )
+    assert not state.is_compiled
+    train_steps(state)
+
+
+@pytest.mark.slow
+def test_train_with_a_failing_c_compiler_is_eager_and_prints_why(data_dir, tmp_path, monkeypatch):
+    for name in ("CC", "CXX"):
+        monkeypatch.setenv(name, "/bin/false")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    args = [*tiny_settings_args(data_dir, tmp_path / "output"), "epochs=1", "compile=true"]
+    completed = run_script("train.py", *args)
+    assert completed.returncode == 0, completed.stderr
+    assert "compile=true: training without compiling, torch.compile fails: " in completed.stdout
+    assert "out-of-fold dice" in completed.stdout and "Traceback" not in completed.stderr
+
+
+# ---------------------------------------------------------------- several GPUs
+
+
+@pytest.mark.parametrize(
+    ("args", "world_size", "syncs"),
+    [
+        (["size=[1024,1536]", "batch_size=4"], 1, False),
+        (["size=[1024,1536]", "batch_size=16"], 4, False),  # 4 images of 1.6 megapixels
+        (["size=[1024,1536]", "batch_size=8"], 4, True),
+        (["size=[256,384]", "batch_size=64"], 4, True),
+        (["size=[256,384]", "batch_size=256"], 4, False),
+        (["size=[256,384]", "batch_size=4", "norm=none"], 4, False),
+        (["size=null", "batch_size=64"], 4, True),
+    ],
+)
+def test_syncs_batch_norm_if_a_gpu_has_few_pixels(monkeypatch, args, world_size, syncs):
+    state = make_state("compile=false")
+    monkeypatch.setenv("WORLD_SIZE", str(world_size))
+    state.settings = load_settings([*TINY, *args])
+    has_norm = state.settings.norm == "batch"
+    model = nn.BatchNorm2d(2) if has_norm else nn.Conv2d(2, 2, 1)
+    state.device = torch.device("cuda", 0)
+    assert state.syncs_batch_norm(model) is syncs
+    state.device = CPU
+    assert state.syncs_batch_norm(model) is False
+
+
+def test_network_with_sync_batch_norm_is_not_compiled(monkeypatch, capsys):
+    """Each of its layers waits for the other GPUs, which breaks the graph."""
+    state = make_state("compile=false")
+    monkeypatch.setattr(state, "syncs_batch_norm", lambda model: True)
+    monkeypatch.setattr(train_state, "compile_obstacle", lambda device: "")
+    state.settings = load_settings([*TINY, "compile=true"])
+    wrapped = state.wrap(nn.Sequential(nn.BatchNorm2d(2)))
+    assert isinstance(wrapped[0], nn.SyncBatchNorm) and not state.is_compiled
+    assert "training without compiling, SyncBatchNorm" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- resuming in another precision
+
+
+def make_state_in(precision, monkeypatch):
+    """Return a state as on a GPU: fp16 has a gradient scaler."""
+    monkeypatch.setattr(train_state, "pick_precision", lambda settings, device: precision)
+    return make_state("compile=false")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("bf16", "fp16"), ("fp16", "bf16"), ("fp16", "fp16"), ("fp32", "fp16")]
+)
+def test_load_state_dict_resumes_in_another_precision(monkeypatch, before, after):
+    first = make_state_in(before, monkeypatch)
+    train_steps(first)
+    if before == "fp16":
+        first.scaler.update(512.0)
+    second = make_state_in(after, monkeypatch)
+    second.load_state_dict(first.state_dict())
+    for one, two in zip(first.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(one, two)
+    assert second.scaler.is_enabled() is (after == "fp16")
+    if after == "fp16":
+        assert second.scaler.get_scale() == (512.0 if before == "fp16" else 2.0**16)
+    train_steps(second)
+    assert all(p.isfinite().all() for p in second.model.parameters())
+
+
+def test_every_fold_has_a_gradient_scaler_of_its_own(monkeypatch):
+    first, second = (make_state_in("fp16", monkeypatch) for _ in range(2))
+    train_steps(first)
+    first.scaler.update(512.0)
+    assert second.scaler.get_scale() == 2.0**16
