@@ -12,7 +12,7 @@ import pytest
 import torch
 from filelock import FileLock
 from hypothesis import settings
-from tiny_datasets import draw_car, make_data, write_mask
+from tiny_datasets import make_data
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
@@ -164,9 +164,3 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("cannot mount a file system of 1 MB")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
-
-
-__all__ = ["draw_car", "make_data", "write_mask"]  # until all tests import tiny_datasets
-# Names before the rebuild, until all tests use the new ones.
-words_for, place, refused = tiny_settings_args, prediction_args, assert_rejected
-data = data_dir

@@ -5,7 +5,8 @@ import shutil
 
 import pandas as pd
 import pytest
-from conftest import ROOT, assert_input_error, make_data, prediction_args, run_script
+from conftest import ROOT, assert_input_error, prediction_args, run_script
+from tiny_datasets import make_data
 
 import predict
 from data import image_io

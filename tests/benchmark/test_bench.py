@@ -4,7 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from conftest import assert_input_error, make_data, once_per_session, tiny_settings_args
+from conftest import assert_input_error, once_per_session, tiny_settings_args
+from tiny_datasets import make_data
 
 import bench
 from benchmark import baselines, timer

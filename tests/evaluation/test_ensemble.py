@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import assert_input_error, make_data, prediction_args, tiny_settings_args
+from conftest import assert_input_error, prediction_args, tiny_settings_args
+from tiny_datasets import make_data
 
 import leaderboard
 from core import config, run_folder

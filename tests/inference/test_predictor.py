@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import make_data, tiny_settings_args
+from conftest import tiny_settings_args
+from tiny_datasets import make_data
 
 from core import config
 from core.errors import InputError

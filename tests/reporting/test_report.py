@@ -9,8 +9,9 @@ import subprocess
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import assert_input_error, make_data, once_per_session, run_script
+from conftest import assert_input_error, once_per_session, run_script
 from conftest import tiny_settings_args as tiny_args
+from tiny_datasets import make_data
 
 import leaderboard
 import predict
