@@ -167,7 +167,7 @@ def test_public_names_are_defined_once():
 
 
 def test_public_functions_are_not_named_like_modules():
-    stems = {name.rpartition(".")[2] for name in MODULES}
+    stems = {name.rpartition(".")[2] for name in MODULES.keys() - SCRIPTS}
     functions = {
         f"{name}.{node.name}"
         for name in MODULES
@@ -175,6 +175,13 @@ def test_public_functions_are_not_named_like_modules():
         if isinstance(node, ast.FunctionDef) and node.name in stems
     }
     assert not functions
+
+
+def test_file_names_of_a_run_are_spelled_only_in_run_folder():
+    names = {"best.safetensors", "history.csv", "config.yaml", "ensemble.json"}
+    for name in MODULES.keys() - {"core.run_folder"}:
+        constants = {n.value for n in ast.walk(tree_of(name)) if isinstance(n, ast.Constant)}
+        assert not constants & names, name
 
 
 # ---------------------------------------------------------------- libraries and words
