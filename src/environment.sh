@@ -7,6 +7,10 @@ fail() {
   exit 2
 }
 
+case ${OSTYPE:-} in
+msys* | cygwin* | win32*) fail "Windows runs this through WSL: \`wsl --install\`, then the same commands in Ubuntu" ;;
+esac
+
 # Whether Python $1 has every pinned version. Local version labels such as +cu128 are ignored.
 has_requirements() {
   "$1" - 2>/dev/null <<'PYTHON_CODE'

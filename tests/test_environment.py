@@ -1,5 +1,6 @@
 """src/environment.sh picks or makes the Python environment. Stub Pythons: nothing is installed."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ case "$1 ${{2:-}}" in
   "-m venv") echo "$*" >>"$CALLS"; mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
   "-m pip") echo "$*" >>"$CALLS"; echo "pip: progress"; eval "${{PIP:-}}" ;;
   */src/train.py*) echo "trained with $0: ${{*:2}}"; eval "${{TRAIN:-}}" ;;
+  */src/predict.py*) echo "predicted in $PWD with $0: ${{*:2}}" ;;
 esac
 """
 
@@ -32,7 +34,7 @@ class Checkout:
         self.folder, self.bin, self.venv = folder, bin_, folder / ".venv"
         (folder / "src").mkdir(parents=True)
         bin_.mkdir()
-        for name in ("train.sh", "requirements.txt", "src/environment.sh"):
+        for name in ("train.sh", "predict.sh", "requirements.txt", "src/environment.sh"):
             shutil.copy(ROOT / name, folder / name)
         for tool in TOOLS:
             if path := shutil.which(tool):
@@ -184,3 +186,51 @@ def test_requirements_are_pinned_exactly():
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     pins = [line for line in lines if line and not line.startswith("#")]
     assert pins and all(len(pin.split("==")) == 2 and " " not in pin for pin in pins)
+
+
+# ---------------------------------------------------------------- systems and shells
+
+
+def test_scripts_run_in_the_folder_in_which_they_are_called(checkout, tmp_path):
+    checkout.add_python()
+    checkout.run()
+    folder = tmp_path / "my photos"
+    folder.mkdir()
+    command = ["bash", "../a folder with spaces/predict.sh", "images=holiday 1.jpg"]
+    env = {"PATH": str(checkout.bin)}
+    completed = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True)
+    python = checkout.venv / "bin" / "python"
+    assert completed.stdout == f"predicted in {folder} with {python}: images=holiday 1.jpg\n"
+
+
+@pytest.mark.parametrize("system", ["msys", "cygwin"])
+def test_windows_is_rejected_in_one_line(checkout, system):
+    code, out, err = checkout.run(OSTYPE=system)
+    assert (code, out, len(err.splitlines())) == (2, "", 1), err
+    assert "Windows runs this through WSL" in err and not checkout.venv.exists()
+
+
+def test_shell_files_need_no_more_than_the_bash_of_macos():
+    """Bash 3.2 has neither mapfile, associative arrays, ${name,,}, |& nor &>>, and its `set -u`
+    takes an empty array for an unset variable."""
+    newer = r"mapfile|readarray|declare -A|\$\{\w+(,|\^)|\|&|&>>|\[@\]|\bcoproc\b|wait -n|\[ -v"
+    files = [*ROOT.glob("*.sh"), *ROOT.glob("src/*.sh"), *ROOT.glob("tests/*.sh")]
+    assert len(files) >= 5
+    for path in files:
+        assert not re.search(newer, path.read_text(encoding="utf-8")), path
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="git is missing")
+def test_clone_on_windows_keeps_lf_and_binary_files(tmp_path):
+    names = [".gitattributes", "train.sh", "src/train.py", "folds.csv", "output/demo.jpg"]
+    for name in names:
+        path = tmp_path / "repository" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, path)
+    git = ["git", "-C", str(tmp_path / "repository"), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"]):
+        subprocess.run([*git, *command], check=True)
+    clone = ["git", "clone", "-q", "-c", "core.autocrlf=true", "repository", "clone"]
+    subprocess.run(clone, cwd=tmp_path, check=True)
+    for name in names:
+        assert (tmp_path / "clone" / name).read_bytes() == (ROOT / name).read_bytes()

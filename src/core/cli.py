@@ -1,5 +1,7 @@
 """How scripts start and end: early checks, one-line errors, exit codes."""
+# ruff: noqa: E402
 
+import codecs
 import os
 import re
 import signal
@@ -9,10 +11,21 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from core import environment
+
+environment.reject_windows()
+sys.excepthook = environment.explain_missing_package  # before the first import of a package
+
 from core import machine, process_env, signals
 from core.config import SRC, load_settings
 from core.errors import DISK_FULL_ERRNOS, NOT_WRITABLE_ERRNOS, InputError
 from core.signals import StopRequested
+
+# What a terminal shows that cannot show these characters.
+ASCII_LOOKALIKES = {
+    **{"×": "x", "·": ".", "±": "+/-", "−": "-", "–": "-", "≥": ">=", "→": "->", "…": "..."},
+    **{"│": "|", "├": "|", "└": "|", "─": "-"},
+}
 
 
 def check_arguments() -> None:
@@ -27,6 +40,7 @@ def run_main(main: Callable[[list[str]], object], resume_hint: str = "") -> None
     128 + signal number and `resume_hint` after a signal."""
     name = Path(sys.argv[0]).name
     process_env.silence_other_ranks()
+    _print_on_every_terminal()
     signals.raise_on_signal()
     try:
         main(sys.argv[1:])
@@ -50,6 +64,21 @@ def run_main(main: Callable[[list[str]], object], resume_hint: str = "") -> None
         sys.exit(1)
     finally:
         signals.default_on_signal()  # while the script imports torch, or exits, stop at once
+
+
+def _print_on_every_terminal() -> None:
+    """Print characters that the terminal's encoding lacks as ASCII, instead of failing."""
+    codecs.register_error("ascii_lookalikes", _to_ascii)
+    for stream in (sys.stdout, sys.stderr, sys.__stderr__):
+        stream.reconfigure(errors="ascii_lookalikes")
+
+
+def _to_ascii(error: UnicodeError) -> tuple[str, int]:
+    """Return what to print, as an error handler of codecs: a lookalike, or an escape as \\xe9."""
+    characters = error.object[error.start : error.end]
+    escaped = [c.encode("ascii", "backslashreplace").decode() for c in characters]
+    pairs = zip(characters, escaped, strict=True)
+    return "".join(ASCII_LOOKALIKES.get(c, escape) for c, escape in pairs), error.end
 
 
 def _is_peer_failure(error: Exception) -> bool:

@@ -1,0 +1,89 @@
+"""Scripts in any terminal, without their packages, and on Windows."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, assert_rejected, run_script
+
+# ---------------------------------------------------------------- terminals
+
+
+def run_script_in_ascii(monkeypatch, *args):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    return run_script("score.py", *args)
+
+
+def test_help_is_readable_in_a_terminal_without_unicode(monkeypatch):
+    completed = run_script_in_ascii(monkeypatch, "help")
+    assert completed.returncode == 0, completed.stderr
+    assert "extra 3x3 convolutions" in completed.stdout
+
+
+def test_error_with_a_foreign_name_is_one_line_in_a_terminal_without_unicode(monkeypatch):
+    completed = run_script_in_ascii(monkeypatch, "recipe=Zürich×2.yaml")
+    assert_rejected(completed, r"recipe=Z\xfcrichx2.yaml: no such recipe")
+
+
+PRINT = "from core import cli; cli.run_main(lambda args: print(args[0]))"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_run_main_prints_lookalikes_of_what_the_encoding_lacks(monkeypatch, encoding):
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    text = "1918×1280, 0.99 ± 0.01, 1 − Dice, a → b, …, ├─, é, 文, \udcff"
+    command = [sys.executable, "-c", PRINT, text]
+    completed = subprocess.run(command, cwd=ROOT / "src", capture_output=True, check=True)
+    expected = r"1918x1280, 0.99 +/- 0.01, 1 - Dice, a -> b, ..., |-, \xe9, \u6587, \udcff"
+    if encoding == "latin-1":
+        expected = expected.replace("x1280", "×1280").replace("+/-", "±").replace(r"\xe9", "é")
+    assert completed.stdout.decode(encoding) == expected + "\n"
+
+
+# ---------------------------------------------------------------- packages and systems
+
+RUN_TRAIN = """
+import runpy, sys
+sys.path.insert(0, sys.argv[1] + "/src")
+sys.argv = [sys.argv[1] + "/src/train.py"]
+{change}
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run_train_with(change, root=ROOT, cwd=ROOT):
+    """Run train.py in a Python that a line of code has changed."""
+    command = [sys.executable, "-c", RUN_TRAIN.format(change=change), str(root)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=100)
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of src/, without an environment."""
+    root = tmp_path / "my checkout"
+    shutil.copytree(ROOT / "src", root / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    return root
+
+
+@pytest.mark.parametrize("package", ["psutil", "omegaconf", "torch"])
+def test_script_without_a_package_names_the_way_into_the_environment(checkout, package):
+    (checkout / ".venv").mkdir()
+    completed = run_train_with(f"sys.modules['{package}'] = None", checkout, cwd=checkout)
+    line = assert_rejected(completed, f"train.py: the package {package} is not installed in ")
+    assert line.endswith("fix: `source .venv/bin/activate`, or start with `bash train.sh`")
+
+
+def test_script_before_the_installation_names_the_command_that_installs(checkout):
+    completed = run_train_with("sys.modules['yaml'] = None", checkout, cwd=checkout.parent)
+    line = assert_rejected(completed, "`bash 'my checkout/train.sh' help` installs the packages")
+    assert line.endswith("after it `source 'my checkout/.venv/bin/activate'`")
+
+
+def test_error_in_our_own_imports_is_a_traceback():
+    completed = run_train_with("sys.modules['core.signals'] = None")
+    assert completed.returncode == 1 and "Traceback" in completed.stderr
+
+
+def test_windows_is_rejected_in_one_line():
+    assert_rejected(run_train_with("sys.platform = 'win32'"), "Windows runs this through WSL")
