@@ -1,6 +1,7 @@
 """Parse `key=value` overrides over a recipe over the defaults into checked Settings."""
 
 import os
+import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +18,7 @@ from core.settings import (
     PATH_SETTINGS,
     RENAMED,
     Settings,
+    find_paths,
     rename_old_settings,
 )
 
@@ -28,7 +30,7 @@ YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)
 
 
 def parse_overrides(args: list[str]) -> dict[str, Any]:
-    """Parse ['lr=2e-4', 'size=[256,384]'] into {'lr': '2e-4', 'size': [256, 384]}."""
+    """Parse ['lr=2e-4', 'size=256,384'] into {'lr': '2e-4', 'size': [256, 384]}."""
     values = {}
     for arg in args:
         key, equals, text = arg.partition("=")
@@ -37,13 +39,24 @@ def parse_overrides(args: list[str]) -> dict[str, Any]:
         if key in RENAMED:
             raise InputError(f"{key}= has been renamed: set {RENAMED[key]}={text}")
         try:
-            # Strings stay as typed: YAML would read run=1e3 as a number, and run=no as false.
-            values[key] = text if _is_string_setting(key) else yaml.safe_load(text)
-            if key in PATH_SETTINGS:
-                values[key] = os.path.expanduser(text)  # zsh leaves the ~ of key=~/folder
+            values[key] = _parse_value(FIELDS[key].type if key in FIELDS else None, text)
         except YAML_ERRORS:
-            raise InputError(f"{arg}: invalid value; write lists as [1,2]") from None
-    return values
+            raise InputError(f"{arg}: invalid value; write lists as 1,2") from None
+    # zsh leaves the ~ of key=~/folder
+    return values | {name: os.path.expanduser(path) for name, path in find_paths(values).items()}
+
+
+def _parse_value(annotation: Any, text: str) -> Any:
+    """Parse the text of a setting of this type: `a,b` or `[a,b]` for a list, of numbers `512x768`,
+    too. Brackets that are not quoted are a pattern for file names in zsh."""
+    if annotation is str or get_origin(annotation) is Literal:
+        return text  # YAML would read run=1e3 as a number, and run=no as false
+    if "list" in str(annotation) and text != "null" and not text.startswith("{"):
+        inner = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+        if annotation == list[str]:
+            return [name.strip() for name in inner.split(",") if name.strip()]
+        text = f"[{re.sub(r'(?<=[0-9])[x×](?=[0-9])', ',', inner)}]"
+    return yaml.safe_load(text)
 
 
 def _locate_in_repository(values: dict[str, Any]) -> dict[str, Any]:
@@ -51,23 +64,18 @@ def _locate_in_repository(values: dict[str, Any]) -> dict[str, Any]:
     the current directory."""
     if Path.cwd() == ROOT:
         return values
-    paths = {name: values[name] for name in PATH_SETTINGS & values.keys() if values[name]}
-    return values | {name: str(ROOT / os.path.expanduser(path)) for name, path in paths.items()}
+    paths = find_paths(values).items()
+    return values | {name: str(ROOT / os.path.expanduser(path)) for name, path in paths}
 
 
 def to_stored_settings(settings: Settings) -> dict[str, Any]:
     """Return the settings as a dict for a file: paths in the repository are relative to it, all
     others absolute."""
     values = asdict(settings)
-    for name in PATH_SETTINGS:
-        path = Path(os.path.abspath(values[name]))
-        inside = path.is_relative_to(ROOT)
-        values[name] = values[name] and str(path.relative_to(ROOT) if inside else path)
+    for name, value in find_paths(values).items():
+        path = Path(os.path.abspath(value))
+        values[name] = str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
     return values
-
-
-def _is_string_setting(key: str) -> bool:
-    return key in FIELDS and (FIELDS[key].type is str or get_origin(FIELDS[key].type) is Literal)
 
 
 def load_settings(args: list[str], base: dict[str, Any] | None = None) -> Settings:
@@ -118,20 +126,21 @@ def read_recipe(name: str) -> dict[str, Any]:
 
 def _assign(conf: DictConfig, key: str, value: Any, source: str) -> DictConfig:
     """Return `conf` with one more value, after checking its key, type and range."""
+    typed = f"{source}{key}={_format_value(value)}"
     try:
         conf = OmegaConf.merge(conf, {key: value})
     except (OmegaConfBaseException, TypeError) as error:
         reason = str(error).splitlines()[0]  # the other lines repeat the key and the class
         if "ListConfig" in reason or isinstance(error, TypeError):
-            reason = "expected a list, written [a,b]"
-        raise InputError(f"{source}{key}={value}: {reason}; {HELP_HINT}") from None
+            reason = "expected a list, written a,b; in a recipe [a,b]"
+        raise InputError(f"{typed}: {reason}; {HELP_HINT}") from None
     check = FIELDS[key].metadata["check"]
     try:
         valid = not check or conf[key] is None or check[1](conf[key])
     except TypeError:  # list elements are of any type
         valid = False
     if not valid:
-        raise InputError(f"{source}{key}={value}: must be {check[0]}")
+        raise InputError(f"{typed}: must be {check[0]}")
     return conf
 
 
@@ -141,11 +150,17 @@ def help_text() -> str:
         "usage: bash train.sh key=value ...   (predict.sh and src/*.py take the same settings)"
     ]
     for name, default in asdict(Settings()).items():
-        text = "null" if default is None else str(default).replace(" ", "")
         lines += ["", f"{HELP_SECTIONS[name]}:"] if name in HELP_SECTIONS else []
-        lines.append(f"  {name}={text}  ({_type_name(FIELDS[name].type)})")
+        lines.append(f"  {name}={_format_value(default)}  ({_type_name(FIELDS[name].type)})")
         lines.append(f"      {FIELDS[name].metadata['help']}")
     return "\n".join(lines)
+
+
+def _format_value(value: Any) -> str:
+    """Format a value as it is typed."""
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return "null" if value is None else str(value)
 
 
 def _type_name(annotation: Any) -> str:

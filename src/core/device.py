@@ -136,7 +136,7 @@ def explain_out_of_memory(settings: Settings) -> Iterator[None]:
             halved, doubled = settings.batch_size // 2, settings.grad_accumulation * 2
             fix = f"batch_size={halved} grad_accumulation={doubled}"
         else:
-            fix = f"size=[{height // 2},{width // 2}]"
+            fix = f"size={height // 2},{width // 2}"
         raise InputError(
             f"out of memory with batch_size={settings.batch_size} at "
             f"size={settings.size or 'native'}: try {fix}"

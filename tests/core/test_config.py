@@ -1,6 +1,7 @@
 """Parsing of `key=value` over a recipe over the defaults, and the message of each invalid value."""
 
-from dataclasses import asdict, fields
+import re
+from dataclasses import asdict, fields, replace
 
 import pytest
 import yaml
@@ -46,9 +47,13 @@ def test_every_recipe_loads_and_starts_with_its_purpose(path):
         ("lr=", ["None"]),
         ("epochs=1.5", ["epochs=1.5", "Integer"]),
         ("fold=-1", ["0 or more"]),
-        ("size=[256]", ["[height,width]"]),
-        ("size=256", ["expected a list"]),
-        ("size=[256", ["invalid value"]),
+        ("size=[256]", ["size=256: must be height,width"]),
+        ("size=256", ["size=256: must be height,width"]),
+        ("size=256x384x3", ["size=256,384,3: must be height,width"]),
+        ("size=", ["size=: must be height,width"]),
+        ("size={a: 1}", ["expected a list"]),
+        ("size=[256", ["invalid value", "lists as 1,2"]),
+        ("channels=8,a", ["channels=8,a", "Integer"]),
         ("channels=[64]", ["widths"]),
         ("loss=bcee", ["expected one of", "bce_dice"]),
         ("optimizer=lion", ["adamw"]),
@@ -57,6 +62,7 @@ def test_every_recipe_loads_and_starts_with_its_purpose(path):
         ("ema_decay=1", ["below 1"]),
         ("run=../up", ["folder name"]),
         ("runs=[a,a]", ["distinct"]),
+        ("runs=a,a", ["runs=a,a: must be distinct names"]),
         ("group_regex=(.+", ["regular expression"]),
         ("group_regex=.+", ["one group"]),
         ("lr=2001-99-99", ["invalid value"]),
@@ -91,10 +97,8 @@ VALUES_OF_NO_SETTING = ["{a: 1}", "nonsense", "[x, [1]]", "1.5e400", "2001-01-01
 
 @pytest.mark.parametrize("name", [n for n, f in FIELDS.items() if f.type is not str])
 def test_load_settings_rejects_values_of_another_type(name):
-    takes_names = "list[str]" in str(FIELDS[name].type)
-    for text in VALUES_OF_NO_SETTING:
-        if takes_names and text.startswith("[x"):
-            continue  # names may be nearly anything
+    # A list of names takes nearly anything.
+    for text in VALUES_OF_NO_SETTING[: 1 if FIELDS[name].type == list[str] else None]:
         with pytest.raises(InputError, match=name) as error:
             config.load_settings([f"{name}={text}"])
         assert "\n" not in str(error.value)
@@ -103,6 +107,32 @@ def test_load_settings_rejects_values_of_another_type(name):
 def test_load_settings_keeps_strings_as_typed():
     assert config.load_settings(["run=1e3"]).run == "1e3"
     assert config.load_settings(["run=no"]).run == "no"
+
+
+@pytest.mark.parametrize(
+    ("name", "texts", "value"),
+    [
+        ("size", ["[512,768]", "512,768", "512x768", "512×768", "[512, 768]"], [512, 768]),
+        ("channels", ["[32,64,128]", "32,64,128"], [32, 64, 128]),
+        ("dropout", ["[0,0.2]", "0,0.2"], [0.0, 0.2]),
+        ("dropout", ["[]", ""], []),
+        ("dropout", ["[0.5]", "0.5"], [0.5]),
+        ("runs", ["[a,b]", "a,b", " a, b "], ["a", "b"]),
+        ("runs", ["[2x3]", "2x3"], ["2x3"]),
+        ("runs", ["[1e3,no]", "1e3,no"], ["1e3", "no"]),
+        ("size", ["null"], None),
+    ],
+)
+def test_load_settings_reads_lists_with_and_without_brackets(name, texts, value):
+    for text in texts:
+        assert getattr(config.load_settings([f"{name}={text}"]), name) == value
+
+
+def test_help_shows_defaults_as_they_can_be_typed():
+    typed = re.findall(r"^  (\w+=.*)  \(", config.help_text(), re.MULTILINE)
+    assert len(typed) == len(FIELDS)
+    settings = config.load_settings(typed, base={})
+    assert settings == replace(Settings(), run=settings.run, runs=settings.runs)
 
 
 # ---------------------------------------------------------------- paths

@@ -161,7 +161,7 @@ def test_compile_obstacle_names_what_is_missing(tmp_path, monkeypatch, broken, m
     ("args", "message"),
     [
         (["batch_size=8", "size=[256,384]"], r"batch_size=8.*try batch_size=4 grad_accumulation=2"),
-        (["batch_size=1", "size=[256,384]"], r"batch_size=1.*try size=\[128,192\]"),
+        (["batch_size=1", "size=[256,384]"], r"batch_size=1.*try size=128,192"),
     ],
 )
 def test_explain_out_of_memory_suggests_smaller_settings(args, message):
