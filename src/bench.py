@@ -31,12 +31,11 @@ from core import config, provenance
 from core.device import autocast, pick_device
 from core.errors import InputError
 from core.files import atomic_write
-from data import datasets, preprocess
+from data import datasets, preprocess, rle
 from data.augment import Augmenter
 from data.cache import make_cache
 from data.loaders import collate
 from data.sample import Sample
-from inference import rle
 from inference.postprocess import Binarizer
 from inference.predictor import predict, predict_probability_tta, resize_to_original
 from training.epoch_metrics import peak_memory

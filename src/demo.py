@@ -14,7 +14,6 @@ if __name__ == "__main__":
     cli.check_arguments()  # before the imports that take seconds
 
 from data.demo_cars.dataset import write_demo_dataset
-from inference import rle
 
 
 def main(args: list[str]) -> None:
@@ -22,9 +21,7 @@ def main(args: list[str]) -> None:
     folder = Path(settings.data_dir)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"data_dir={folder}: exists and is not empty; delete it or set another")
-    write_demo_dataset(
-        folder, settings.demo_cars, settings.demo_test_cars, settings.seed, rle.encode
-    )
+    write_demo_dataset(folder, settings.demo_cars, settings.demo_test_cars, settings.seed)
 
 
 if __name__ == "__main__":

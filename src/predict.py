@@ -26,10 +26,9 @@ from core import distributed, process_env, provenance, run_folder
 from core.device import pick_device
 from core.errors import InputError
 from core.files import atomic_write
-from data import classes, datasets
+from data import classes, datasets, rle
 from data.sample import Sample
 from evaluation import ensemble, oof, submission, visualize
-from inference import rle
 from inference.chunks import ChunkedPrediction, ImageResult, prediction_key
 from inference.postprocess import Binarizer
 from inference.predictor import EnsembleMember, Prediction, predict

@@ -13,7 +13,7 @@ import atheris
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / folder) for folder in ("src", "tests", "tests/data", "tests/inference")]
 
-MODULES = ["inference.rle", "data.csv_files", "evaluation.submission", "core.config", "csv", "yaml"]
+MODULES = ["data.rle", "data.csv_files", "evaluation.submission", "core.config", "csv", "yaml"]
 with atheris.instrument_imports(include=MODULES):
     import test_csv_files
     import test_fuzz

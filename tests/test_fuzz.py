@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from core import config
 from core.errors import InputError
-from data import csv_files
+from data import csv_files, rle
 from evaluation import submission
-from inference import rle
 
 SUBMISSION = b"img,rle_mask\na_01.jpg,1 3 9 2\nb_01.jpg,\nc_01.jpg,3456 1\n"
 NAMES = ["a_01.jpg", "b_01.jpg", "c_01.jpg"]

@@ -9,9 +9,8 @@ from conftest import ROOT, assert_input_error, prediction_args, run_script
 from tiny_datasets import make_data
 
 import predict
-from data import image_io
+from data import image_io, rle
 from evaluation import metrics
-from inference import rle
 
 FIRST_RELEASE_RUN = ROOT / "tests" / "first_release_run"
 

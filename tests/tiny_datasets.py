@@ -39,7 +39,7 @@ def make_data(
     folds: int = 2,
 ) -> Path:
     """Write a data set in the competition's layout, with folds.csv and test_truth.csv."""
-    from inference import rle
+    from data import rle
 
     for name in ("train", "train_masks", "test"):
         (folder / name).mkdir(parents=True)

@@ -13,10 +13,9 @@ from tqdm import tqdm
 from core.errors import InputError
 from core.files import atomic_write
 from core.settings import Settings
-from data import csv_files, datasets, image_io
+from data import csv_files, datasets, image_io, rle
 from evaluation.metrics import mask_dice
 from evaluation.statistics import clustered_standard_error, format_mean
-from inference import rle
 
 SUBMISSION_COLUMNS = ["img", "rle_mask"]
 CARVANA_SIZE = (1280, 1918)  # height and width of all images of the competition

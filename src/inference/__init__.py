@@ -17,6 +17,6 @@ if TYPE_CHECKING:
 
 def load(run_dir: str | PathLike, device: str = "auto") -> TrainedModel:
     """Return the networks of a trained run or ensemble, to be called with photographs."""
-    from inference.trained_model import TrainedModel  # imports torch; inference.rle needs none
+    from inference.trained_model import TrainedModel  # imports torch; data.rle needs none
 
     return TrainedModel.load(run_dir, device)

@@ -9,7 +9,7 @@ from tiny_datasets import make_data
 
 import bench
 from benchmark import baselines, timer
-from inference import rle
+from data import rle
 
 STEPS = {
     *("decode image", "decode mask", "resize image", "resize mask", "augment", "assemble batch"),

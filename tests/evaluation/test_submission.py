@@ -7,10 +7,9 @@ from conftest import REAL, assert_input_error, assert_rejected, needs_real_data,
 
 import score
 from core import config
-from data import csv_files
+from data import csv_files, rle
 from evaluation import submission
 from evaluation.metrics import mask_dice
-from inference import rle
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import leaderboard
 import predict
 import report
 import train
-from inference import rle
+from data import rle
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 

@@ -3,7 +3,6 @@
 import csv
 import os
 import shutil
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -14,11 +13,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from data import rle
 from data.demo_cars.cars import build_car
 from data.demo_cars.designs import BODIES, MAKES_AND_MODELS, PAINTS
 from data.demo_cars.render import FRAME_SIZE, N_VIEWS, render_view
-
-EncodeMask = Callable[[np.ndarray], str]  # H×W bool -> run lengths
 
 
 class DemoCar(NamedTuple):
@@ -50,12 +48,7 @@ def write_mask_gif(path: Path, mask: np.ndarray) -> None:
 
 
 def render_car(
-    folder: Path,
-    demo_car: DemoCar,
-    split: str,
-    seed: int,
-    size: tuple[int, int],
-    encode_mask: EncodeMask,
+    folder: Path, demo_car: DemoCar, split: str, seed: int, size: tuple[int, int]
 ) -> list[tuple[str, str]]:
     """Write all views of one car to `folder`; return (file name, run-length mask) of each."""
     cv2.setNumThreads(1)  # the processes already use all cores
@@ -70,7 +63,7 @@ def render_car(
             raise OSError(f"{path}: cannot be written")
         if split == "train":
             write_mask_gif(folder / "train_masks" / f"{image_id}_mask.gif", mask)
-        rows.append((path.name, encode_mask(mask)))
+        rows.append((path.name, rle.encode(mask)))
     return rows
 
 
@@ -81,12 +74,7 @@ def write_csv(path: Path, header: str, rows: list[tuple]) -> None:
 
 
 def write_files(
-    folder: Path,
-    demo_cars: list[DemoCar],
-    train_cars: int,
-    seed: int,
-    size: tuple[int, int],
-    encode_mask: EncodeMask,
+    folder: Path, demo_cars: list[DemoCar], train_cars: int, seed: int, size: tuple[int, int]
 ) -> None:
     """Render the first `train_cars` cars for training and the others for testing, and write the
     csv files."""
@@ -101,7 +89,7 @@ def write_files(
         splits = {}
         for demo_car in demo_cars:
             split = "train" if demo_car.number < train_cars else "test"
-            future = pool.submit(render_car, folder, demo_car, split, seed, size, encode_mask)
+            future = pool.submit(render_car, folder, demo_car, split, seed, size)
             splits[future] = split
         for future in as_completed(splits):
             truth += future.result() if splits[future] == "test" else []
@@ -114,23 +102,18 @@ def write_files(
 
 
 def write_demo_dataset(
-    folder: Path,
-    train_cars: int,
-    test_cars: int,
-    seed: int,
-    encode_mask: EncodeMask,
-    size: tuple[int, int] = FRAME_SIZE,
+    folder: Path, train_cars: int, test_cars: int, seed: int, size: tuple[int, int] = FRAME_SIZE
 ) -> None:
     """Render `train_cars` + `test_cars` cars into `folder`, one process per core.
 
     `folder` must be missing or empty; it is created only when the data set is complete. The same
-    arguments give the same bytes. `size` is height, width; `encode_mask` must be picklable.
+    arguments give the same bytes. `size` is height, width.
     """
     tmp_folder = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
     tmp_folder.mkdir(parents=True)
     try:
         demo_cars = draw_cars(train_cars + test_cars, seed)
-        write_files(tmp_folder, demo_cars, train_cars, seed, size, encode_mask)
+        write_files(tmp_folder, demo_cars, train_cars, seed, size)
         tmp_folder.rename(folder)  # replaces an empty folder
     finally:
         shutil.rmtree(tmp_folder, ignore_errors=True)

@@ -8,11 +8,11 @@ from PIL import Image
 
 import demo
 from core.errors import InputError
+from data import rle
 from data.demo_cars import dataset
 from data.demo_cars.cars import build_car
 from data.demo_cars.designs import BODIES, PAINTS
 from data.demo_cars.render import render_view
-from inference import rle
 
 SIZE = (64, 96)
 
@@ -25,7 +25,7 @@ def read_csv(path):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("demo") / "data"
-    dataset.write_demo_dataset(path, 1, 1, seed=3, encode_mask=rle.encode, size=SIZE)
+    dataset.write_demo_dataset(path, 1, 1, seed=3, size=SIZE)
     return path
 
 
@@ -82,7 +82,7 @@ def test_write_demo_dataset_interrupted_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(dataset, "write_files", write_one_file_and_stop)
     with pytest.raises(KeyboardInterrupt):
-        dataset.write_demo_dataset(tmp_path / "data", 1, 0, 3, rle.encode, SIZE)
+        dataset.write_demo_dataset(tmp_path / "data", 1, 0, 3, SIZE)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from pycocotools import mask as coco
 
-from data import csv_files, image_io
-from inference import rle
+from data import csv_files, image_io, rle
 
 VALID_TEXT = "1 3 9 2 100 72 3000 1"
 masks = arrays(bool, array_shapes(min_dims=2, max_dims=2, max_side=12))
