@@ -184,6 +184,38 @@ def test_error_in_one_process_is_printed_once_and_ends_all(
     assert time.monotonic() - start_time < 120  # it does not wait for the timeout
 
 
+SLOW_PROCESS = """
+import sys, time
+from datetime import timedelta
+sys.path.insert(0, "src")
+import torch
+from core import cli, distributed, process_env
+
+distributed.PROCESS_GROUP_TIMEOUT = timedelta(seconds=1)
+
+def main(args):
+    device = torch.device("cpu")
+    if distributed.requested_processes() > 1:
+        return distributed.launch_processes(device)
+    distributed.init_process_group(device)
+    distributed.barrier()
+    time.sleep(3 * process_env.rank())
+    distributed.barrier()
+    time.sleep(3 * process_env.rank())
+    print(distributed.gather([process_env.rank()]))
+    distributed.destroy_process_group()
+
+cli.run_main(main)
+"""
+
+
+def test_barrier_and_gather_wait_longer_than_a_training_step_may_take(tmp_path):
+    script = tmp_path / "slow_process.py"
+    script.write_text(SLOW_PROCESS)
+    code, out, err = run(2, str(script))
+    assert (code, out) == (0, "[0, 1]\n"), err
+
+
 # ---------------------------------------------------------------- two machines
 
 

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable
 from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -21,7 +22,8 @@ from core import machine, process_env
 from core.errors import InputError
 
 T = TypeVar("T")
-PROCESS_GROUP_TIMEOUT = timedelta(minutes=10)
+PROCESS_GROUP_TIMEOUT = timedelta(minutes=10)  # for the processes of one training step
+PATIENT_TIMEOUT = timedelta(days=2)  # for those that predict many images each
 
 # ---------------------------------------------------------------- start
 
@@ -84,7 +86,14 @@ def init_process_group(device: torch.device) -> None:
 def destroy_process_group() -> None:
     """Destroy the process group, if there is one."""
     if dist.is_initialized():
+        _patient_group.cache_clear()
         dist.destroy_process_group()
+
+
+@cache
+def _patient_group() -> dist.ProcessGroup:
+    """Processes that may be hours apart, as GPUs of different speed are after 100,064 images."""
+    return dist.new_group(backend="gloo", timeout=PATIENT_TIMEOUT)
 
 
 def assert_equal_on_all_ranks(values: dict[str, Any]) -> None:
@@ -102,11 +111,11 @@ def assert_equal_on_all_ranks(values: dict[str, Any]) -> None:
 
 
 def gather(items: list[T]) -> list[T]:
-    """Return the items of all processes, in rank order."""
+    """Return the items of all processes, in rank order. Waits for hours if need be."""
     if process_env.world_size() == 1:
         return items
     lists = [None] * process_env.world_size()
-    dist.all_gather_object(lists, items)
+    dist.all_gather_object(lists, items, _patient_group())
     return [item for each in lists for item in each]
 
 
@@ -147,6 +156,6 @@ def broadcast_module(module: torch.nn.Module) -> None:
 
 
 def barrier() -> None:
-    """Wait until all ranks arrive."""
+    """Wait until all ranks arrive, for hours if need be."""
     if process_env.world_size() > 1:
-        dist.all_reduce(torch.zeros(1))  # on the CPU: NCCL's barrier would need a device
+        dist.barrier(_patient_group())
