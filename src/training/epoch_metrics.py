@@ -1,6 +1,7 @@
 """Loss, Dice and accuracy of the training batches of one epoch, and memory use."""
 
 import resource
+import sys
 from typing import Any
 
 import torch
@@ -68,4 +69,5 @@ def peak_memory(device: torch.device) -> int:
     """Return the peak memory in bytes: of the GPU if `device` is one, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

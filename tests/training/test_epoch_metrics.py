@@ -1,10 +1,15 @@
-"""Training metrics against those of evaluation."""
+"""Training metrics against those of evaluation, and memory use."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from evaluation import metrics
+from training import epoch_metrics
 from training.epoch_metrics import EpochMetrics, batch_metrics
 
 
@@ -41,3 +46,19 @@ def test_epoch_metrics_weight_each_step_by_its_images():
     restored = EpochMetrics(torch.device("cpu"))
     restored.load_state_dict(epoch.state_dict())
     assert restored.reduced()[1] == 3 and torch.equal(restored.reduced()[0], sums)
+
+
+@pytest.mark.parametrize(("platform", "maxrss"), [("linux", 3 * 2**20), ("darwin", 3 * 2**30)])
+def test_peak_memory_is_in_bytes_on_every_system(monkeypatch, platform, maxrss):
+    usage = SimpleNamespace(ru_maxrss=maxrss)
+    monkeypatch.setattr(epoch_metrics.resource, "getrusage", lambda who: usage)
+    monkeypatch.setattr(epoch_metrics.sys, "platform", platform)
+    assert epoch_metrics.peak_memory(torch.device("cpu")) == 3 * 2**30
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_peak_memory_is_that_of_this_process():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
+    # Linux passes on the peak of the process that started this one.
+    assert 0.9 * peak < epoch_metrics.peak_memory(torch.device("cpu")) < 100 * peak
