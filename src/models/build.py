@@ -12,14 +12,33 @@ from models.unet import UNet
 def build_model(settings: Settings, n_classes: int = 1, pretrained: bool = True) -> Segmenter:
     """Return the model of the settings, with weights in channels-last memory format.
 
-    Set `pretrained=False` if its weights are loaded afterwards: an encoder is then not downloaded.
+    Set `pretrained=False` if its weights are loaded afterwards: pretrained ones of an encoder are
+    then neither downloaded nor read. Raises InputError if the settings do not fit together.
     """
+    check_options(settings)
     if settings.model == "unet":
         unet = build_unet(settings, n_classes)
         model = Segmenter(unet, unet.input_size)
     else:
         model = build_smp(settings, n_classes, pretrained)
     return model.to(memory_format=torch.channels_last)
+
+
+def check_options(settings: Settings) -> None:
+    """Raise InputError for an option that the network of the settings does not have."""
+    is_smp_unet = settings.model == "smp" and settings.arch.lower() == "unet"
+    is_same_unet = settings.model == "unet" and settings.padding == "same"
+    for name, has_option, network in (
+        ("full_size_skip", is_smp_unet, "model=smp arch=Unet"),
+        ("half_size_decoder", is_smp_unet, "model=smp arch=Unet"),
+        ("dilated_bottom", is_same_unet, "model=unet padding=same"),
+    ):
+        value = getattr(settings, name)
+        if value and not has_option:
+            found = f"model={settings.model} arch={settings.arch} padding={settings.padding}"
+            raise InputError(
+                f"{name}={str(value).lower()}: is an option of {network}, found {found}"
+            )
 
 
 def build_unet(settings: Settings, n_classes: int) -> UNet:
@@ -49,4 +68,5 @@ def build_unet(settings: Settings, n_classes: int) -> UNet:
         convs_per_level=settings.convs_per_level,
         padding=settings.padding,
         weight_init=settings.weight_init,
+        dilated_bottom=settings.dilated_bottom,
     )

