@@ -2,7 +2,6 @@
 
 import hashlib
 import mmap
-import os
 import shutil
 import zlib
 from collections.abc import Iterator, Sequence
@@ -10,11 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import psutil
 from filelock import FileLock
 from tqdm import tqdm
 
-from core import process_env
+from core import machine, process_env
 from core.errors import InputError
 from core.files import atomic_write, remove_stale_tmp_files
 from core.settings import Settings
@@ -89,7 +87,7 @@ def decode_all(
         return np.concatenate([image.reshape(-1), target.reshape(-1)]), pack_mask(mask)
 
     with (
-        ThreadPoolExecutor(os.cpu_count()) as pool,
+        ThreadPoolExecutor(machine.available_cores()) as pool,
         tqdm(None, "decode", len(samples), unit="image", disable=None) as bar,
     ):
         for start in range(0, len(samples), 64):  # in blocks, to limit what waits for a slow disk
@@ -190,7 +188,7 @@ def make_cache(settings: Settings, samples: Sequence[Sample]) -> Cache | None:
 def choose_location(cache: str, n_bytes: int, path: Path) -> str:
     """Return "ram", "disk" or "none" for the setting `cache`; InputError if the requested location
     has too little space. "auto" takes at most half of the available space."""
-    bytes_per_process = psutil.virtual_memory().available // process_env.local_world_size()
+    bytes_per_process = machine.available_memory() // process_env.local_world_size()
     available = {"ram": bytes_per_process, "disk": free_disk_bytes(path.parent)}
     location = cache
     if cache == "auto":

@@ -1,6 +1,6 @@
 """Batches of samples, for training and for prediction."""
 
-import os
+import functools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from core import process_env, signals
+from core import machine, process_env, signals
 from core.device import pick_device
 from core.errors import InputError
 from core.settings import Settings
@@ -87,7 +87,10 @@ class EpochBatchSampler(Sampler):
 def train_loader(samples: Sequence[Sample], settings: Settings, cache: Cache | None) -> DataLoader:
     """Return a loader of (images B×3×h×w, targets B×1×h×w), uint8; set `.batch_sampler.epoch`
     before each epoch."""
-    workers = _num_workers(settings, cheap_loading=cache is not None)
+    height, width = cache.size if cache else network_size(samples[0], preprocessing_from(settings))
+    local_batch_size = -(-settings.batch_size // process_env.world_size())
+    batch_bytes = local_batch_size * 4 * height * width
+    workers = _num_workers(settings, batch_bytes, is_cheap=cache is not None)
     return DataLoader(
         TrainDataset(samples, settings, cache),
         batch_sampler=EpochBatchSampler(len(samples), settings.batch_size, settings.seed),
@@ -178,7 +181,10 @@ def prediction_loader(
     `cache` must contain the samples, and is used if it has what is requested.
     """
     use_cache = cache is not None and preprocessings == {cache.preprocessing} and with_mask
-    workers = _num_workers(settings, cheap_loading=True)
+    sizes = [network_size(sample, p) for sample in samples[:1] for p in preprocessings]
+    batch_bytes = settings.batch_size * sum(3 * height * width for height, width in sizes)
+    # Passing a cached image to this process takes longer than reading it.
+    workers = 0 if use_cache else _num_workers(settings, batch_bytes, is_cheap=True)
     dataset = PredictionDataset(
         samples,
         preprocessings,
@@ -201,25 +207,49 @@ def _channels_first(image: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
-def _num_workers(settings: Settings, cheap_loading: bool) -> int:
-    """Return the number of worker processes: one per core, but none if the network runs on the same
-    cores and loading is cheap.
+def network_size(sample: Sample, preprocessing: Preprocessing) -> Size:
+    """Return the size of a preprocessed image: at native size that of `sample`, or that of the
+    competition's images if it is unreadable, which is reported when it is loaded."""
+    try:
+        return preprocessing.size or read_native_size(sample)
+    except InputError:
+        return 1280, 1918
+
+
+def _num_workers(settings: Settings, batch_bytes: int, is_cheap: bool) -> int:
+    """Return the number of worker processes: one per core as far as their batches fit into shared
+    memory, but none if the network runs on the same cores and loading is cheap.
 
     Measured with the carvana_small network on 1918×1280 JPEGs, 2 cores, batches of 4: 18.2 ms an
     image with threads that decode between two forward passes, 20.2 ms with neither threads nor
     workers, 23.3 ms with 2 workers.
     """
+    # Two batches of each worker, one being trained on, one on its way to pinned memory.
+    free = machine.free_shared_memory() // process_env.local_world_size()
+    fitting = max(0, free // max(1, batch_bytes) - 2) // 2
+    explanation = (
+        f"the {free / 2**20:.0f} MB free in /dev/shm hold the batches of {fitting} processes; for "
+        "more, start the container with --shm-size=8g"
+    )
     if settings.num_workers is not None:
+        if settings.num_workers > fitting:
+            raise InputError(f"num_workers={settings.num_workers}: {explanation}")
         return settings.num_workers
-    return 0 if cheap_loading and pick_device(settings).type == "cpu" else _num_cores()
+    if is_cheap and pick_device(settings).type == "cpu":
+        return 0
+    if fitting < _num_cores():
+        _print_once(f"num_workers={fitting}: {explanation}")
+    return min(_num_cores(), fitting)
+
+
+@functools.cache
+def _print_once(line: str) -> None:
+    print(line)
 
 
 def _num_cores() -> int:
     """Return the number of cores for this process, at most 8."""
-    # Only Linux knows the cores that a process may use.
-    has_affinity = hasattr(os, "sched_getaffinity")
-    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
-    return max(1, min(cores // process_env.local_world_size(), 8))
+    return max(1, min(machine.available_cores() // process_env.local_world_size(), 8))
 
 
 def _init_worker(_: int) -> None:

@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from tiny_datasets import draw_car, make_cityscapes_pairs, make_data, make_pets, write_mask
 
-from core import config
+from core import config, machine
 from core.errors import InputError
 from data import cache, datasets
 from data.cache import load_image_and_target, make_cache
@@ -84,8 +84,7 @@ def test_make_cache_auto_uses_memory_then_disk_then_nothing(settings, monkeypatc
     samples = datasets.load_training_samples(settings)
     assert not isinstance(make_cache(settings, samples).pixels, np.memmap)
     assert "cached in memory" in capsys.readouterr().out
-    memory = type("Memory", (), {"available": 1000})
-    monkeypatch.setattr(cache.psutil, "virtual_memory", memory)
+    monkeypatch.setattr(machine, "available_memory", lambda: 1000)
     assert isinstance(make_cache(settings, samples).pixels, np.memmap)
     assert f"cached in {settings.output_dir}" in capsys.readouterr().out
     settings.size = [16, 24]  # for which no file exists

@@ -9,7 +9,7 @@ import torch
 from conftest import ROOT, assert_rejected, tiny_settings_args
 from tiny_datasets import make_data, write_mask
 
-from core import config
+from core import config, machine
 from core.errors import InputError
 from data import datasets, image_io, loaders
 from data.cache import build_ram_cache
@@ -232,3 +232,96 @@ def test_prediction_loader_reports_a_truncated_image_in_one_line(writable_settin
     all_loaded = load_for_prediction(samples, preprocessings, writable_settings, with_mask=False)
     assert [i for i, loaded in enumerate(all_loaded) if loaded.error] == [3]
     assert all_loaded[3].error == line and not all_loaded[3].images
+
+
+# ---------------------------------------------------------------- worker processes
+
+MB = 10**6
+
+
+@pytest.fixture
+def many_cores(monkeypatch):
+    monkeypatch.setattr(machine, "available_cores", lambda: 64)
+    loaders._print_once.cache_clear()
+
+
+def training_workers(settings, cache=None):
+    return loaders.train_loader(
+        datasets.load_training_samples(settings), settings, cache
+    ).num_workers
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize(
+    ("shared_memory", "size", "processes", "workers"),
+    [
+        (64 * MB, [1024, 1536], 1, 0),  # a batch of 4 takes 25 MB
+        (64 * MB, [512, 768], 1, 4),  # 6 MB
+        (64 * MB, [512, 768], 2, 4),  # half of the memory and of the batch
+        (64 * MB, [256, 384], 1, 8),
+        (500 * MB, [1024, 1536], 1, 8),
+    ],
+)
+def test_train_loader_has_as_many_workers_as_shared_memory_holds_batches(
+    settings, many_cores, monkeypatch, capsys, shared_memory, size, processes, workers
+):
+    monkeypatch.setattr(machine, "free_shared_memory", lambda: shared_memory)
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    settings.num_workers, settings.size, settings.batch_size = None, size, 4
+    assert training_workers(settings) == training_workers(settings) == workers
+    printed = capsys.readouterr().out
+    assert printed.count("--shm-size=8g") == (workers < 8)
+    settings.num_workers = 8
+    if workers == 8:
+        assert training_workers(settings) == 8
+    else:
+        with pytest.raises(InputError, match=f"num_workers=8: .* hold the batches of {workers} "):
+            training_workers(settings)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_loaders_have_workers_only_where_they_pay_off(settings, many_cores, monkeypatch):
+    """Processes decode and augment; a cached image is read faster than passed on."""
+    monkeypatch.setattr(machine, "free_shared_memory", lambda: 10**9)
+    settings.num_workers = None
+    samples = datasets.load_training_samples(settings)
+    cache = build_ram_cache(samples, Preprocessing(SIZE), SIZE)
+
+    def prediction_workers(cache=None):
+        args = samples, {Preprocessing(SIZE)}, settings, True, cache
+        return loaders.prediction_loader(*args).num_workers
+
+    assert training_workers(settings) == 8 and training_workers(settings, cache) == 0
+    assert prediction_workers() == prediction_workers(cache) == 0
+    monkeypatch.setattr(loaders, "pick_device", lambda settings: torch.device("cuda", 0))
+    assert training_workers(settings) == training_workers(settings, cache) == 8
+    assert prediction_workers() == 8 and prediction_workers(cache) == 0
+
+
+SMALL_SHARED_MEMORY = """
+import sys, time
+sys.path.insert(0, "src")
+from core import config, machine
+from data import datasets, loaders
+
+machine.available_cores = lambda: 8
+settings = config.load_settings(sys.argv[1:])
+loader = loaders.train_loader(datasets.load_training_samples(settings), settings, None)
+for i, (images, targets) in enumerate(loader):
+    time.sleep(3 if i == 0 else 0)  # the workers load as many batches as they may
+print(loader.num_workers, "workers,", i + 1, "batches")
+"""
+
+
+def test_train_loader_with_workers_needs_no_more_than_64_mb_of_shared_memory(settings):
+    settings_args = [f"data_dir={settings.data_dir}", f"folds_csv={settings.folds_csv}"]
+    settings_args += ["dataset_name=tiny", "size=[1024,1536]", "batch_size=2", "device=cpu"]
+    mount = 'mount -t tmpfs -o size=64m tmpfs /dev/shm || exit 77; exec "$@"'
+    command = ["unshare", "-m", "bash", "-c", mount, "bash", sys.executable, "-c"]
+    command += [SMALL_SHARED_MEMORY, *settings_args]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    if done.returncode == 77 or "unshare: " in done.stderr:
+        pytest.skip("cannot mount a small /dev/shm")
+    assert done.stdout.endswith("1 workers, 6 batches\n"), done.stdout + done.stderr
+    assert "num_workers=1: the 64 MB free in /dev/shm hold" in done.stdout
