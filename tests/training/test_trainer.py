@@ -1,11 +1,15 @@
-"""FoldTrainer: seeds of the steps, and gradient accumulation."""
+"""FoldTrainer: seeds of the steps, gradient accumulation, and the time of an epoch."""
 
 from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import tiny_settings_args
+from tqdm import tqdm
 
 from core.config import load_settings
+from data.datasets import load_training_samples
+from training import trainer
 from training.train_state import TrainState
 from training.trainer import FoldTrainer
 
@@ -58,3 +62,71 @@ def test_train_step_accumulating_two_half_batches_equals_one_batch(loss):
         assert all(p.grad is None for p in state.model.parameters())
     for one, two in zip(*weights, strict=True):
         assert torch.allclose(one, two, atol=1e-4)
+
+
+# ---------------------------------------------------------------- time and memory
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still unless `seconds` is changed."""
+    clock = SimpleNamespace(seconds=0.0)
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: clock.seconds))
+    return clock
+
+
+def taking(clock, seconds, function):
+    """Return `function`, made to take some seconds on the clock."""
+
+    def slow(*args):
+        clock.seconds += seconds
+        return function(*args)
+
+    return slow
+
+
+def test_elapsed_includes_what_the_gpu_has_queued(clock, monkeypatch):
+    synchronize = taking(clock, 7, lambda device: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    on = {name: SimpleNamespace(device=torch.device(name, 0)) for name in ("cuda", "cpu")}
+    assert FoldTrainer.elapsed(on["cuda"], start=-1) == 8
+    assert FoldTrainer.elapsed(on["cpu"], start=-1) == 8  # waits for no GPU
+
+
+def test_images_per_second_counts_loading_steps_and_reading_the_loss(
+    data_dir, tmp_path, clock, monkeypatch
+):
+    settings = load_settings([*tiny_settings_args(data_dir, tmp_path), "batch_size=2"])
+    samples = load_training_samples(settings)
+    fold = FoldTrainer(settings, 0, samples, None, torch.device("cpu"))
+    fold.loader.collate_fn = taking(clock, 0.5, fold.loader.collate_fn)
+    fold.state.train_step = taking(clock, 1, fold.state.train_step)
+    fold.require_finite = taking(clock, 10, fold.require_finite)  # at step 1 and at the end
+    row = fold.train_epoch(tqdm(disable=True))
+    assert len(fold.train_samples) == 6 and len(fold.loader) == 3
+    assert row["seconds"] == 3 * 1.5 + 10
+    assert row["images_per_second"] == round(6 / 14.5, 2)
+
+
+def test_snapshots_do_not_count_as_training_time(data_dir, tmp_path, clock):
+    args = [*tiny_settings_args(data_dir, tmp_path), "batch_size=2", "snapshot_seconds=0"]
+    settings = load_settings(args)
+    samples = load_training_samples(settings)
+    fold = FoldTrainer(settings, 0, samples, None, torch.device("cpu"))
+    fold.state.train_step = taking(clock, 1, fold.state.train_step)
+    fold.save_snapshot = taking(clock, 100, fold.save_snapshot)
+    assert fold.train_epoch(tqdm(disable=True))["seconds"] == 3
+    fold.snapshots.wait()
+
+
+def test_every_fold_has_a_peak_of_memory_of_its_own(data_dir, tmp_path, monkeypatch):
+    """torch keeps one peak for the whole process."""
+    reset = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset.append)
+    monkeypatch.setattr(trainer, "EpochMetrics", lambda device: None)
+    monkeypatch.setattr(trainer, "TrainState", lambda *args: None)
+    settings = load_settings(tiny_settings_args(data_dir, tmp_path))
+    samples = load_training_samples(settings)
+    for device in (torch.device("cpu"), torch.device("cuda", 0)):
+        FoldTrainer(settings, 0, samples, None, device)
+    assert reset == [torch.device("cuda", 0)]
