@@ -25,7 +25,10 @@ SHARED_NAMES = {
     "main": "the entry point of every script",
 }
 # Private names of libraries that are used, each with the reason.
-PRIVATE_USES = {"os._exit": "a worker ends in its signal handler without waiting for its queues"}
+PRIVATE_USES = {
+    "os._exit": "a worker ends in its signal handler without waiting for its queues",
+    "torch._dynamo": "config.suppress_errors has no public name",
+}
 PRIVATE_VOCABULARY = re.compile(
     r"\b(told|tells of|hush|is dear|going on|goes on|say \w+=|the road|mend)\b", re.IGNORECASE
 )
