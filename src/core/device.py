@@ -26,7 +26,7 @@ OUT_OF_MEMORY_TEXTS = (
 
 
 def pick_device(settings: Settings) -> torch.device:
-    """Return the requested device; auto: the GPU if there is one.
+    """Return the requested device; auto: the GPU if there is one, the current one of this thread.
 
     Raises InputError if torch cannot use the GPU of this machine, instead of running on the CPU,
     or if there are more processes than GPUs.
@@ -40,6 +40,8 @@ def pick_device(settings: Settings) -> torch.device:
                 f"{process_env.local_world_size()} processes on this machine, which has {count} "
                 f"GPUs: start {count} (GPUS={count}, or torchrun --nproc-per-node {count})"
             )
+        if index:  # a new thread's is 0, where kernels and copies would open a second context
+            torch.cuda.set_device(index)
         return torch.device("cuda", index)
     is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     if not is_hidden and (driver := installed_driver()):

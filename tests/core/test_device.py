@@ -61,10 +61,13 @@ def test_pick_device_is_the_cpu_where_the_user_hides_the_gpu(no_gpu, monkeypatch
 def test_pick_device_is_one_gpu_per_process_and_rejects_more_processes(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    current = []  # set in every thread that asks; a new one's is 0
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     for rank in ("0", "1"):
         monkeypatch.setenv("LOCAL_RANK", rank)
         assert device.pick_device(load_settings([])) == torch.device("cuda", int(rank))
+    assert current == [1]
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(InputError, match="3 processes on this machine, which has 2 GPUs: start 2"):
         device.pick_device(load_settings([]))
