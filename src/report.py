@@ -24,18 +24,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from core import config, provenance, run_folder
-from core.device import pick_device
 from core.files import atomic_write
 from data import csv_files, datasets
 from data.sample import Sample
-from evaluation import comparison, ensemble, label_errors, metrics, oof
-from evaluation.comparison import LeaderboardEntry
-from evaluation.oof import Scores
+from evaluation import comparison, ensemble, label_errors, oof
+from evaluation.metrics import dataset_scores, per_class
 from evaluation.postprocess_choice import explain_steps
 from evaluation.statistics import prediction_interval
 from inference.postprocess import Binarizer
 from reporting import charts, gallery
-from reporting.gallery import Card
 
 N_WORST, N_SUSPECTS, N_DISAGREEMENT = 24, 12, 12  # images shown
 
@@ -46,16 +43,12 @@ class Report:
 
     settings: Settings
     weights: dict[str, float]  # by run
-    scores: Scores  # out of fold
+    scores: oof.Scores  # out of fold
     binarizer: Binarizer
-    entries: list[LeaderboardEntry]  # scored on the same images and folds, best first
+    entries: list[comparison.LeaderboardEntry]  # scored on the same images and folds, best first
     samples: list[Sample]
     test_samples: list[Sample]
     cars: pd.DataFrame | None  # make and car by group
-
-    def expected_interval(self, n_groups: float = np.inf) -> tuple[float, float]:
-        """Return the 95% interval of the mean Dice on `n_groups` unseen groups."""
-        return prediction_interval(self.scores.dice, self.scores.groups, n_groups)
 
     @cached_property
     def leaderboard(self) -> pd.DataFrame:
@@ -86,8 +79,6 @@ class Report:
             rows["car"] = rows["group"].map(self.cars["car"]).fillna("")
         return rows
 
-    # ---------------------------------------------------------------- one class
-
     @cached_property
     def suspects(self) -> pd.DataFrame:
         """Suspected label errors, most suspicious first, with the paths of their masks."""
@@ -97,19 +88,11 @@ class Report:
         suspects = label_errors.find_label_errors(self.scores)
         return suspects.assign(mask=suspects["image_id"].map(masks))
 
-    # ---------------------------------------------------------------- several classes
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return self.samples[0].class_map.names
-
     def class_table(self) -> pd.DataFrame:
-        scores = metrics.per_class(self.scores.confusion)
-        fractions = self.scores.confusion.sum(axis=1) / self.scores.confusion.sum()
-        columns = {"class": self.class_names, **scores, "fraction of all pixels": fractions}
+        confusion, names = self.scores.confusion, self.samples[0].class_map.names
+        fractions = confusion.sum(axis=1) / confusion.sum()
+        columns = {"class": names, **per_class(confusion), "fraction of all pixels": fractions}
         return pd.DataFrame(columns)
-
-    # ---------------------------------------------------------------- images
 
     @cached_property
     def worst_ids(self) -> list[str]:
@@ -121,16 +104,16 @@ class Report:
         return [i for i in self.suspects["image_id"] if i not in self.worst_ids][:N_SUSPECTS]
 
     @cached_property
-    def cards(self) -> dict[str, Card]:
+    def cards(self) -> dict[str, gallery.Card]:
         """Cards of the worst images and the suspects, by image id."""
         ids = self.worst_ids + self.suspect_ids
         return gallery.oof_cards(self.settings, self.samples, self.weights, self.binarizer, ids)
 
-    def disagreement_section(self) -> tuple[str, list[Card]]:
+    def disagreement_section(self) -> tuple[str, list[gallery.Card]]:
         """Return a summary of the submission, and the test images with the lowest agreement."""
         path = self.settings.submission_path
         stats_path, json_path = path.with_name(f"{path.stem}_stats.csv"), path.with_suffix(".json")
-        command = f"`bash predict.sh runs=[{','.join(self.weights)}]`"
+        command = f"`bash predict.sh runs={','.join(self.weights)}`"
         if not stats_path.exists() or not json_path.exists():
             return f"There is no {path} yet; {command} writes it.", []
         if json.loads(json_path.read_text(encoding="utf-8"))["runs"] != self.weights:
@@ -139,8 +122,7 @@ class Report:
         agreement = dict(zip(stats["img"], stats["agreement"], strict=True))
         by_name = {sample.image.name: sample for sample in self.test_samples}
         samples = [by_name[name] for name in agreement if name in by_name]
-        device = pick_device(self.settings)
-        members = list(ensemble.load_members(self.settings, self.weights, device).values())
+        members = list(ensemble.load_members(self.settings, self.weights).values())
         summary = (
             f"The {len(samples)} images of {path} on which the {len(members)} networks agree least."
         )
@@ -152,7 +134,7 @@ def load_report(settings: Settings) -> Report:
     entries = comparison.load_entries(Path(settings.output_dir))
     data = next(entry.data for entry in entries if entry.name == settings.run)
     entries = [entry for entry in entries if entry.data == data]
-    has_test = datasets.has_test_images(settings)
+    has_test = datasets.get_format(settings).has_test_images(settings)
     return Report(
         settings,
         weights,
@@ -173,7 +155,7 @@ def report_settings(args: list[str]) -> Settings:
         leader = output_dir / comparison.build_leaderboards(entries)[0].loc[0, "run"]
         is_ensemble = run_folder.ensemble_path(leader).exists()
         runs = ensemble.read_ensemble(leader)["runs"] if is_ensemble else [leader.name]
-        args = [*args, f"runs=[{','.join(runs)}]"]
+        args = [*args, f"runs={','.join(runs)}"]
     return ensemble.settings_for_prediction(args)
 
 
@@ -192,20 +174,20 @@ def to_html_table(table: pd.DataFrame, linked: Container[str] = ()) -> Markup:
 
 def render_page(report: Report) -> str:
     """Fill in the template report.html."""
-    templates = Environment(
-        loader=FileSystemLoader(config.SRC / "reporting"),
-        undefined=StrictUndefined,
-        autoescape=True,
-    )
+    loader = FileSystemLoader(config.SRC / "reporting")
+    templates = Environment(loader=loader, undefined=StrictUndefined, autoescape=True)
     templates.filters["html_table"] = to_html_table
-    templates.globals |= {"charts": charts, "comparison": comparison, "metrics": metrics}
-    templates.globals["explain_steps"] = explain_steps
     return templates.get_template("report.html").render(
         report=report,
         settings=report.settings,
         scores=report.scores,
         commit=provenance.current_commit(),
         date=date.today(),
+        charts=charts,
+        comparison=comparison,
+        dataset_scores=dataset_scores,
+        explain_steps=explain_steps,
+        prediction_interval=prediction_interval,
     )
 
 

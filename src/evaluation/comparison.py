@@ -11,7 +11,6 @@ from core import run_folder
 from core.errors import InputError
 from core.files import atomic_write
 from evaluation import ensemble, metrics, oof, statistics
-from evaluation.oof import Scores
 from evaluation.postprocess_choice import choose_steps, explain_steps
 from evaluation.predictor_choice import store_predictor
 from evaluation.statistics import format_gain
@@ -24,7 +23,7 @@ class LeaderboardEntry:
     """A run or an ensemble."""
 
     name: str
-    scores: Scores
+    scores: oof.Scores
     columns: dict[str, Any]  # columns of leaderboard.csv that are not scores: costs and origin
     data: str  # fingerprint of images, folds and masks; only scores with the same one compare
 
@@ -63,7 +62,7 @@ def load_ensemble(ensemble_dir: Path, runs: list[LeaderboardEntry]) -> Leaderboa
         "seconds": sum(run["seconds"] for run in costs),
         "images_per_second": np.nan,
         "commit": stored["commit"],
-        "command": f"python src/leaderboard.py runs=[{','.join(stored['runs'])}]",
+        "command": f"python src/leaderboard.py runs={','.join(stored['runs'])}",
     }
     scores = oof.load_scores([ensemble_dir])
     return LeaderboardEntry(ensemble_dir.name, scores, columns, stored["data"])
@@ -88,7 +87,7 @@ def load_entries(output_dir: Path) -> list[LeaderboardEntry]:
             names = ",".join(ensemble.read_ensemble(path.parent)["runs"])
             print(
                 f"{path.parent.name}: left out, its runs have changed since it was scored; score "
-                f"it again with `python src/leaderboard.py runs=[{names}]`"
+                f"it again with `python src/leaderboard.py runs={names}`"
             )
     return runs + ensembles
 
@@ -114,12 +113,11 @@ def to_row(entry: LeaderboardEntry) -> dict[str, Any]:
     }
 
 
-def task_columns(scores: Scores) -> dict[str, Any]:
-    """Return what the threshold and post-processing add to the mean Dice at 0.5; of several
-    classes, the scores of all pixels together.
+def task_columns(scores: oof.Scores) -> dict[str, Any]:
+    """Return what the threshold and post-processing add to the Dice at 0.5; for several classes,
+    the scores of all pixels together.
 
-    The threshold's gain is cross-fitted: each fold is scored at the threshold that the other folds
-    choose. The gain of several post-processing steps is the sum of their single gains.
+    The threshold is that of the other folds. The gains of several steps are added up.
     """
     if not scores.is_binary:
         pooled = metrics.dataset_scores(scores.confusion)

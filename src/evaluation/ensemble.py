@@ -9,8 +9,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from core import config, provenance, run_folder
 from core.device import pick_device
 from core.errors import InputError
@@ -20,7 +18,6 @@ from data.datasets import dataset_fingerprint, get_class_map, load_training_samp
 from data.sample import Sample
 from evaluation import oof
 from evaluation.ensemble_weights import MAX_RUNS, WeightChoice, choose_weights
-from evaluation.oof import Scores
 from inference import predictor
 from inference.predictor import EnsembleMember, Prediction, make_member
 from models import checkpoint
@@ -35,8 +32,7 @@ NOT_INHERITED_BY_PREDICTION = {
 
 
 def settings_for_prediction(args: list[str]) -> Settings:
-    """Return the settings for prediction: `args` on top of those that the first run was trained
-    with. Model settings cannot be overridden.
+    """Return the settings of the first run with those in `args`, which may not change the model.
 
     The `run` of several runs a and b is `a+b`, whatever their order in `runs`.
     """
@@ -48,7 +44,7 @@ def settings_for_prediction(args: list[str]) -> Settings:
     if not run_folder.finished_folds(first_run):
         raise InputError(
             f"{first_run}: has no trained fold; train it with "
-            f"`bash train.sh recipe={settings.recipe}`, or set run= or runs=[a,b]"
+            f"`bash train.sh recipe={settings.recipe}`, or set run= or runs=a,b"
         )
     stored = run_folder.read_run_settings(first_run)
     inherited = {k: v for k, v in stored.items() if k not in NOT_INHERITED_BY_PREDICTION}
@@ -93,18 +89,13 @@ def common_folds(settings: Settings) -> list[int]:
     return sorted(common)
 
 
-def load_oof_members(
-    settings: Settings, fold: int, data_fingerprint: str, device: torch.device
-) -> list[EnsembleMember]:
-    """Load each run's network that held out `fold`.
-
-    Raises InputError if a network held out another fold or was trained on other data, since its
-    scores would not be out of fold.
-    """
+def load_oof_members(settings: Settings, fold: int, data_fingerprint: str) -> list[EnsembleMember]:
+    """Load each run's network that held out `fold`; InputError if it was trained on other data or
+    held out another fold, since its scores would not be out of fold."""
     members = []
     for run in settings.runs:
         path = run_folder.weights_path(Path(settings.output_dir) / run, fold)
-        network, trained, metadata = checkpoint.load_model(path, device)
+        network, trained, metadata = checkpoint.load_model(path, pick_device(settings))
         if metadata.get("fold") != fold:
             raise InputError(
                 f"{path}: held out fold {metadata.get('fold')}, not {fold}; the file was moved"
@@ -120,25 +111,20 @@ def load_oof_members(
     return members
 
 
-def load_members(
-    settings: Settings, weights: dict[str, float], device: torch.device
-) -> dict[str, EnsembleMember]:
-    """Load the trained networks of all runs with a weight above 0, by their path.
-
-    The folds of a run share its weight equally.
-    """
+def load_members(settings: Settings, weights: dict[str, float]) -> dict[str, EnsembleMember]:
+    """Load the networks of all runs with a weight above 0, by their path; the folds of a run share
+    its weight equally."""
     members = {}
     for run, weight in weights.items():
         run_dir = Path(settings.output_dir) / run
-        folds = run_folder.finished_folds(run_dir)
+        folds, lack = run_folder.finished_folds(run_dir), "has no trained fold"
         if settings.fold is not None:
-            folds = [fold for fold in folds if fold == settings.fold]
+            folds, lack = [k for k in folds if k == settings.fold], f"lacks fold {settings.fold}"
         if not folds:
-            lack = "has no trained fold" if settings.fold is None else f"lacks fold {settings.fold}"
             raise InputError(f"{run_dir}: {lack}; train it with `bash train.sh`")
         for fold in folds:
             path = run_folder.weights_path(run_dir, fold)
-            network, trained, _ = checkpoint.load_model(path, device)
+            network, trained, _ = checkpoint.load_model(path, pick_device(settings))
             members[str(path)] = make_member(network, trained, weight / len(folds))
     return {path: member for path, member in members.items() if member.weight}
 
@@ -146,39 +132,35 @@ def load_members(
 # ---------------------------------------------------------------- out-of-fold scores
 
 
-def weights_and_scores(settings: Settings) -> tuple[dict[str, float], Scores]:
-    """Return the weight of each run and the out-of-fold scores of all runs together.
-
-    Scores the ensemble first if that has not been done, or if a run has changed since.
-    """
+def weights_and_scores(settings: Settings) -> tuple[dict[str, float], oof.Scores]:
+    """Return the weight of each run and the out-of-fold scores of all runs together; score the
+    ensemble first if that has not been done, or if a run has changed since."""
     run_dir = settings.run_dir
     if len(settings.runs) == 1:
         folders = [run_folder.fold_dir(run_dir, k) for k in run_folder.finished_folds(run_dir)]
         return {settings.runs[0]: 1.0}, oof.load_scores(folders)
     if not run_folder.ensemble_path(run_dir).exists() or not is_up_to_date(run_dir):
         print(f"{settings.run}: ensemble not scored yet; predicting the training images")
-        score_ensemble(settings, load_training_samples(settings), pick_device(settings))
+        score_ensemble(settings)
     return read_ensemble(run_dir)["runs"], oof.load_scores([run_dir])
 
 
-def score_ensemble(
-    settings: Settings, samples: list[Sample], device: torch.device
-) -> dict[str, Any]:
-    """Score the runs together out of fold, choose their weights, and write both.
-
-    Returns the content of ensemble.json.
-    """
+def score_ensemble(settings: Settings) -> dict[str, Any]:
+    """Score the runs together out of fold, choose their weights, and write both; return the content
+    of ensemble.json."""
     if run_folder.config_path(settings.run_dir).exists():
         raise InputError(
             f"{settings.run_dir}: this name is reserved for the ensemble; rename the run"
         )
-    choice = weight_runs(settings, samples, device)
+    samples, folds = load_training_samples(settings), common_folds(settings)
+    fingerprint = dataset_fingerprint(samples)
+    choice = weight_runs(settings, samples, folds, fingerprint)
     data = {
         "runs": choice.weights,
         "gain_over_equal_weights": choice.gain,
         "interval": choice.interval,
-        "folds": common_folds(settings),
-        "data": dataset_fingerprint(samples),
+        "folds": folds,
+        "data": fingerprint,
         "tta": settings.tta,
         "networks": weight_file_hashes(Path(settings.output_dir), settings.runs),
         "commit": provenance.current_commit(),
@@ -190,18 +172,17 @@ def score_ensemble(
     return data
 
 
-def weight_runs(settings: Settings, samples: list[Sample], device: torch.device) -> WeightChoice:
-    """Predict fold by fold, each with the networks that held it out, and weight the runs.
-
-    Weights are chosen for up to MAX_RUNS runs with one class and two or more common folds; other
-    ensembles have equal weights.
-    """
-    runs, folds, fingerprint = settings.runs, common_folds(settings), dataset_fingerprint(samples)
+def weight_runs(
+    settings: Settings, samples: list[Sample], folds: list[int], fingerprint: str
+) -> WeightChoice:
+    """Predict each fold with the networks that held it out, and weight the runs: equally, unless
+    there are up to MAX_RUNS with one class and two or more common folds."""
+    runs = settings.runs
     chooses = samples[0].class_map.is_binary and len(runs) <= MAX_RUNS and len(folds) > 1
     predict = predictor.predict_each_member if chooses else predictor.predict
 
     def predict_fold(fold: int) -> Iterable[Prediction]:
-        members = load_oof_members(settings, fold, fingerprint, device)
+        members = load_oof_members(settings, fold, fingerprint)
         held_out = [sample for sample in samples if sample.fold == fold]
         predictions = predict(members, held_out, settings, with_mask=True)
         return oof.with_progress_bar(predictions, held_out, f"fold {fold}")

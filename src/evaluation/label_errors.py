@@ -13,10 +13,8 @@ MIN_GROUP_SIZE = 5  # images in a group for a group median
 
 
 def find_label_errors(scores: Scores) -> pd.DataFrame:
-    """Return images whose masks may be wrong, most suspicious first.
-
-    Columns: image_id, group, view, fold, dice and `reason`. The network may be wrong instead.
-    """
+    """Return images whose masks may be wrong (or else the network), most suspicious first: columns
+    image_id, group, view, fold, dice and reason."""
     errors, z_scores = confident_errors(scores.histograms), turntable_outliers(scores.table)
     ratios = errors.sum(axis=1) / typical_error(errors.sum(axis=1), scores.groups)
     reasons = []
@@ -40,10 +38,8 @@ def find_label_errors(scores: Scores) -> pd.DataFrame:
 
 
 def confident_errors(histograms: np.ndarray) -> np.ndarray:
-    """Return confident false positives and false negatives relative to the true area.
-
-    N×2×256 histograms (see metrics.probability_histograms) → N×2 float64.
-    """
+    """Return confident false positives and false negatives relative to the true area: N×2×256
+    histograms (see metrics.probability_histograms) → N×2 float64."""
     false_positives = histograms[:, 0, -CONFIDENT_LEVELS:].sum(axis=1)
     false_negatives = histograms[:, 1, :CONFIDENT_LEVELS].sum(axis=1)
     true_area = np.maximum(histograms[:, 1].sum(axis=1), 1)

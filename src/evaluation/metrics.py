@@ -29,8 +29,8 @@ def mask_dice(predicted: np.ndarray, true: np.ndarray) -> float:
 def probability_histograms(levels: np.ndarray, true: np.ndarray) -> np.ndarray:
     """Count pixels by level, outside and inside the true H×W bool mask: 2×256 int64.
 
-    `levels` is H×W uint8, floor(256·probability) at most 255, so that `probability >= i/256` is
-    exactly `levels >= i`: the histograms give the exact Dice at all 255 thresholds.
+    As `levels`, H×W uint8, are floor(256·probability) (255 for 1), `probability >= i/256` is
+    exactly `levels >= i`, and the histograms give the exact Dice at all 255 thresholds.
     """
     inside = np.bincount(levels[true], minlength=BINS)
     return np.stack([np.bincount(levels.ravel(), minlength=BINS) - inside, inside])
@@ -61,11 +61,8 @@ def best_threshold_index(mean_curve: np.ndarray) -> int:
 
 
 def cross_fitted_dice(histograms: np.ndarray, folds: np.ndarray) -> np.ndarray:
-    """Return the Dice of N images, each at the threshold that is best on the other folds.
-
-    So no image is scored at a threshold that it helped to choose. N×2×256 histograms and N folds →
-    N float64, NaN if there is a single fold.
-    """
+    """Return the Dice of N images, each at the threshold that is best on the other folds, so that
+    no image has helped to choose it. N×2×256 histograms → N float64; NaN for a single fold."""
     curve, scores = dice_curve(histograms), np.full(len(histograms), np.nan)
     for fold in np.unique(folds):
         others = folds != fold
@@ -80,20 +77,15 @@ def cross_fitted_dice(histograms: np.ndarray, folds: np.ndarray) -> np.ndarray:
 def confusion_matrix(
     predicted: np.ndarray, true: np.ndarray, n_classes: int, ignore_index: int = 255
 ) -> np.ndarray:
-    """Count pixels by true class (rows) and predicted class (columns): C×C int64.
-
-    Pixels whose true class is `ignore_index` are not counted.
-    """
+    """Count pixels by true class (rows; not `ignore_index`) and predicted class: C×C int64."""
     valid = true != ignore_index
     pairs = true[valid].astype(np.int64) * n_classes + predicted[valid]
     return np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes)
 
 
 def per_class(confusion: np.ndarray) -> dict[str, np.ndarray]:
-    """Return "accuracy" (recall), "iou" and "dice" (F1) of each class: …×C×C → …×C float64.
-
-    NaN for a class that is neither present nor predicted.
-    """
+    """Return "accuracy" (recall), "iou" and "dice" (F1) of each class: …×C×C → …×C float64; NaN
+    for a class that is neither present nor predicted."""
     correct = np.diagonal(confusion, axis1=-2, axis2=-1).astype(np.float64)
     true, predicted = confusion.sum(axis=-1), confusion.sum(axis=-2)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -105,10 +97,8 @@ def per_class(confusion: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def mean_over_classes(confusion: np.ndarray, score: str) -> np.ndarray:
-    """Return the mean of a score of per_class() over the classes that are present or predicted.
-
-    …×C×C → …; 1 if no pixel is counted.
-    """
+    """Return the mean of a score of per_class() over the classes that are present or predicted:
+    …×C×C → …; 1 if no pixel is counted."""
     values = per_class(confusion)[score]
     n_valid = (~np.isnan(values)).sum(-1)
     return np.where(n_valid > 0, np.nansum(values, -1) / np.maximum(n_valid, 1), 1.0)
@@ -122,10 +112,8 @@ def pixel_accuracy(confusion: np.ndarray) -> np.ndarray:
 
 
 def dataset_scores(confusion: np.ndarray) -> dict[str, float]:
-    """Return the scores of a C×C confusion matrix summed over a data set.
-
-    They are pixel accuracy, mean class accuracy, mean IoU, mean Dice (F1) over the classes that
-    are present or predicted, and frequency-weighted IoU; all NaN if no pixel is counted.
+    """Return pixel accuracy, the means of per_class() over the classes that have one, and
+    frequency-weighted IoU of a C×C confusion matrix; all NaN if no pixel is counted.
 
     Long, Shelhamer & Darrell 2015, Fully Convolutional Networks, section 5.
     """

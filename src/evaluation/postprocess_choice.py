@@ -16,11 +16,8 @@ HALF_LEVEL = 128  # probability 0.5
 
 
 def dice_after_each_step(levels: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Return the Dice at threshold 0.5: without post-processing, then after each step alone.
-
-    `levels` is H×W uint8, floor(256·probability), and `mask` the true H×W bool mask; the result
-    is 1+S float64.
-    """
+    """Return the Dice at threshold 0.5 without post-processing, then after each step alone, 1+S
+    float64, from H×W uint8 levels floor(256·probability) and the true H×W bool mask."""
     region, true_area = changeable_region(levels >= MIN_HULL_LEVEL), np.count_nonzero(mask)
     levels, mask = np.ascontiguousarray(levels[region]), mask[region]
     predicted = levels >= HALF_LEVEL

@@ -5,11 +5,9 @@ from scipy import stats
 
 
 def clustered_standard_error(scores: np.ndarray, groups: np.ndarray) -> float:
-    """Return the cluster-robust standard error of the mean of N scores.
+    """Return the cluster-robust standard error of the mean of N scores; NaN for a single group.
 
-    It is sqrt(G/(G-1) · Σ_g (Σ_{i∈g} (x_i − mean))²) / N, as the images of a group are not
-    independent; NaN for a single group.
-
+    sqrt(G/(G-1) · Σ_g (Σ_{i∈g} (x_i − mean))²) / N, as the images of a group are not independent.
     Cameron & Miller 2015, A Practitioner's Guide to Cluster-Robust Inference.
     """
     group_ids, group_index = np.unique(groups, return_inverse=True)
@@ -23,9 +21,7 @@ def paired_bootstrap_interval(differences: np.ndarray, groups: np.ndarray) -> tu
     """Return the 95% interval of the mean difference between two runs on the same N images.
 
     Percentile bootstrap that resamples whole groups 10,000 times, with a fixed seed; (NaN, NaN)
-    for a single group.
-
-    Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapter 13.
+    for a single group. Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapter 13.
     """
     group_ids, group_index = np.unique(groups, return_inverse=True)
     n_groups = len(group_ids)
@@ -43,8 +39,8 @@ def prediction_interval(
 ) -> tuple[float, float]:
     """Return the 95% prediction interval of the mean score of `n_new_groups` unseen groups.
 
-    It is mean ± t·error·sqrt(1 + G/n_new_groups), with t of G−1 degrees of freedom; for
-    infinitely many groups, the interval of the mean itself. (NaN, NaN) for a single group.
+    mean ± t·error·sqrt(1 + G/n_new_groups), t of G−1 degrees of freedom; for infinitely many
+    groups it is the interval of the mean itself. (NaN, NaN) for a single group.
     """
     n_groups, mean = len(np.unique(groups)), float(scores.mean())
     error = clustered_standard_error(scores, groups) * np.sqrt(1 + n_groups / n_new_groups)

@@ -22,9 +22,6 @@ CARVANA_SIZE = (1280, 1918)  # height and width of all images of the competition
 MAX_LISTED = 20  # errors or warnings that are printed; the others are only counted
 
 
-# ---------------------------------------------------------------- writing
-
-
 def write_submission(path: Path, masks: Iterable[tuple[str, str]]) -> None:
     """Write submission.csv from pairs of file name and run-length encoded mask."""
     with atomic_write(path) as tmp_path, open(tmp_path, "w", newline="", encoding="utf-8") as file:
@@ -33,14 +30,9 @@ def write_submission(path: Path, masks: Iterable[tuple[str, str]]) -> None:
         writer.writerows(masks)
 
 
-# ---------------------------------------------------------------- checking
-
-
 def check_submission(settings: Settings) -> None:
-    """Check the submission strictly; print warnings and, if `truth_csv` is set, its score.
-
-    Raises InputError if it is invalid, after printing the errors to stderr.
-    """
+    """Check the submission strictly; print warnings and, if `truth_csv` is set, its score. Raise
+    InputError if it is invalid, after printing the errors to stderr."""
     path = settings.submission_path
     table = csv_files.read_csv_strict(path, SUBMISSION_COLUMNS)
     sizes = read_image_sizes(settings, table["img"])
@@ -70,12 +62,10 @@ def expected_file_names(settings: Settings) -> list[str]:
 
 
 def read_image_sizes(settings: Settings, names: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """Read (height, width) of the test images from their headers.
-
-    Images that are not on this machine have CARVANA_SIZE, as have unreadable ones with
-    skip_unreadable=true.
-    """
-    folder, sizes = datasets.find_test_images_dir(settings), dict.fromkeys(names, CARVANA_SIZE)
+    """Read (height, width) of the test images from their headers; CARVANA_SIZE for images that are
+    not on this machine or, with skip_unreadable=true, unreadable."""
+    folder = datasets.get_format(settings).find_test_images_dir(settings)
+    sizes = dict.fromkeys(names, CARVANA_SIZE)
     for name in tqdm(sizes, "sizes", leave=False, unit="image", disable=None):
         try:
             if (folder / name).exists():
@@ -133,9 +123,6 @@ def print_limited(title: str, lines: list[str], file: TextIO = sys.stdout) -> No
         print(*(f"  {line}" for line in lines[:MAX_LISTED]), sep="\n", file=file)
         if len(lines) > MAX_LISTED:
             print(f"  ... and {len(lines) - MAX_LISTED} more", file=file)
-
-
-# ---------------------------------------------------------------- scoring
 
 
 def score_submission(

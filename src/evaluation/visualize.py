@@ -18,9 +18,6 @@ MAX_ZOOM = 5
 THUMBNAIL_WIDTH = 480  # pixels
 
 
-# ---------------------------------------------------------------- masks and errors
-
-
 def draw_overlay(
     image: np.ndarray, predicted: np.ndarray, true: np.ndarray | None = None
 ) -> np.ndarray:
@@ -87,9 +84,6 @@ def zoom_on_error(image: np.ndarray, predicted: np.ndarray, true: np.ndarray) ->
     return cv2.addWeighted(crop, 0.55, overlay, 0.45, 0)
 
 
-# ---------------------------------------------------------------- networks and classes
-
-
 def disagreement_heatmap(image: np.ndarray, share: np.ndarray) -> np.ndarray:
     """Draw on the dimmed image how evenly the members of an ensemble are divided, up to yellow.
 
@@ -110,9 +104,6 @@ def draw_legend(class_map: ClassMap) -> np.ndarray:
         font = cv2.FONT_HERSHEY_SIMPLEX
         cv2.putText(legend, f"{i} {name}", (58, top + 15), font, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
     return legend
-
-
-# ---------------------------------------------------------------- small images
 
 
 def shrink(image: np.ndarray, max_width: int) -> np.ndarray:

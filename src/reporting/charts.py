@@ -70,14 +70,12 @@ def set_log_scale(axes: Axes) -> None:
 
 @chart("Mean Dice at each threshold; dot: the best one")
 def draw_thresholds(axes: Axes, entries: list[LeaderboardEntry]) -> None:
-    curves = {entry.name: dice_curve(entry.scores.histograms).mean(axis=0) for entry in entries}
-    for name, curve in curves.items():
+    curves = np.stack([dice_curve(entry.scores.histograms).mean(axis=0) for entry in entries])
+    for entry, curve in zip(entries, curves, strict=True):
         best = best_threshold_index(curve)
-        (line,) = axes.plot(THRESHOLDS, curve, label=name)
+        (line,) = axes.plot(THRESHOLDS, curve, label=entry.name)
         axes.plot(THRESHOLDS[best], curve[best], "o", color=line.get_color())
-    central = (THRESHOLDS > 0.2) & (THRESHOLDS < 0.8)
-    low = min(curve[central].min() for curve in curves.values())
-    high = max(curve.max() for curve in curves.values())
+    low, high = curves[:, (THRESHOLDS > 0.2) & (THRESHOLDS < 0.8)].min(), curves.max()
     axes.set_ylim(low, high + 0.1 * (high - low))
     axes.set(xlim=(0.1, 0.9), xlabel="threshold", ylabel="mean Dice")
 
@@ -103,7 +101,7 @@ def learning_curves(settings: Settings, entries: list[LeaderboardEntry]) -> list
     panels = {f"folds of {run}": histories[run] for run in settings.runs}
     if len(histories) > 1:
         panels["runs, mean of their folds"] = {
-            run: pd.concat(folds.values()).groupby("epoch", as_index=False).mean()
+            run: pd.concat(folds.values()).groupby("epoch").mean()
             for run, folds in histories.items()
         }
     metrics = ["dice"] if entries[0].scores.is_binary else ["dice", "accuracy"]
@@ -118,15 +116,15 @@ def load_histories(run_dir: Path) -> dict[str, pd.DataFrame]:
     """Load history.csv of every finished fold, also with the column names of the first release."""
     renamed = {"dice": "val_dice", "accuracy": "val_accuracy"}
     paths = {k: run_folder.history_path(run_dir, k) for k in run_folder.finished_folds(run_dir)}
-    return {f"fold {k}": pd.read_csv(path).rename(columns=renamed) for k, path in paths.items()}
+    histories = {k: pd.read_csv(path, index_col="epoch") for k, path in paths.items()}
+    return {f"fold {k}": history.rename(columns=renamed) for k, history in histories.items()}
 
 
 @chart("1 − score by epoch, without flips. Solid: held-out images, dashed: training batches")
 def draw_errors(axes: Axes, histories: dict[str, pd.DataFrame], title: str, metric: str) -> None:
     for name, history in histories.items():
-        errors = 1 - history.set_index("epoch")[[f"val_{metric}", f"train_{metric}"]]
-        (line,) = axes.plot(errors[f"val_{metric}"].dropna(), ".-", label=name)
-        axes.plot(errors[f"train_{metric}"], "--", color=line.get_color(), linewidth=0.8)
+        (line,) = axes.plot(1 - history[f"val_{metric}"].dropna(), ".-", label=name)
+        axes.plot(1 - history[f"train_{metric}"], "--", color=line.get_color(), linewidth=0.8)
     axes.set(title=title, xlabel="epoch", ylabel=f"1 − {metric}")
     set_log_scale(axes)
     axes.set_ylim(top=4 * max(1 - h[f"val_{metric}"].min() for h in histories.values()))
@@ -135,7 +133,7 @@ def draw_errors(axes: Axes, histories: dict[str, pd.DataFrame], title: str, metr
 @chart("Training loss by epoch")
 def draw_losses(axes: Axes, histories: dict[str, pd.DataFrame], title: str) -> None:
     for name, history in histories.items():
-        axes.plot(history["epoch"], history["loss"], label=name)
+        axes.plot(history["loss"], label=name)
     axes.set(title=title, xlabel="epoch", ylabel="training loss")
     set_log_scale(axes)
 

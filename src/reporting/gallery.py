@@ -5,10 +5,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from core.device import pick_device
 from core.settings import Settings
 from data import classes, datasets
-from data.classes import IGNORE
+from data.classes import IGNORE, ClassMap
 from data.sample import Sample
 from evaluation import ensemble, oof, visualize
 from evaluation.metrics import confusion_matrix, dataset_scores, mask_dice
@@ -31,9 +30,6 @@ def make_card(sample: Sample, lines: list[str], pictures: Pictures) -> Card:
     return Card(sample.image_id, lines, encoded)
 
 
-# ---------------------------------------------------------------- training images
-
-
 def oof_cards(
     settings: Settings,
     samples: list[Sample],
@@ -42,11 +38,10 @@ def oof_cards(
     image_ids: list[str],
 ) -> dict[str, Card]:
     """Predict training images by the networks that never saw their group; return cards by id."""
-    cards, device = {}, pick_device(settings)
-    fingerprint = datasets.dataset_fingerprint(samples)
+    cards, fingerprint = {}, datasets.dataset_fingerprint(samples)
     chosen = [sample for sample in samples if sample.image_id in set(image_ids)]
     for fold in sorted({sample.fold for sample in chosen}):
-        members = ensemble.load_oof_members(settings, fold, fingerprint, device)
+        members = ensemble.load_oof_members(settings, fold, fingerprint)
         for member, run in zip(members, settings.runs, strict=True):
             member.weight = weights[run]
         members = [member for member in members if member.weight]
@@ -60,15 +55,17 @@ def oof_cards(
 def oof_card(prediction: Prediction, binarizer: Binarizer) -> Card:
     sample, true = prediction.sample, prediction.loaded.mask
     image, predicted = datasets.read_sample_image(sample), binarizer(prediction.probability)
-    compare = compare_masks if sample.class_map.is_binary else compare_classes
-    lines, pictures = compare(sample, image, predicted, true)
+    if sample.class_map.is_binary:
+        lines, pictures = compare_masks(image, predicted, true)
+    else:
+        lines, pictures = compare_classes(image, predicted, true, sample.class_map)
     origin = f"group {sample.group}, view {sample.view}, " if sample.view else ""
     lines.insert(1, f"{origin}fold {sample.fold}")
     return make_card(sample, lines, {"photograph": image, **pictures})
 
 
 def compare_masks(
-    sample: Sample, image: np.ndarray, predicted: np.ndarray, true: np.ndarray
+    image: np.ndarray, predicted: np.ndarray, true: np.ndarray
 ) -> tuple[list[str], Pictures]:
     """Describe and draw the errors of a binary prediction; both masks are H×W bool."""
     lines = [
@@ -86,12 +83,13 @@ def compare_masks(
 
 
 def compare_classes(
-    sample: Sample, image: np.ndarray, predicted: np.ndarray, true: np.ndarray
+    image: np.ndarray, predicted: np.ndarray, true: np.ndarray, class_map: ClassMap
 ) -> tuple[list[str], Pictures]:
     """Describe and draw the errors of a multiclass prediction; both class maps are H×W uint8."""
-    names, class_map = sample.class_map.names, sample.class_map
-    matrix = confusion_matrix(predicted, true, len(names))
-    scores, errors = dataset_scores(matrix), matrix * (1 - np.eye(len(names), dtype=int))
+    names = class_map.names
+    errors = confusion_matrix(predicted, true, len(names))
+    scores = dataset_scores(errors)
+    np.fill_diagonal(errors, 0)
     true_class, predicted_class = np.unravel_index(errors.argmax(), errors.shape)
     lines = [
         f"mean Dice {scores['dice']:.4f}, mean IoU {scores['iou']:.4f}, "
@@ -105,9 +103,6 @@ def compare_classes(
         "prediction": classes.colorize(predicted, class_map),
         "wrong pixels red": visualize.error_map_multiclass(image, wrong),
     }
-
-
-# ---------------------------------------------------------------- test images
 
 
 def disagreement_cards(

@@ -24,7 +24,6 @@ from evaluation import comparison, ensemble, oof
 from models import checkpoint
 from models.build import build_model
 
-CPU = torch.device("cpu")
 N_FOLDS = 3
 PROBABILITY = {"a": 0.1, "b": 0.4}  # of fold 0; fold k adds 0.1·k
 
@@ -78,7 +77,7 @@ def save_constant_fold(settings, fold, probability, samples):
     fingerprint = dataset_fingerprint(samples)
     save_constant_network(settings, fold, probability, fingerprint)
     held_out = [sample for sample in samples if sample.fold == fold]
-    members = ensemble.load_oof_members(settings, fold, fingerprint, CPU)
+    members = ensemble.load_oof_members(settings, fold, fingerprint)
     scores = oof.score_out_of_fold(members, held_out, settings, "")
     oof.save_scores(run_folder.fold_dir(settings.run_dir, fold), scores)
     history = "epoch,loss,seconds,images_per_second,val_dice\n1,1,60,10,0.5\n"
@@ -153,35 +152,35 @@ def test_load_oof_members_of_network_in_another_folds_folder_is_rejected(runs_co
     shutil.copy(runs_copy.weights_path("a", 2), runs_copy.weights_path("a", 1))
     settings = runs_copy.ensemble_settings
     with pytest.raises(InputError, match="held out fold 2, not 1; the file was moved"):
-        ensemble.load_oof_members(settings, 1, fingerprint, CPU)
-    assert len(ensemble.load_oof_members(settings, 0, fingerprint, CPU)) == 2
+        ensemble.load_oof_members(settings, 1, fingerprint)
+    assert len(ensemble.load_oof_members(settings, 0, fingerprint)) == 2
 
 
 def test_load_oof_members_of_networks_of_other_data_is_rejected(runs):
     fewer = dataset_fingerprint(runs.samples[1:])
     with pytest.raises(InputError, match=r"would not be out of fold$"):
-        ensemble.load_oof_members(runs.ensemble_settings, 0, fewer, CPU)
+        ensemble.load_oof_members(runs.ensemble_settings, 0, fewer)
     limited = runs.settings("runs=[a,b]", "max_images=1")
     fewer = dataset_fingerprint(load_training_samples(limited))
     with pytest.raises(InputError, match=r"\(set max_images=0, as in training\)"):
-        ensemble.load_oof_members(limited, 0, fewer, CPU)
+        ensemble.load_oof_members(limited, 0, fewer)
 
 
 def test_load_members_shares_a_runs_weight_among_its_folds(runs):
-    members = ensemble.load_members(runs.ensemble_settings, {"a": 0.75, "b": 0.25}, CPU)
+    members = ensemble.load_members(runs.ensemble_settings, {"a": 0.75, "b": 0.25})
     assert [*members] == [str(runs.weights_path(run, k)) for run in "ab" for k in range(N_FOLDS)]
     weights = [member.weight for member in members.values()]
     assert weights == pytest.approx([0.25] * 3 + [0.25 / 3] * 3)
 
 
 def test_load_members_leaves_out_runs_without_weight_and_other_folds(runs):
-    members = ensemble.load_members(runs.ensemble_settings, {"a": 1.0, "b": 0.0}, CPU)
+    members = ensemble.load_members(runs.ensemble_settings, {"a": 1.0, "b": 0.0})
     assert len(members) == 3
     one_fold = runs.settings("runs=[a,b]", "fold=1")
-    members = ensemble.load_members(one_fold, {"a": 0.5, "b": 0.5}, CPU)
+    members = ensemble.load_members(one_fold, {"a": 0.5, "b": 0.5})
     assert [*members] == [str(runs.weights_path(run, 1)) for run in "ab"]
     with pytest.raises(InputError, match="a: lacks fold 7; train it"):
-        ensemble.load_members(runs.settings("runs=[a,b]", "fold=7"), {"a": 1.0}, CPU)
+        ensemble.load_members(runs.settings("runs=[a,b]", "fold=7"), {"a": 1.0})
 
 
 def test_common_folds_are_those_of_all_runs(runs_copy):
@@ -201,7 +200,7 @@ def test_common_folds_are_those_of_all_runs(runs_copy):
 
 def test_score_ensemble_predicts_each_image_by_the_networks_that_held_it_out(runs_copy):
     settings, samples = runs_copy.ensemble_settings, runs_copy.samples
-    ensemble.score_ensemble(settings, samples, CPU)
+    ensemble.score_ensemble(settings)
     scores = oof.load_scores([settings.run_dir])
     in_fold_order = sorted(samples, key=lambda sample: sample.fold)
     assert scores.table["image_id"].tolist() == [sample.image_id for sample in in_fold_order]
@@ -214,7 +213,7 @@ def test_score_ensemble_predicts_each_image_by_the_networks_that_held_it_out(run
 
 def test_score_ensemble_writes_what_read_ensemble_reads(runs_copy, capsys):
     settings, samples = runs_copy.ensemble_settings, runs_copy.samples
-    written = ensemble.score_ensemble(settings, samples, CPU)
+    written = ensemble.score_ensemble(settings)
     assert capsys.readouterr().out.startswith("a+b: weights: a 0.50, b 0.50; gain over equal")
     stored = ensemble.read_ensemble(settings.run_dir)
     assert stored == json.loads(json.dumps(written))
@@ -236,7 +235,7 @@ def test_score_ensemble_without_choice_has_equal_weights(runs_copy, folds_or_run
         for fold in (1, 2):
             (runs_copy.output_dir / f"b/fold{fold}/oof.npz").unlink()
     settings = runs_copy.settings(f"runs=[{','.join(names)}]")
-    stored = ensemble.score_ensemble(settings, runs_copy.samples, CPU)
+    stored = ensemble.score_ensemble(settings)
     assert stored["runs"] == dict.fromkeys(names, 1 / len(names))
     assert stored["interval"] is None and stored["gain_over_equal_weights"] == 0
     assert "equal weights: a " in capsys.readouterr().out
@@ -251,7 +250,7 @@ def test_score_ensemble_does_not_overwrite_a_run(runs_copy):
     path.parent.mkdir()
     path.write_text("")
     with pytest.raises(InputError, match=r"a\+b: this name is reserved for the ensemble"):
-        ensemble.score_ensemble(settings, runs_copy.samples, CPU)
+        ensemble.score_ensemble(settings)
 
 
 def test_weights_and_scores_of_one_run_are_those_of_its_folds(runs):
@@ -275,7 +274,7 @@ def test_weights_and_scores_scores_an_ensemble_once_and_again_after_a_change(run
 
 def test_is_up_to_date_hashes_a_file_once_until_it_changes(runs_copy, monkeypatch):
     settings, hashed = runs_copy.ensemble_settings, []
-    ensemble.score_ensemble(settings, runs_copy.samples, CPU)
+    ensemble.score_ensemble(settings)
     file_digest = hashlib.file_digest
     monkeypatch.setattr(
         hashlib,
@@ -316,7 +315,7 @@ def test_leaderboard_has_runs_and_ensemble_with_costs_of_its_runs(runs_copy, cap
     assert (row["images"], row["groups"], row["shared_images"]) == (18, 6, 18)
     assert {"standard_error", "diff_to_best", "diff_ci_low", "diff_ci_high"} <= {*table.columns}
     assert table["seconds"].to_dict() == {"a": 180, "b": 180, "a+b": 360}
-    assert table.loc["a+b", "command"] == "python src/leaderboard.py runs=[b,a]"
+    assert table.loc["a+b", "command"] == "python src/leaderboard.py runs=b,a"
     text = (runs_copy.output_dir / "leaderboard.md").read_text()
     assert all(f"| {run} |" in text for run in table.index)
     assert text.startswith("# Out-of-fold leaderboard\n\n## 18 images of 6 groups (data and folds ")
@@ -325,7 +324,7 @@ def test_leaderboard_has_runs_and_ensemble_with_costs_of_its_runs(runs_copy, cap
 
 def test_leaderboard_leaves_out_ensemble_whose_run_has_changed(runs_copy, capsys):
     settings = runs_copy.ensemble_settings
-    ensemble.score_ensemble(settings, runs_copy.samples, CPU)
+    ensemble.score_ensemble(settings)
     assert [e.name for e in comparison.load_entries(runs_copy.output_dir)] == ["a", "b", "a+b"]
     shutil.rmtree(runs_copy.output_dir / "b/fold2")
     capsys.readouterr()

@@ -107,7 +107,7 @@ def test_report_shows_scores_costs_and_differences_of_all_runs(output_dir):
         assert text in page
     for run in ("a", "b", "a+b"):
         assert page.count(f"<td>{run}</td>") >= 4  # scores, costs and two differences
-    assert "bash train.sh" in page and "leaderboard.py runs=[b,a]" in page
+    assert "bash train.sh" in page and "leaderboard.py runs=b,a" in page
 
 
 def test_report_draws_every_chart_as_an_image_with_a_caption(output_dir):
@@ -238,7 +238,7 @@ def test_disagreement_section_lists_the_images_with_the_lowest_agreement(output_
 def test_disagreement_section_without_submission_names_the_command(output_dir):
     summary, cards = load(output_dir, "run=b").disagreement_section()
     assert summary.startswith("There is no ") and not cards
-    assert "`bash predict.sh runs=[b]`" in summary
+    assert "`bash predict.sh runs=b`" in summary
 
 
 @pytest.mark.parametrize("runs", [{"a": 1.0}, {"a": 0.25, "b": 0.75}])
@@ -248,7 +248,7 @@ def test_disagreement_section_ignores_a_submission_of_other_runs_or_weights(outp
     path.write_text(json.dumps({"runs": runs}))
     summary, cards = load(output_copy, "runs=[a,b]").disagreement_section()
     assert "was made by other runs or weights" in summary and not cards
-    assert "`bash predict.sh runs=[b,a]`" in summary
+    assert "`bash predict.sh runs=b,a`" in summary
 
 
 # ---------------------------------------------------------------- invalid input
