@@ -163,7 +163,7 @@ def main(args: list[str]) -> None:
     device, timer = pick_device(settings), StepTimer()
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
-    trial = {"epochs": 1 + N_EPOCHS, "lr_schedule": "constant", "ema_decay": 0.9}
+    trial = {"epochs": 1 + N_EPOCHS, "lr_schedule": "constant", "ema_decay": 0.9, "init_run": ""}
     with TemporaryDirectory() as folder:  # for snapshots
         trial_settings = replace(settings, output_dir=folder, **trial)
         trainer = FoldTrainer(trial_settings, -1, samples, make_cache(settings, samples), device)

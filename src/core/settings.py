@@ -135,6 +135,7 @@ class Settings:
     half_size_decoder: bool = setting(False, "smp, arch=Unet: end the decoder at half size and enlarge by a pixel shuffle: faster, as space_to_depth=2 is for unet", scope="model")
 
     epochs: int = setting(20, "passes over the training images", POSITIVE)
+    init_run: str = setting("", "run in output_dir that training starts from, for example one at a smaller size: fold k from its weights of fold k, which must be of the same data and folds; empty: new weights", NAME)
     batch_size: int = setting(4, "images per step, over all GPUs", POSITIVE)
     grad_accumulation: int = setting(1, "steps whose gradients are accumulated for one update", POSITIVE)
     optimizer: Literal["adamw", "adam", "rmsprop", "sgd"] = setting("adamw", "optimizer")

@@ -67,6 +67,15 @@ def load_model(path: Path, device: torch.device) -> tuple[Segmenter, Settings, d
     except TypeError as error:
         raise InputError(f"{path}: has settings of another version ({error})") from None
     model = build_model(settings, metadata["classes"], pretrained=False)
+    load_weights(path, model, "its own settings")
+    return model.to(device).eval(), settings, metadata
+
+
+def load_weights(path: Path, model: Segmenter, fitting: str) -> None:
+    """Copy the weights of a file that `save_model` wrote into `model`.
+
+    Raises InputError, with `fitting` as the description of `model`, if they are of another network.
+    """
     with safe_open(path, framework="pt") as file:
         tensors = _rename_keys({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
@@ -74,9 +83,8 @@ def load_model(path: Path, device: torch.device) -> tuple[Segmenter, Settings, d
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise InputError(f"{path}: does not fit its own settings ({reason})") from None
-    return model.to(device).eval(), settings, metadata
+        reason = str(error).splitlines()[-1].strip()[:200]
+        raise InputError(f"{path}: does not fit {fitting} ({reason})") from None
 
 
 def _rename_keys(values: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,9 @@ from core.settings import MAY_DIFFER_ON_RESUME, Settings
 from data import csv_files, datasets
 from data.classes import ClassMap
 from data.sample import Sample
+from models import checkpoint
 from models.build import build_model
+from training.initial_weights import find_initial_weights
 from training.losses import BINARY_LOSSES, MULTICLASS_LOSSES
 
 
@@ -98,7 +100,11 @@ def check_folds(settings: Settings, folds: list[int], samples: list[Sample]) -> 
                 f"fold={fold}: needs groups inside and outside it in {settings.data_dir}"
             )
     _check_loss(settings, samples[0].class_map)
-    build_model(settings)  # reports an unknown encoder before minutes of decoding
+    # Reports an unknown encoder, or weights that do not fit, before minutes of decoding.
+    model = build_model(settings, len(samples[0].class_map.names), not settings.init_run)
+    for fold in folds:
+        if path := find_initial_weights(settings, fold, samples):
+            checkpoint.load_weights(path, model, "the network of this run")
 
 
 def _check_loss(settings: Settings, class_map: ClassMap) -> None:

@@ -1,6 +1,7 @@
 """TrainState: the network and everything that an update changes, in plain torch."""
 
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from core import process_env
 from core.device import autocast, compile_obstacle, pick_precision, wants_compile
 from core.settings import Settings
+from models import checkpoint
 from models.build import build_model
 from training.losses import LOSSES
 from training.optim import ModelEMA, make_optimizer, make_schedule
@@ -40,13 +42,24 @@ class TrainState:
     """Model, EMA, optimizer, learning rate schedule and gradient scaler.
 
     `model` is the Segmenter; `network` is the same one as the forward pass of training calls it:
-    compiled, and wrapped by DDP if there are several processes.
+    compiled, and wrapped by DDP if there are several processes. With `initial_weights`, a file,
+    model and EMA start from these.
     """
 
-    def __init__(self, settings: Settings, n_classes: int, updates: int, device: torch.device):
+    def __init__(
+        self,
+        settings: Settings,
+        n_classes: int,
+        updates: int,
+        device: torch.device,
+        initial_weights: Path | None = None,
+    ):
         self.settings, self.device, self.is_binary = settings, device, n_classes == 1
         self.precision = pick_precision(settings, device)
-        self.model = build_model(settings, n_classes).to(device)
+        self.model = build_model(settings, n_classes, pretrained=not initial_weights)
+        if initial_weights:
+            checkpoint.load_weights(initial_weights, self.model, "the network of this run")
+        self.model.to(device)
         self.ema = ModelEMA(self.model, settings.ema_decay)
         self.is_compiled = False
         self.network = self.wrap(self.model)

@@ -27,6 +27,7 @@ from models import checkpoint
 from models.segmenter import count_parameters
 from training.epoch_log import EpochLog
 from training.epoch_metrics import EpochMetrics, peak_memory
+from training.initial_weights import find_initial_weights
 from training.snapshots import SnapshotWriter, load_snapshot
 from training.train_state import TrainState
 
@@ -55,7 +56,8 @@ class FoldTrainer:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         torch.manual_seed(self.step_seed())  # for the initial weights
-        self.state = TrainState(settings, len(self.class_map.names), updates, device)
+        path = find_initial_weights(settings, fold, samples)
+        self.state = TrainState(settings, len(self.class_map.names), updates, device, path)
 
     def fit(self) -> None:
         """Train from the latest snapshot, or from scratch, to the last epoch."""

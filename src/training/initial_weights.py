@@ -1,0 +1,38 @@
+"""Initial weights from another run: fold k starts from the weights of fold k."""
+
+from pathlib import Path
+
+from core.errors import InputError
+from core.run_folder import weights_path
+from core.settings import Settings
+from data.datasets import dataset_fingerprint
+from data.sample import Sample
+from models.checkpoint import read_metadata
+
+
+def find_initial_weights(settings: Settings, fold: int, samples: list[Sample]) -> Path | None:
+    """Return the weights of `fold` of the run `init_run`; None if it is not set.
+
+    Raises InputError unless that run held out the same fold of the same samples: otherwise its
+    network has seen images that this one is scored on.
+    """
+    if not settings.init_run:
+        return None
+    path = weights_path(Path(settings.output_dir) / settings.init_run, fold)
+    problem = ""
+    if settings.init_run == settings.run:
+        problem = "is this run itself"
+    elif not path.is_file():
+        problem = f"{path} is missing; train fold={fold} of that run first"
+    else:
+        found, data = read_metadata(path), dataset_fingerprint(samples)
+        if found.get("fold") != fold:
+            problem = f"{path} holds out fold {found.get('fold')}, expected {fold}"
+        elif found.get("data") != data:
+            problem = (
+                f"{path} was trained on other images, masks or folds (data {found.get('data')}, "
+                f"expected {data}); train both runs with the same data_dir and folds_csv"
+            )
+    if problem:
+        raise InputError(f"init_run={settings.init_run}: {problem}")
+    return path

@@ -1,0 +1,161 @@
+"""init_run: fold k starts from the weights of fold k of another run, and never of another fold."""
+
+import shutil
+
+import pandas as pd
+import pytest
+import torch
+from conftest import assert_input_error, tiny_settings_args
+from safetensors.torch import load_file
+
+import train
+from core.config import load_settings
+from core.errors import InputError
+from core.run_folder import read_run_settings, weights_path
+from data import datasets
+from models import checkpoint
+from models.build import build_model
+from training.initial_weights import find_initial_weights
+from training.trainer import FoldTrainer
+
+CPU = torch.device("cpu")
+
+
+def finer_args(run, *args):
+    """Arguments of a run that starts from the run `tiny`, at another size."""
+    args = [*tiny_settings_args(run.data_dir, run.output_dir), "size=[48,64]", *args]
+    return [*args, "run=finer", "init_run=tiny", "dropout=[0,0.2]"]
+
+
+def make_trainer(args, fold):
+    settings = load_settings(args)
+    samples = datasets.load_training_samples(settings)
+    return FoldTrainer(settings, fold, samples, None, CPU)
+
+
+def weights_of(run, fold):
+    return weights_path(run.output_dir / "tiny", fold)
+
+
+def have_equal_weights(module, tensors):
+    state = module.state_dict()
+    return state.keys() == tensors.keys() and all(
+        torch.equal(state[n], tensors[n]) for n in tensors
+    )
+
+
+@pytest.mark.parametrize("fold", [0, 1])
+def test_fold_trainer_starts_network_and_ema_from_the_weights_of_the_same_fold(run_copy, fold):
+    state = make_trainer(finer_args(run_copy), fold).state
+    same, other = (load_file(weights_of(run_copy, k)) for k in (fold, 1 - fold))
+    for module in (state.model, state.ema.module):
+        assert have_equal_weights(module, same) and not have_equal_weights(module, other)
+
+
+@pytest.mark.parametrize("fold", [0, 1])
+def test_training_from_marked_networks_keeps_the_mark_of_its_own_fold(run_copy, fold):
+    """The bias of fold k's output layer is 100 + k; a tiny learning rate leaves it there."""
+    for k in (0, 1):
+        model, settings, metadata = checkpoint.load_model(weights_of(run_copy, k), CPU)
+        model.network.head.bias.data.fill_(100.0 + k)
+        checkpoint.save_model(weights_of(run_copy, k), model, settings, metadata)
+    train.main(finer_args(run_copy, f"fold={fold}", "epochs=1", "lr=1e-9"))
+    trained = load_file(weights_path(run_copy.output_dir / "finer", fold))
+    assert trained["network.head.bias"].item() == pytest.approx(100 + fold, abs=1e-3)
+    assert read_run_settings(run_copy.output_dir / "finer")["init_run"] == "tiny"
+
+
+def test_training_from_a_trained_run_is_better_after_one_epoch(run_copy):
+    train.main(finer_args(run_copy, "fold=0", "epochs=1", "lr=1e-4"))
+    args = [*finer_args(run_copy, "fold=0", "epochs=1", "lr=1e-4"), "init_run=", "run=new"]
+    train.main(args)
+    dice = [
+        pd.read_csv(run_copy.output_dir / run / "fold0" / "oof.csv")["oof_dice"].mean()
+        for run in ("finer", "new")
+    ]
+    assert dice[0] > 0.8 > dice[1]
+
+
+def test_training_without_pretrained_weights_that_would_be_overwritten(run_copy):
+    """They are neither downloaded nor read."""
+    args = ["model=smp", "encoder=tu-mobilenetv3_small_050", "encoder_weights=missing.pth"]
+    settings = load_settings(finer_args(run_copy, *args))
+    samples = datasets.load_training_samples(settings)
+    model = build_model(settings, pretrained=False)
+    metadata = {"classes": 1, "fold": 0, "data": datasets.dataset_fingerprint(samples)}
+    checkpoint.save_model(weights_of(run_copy, 0), model, settings, metadata)
+    state = FoldTrainer(settings, 0, samples, None, CPU).state
+    assert have_equal_weights(state.model, model.state_dict())
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def test_find_initial_weights_without_init_run_is_none(trained_run):
+    settings = load_settings(trained_run.args)
+    assert find_initial_weights(settings, 0, datasets.load_training_samples(settings)) is None
+
+
+def swap_folds(run):
+    """Exchange the files of both folds."""
+    first, second = weights_of(run, 0), weights_of(run, 1)
+    shutil.move(first, first.with_suffix(".tmp"))
+    shutil.move(second, first)
+    shutil.move(first.with_suffix(".tmp"), second)
+
+
+def regroup(run):
+    """Assign the cars to other folds."""
+    path = run.data_dir / "folds.csv"
+    lines = path.read_text().splitlines()
+    numbers = {"0": "1", "1": "0"}
+    lines[1:] = [line[:-1] + numbers[line[-1]] for line in lines[1:]]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def drop_image(run):
+    next(run.data_dir.glob("train/*_01.jpg")).unlink()
+    next(run.data_dir.glob("train_masks/*_01_mask.gif")).unlink()
+
+
+def drop_fold(run):
+    weights_of(run, 1).unlink()
+
+
+def damage(run):
+    weights_of(run, 0).write_bytes(b"no weights")
+
+
+@pytest.mark.parametrize(
+    ("change", "args", "parts"),
+    [
+        (swap_folds, [], ["fold0/best.safetensors holds out fold 1, expected 0"]),
+        (regroup, [], ["was trained on other images, masks or folds", "folds_csv"]),
+        (drop_image, [], ["was trained on other images, masks or folds"]),
+        (None, ["max_images=2"], ["was trained on other images, masks or folds"]),
+        (drop_fold, [], ["fold1/best.safetensors is missing; train fold=1 of that run first"]),
+        (damage, [], ["best.safetensors: not a weights file"]),
+        (None, ["channels=[8,8]"], ["best.safetensors: does not fit the network of this run"]),
+        (None, ["norm=none"], ["best.safetensors: does not fit the network of this run"]),
+    ],
+)
+def test_train_from_a_run_that_does_not_fit_raises_one_line(run_copy, change, args, parts):
+    if change:
+        change(run_copy)
+    assert_input_error(train.main, finer_args(run_copy, *args), *parts)
+    assert not list(run_copy.output_dir.glob("finer/fold*/best.safetensors"))
+
+
+def test_train_from_itself_or_a_missing_run_raises_one_line(run_copy):
+    args = finer_args(run_copy)
+    assert_input_error(train.main, [*args, "run=tiny2", "init_run=tiny2"], "is this run itself")
+    assert_input_error(
+        train.main, [*args, "init_run=no_such_run"], "init_run=no_such_run: ", "missing"
+    )
+
+
+def test_fold_trainer_refuses_weights_of_another_fold(run_copy):
+    swap_folds(run_copy)
+    for fold in (0, 1):
+        with pytest.raises(InputError, match=f"holds out fold {1 - fold}, expected {fold}"):
+            make_trainer(finer_args(run_copy), fold)
