@@ -27,15 +27,15 @@ from data.sample import Sample
 COLUMNS = ["dataset", "group", "fold"]
 
 
-def mean_mask_area(settings: Settings) -> pd.Series:
+def mean_mask_area(samples: list[Sample]) -> pd.Series:
     """Return group → mean fraction of the image that its masks cover, rounded to 6 digits."""
-    samples = datasets.load_samples(settings, "train")
     with ThreadPoolExecutor() as pool:  # as fast as processes: decoding does not hold the GIL
         fractions = pool.map(foreground_fraction, samples)
         areas = list(tqdm(fractions, "mask areas", len(samples), unit="mask", disable=None))
-    empty = [sample.image_id for sample, area in zip(samples, areas, strict=True) if not area]
-    if empty:
-        print(f"{len(empty)} masks show only background: {', '.join(empty[:5])}")
+    for area, state in ((0, "show only background"), (1, "cover the whole image")):
+        names = [sample.image_id for sample, a in zip(samples, areas, strict=True) if a == area]
+        if names:
+            print(f"{len(names)} masks {state}: {', '.join(names[:5])}")
     table = pd.DataFrame({"group": [sample.group for sample in samples], "area": areas})
     return table.groupby("group")["area"].mean().round(6)
 
@@ -58,6 +58,19 @@ def assign_folds(
     snake = [*range(n_folds), *reversed(range(n_folds))]
     folds = {group: snake[i % (2 * n_folds)] for i, group in enumerate(groups)}
     return pd.Series(folds).sort_index()
+
+
+def check_groups(settings: Settings, samples: list[Sample]) -> None:
+    """Raise InputError if there are fewer groups than folds."""
+    groups = sorted({sample.group for sample in samples})
+    if len(groups) < settings.n_folds:
+        remedies = ["group_regex='(.+)' for independent images"] * (len(groups) < len(samples))
+        remedies += [f"n_folds={len(groups)}"] * (len(groups) > 1)
+        raise InputError(
+            f"n_folds={settings.n_folds}: group_regex={settings.group_regex} makes only "
+            f"{len(groups)} groups of {len(samples)} images in {settings.data_dir}: "
+            f"{', '.join(groups[:5])}; set {' or '.join(remedies) or 'data_dir=...'}"
+        )
 
 
 def write_folds(settings: Settings, folds: pd.Series) -> None:
@@ -84,11 +97,9 @@ def write_folds(settings: Settings, folds: pd.Series) -> None:
 
 def main(args: list[str]) -> None:
     settings = config.load_settings(args)
-    areas = mean_mask_area(settings)
-    if len(areas) < settings.n_folds:
-        raise InputError(
-            f"n_folds={settings.n_folds}: {settings.data_dir} has only {len(areas)} groups"
-        )
+    samples = datasets.load_samples(settings, "train")
+    check_groups(settings, samples)
+    areas = mean_mask_area(samples)
     stratify_by = datasets.get_format(settings).fold_stratum
     folds = assign_folds(areas, settings.n_folds, stratify_by)
     write_folds(settings, folds)

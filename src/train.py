@@ -82,6 +82,7 @@ def score_fold(
         f"fold {fold}: out-of-fold dice {oof.format_mean_dice(scores)} on {len(held_out)} images "
         f"(tta={settings.tta}); {oof.score_summary(scores)}"
     )
+    oof.warn_of_constant_masks(scores)
 
 
 def main(args: list[str]) -> None:

@@ -20,6 +20,7 @@ class ClassMap:
     value_to_class: tuple[int, ...] = ()
     # RGB distance to the nearest palette color above which a pixel is ignored; 0: off.
     max_color_distance: int = 0
+    mask_threshold: int = 0  # see image_io.read_mask
 
     @property
     def is_binary(self) -> bool:
@@ -32,13 +33,13 @@ class ClassMap:
 
 
 def decode_values(values: np.ndarray, class_map: ClassMap, name: str) -> np.ndarray:
-    """Convert the H×W uint8 values of label file `name` to H×W uint8 class ids.
+    """Convert the H×W values of label file `name`, 0…65535, to H×W uint8 class ids.
 
     Raise InputError at a value that the class map does not contain.
     """
-    lookup = np.full(256, -1, np.int16)
+    lookup = np.full(65536, -1, np.int16)
     lookup[: len(class_map.value_to_class)] = class_map.value_to_class
-    classes = lookup[values.astype(np.uint8)]
+    classes = lookup[values.astype(np.uint16)]
     if classes.min(initial=0) < 0:
         invalid = int(values[classes < 0][0])
         valid = ", ".join(str(v) for v, c in enumerate(class_map.value_to_class) if c >= 0)

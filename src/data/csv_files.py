@@ -3,17 +3,19 @@
 from pathlib import Path
 
 import pandas as pd
+from PIL import ImageColor
 
 from core.errors import InputError
 from core.settings import Settings
+from data.classes import IGNORE, ClassMap
+from data.image_files import require_paths
 
 
 def read_csv_strict(path: Path | str, columns: list[str]) -> pd.DataFrame:
     """Read a csv with exactly these columns as strings; empty cells are ''."""
+    require_paths(Path(path))
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
     except (ValueError, OSError) as error:
         raise InputError(f"{path}: not a csv: {str(error).strip().splitlines()[0]}") from None
     if list(table.columns) != columns:
@@ -35,6 +37,7 @@ def read_car_metadata(settings: Settings) -> pd.DataFrame | None:
 def read_folds(settings: Settings) -> dict[str, int]:
     """Return group → fold of this data set in folds_csv; folds are 0…k−1 without gaps."""
     path = settings.folds_csv
+    require_paths(Path(path), remedy="; write it with `python src/folds.py`")
     table = read_csv_strict(path, ["dataset", "group", "fold"])
     table = table[table["dataset"] == settings.dataset_name]
     if table.empty:
@@ -62,3 +65,28 @@ def read_submission_names(settings: Settings) -> list[str] | None:
     """Return the image names of sample_submission.csv in order, or None if it does not exist."""
     path = Path(settings.data_dir) / "sample_submission.csv"
     return read_csv_strict(path, ["img", "rle_mask"])["img"].tolist() if path.exists() else None
+
+
+def read_class_map(path: Path) -> ClassMap:
+    """Read classes.csv: the value in label files, name and color of each class. Pixels of the class
+    "ignore" are neither trained on nor scored; "background" is class 0."""
+    table = read_csv_strict(path, ["value", "name", "color"])
+    valid = table["value"].isin([*map(str, range(256))]) & ~table["value"].duplicated()
+    if not valid.all():
+        value = table["value"][~valid].iloc[0]
+        raise InputError(f"{path}: value {value!r}; expected different numbers, 0 to 255")
+    table["value"] = table["value"].astype(int)
+    classes = table[table["name"] != "ignore"]
+    classes = classes.sort_values("name", key=lambda names: names != "background", kind="stable")
+    if len(classes) < 2 or classes["name"].duplicated().any():
+        raise InputError(f"{path}: expected two or more different names; delete it for one class")
+    try:
+        colors = tuple(ImageColor.getrgb(color)[:3] for color in classes["color"])
+    except ValueError as error:
+        raise InputError(f"{path}: {error}; write a color as #ff8000 or orange") from None
+    value_to_class = [-1] * (table["value"].max() + 1)
+    for value in table["value"]:
+        value_to_class[value] = IGNORE
+    for i, value in enumerate(classes["value"]):
+        value_to_class[value] = i
+    return ClassMap(tuple(classes["name"]), colors, tuple(value_to_class))

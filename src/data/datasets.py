@@ -56,35 +56,51 @@ def read_native_size(sample: Sample) -> tuple[int, int]:
 
 
 def check_sizes(samples: Sequence[Sample]) -> set[tuple[int, int]]:
-    """Return all image sizes (h, w) from the files' headers; InputError at the first file that is
-    not an image, or whose mask has another size."""
-    return {FORMATS[sample.dataset_format].check_size(sample) for sample in samples}
+    """Return all image sizes (h, w) from the files' headers; InputError with the first file that is
+    no image or whose mask has another size, and the number of such files."""
+    sizes, errors = set(), []
+    for sample in samples:
+        try:
+            sizes.add(FORMATS[sample.dataset_format].check_size(sample))
+        except InputError as error:
+            errors.append(error)
+    if errors:
+        raise InputError(f"{errors[0]}" + f" ({len(errors)} such files)" * (len(errors) > 1))
+    return sizes
 
 
 # ---------------------------------------------------------------- lists of samples
 
 
 def group_from_stem(stem: str, group_regex: str) -> str:
-    """Return the group (car) that the stem of an image file names."""
+    """Return the group (car) that the stem of an image file names; the stem if it names none."""
     match = re.fullmatch(group_regex, stem, re.DOTALL)
-    if not match:
-        raise InputError(f"{stem}: this file name does not match group_regex={group_regex}")
-    return match[1]
+    return match[1] if match else stem
 
 
 def load_samples(settings: Settings, split: str) -> list[Sample]:
-    """Return all samples of the split "train" or "test", without folds; no image is opened."""
-    class_map = get_class_map(settings)
+    """Return all samples of the split "train" or "test", without folds; no image is opened.
+
+    Raises InputError for training images whose names do not match group_regex.
+    """
+    class_map, regex = get_class_map(settings), settings.group_regex
+    files = get_format(settings).list_files(settings, split)
+    unmatched = [i.stem for i, _ in files if not re.fullmatch(regex, i.stem, re.DOTALL)]
+    if unmatched and split == "train":
+        raise InputError(
+            f"group_regex={regex}: does not match {len(unmatched)} of {len(files)} image names, "
+            f"the first is {unmatched[0]}; set group_regex='(.+)' for independent images"
+        )
     return [
         Sample(
             image=image,
-            group=group_from_stem(image.stem, settings.group_regex),
+            group=group_from_stem(image.stem, regex),
             mask=mask,
             fold=-1,
             dataset_format=settings.dataset_format,
             class_map=class_map,
         )
-        for image, mask in get_format(settings).list_files(settings, split)
+        for image, mask in files
     ]
 
 
@@ -115,6 +131,8 @@ def drop_empty_masks(samples: list[Sample]) -> list[Sample]:
     empty_values = [0, IGNORE] if samples[0].class_map.has_background else [IGNORE]
     is_empty = [np.isin(read_sample_mask(sample), empty_values).all() for sample in samples]
     dropped = [s.image_id for s, empty in zip(samples, is_empty, strict=True) if empty]
+    if len(dropped) == len(samples):
+        raise InputError(f"skip_empty=true: all {len(samples)} masks show only background")
     print(f"skip_empty: {len(dropped)} masks show only background: {', '.join(dropped[:5])}")
     return [s for s, empty in zip(samples, is_empty, strict=True) if not empty]
 
@@ -122,14 +140,6 @@ def drop_empty_masks(samples: list[Sample]) -> list[Sample]:
 def load_test_samples(settings: Settings) -> list[Sample]:
     """Return the samples to predict in order, with masks if the data set has them."""
     return load_samples(settings, "test")[: settings.max_images or None]
-
-
-def has_test_images(settings: Settings) -> bool:
-    return get_format(settings).has_test_images(settings)
-
-
-def find_test_images_dir(settings: Settings) -> Path:
-    return get_format(settings).find_test_images_dir(settings)
 
 
 # ---------------------------------------------------------------- identity of a data set
@@ -146,6 +156,8 @@ def dataset_fingerprint(samples: Sequence[Sample]) -> str:
             f"Scheme(names={classes.names}, colours={classes.colors}, "
             f"table={classes.value_to_class}, unsure={classes.max_color_distance})"
         )
+    if classes.mask_threshold:
+        lines.append(f"mask_threshold={classes.mask_threshold}")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
 
 

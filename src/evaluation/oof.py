@@ -156,6 +156,23 @@ def score_summary(scores: Scores) -> str:
     return f"of all pixels: mean IoU {pooled['iou']:.4f}, accuracy {pooled['accuracy']:.4f}"
 
 
+def warn_of_constant_masks(scores: Scores) -> None:
+    """Print a warning if every image has the same predicted area of each class, as it is for a
+    network that gives the same mask for every image."""
+    if scores.is_binary:
+        areas = scores.table[["predicted_area"]].to_numpy()
+    else:
+        confusion = scores.per_image["confusion"]
+        areas = confusion.sum(axis=1) / confusion.sum(axis=(1, 2))[:, None]
+    if len(areas) > 1 and (areas == areas[0]).all():
+        states = {0.0: "empty", 1.0: "full"} if scores.is_binary else {}
+        state = states.get(areas[0, 0], "the same")
+        print(
+            f"warning: all {len(areas)} predicted masks are {state}: the network has learned "
+            "nothing from the images; check the masks, or train longer or with another lr"
+        )
+
+
 def choose_binarizer(settings: Settings, scores: Scores) -> Binarizer:
     """Return threshold and steps from the settings, else those with the best out-of-fold score."""
     if not scores.is_binary:

@@ -4,12 +4,14 @@ from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+
 from core import cli, config, distributed, process_env, run_folder
 from core.errors import InputError
 from core.files import folder_lock
 from core.settings import MAY_DIFFER_ON_RESUME, Settings
 from data import csv_files, datasets
-from data.classes import ClassMap
+from data.classes import IGNORE, ClassMap
 from data.sample import Sample
 from models import checkpoint
 from models.build import build_model
@@ -94,17 +96,36 @@ def check_folds(settings: Settings, folds: list[int], samples: list[Sample]) -> 
             f"batch_size={settings.batch_size}: is the total over {processes} GPUs; set "
             f"batch_size={processes} or more"
         )
+    with_images = sorted({sample.fold for sample in samples})
     for fold in folds:
-        if len({sample.fold == fold for sample in samples}) < 2:
+        if fold not in with_images or len(with_images) < 2:
             raise InputError(
-                f"fold={fold}: needs groups inside and outside it in {settings.data_dir}"
+                f"fold={fold}: needs groups inside and outside it; {settings.data_dir} has images "
+                f"only of fold {', '.join(map(str, with_images))} in {settings.folds_csv}"
             )
+        require_two_classes([sample for sample in samples if sample.fold != fold])
     _check_loss(settings, samples[0].class_map)
     # Reports an unknown encoder, or weights that do not fit, before minutes of decoding.
     model = build_model(settings, len(samples[0].class_map.names), not settings.init_run)
     for fold in folds:
         if path := find_initial_weights(settings, fold, samples):
             checkpoint.load_weights(path, model, "the network of this run")
+
+
+def require_two_classes(samples: list[Sample]) -> None:
+    """Raise InputError if all masks show one and the same class. Reads masks until another one is
+    seen."""
+    seen = set()
+    for sample in samples:
+        seen |= {*np.unique(datasets.read_sample_mask(sample)).tolist()} - {IGNORE}
+        if len(seen) > 1:
+            return
+    names = ("empty", "full") if sample.class_map.is_binary else sample.class_map.names
+    raise InputError(
+        f"{sample.mask.parent}: all {len(samples)} masks that would be trained on are "
+        f"{names[min(seen)] if seen else 'to be ignored'}, {sample.mask.name} for example; a "
+        "network cannot learn from them"
+    )
 
 
 def _check_loss(settings: Settings, class_map: ClassMap) -> None:

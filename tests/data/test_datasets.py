@@ -1,16 +1,20 @@
 """Samples of the tiny data set in the competition's layout: pairing, groups, folds, splits."""
 
+import re
 import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from tiny_datasets import make_data, write_mask
+from PIL import Image
+from tiny_datasets import draw_car, make_data, write_mask
 
 from core import config
 from core.errors import InputError
 from core.settings import Settings
-from data import datasets
+from data import datasets, rle
+from data.classes import IGNORE
+from data.formats import carvana
 from data.sample import Sample
 
 
@@ -65,17 +69,217 @@ def test_load_training_samples_with_skip_empty_drops_empty_masks(data_dir, capsy
     assert capsys.readouterr().out == f"skip_empty: 1 masks show only background: {name}\n"
 
 
-def test_load_training_samples_rejects_names_that_group_regex_does_not_match(data_dir):
-    shutil.move(data_dir / "train/000000000001_02.jpg", data_dir / "train/car.jpg")
-    masks = data_dir / "train_masks"
-    shutil.move(masks / "000000000001_02_mask.gif", masks / "car_mask.gif")
-    with pytest.raises(InputError, match=r"car: .*group_regex"):
+def test_load_training_samples_counts_names_that_group_regex_does_not_match(data_dir):
+    for i, name in enumerate(("car", "another car")):
+        shutil.move(data_dir / f"train/00000000000{i}_02.jpg", data_dir / f"train/{name}.jpg")
+        masks = data_dir / "train_masks"
+        shutil.move(masks / f"00000000000{i}_02_mask.gif", masks / f"{name}_mask.gif")
+    message = "does not match 2 of 12 image names, the first is another car; set group_regex='(.+)'"
+    with pytest.raises(InputError, match=re.escape(message)):
         datasets.load_training_samples(tiny_settings(data_dir))
 
 
-def test_load_training_samples_without_folder_explains_the_download(tmp_path):
-    with pytest.raises(InputError, match=r"kaggle competitions download.*recipe=demo"):
+def test_drop_empty_masks_rejects_a_data_set_without_object(data_dir):
+    for path in (data_dir / "train_masks").iterdir():
+        write_mask(path, np.zeros((48, 72), bool))
+    with pytest.raises(InputError, match="skip_empty=true: all 12 masks show only background"):
+        datasets.load_training_samples(tiny_settings(data_dir, "skip_empty=true"))
+
+
+# ---------------------------------------------------------------- images and masks
+
+
+def rename_masks(data_dir, pattern):
+    """Rename the masks; {} is the stem of the image."""
+    for path in list((data_dir / "train_masks").iterdir()):
+        stem = path.stem.removesuffix("_mask")
+        path.rename(path.with_name(pattern.format(stem) + path.suffix))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "args"),
+    [
+        ("{}", []),
+        ("{}_mask", ["mask_name={stem}_mask"]),
+        ("{}_segmentation", ["mask_name={stem}_segmentation"]),
+        ("mask of {}", ["mask_name=mask of {stem}"]),
+    ],
+)
+def test_load_samples_finds_masks_of_other_names(data_dir, pattern, args):
+    rename_masks(data_dir, pattern)
+    samples = datasets.load_samples(tiny_settings(data_dir, *args), "train")
+    assert [sample.mask.stem for sample in samples] == [pattern.format(s.image_id) for s in samples]
+
+
+@pytest.mark.parametrize("value", ["segmentation", "{stem}_x.png", "{name}_mask", "masks/{stem}"])
+def test_mask_name_must_contain_the_stem_and_no_suffix(data_dir, value):
+    with pytest.raises(InputError, match=r"mask_name=.*must be empty or a name with {stem}"):
+        tiny_settings(data_dir, f"mask_name={value}")
+
+
+def test_load_samples_suggests_the_mask_name_of_the_files_that_are_there(data_dir):
+    rename_masks(data_dir, "{}_segmentation")
+    with pytest.raises(InputError) as raised:
+        datasets.load_samples(tiny_settings(data_dir), "train")
+    assert str(raised.value) == (
+        f"{data_dir}/train_masks: 12 of 12 images have no mask, the first is 000000000000_01.jpg, "
+        "whose mask is named 000000000000_01_mask or 000000000000_01; set "
+        "mask_name='{stem}_segmentation'; 12 masks have no image or are a second one, the first is "
+        "000000000000_01_segmentation.gif"
+    )
+
+
+def test_load_samples_counts_all_mismatches_at_once(data_dir):
+    for name in ("train/000000000000_01.jpg", "train/000000000001_01.jpg"):
+        (data_dir / name).unlink()
+    for view in (1, 2, 3):
+        (data_dir / f"train_masks/000000000002_0{view}_mask.gif").unlink()
+    masks = data_dir / "train_masks"
+    shutil.copy(masks / "000000000003_01_mask.gif", masks / "000000000003_01.png")
+    with pytest.raises(InputError, match=r"3 of 10 images have no mask.*; 3 masks have no"):
+        datasets.load_samples(tiny_settings(data_dir), "train")
+
+
+@pytest.mark.parametrize("suffix", ["webp", "bmp", "tif", "tiff", "jfif", "gif", "png", "JPG"])
+def test_load_samples_accepts_every_image_type_for_images_and_masks(data_dir, suffix):
+    for folder in ("train", "train_masks"):
+        for path in list((data_dir / folder).iterdir()):
+            image = Image.open(path).convert("RGB")
+            path.unlink()
+            image.save(path.with_suffix(f".{suffix}"), lossless=True, quality=100)
+    samples = datasets.load_training_samples(tiny_settings(data_dir, "mask_threshold=128"))
+    assert len(samples) == 12 and datasets.check_sizes(samples) == {(48, 72)}
+    expected = draw_car(0, 1, (48, 72))[1]
+    assert (datasets.read_sample_mask(samples[0]) == expected).mean() > 0.995
+
+
+def test_check_sizes_counts_all_masks_of_another_size(data_dir):
+    for view in (1, 2):
+        write_mask(
+            data_dir / f"train_masks/000000000001_0{view}_mask.gif", np.zeros((72, 48), bool)
+        )
+    samples = datasets.load_training_samples(tiny_settings(data_dir))
+    with pytest.raises(InputError) as raised:
+        datasets.check_sizes(samples)
+    assert str(raised.value) == (
+        f"{samples[3].mask}: is 48×72 but 000000000001_01.jpg is 72×48; EXIF turns only one of the "
+        "two upright: turn the other (2 such files)"
+    )
+
+
+# ---------------------------------------------------------------- missing folders
+
+
+def test_load_samples_without_folders_shows_what_is_there(tmp_path):
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(InputError) as raised:
         datasets.load_training_samples(tiny_settings(tmp_path))
+    assert str(raised.value) == (
+        f"{tmp_path}: holds images/, masks/; expected train/, train_masks/; "
+        "set data_dir=..., see docs/own-images.md"
+    )
+
+
+def test_load_samples_explains_the_download_only_for_the_competition(tmp_path, monkeypatch):
+    monkeypatch.setattr(carvana, "ROOT", tmp_path)
+    data_dir = tmp_path / "input/carvana"
+    args = [f"data_dir={data_dir}"]
+    for dataset_name, is_explained in (("carvana", True), ("mine", False)):
+        settings = config.load_settings([*args, f"dataset_name={dataset_name}"])
+        with pytest.raises(InputError, match="input/carvana/train/") as raised:
+            datasets.load_training_samples(settings)
+        assert ("kaggle competitions download" in str(raised.value)) == is_explained
+
+
+# ---------------------------------------------------------------- train_masks.csv
+
+
+def write_masks_csv(data_dir):
+    """Replace train_masks/ by train_masks.csv; return the masks by image id."""
+    samples = datasets.load_samples(tiny_settings(data_dir), "train")
+    masks = {sample.image_id: datasets.read_sample_mask(sample) for sample in samples}
+    lines = [f"{image_id}.jpg,{rle.encode(mask)}" for image_id, mask in masks.items()]
+    (data_dir / "train_masks.csv").write_text("\n".join(["img,rle_mask", *lines]) + "\n")
+    shutil.rmtree(data_dir / "train_masks")
+    return masks
+
+
+def test_train_masks_csv_stands_in_for_the_folder(data_dir):
+    masks = write_masks_csv(data_dir)
+    samples = datasets.load_training_samples(tiny_settings(data_dir))
+    assert datasets.check_sizes(samples) == {(48, 72)} and len(samples) == len(masks) == 12
+    for sample in samples:
+        assert np.array_equal(datasets.read_sample_mask(sample), masks[sample.image_id])
+
+
+def test_train_masks_csv_is_checked(data_dir):
+    write_masks_csv(data_dir)
+    path = data_dir / "train_masks.csv"
+    text = path.read_text()
+    path.write_text(text.replace("000000000001_02.jpg", "x.jpg"))
+    with pytest.raises(InputError, match=r"1 of 12 images have no mask.*1 masks .* is x$"):
+        datasets.load_samples(tiny_settings(data_dir), "train")
+    (data_dir / "train_masks.csv").rename(data_dir / "other.csv")
+    other = data_dir / "other" / "train_masks.csv"
+    shutil.copytree(data_dir / "train", other.parent / "train")
+    other.write_text(text.replace("000000000001_02.jpg,", "000000000001_02.jpg,3456 2 "))
+    samples = datasets.load_samples(tiny_settings(other.parent), "train")
+    with pytest.raises(InputError, match=r"train_masks\.csv: 000000000001_02\.jpg: run .* begins"):
+        datasets.check_sizes(samples)
+
+
+# ---------------------------------------------------------------- classes.csv
+
+CLASSES = "value,name,color\n7,car,#0000ff\n0,background,black\n9,tree,green\n255,ignore,\n"
+
+
+def write_labels(data_dir, classes=CLASSES):
+    """Turn the masks into index files of 0, 7 and 255, with classes.csv."""
+    (data_dir / "classes.csv").write_text(classes)
+    for path in list((data_dir / "train_masks").iterdir()):
+        values = np.asarray(Image.open(path)) * np.uint8(7)
+        values[0] = 255
+        Image.fromarray(values).save(path.with_suffix(".png"))
+        path.unlink()
+
+
+def test_classes_csv_makes_classes_of_the_values(data_dir):
+    write_labels(data_dir)
+    settings = tiny_settings(data_dir)
+    class_map = datasets.get_class_map(settings)
+    assert class_map.names == ("background", "car", "tree") and class_map.has_background
+    assert class_map.colors == ((0, 0, 0), (0, 0, 255), (0, 128, 0)) and not class_map.is_binary
+    samples = datasets.load_training_samples(settings)
+    classes = datasets.read_sample_mask(samples[0])
+    expected = draw_car(0, 1, (48, 72))[1].astype(np.uint8)
+    expected[0] = IGNORE
+    assert np.array_equal(classes, expected)
+
+
+def test_classes_csv_must_list_all_values(data_dir):
+    write_labels(data_dir, CLASSES.replace("7,car", "8,car"))
+    samples = datasets.load_training_samples(tiny_settings(data_dir))
+    with pytest.raises(InputError, match="contains the value 7; expected only 0, 8, 9, 255"):
+        datasets.read_sample_mask(samples[0])
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (CLASSES.replace("7,", "0,"), "value '0'; expected different numbers, 0 to 255"),
+        (CLASSES.replace("7,", "seven,"), "value 'seven'"),
+        (CLASSES.replace("7,", "256,"), "value '256'"),
+        (CLASSES.replace("tree", "car"), "two or more different names"),
+        ("value,name,color\n1,car,red\n255,ignore,\n", "two or more different names"),
+        (CLASSES.replace("green", "greenish"), "unknown color specifier: 'greenish'"),
+        (CLASSES.replace("value", "id"), "expected the header value,name,color"),
+    ],
+)
+def test_classes_csv_is_checked(data_dir, classes, message):
+    (data_dir / "classes.csv").write_text(classes)
+    with pytest.raises(InputError, match=rf"classes\.csv: .*{message}"):
+        datasets.get_class_map(tiny_settings(data_dir))
 
 
 # ---------------------------------------------------------------- test samples
@@ -104,10 +308,18 @@ def test_load_test_samples_rejects_a_folder_that_differs_from_sample_submission(
         datasets.load_test_samples(tiny_settings(data_dir))
 
 
+def test_load_test_samples_needs_no_group(data_dir):
+    (data_dir / "sample_submission.csv").unlink()
+    shutil.move(data_dir / "test/000000000004_01.jpg", data_dir / "test/holiday.jpg")
+    samples = datasets.load_test_samples(tiny_settings(data_dir))
+    assert [s.group for s in samples] == ["000000000004"] * 2 + ["000000000005"] * 3 + ["holiday"]
+
+
 def test_has_test_images_looks_for_the_folder(data_dir):
-    assert datasets.has_test_images(tiny_settings(data_dir))
+    settings = tiny_settings(data_dir)
+    assert datasets.get_format(settings).has_test_images(settings)
     shutil.rmtree(data_dir / "test")
-    assert not datasets.has_test_images(tiny_settings(data_dir))
+    assert not datasets.get_format(settings).has_test_images(settings)
 
 
 # ---------------------------------------------------------------- identity

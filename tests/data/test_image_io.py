@@ -31,21 +31,172 @@ def test_read_image_rejects_a_truncated_file(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
     cv2.imwrite(str(path), draw_car(0, 1, (48, 72))[0])
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(InputError, match=f"a{suffix}: cannot be decoded"):
+    with pytest.raises(InputError, match=f"a{suffix}: cannot be read as an image .*truncated"):
         image_io.read_image(path)
 
 
-@pytest.mark.parametrize("foreground", [1, 255])
-def test_read_mask_is_true_above_zero(tmp_path, foreground):
-    values = np.array([[0, foreground], [foreground, 0]], np.uint8)
-    Image.fromarray(values).save(tmp_path / "m.png")
-    assert (image_io.read_mask(tmp_path / "m.png") == (values > 0)).all()
+# ---------------------------------------------------------------- file types
+
+PHOTOGRAPH = cv2.resize(draw_car(0, 1, (48, 72))[0], (60, 40))
+FILE_TYPES = {
+    "a.jpg": {"quality": 95},
+    "a.jfif": {"format": "JPEG", "quality": 95},
+    "a.png": {},
+    "a.bmp": {},
+    "a.gif": {},
+    "a.tif": {},
+    "a.tiff": {"compression": "jpeg", "quality": 95},
+    "a.webp": {"quality": 95},
+    "progressive.jpeg": {"quality": 95, "progressive": True},
+    "lossless.webp": {"lossless": True},
+    "png named.jpg": {"format": "PNG"},
+    "webp named.png": {"format": "WEBP", "quality": 95},
+}
 
 
-def test_read_mask_rejects_three_values(tmp_path):
-    Image.fromarray(np.array([[0, 1, 2]], np.uint8)).save(tmp_path / "m.png")
-    with pytest.raises(InputError, match=r"m\.png: .*found more values"):
-        image_io.read_mask(tmp_path / "m.png")
+def assert_shows(pixels: np.ndarray, expected: np.ndarray) -> None:
+    """Assert that the pixels are the expected ones but for compression."""
+    assert pixels.dtype == np.uint8 and pixels.shape == expected.shape
+    assert pixels.flags.c_contiguous
+    assert np.abs(pixels.astype(int) - expected).mean() < 6
+
+
+@pytest.mark.parametrize("name", FILE_TYPES)
+def test_read_image_reads_every_file_type_by_its_content(tmp_path, name):
+    Image.fromarray(PHOTOGRAPH).save(tmp_path / name, **FILE_TYPES[name])
+    assert_shows(image_io.read_image(tmp_path / name), PHOTOGRAPH)
+    assert image_io.read_image_size(tmp_path / name) == (40, 60)
+
+
+def gray_photograph() -> np.ndarray:
+    return np.asarray(Image.fromarray(PHOTOGRAPH).convert("L"))
+
+
+UNUSUAL_IMAGES = {
+    "gray.png": lambda: Image.fromarray(gray_photograph()),
+    "gray.tif": lambda: Image.fromarray(gray_photograph()),
+    "16_bits.png": lambda: Image.fromarray(gray_photograph().astype(np.uint16) * 257),
+    "16_bits.tif": lambda: Image.fromarray(gray_photograph().astype(np.uint16) * 257),
+    "gray_alpha.png": lambda: Image.fromarray(gray_photograph()).convert("LA"),
+    "alpha.png": lambda: Image.fromarray(np.dstack([PHOTOGRAPH, PHOTOGRAPH[..., 0]])),
+    "alpha.tif": lambda: Image.fromarray(np.dstack([PHOTOGRAPH, PHOTOGRAPH[..., 0]])),
+    "palette.png": lambda: Image.fromarray(PHOTOGRAPH).quantize(256),
+    "palette.bmp": lambda: Image.fromarray(PHOTOGRAPH).quantize(256),
+    "four_bits.bmp": lambda: Image.fromarray(PHOTOGRAPH).quantize(12),
+    "cmyk.jpg": lambda: Image.fromarray(PHOTOGRAPH).convert("CMYK"),
+    "cmyk.tif": lambda: Image.fromarray(PHOTOGRAPH).convert("CMYK"),
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL_IMAGES)
+def test_read_image_converts_every_color_mode_to_rgb(tmp_path, name):
+    image = UNUSUAL_IMAGES[name]()
+    image.save(tmp_path / name, **({"quality": 95} if name.endswith("jpg") else {}))
+    is_gray = "gray" in name or "16_bits" in name
+    expected = np.dstack([gray_photograph()] * 3) if is_gray else PHOTOGRAPH
+    assert_shows(image_io.read_image(tmp_path / name), expected)
+
+
+def test_read_image_ignores_what_a_phone_appends_to_a_jpeg(tmp_path):
+    path = tmp_path / "motion photograph.jpg"
+    Image.fromarray(PHOTOGRAPH).save(path, quality=95)
+    path.write_bytes(path.read_bytes() + b"\0\0\0\x18ftypmp42" + b"\0" * 10_000)
+    assert_shows(image_io.read_image(path), PHOTOGRAPH)
+    picture = Image.fromarray(PHOTOGRAPH)
+    picture.save(tmp_path / "two.jpg", "MPO", save_all=True, append_images=[picture.rotate(180)])
+    assert_shows(image_io.read_image(tmp_path / "two.jpg"), PHOTOGRAPH)
+
+
+# ---------------------------------------------------------------- orientation
+
+L_SHAPE = np.zeros((16, 24), np.uint8)
+L_SHAPE[2:10, 3:17] = L_SHAPE[8:14, 3:9] = 255
+UPRIGHT = {  # EXIF orientation → what a viewer shows
+    1: L_SHAPE,
+    2: L_SHAPE[:, ::-1],
+    3: L_SHAPE[::-1, ::-1],
+    4: L_SHAPE[::-1],
+    5: L_SHAPE.T,
+    6: np.rot90(L_SHAPE, 3),
+    7: L_SHAPE[::-1, ::-1].T,
+    8: np.rot90(L_SHAPE),
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+def test_image_mask_and_size_are_turned_as_exif_demands(tmp_path, suffix, orientation):
+    path, exif = tmp_path / f"a.{suffix}", Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(L_SHAPE).save(path, exif=exif, quality=100)
+    expected = UPRIGHT[orientation]
+    assert_shows(image_io.read_image(path), np.dstack([expected] * 3))
+    assert np.array_equal(image_io.read_mask(path, 128), expected > 0)
+    assert image_io.read_image_size(path) == expected.shape
+    if suffix in ("png", "tif"):
+        assert np.array_equal(image_io.read_label_values(path), expected)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_read_image_compares_min_size_with_the_upright_image(tmp_path, orientation):
+    path, exif = tmp_path / "a.jpg", Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.kron(L_SHAPE, np.ones((8, 8), np.uint8))).save(path, exif=exif)
+    height, width = image_io.read_image_size(path)
+    quarter = height // 4, width // 4
+    assert image_io.read_image(path, quarter).shape[:2] == quarter
+    assert image_io.read_image(path, (quarter[0] + 1, 1)).shape[:2] == (height // 2, width // 2)
+
+
+# ---------------------------------------------------------------- files that are not one picture
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tif"])
+def test_reading_rejects_a_file_of_several_pictures(tmp_path, suffix):
+    path, picture = tmp_path / f"a.{suffix}", Image.fromarray(PHOTOGRAPH)
+    picture.save(path, save_all=True, append_images=[picture.rotate(180)])
+    for read in (image_io.read_image, image_io.read_mask, image_io.read_image_size):
+        with pytest.raises(InputError, match=f"a.{suffix}: contains 2 pictures; save the one"):
+            read(path)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("n_channels", [1, 3])
+def test_read_image_rejects_12_bits_in_16(tmp_path, suffix, n_channels):
+    path, values = tmp_path / f"a.{suffix}", gray_photograph().astype(np.uint16)
+    for scale, is_valid in ((16, False), (257, True), (0, True)):
+        cv2.imwrite(str(path), np.dstack([values * scale] * n_channels))
+        if is_valid:
+            expected = gray_photograph() * np.uint8(scale > 0)
+            assert_shows(image_io.read_image(path), np.dstack([expected] * 3))
+        else:
+            with pytest.raises(InputError, match=f"a.{suffix}: its 16-bit values use 12 bits"):
+                image_io.read_image(path)
+
+
+def test_read_image_rejects_values_of_32_bits(tmp_path):
+    Image.fromarray(gray_photograph().astype(np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(InputError, match=r"a\.tif: .*32 bits; save it with 8 or 16 bits"):
+        image_io.read_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize(
+    ("start", "remedy"),
+    [
+        (b"\0\0\0\x18ftypheic", "convert HEIC to JPEG"),
+        (b"\0\0\0\x18ftypmif1", "convert HEIC to JPEG"),
+        (b"\0\0\0\x18ftypmp42", "ffmpeg"),
+        (b"\0\0\0\x14ftypqt  ", "ffmpeg"),
+        (b"\x1aE\xdf\xa3 a webm", "ffmpeg"),
+        (b"RIFF\0\0\0\0AVI ", "ffmpeg"),
+        (b"something else", "download it again"),
+    ],
+)
+def test_reading_explains_what_to_do_with_heic_and_videos(tmp_path, start, remedy):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(start + b"\0" * 100)
+    with pytest.raises(InputError, match=f"a.jpg: cannot be read as an image .*{remedy}"):
+        image_io.read_image(path)
 
 
 # ---------------------------------------------------------------- damaged files

@@ -1,4 +1,4 @@
-"""The interface of a data set format, and listing of files that several formats share."""
+"""The interface of a data set format."""
 
 from pathlib import Path
 
@@ -11,7 +11,6 @@ from data.classes import ClassMap, decode_values
 from data.sample import Sample
 
 FilePairs = list[tuple[Path, Path | None]]  # image and mask file (None: unknown)
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png"}
 
 
 class DatasetFormat:
@@ -54,35 +53,14 @@ class DatasetFormat:
         height, width = self.read_native_size(sample)
         mask_height, mask_width = image_io.read_image_size(sample.mask)
         if (mask_height, mask_width) != (height, width):
+            is_turned = (mask_width, mask_height) == (height, width)
+            hint = "; EXIF turns only one of the two upright: turn the other" * is_turned
             raise InputError(
                 f"{sample.mask}: is {mask_width}×{mask_height} but {sample.image.name} is "
-                f"{width}×{height}"
+                f"{width}×{height}{hint}"
             )
         return height, width
 
     def fold_stratum(self, group: str) -> str:
         """Return the stratum of a group: folds.py spreads each stratum evenly over the folds."""
         return ""
-
-
-def list_images(folder: Path) -> list[Path]:
-    """Return the image files in `folder`, sorted by name; InputError if two have the same stem."""
-    images: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
-            continue
-        if path.stem in images:
-            raise InputError(f"{path}: {images[path.stem].name} has the same stem; remove one")
-        images[path.stem] = path
-    if not images:
-        raise InputError(f"{folder}: contains no {', '.join(sorted(IMAGE_SUFFIXES))} file")
-    return list(images.values())
-
-
-def require_path(path: Path, description: str) -> Path:
-    """Return `path`, or raise InputError if it does not exist."""
-    if not path.exists():
-        raise InputError(
-            f"{path}: is missing; expected {description}, see input/README.md, or set data_dir=..."
-        )
-    return path

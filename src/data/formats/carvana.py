@@ -1,82 +1,121 @@
 """The Carvana Image Masking Challenge, and any data set in its layout.
 
-train/<car>_<view>.jpg with train_masks/<car>_<view>_mask.gif, test/, sample_submission.csv; other
-names and suffixes are accepted.
+train/<car>_<view>.jpg with train_masks/<car>_<view>_mask.gif, test/, sample_submission.csv. Other
+names and image types are accepted, train_masks.csv in place of train_masks/, and with a classes.csv
+masks of several classes.
 """
 
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
+from core.config import ROOT
 from core.errors import InputError
-from core.settings import Settings
-from data import image_io
+from core.settings import FIELDS, Settings
+from data import image_io, rle
 from data.classes import ClassMap
-from data.csv_files import read_submission_names
-from data.formats.base import DatasetFormat, FilePairs, list_images
+from data.csv_files import read_class_map, read_csv_strict, read_submission_names
+from data.formats.base import DatasetFormat, FilePairs
+from data.image_files import list_images, require_paths
 from data.sample import Sample
 
-MASK_SUFFIXES = {".gif", ".png"}
+DOWNLOAD_REMEDY = (
+    "; download the competition's data with `kaggle competitions download -c "
+    "carvana-image-masking-challenge` and unzip it as input/README.md describes, set data_dir=..., "
+    "or use recipe=demo, which needs no data"
+)
 
 
 class Carvana(DatasetFormat):
     def list_files(self, settings: Settings, split: str) -> FilePairs:
-        """Pair train/ with train_masks/; list test/ in the order of sample_submission.csv, or by
-        name if there is no such file."""
-        images = list_images(require_images_dir(settings, split))
+        """Pair train/ with the masks; list test/ in the order of sample_submission.csv, or by name
+        if there is no such file."""
+        images_dir, masks = images_dir_of(settings, split), masks_path(settings)
+        required = (images_dir, masks) if split == "train" else (images_dir,)
+        require_paths(*required, remedy=download_remedy(settings))
+        images = list_images(images_dir)
         if split == "train":
-            return pair_images_with_masks(images, Path(settings.data_dir) / "train_masks")
+            return pair_images_with_masks(images, masks, settings.mask_name)
         names = read_submission_names(settings)
         ordered = images if names is None else order_by_names(images, names)
         return [(image, None) for image in ordered]
 
     def make_class_map(self, settings: Settings) -> ClassMap:
-        return ClassMap(("car",), ((60, 220, 90),))
+        path = Path(settings.data_dir) / "classes.csv"
+        if path.exists():
+            return read_class_map(path)
+        return ClassMap(("car",), ((60, 220, 90),), mask_threshold=settings.mask_threshold)
 
     def find_test_images_dir(self, settings: Settings) -> Path:
-        return images_dir(settings, "test")
+        return images_dir_of(settings, "test")
 
     def read_mask(self, sample: Sample) -> np.ndarray:
-        return image_io.read_mask(sample.mask)
+        if not sample.class_map.is_binary:
+            return super().read_mask(sample)
+        if sample.mask.suffix == ".csv":
+            return decode_from_csv(sample, self.read_native_size(sample))
+        return image_io.read_mask(sample.mask, sample.class_map.mask_threshold)
+
+    def check_size(self, sample: Sample) -> tuple[int, int]:
+        if sample.mask.suffix == ".csv":
+            return self.read_mask(sample).shape
+        return super().check_size(sample)
 
 
-def images_dir(settings: Settings, split: str) -> Path:
+def images_dir_of(settings: Settings, split: str) -> Path:
     """Return data_dir/train or data_dir/test, or their _hq versions."""
     return Path(settings.data_dir) / (f"{split}_hq" if settings.use_hq_images else split)
 
 
-def require_images_dir(settings: Settings, split: str) -> Path:
-    path = images_dir(settings, split)
-    if not path.is_dir():
-        raise InputError(
-            f"{path}: no such folder; set data_dir=..., or download the competition's data with "
-            "`kaggle competitions download -c carvana-image-masking-challenge` and unzip it as "
-            "input/README.md describes, or use recipe=demo, which needs no data"
-        )
-    return path
+def masks_path(settings: Settings) -> Path:
+    """Return data_dir/train_masks, or train_masks.csv if only that exists."""
+    folder = Path(settings.data_dir) / "train_masks"
+    csv = folder.with_suffix(".csv")
+    return csv if csv.exists() and not folder.exists() else folder
 
 
-def pair_images_with_masks(images: list[Path], masks_dir: Path) -> FilePairs:
-    """Return (image, mask) of each image; InputError if one of the two is missing."""
-    masks: dict[str, Path] = {}
-    for path in sorted(masks_dir.iterdir()) if masks_dir.is_dir() else []:
-        if path.suffix.lower() in MASK_SUFFIXES and not path.name.startswith("."):
-            stem = path.stem.removesuffix("_mask")
-            if stem in masks:
-                raise InputError(f"{path}: {masks[stem].name} is a mask of the same image")
-            masks[stem] = path
-    unpaired = [image.stem for image in images if image.stem not in masks]
+def download_remedy(settings: Settings) -> str:
+    """Return what to do if data_dir lacks files; the download only for the competition's folder."""
+    is_default = Path(settings.data_dir).absolute() == ROOT / FIELDS["data_dir"].default
+    if is_default and settings.dataset_name == "carvana":
+        return DOWNLOAD_REMEDY
+    return "; set data_dir=..., see docs/own-images.md"
+
+
+# ---------------------------------------------------------------- which mask is whose
+
+
+def pair_images_with_masks(images: list[Path], masks: Path, mask_name: str) -> FilePairs:
+    """Return (image, mask) of each image; InputError that counts the files without partner."""
+    is_csv = masks.suffix == ".csv"
+    if is_csv:
+        unused = {stem: stem for stem in read_encoded_masks(masks)}
+    else:
+        unused = {path.stem: path.name for path in list_images(masks)}
+    patterns = ["{stem}"] if is_csv else [mask_name] if mask_name else ["{stem}_mask", "{stem}"]
+    pairs, unpaired, problems = [], [], []
+    for image in images:
+        names = [pattern.replace("{stem}", image.stem) for pattern in patterns]
+        mask = next((unused.pop(name) for name in names if name in unused), None)
+        pairs.append((image, masks if is_csv else masks / str(mask)))
+        unpaired += [] if mask else [(image, names)]
     if unpaired:
-        path = masks_dir / f"{unpaired[0]}_mask.gif"
-        raise InputError(
-            f"{path}: is missing ({len(unpaired)} of {len(images)} images have no mask)"
+        image, names = unpaired[0]
+        problems.append(
+            f"{len(unpaired)} of {len(images)} images have no mask, the first is {image.name}, "
+            f"whose mask is named {' or '.join(names)}"
         )
-    orphans = sorted(masks.keys() - {image.stem for image in images})
-    if orphans:
-        raise InputError(
-            f"{masks[orphans[0]]}: is a mask without an image ({len(orphans)} in total)"
+        if similar := [stem for stem in unused if image.stem in stem]:
+            problems.append(f"set mask_name='{similar[0].replace(image.stem, '{stem}')}'")
+    if unused:
+        problems.append(
+            f"{len(unused)} masks have no image or are a second one, the first is "
+            f"{min(unused.values())}"
         )
-    return [(image, masks[image.stem]) for image in images]
+    if problems:
+        raise InputError(f"{masks.absolute()}: {'; '.join(problems)}")
+    return pairs
 
 
 def order_by_names(images: list[Path], names: list[str]) -> list[Path]:
@@ -92,3 +131,20 @@ def order_by_names(images: list[Path], names: list[str]) -> list[Path]:
             f"{len(missing)} missing and {len(extra)} extra images"
         )
     return [by_name[name] for name in names]
+
+
+# ---------------------------------------------------------------- train_masks.csv
+
+
+@lru_cache(maxsize=1)
+def read_encoded_masks(path: Path) -> dict[str, str]:
+    """Return image stem → run lengths of a csv as the submission."""
+    table = read_csv_strict(path, ["img", "rle_mask"])
+    return dict(zip(table["img"].map(lambda name: Path(name).stem), table["rle_mask"], strict=True))
+
+
+def decode_from_csv(sample: Sample, size: tuple[int, int]) -> np.ndarray:
+    try:
+        return rle.decode(read_encoded_masks(sample.mask)[sample.image_id], size)
+    except ValueError as error:
+        raise InputError(f"{sample.mask}: {sample.image.name}: {error}") from None

@@ -12,7 +12,8 @@ from core.errors import InputError
 from core.settings import Settings
 from data import image_io
 from data.classes import IGNORE, ClassMap, decode_colors
-from data.formats.base import DatasetFormat, FilePairs, list_images, require_path
+from data.formats.base import DatasetFormat, FilePairs
+from data.image_files import list_images, require_paths
 from data.sample import Sample
 
 # Name, RGB, train id (IGNORE: not among the 19 evaluated classes) of label ids 0 to 33.
@@ -60,17 +61,19 @@ class Cityscapes(DatasetFormat):
     """leftImg8bit/<split>/<city>/*_leftImg8bit.png, gtFine/<split>/<city>/*_gtFine_labelIds.png."""
 
     def list_files(self, settings: Settings, split: str) -> FilePairs:
-        folder = Path("leftImg8bit") / SPLIT_FOLDERS[split]
-        images_dir = require_path(Path(settings.data_dir) / folder, "the folder of images")
-        labels_dir = Path(settings.data_dir) / "gtFine" / SPLIT_FOLDERS[split]
+        images_dir, labels_dir = (
+            Path(settings.data_dir) / kind / SPLIT_FOLDERS[split]
+            for kind in ("leftImg8bit", "gtFine")
+        )
+        require_paths(images_dir, labels_dir)
         files = []
-        for city in sorted(path for path in images_dir.iterdir() if path.is_dir()):
+        for city in sorted(images_dir.glob("*/")):
             for image in list_images(city):
                 name = image.stem.removesuffix("_leftImg8bit") + "_gtFine_labelIds.png"
-                label = require_path(labels_dir / city.name / name, "the label of an image")
-                files.append((image, label))
+                files.append((image, labels_dir / city.name / name))
         if not files:
             raise InputError(f"{images_dir}: contains no folder of a city")
+        require_paths(*(label for _, label in files))
         return files
 
     def make_class_map(self, settings: Settings) -> ClassMap:
@@ -92,8 +95,7 @@ class CityscapesPairs(Cityscapes):
 
     def list_files(self, settings: Settings, split: str) -> FilePairs:
         folder = Path(settings.data_dir) / SPLIT_FOLDERS[split]
-        images = list_images(require_path(folder, "the folder of image pairs"))
-        return [(image, image) for image in images]
+        return [(pair, pair) for pair in list_images(folder)]
 
     def find_test_images_dir(self, settings: Settings) -> Path:
         return Path(settings.data_dir) / SPLIT_FOLDERS["test"]

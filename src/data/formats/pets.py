@@ -6,7 +6,8 @@ from pathlib import Path
 from core.errors import InputError
 from core.settings import Settings
 from data.classes import IGNORE, ClassMap
-from data.formats.base import DatasetFormat, FilePairs, require_path
+from data.formats.base import DatasetFormat, FilePairs
+from data.image_files import require_paths
 
 PET_COLOR, BACKGROUND_COLOR, BORDER_COLOR = (240, 150, 40), (40, 60, 90), (240, 240, 240)
 LISTS = {"train": "trainval.txt", "test": "test.txt"}
@@ -15,19 +16,17 @@ LISTS = {"train": "trainval.txt", "test": "test.txt"}
 class Pets(DatasetFormat):
     def list_files(self, settings: Settings, split: str) -> FilePairs:
         root = Path(settings.data_dir)
-        list_path = require_path(root / "annotations" / LISTS[split], "the list of images")
-        files = []
-        for line in list_path.read_text(encoding="utf-8").splitlines():
-            if line.strip() and not line.startswith("#"):
-                name = line.split()[0]
-                image = root / "images" / f"{name}.jpg"
-                trimap = root / "annotations" / "trimaps" / f"{name}.png"
-                require_path(image, f"an image of {list_path.name}")
-                require_path(trimap, f"a trimap of {list_path.name}")
-                files.append((image, trimap))
-        if not files:
+        list_path = root / "annotations" / LISTS[split]
+        require_paths(root / "images", list_path)
+        lines = list_path.read_text(encoding="utf-8").splitlines()
+        names = [line.split()[0] for line in lines if line.strip() and not line.startswith("#")]
+        if not names:
             raise InputError(f"{list_path}: lists no image")
-        return files
+        images = [root / "images" / f"{name}.jpg" for name in names]
+        trimaps = [root / "annotations" / "trimaps" / f"{name}.png" for name in names]
+        for paths in (images, trimaps):
+            require_paths(*paths, remedy=f", listed in {list_path}")
+        return list(zip(images, trimaps, strict=True))
 
     def make_class_map(self, settings: Settings) -> ClassMap:
         """Trimap values are 1 pet, 2 background, 3 border; trimap_border sets the class of 3."""

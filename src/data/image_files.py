@@ -1,0 +1,107 @@
+"""Image files in folders: which there are, what is left out, what is there if one is missing."""
+
+import difflib
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from core.errors import InputError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+HEIC_REMEDY = "convert HEIC to JPEG first, with `sips -s format jpeg` or `heif-convert`"
+VIDEO_REMEDY = "extract the frames of a video first, with `ffmpeg -i <video> frame_%04d.jpg`"
+MAX_LISTED = 3  # names of a folder's entries in a message
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Return the image files in `folder`, sorted by name; print what else it holds.
+
+    Raises InputError if there is no image, or if two have the same stem.
+    """
+    require_paths(folder)
+    images: dict[str, Path] = {}
+    doubled, left_out = [], []
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
+            left_out.append(path)
+        elif images.setdefault(path.stem, path) is not path:
+            doubled.append(path)
+    if doubled:
+        raise InputError(
+            f"{doubled[0].absolute()}: {images[doubled[0].stem].name} has the same stem; remove "
+            f"one ({len(doubled)} such pairs)"
+        )
+    if not images:
+        raise InputError(
+            f"{folder.absolute()}: {describe_folder(folder)}; expected images, that is "
+            f"{', '.join(IMAGE_SUFFIXES)} files{_remedy_for(left_out)}"
+        )
+    if left_out:
+        print(
+            f"{folder}: {len(images)} images; left out {_count_kinds(left_out)}, the first is "
+            f"{left_out[0].name}{_remedy_for(left_out)}"
+        )
+    return list(images.values())
+
+
+def _count_kinds(paths: Iterable[Path]) -> str:
+    """Return "2 .txt, 1 folder, 1 hidden"."""
+    counts = defaultdict(int)
+    for path in paths:
+        kind = "folder" if path.is_dir() else path.suffix.lower() or "without suffix"
+        counts["hidden" if path.name.startswith(".") else kind] += 1
+    return ", ".join(f"{count} {kind}" for kind, count in counts.items())
+
+
+def _remedy_for(paths: Iterable[Path]) -> str:
+    by_suffix = {path.suffix.lower(): path for path in paths}
+    return next(filter(None, map(foreign_file_remedy, by_suffix.values())), "")
+
+
+def foreign_file_remedy(path: Path) -> str:
+    """Return what to do about a HEIC photograph or a video, whatever its name, to be appended to a
+    message; "" for other files."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(12)
+    except OSError:
+        return ""
+    if start[4:8] == b"ftyp" and start[8:] in HEIC_BRANDS:
+        return f"; {HEIC_REMEDY}"
+    is_video = start[4:8] == b"ftyp" and start[8:12] not in (b"avif", b"avis")
+    if is_video or start[:4] == b"\x1aE\xdf\xa3" or start[8:] == b"AVI ":
+        return f"; {VIDEO_REMEDY}"
+    return ""
+
+
+# ---------------------------------------------------------------- what is there
+
+
+def describe_folder(folder: Path, like: str = "") -> str:
+    """Return "holds train/, a.jpg, b.jpg and 7 others", with names similar to `like` first."""
+    names = [path.name + "/" * path.is_dir() for path in folder.iterdir()]
+    similar = difflib.get_close_matches(like, names, MAX_LISTED)
+    names.sort(key=lambda name: (name not in similar, not name.endswith("/"), name))
+    return f"holds {list_names(names)}" if names else "is empty"
+
+
+def list_names(names: Sequence[str]) -> str:
+    """Return "a, b, c and 7 others"."""
+    listed = names if len(names) == MAX_LISTED + 1 else names[:MAX_LISTED]
+    others = f" and {len(names) - len(listed)} others" if len(names) > len(listed) else ""
+    return ", ".join(listed) + others
+
+
+def require_paths(*paths: Path, remedy: str = "") -> None:
+    """Raise InputError if one of the paths does not exist.
+
+    The message describes the nearest folder that exists, and lists all that is missing in it.
+    """
+    missing = [path.absolute() for path in paths if not path.exists()]
+    if missing:
+        folder = next(parent for parent in missing[0].parents if parent.is_dir())
+        expected = [path.relative_to(folder) for path in missing if path.is_relative_to(folder)]
+        found = describe_folder(folder, expected[0].parts[0])
+        names = list_names([f"{path}{'' if path.suffix else '/'}" for path in expected])
+        raise InputError(f"{folder}: {found}; expected {names}{remedy}")

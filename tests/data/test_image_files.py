@@ -1,0 +1,105 @@
+"""Listing of images, and messages about files that are missing."""
+
+from pathlib import Path
+
+import pytest
+
+from core.errors import InputError
+from data.image_files import IMAGE_SUFFIXES, describe_folder, list_images, require_paths
+from data.photographs import find_photographs
+
+HEIC = b"\0\0\0\x18ftypheic"
+
+
+def touch(folder: Path, *names: str) -> Path:
+    """Create empty files; names that end in / are folders."""
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir() if name.endswith("/") else path.touch()
+    return folder
+
+
+def error_line(function, *args, **options) -> str:
+    """Return the InputError of a call; one line."""
+    with pytest.raises(InputError) as raised:
+        function(*args, **options)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def test_list_images_returns_every_image_type_sorted(tmp_path, capsys):
+    names = [f"IMG {i}{suffix}" for i, suffix in enumerate(IMAGE_SUFFIXES)]
+    names += [f"{i}{suffix.upper()}" for i, suffix in enumerate(IMAGE_SUFFIXES)]
+    assert [path.name for path in list_images(touch(tmp_path, *names))] == sorted(names)
+    assert capsys.readouterr().out == ""
+
+
+def test_list_images_prints_what_it_leaves_out_in_one_line(tmp_path, capsys):
+    touch(tmp_path, "a.jpg", ".DS_Store", "._a.jpg", "labels.txt", "more.txt", "old/b.jpg", "notes")
+    (tmp_path / "IMG_1.HEIC").write_bytes(HEIC)
+    assert [path.name for path in list_images(tmp_path)] == ["a.jpg"]
+    line = (
+        f"{tmp_path}: 1 images; left out 2 hidden, 1 .heic, 2 .txt, 1 without suffix, 1 folder, "
+        "the first is .DS_Store; convert HEIC to JPEG first, with `sips -s format jpeg` or "
+        "`heif-convert`\n"
+    )
+    assert capsys.readouterr().out == line
+
+
+def test_list_images_counts_all_pairs_of_one_stem(tmp_path):
+    touch(tmp_path, "a.jpg", "a.png", "b.jpg", "b.webp", "c.jpg")
+    assert error_line(list_images, tmp_path) == (
+        f"{tmp_path}/a.png: a.jpg has the same stem; remove one (2 such pairs)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        ([], "is empty"),
+        (["a.heic"], "holds a.heic"),
+        (["cars/a.jpg", "x.txt"], "holds cars/, x.txt"),
+        ([f"{i}.mp4" for i in range(9)], "holds 0.mp4, 1.mp4, 2.mp4 and 6 others"),
+    ],
+)
+def test_list_images_without_an_image_shows_what_is_there(tmp_path, names, found):
+    line = error_line(list_images, touch(tmp_path, *names))
+    assert line.startswith(f"{tmp_path}: {found}; expected images, that is .jpg, .jpeg, ")
+
+
+def test_list_images_of_heic_alone_explains_the_conversion(tmp_path):
+    (tmp_path / "a.heic").write_bytes(HEIC)
+    assert "convert HEIC to JPEG" in error_line(list_images, tmp_path)
+
+
+def test_describe_folder_lists_similar_names_first(tmp_path):
+    touch(tmp_path, "images/", "a.txt", "b.txt", "c.txt", "train_mask/", "z.txt")
+    assert describe_folder(tmp_path) == "holds images/, train_mask/, a.txt and 3 others"
+    found = describe_folder(tmp_path, "train_masks/")
+    assert found == "holds train_mask/, images/, a.txt and 3 others"
+
+
+def test_require_paths_compares_what_is_there_with_what_is_expected(tmp_path):
+    touch(tmp_path, "images/", "masks/")
+    train, masks = tmp_path / "train", tmp_path / "train_masks"
+    line = f"{tmp_path}: holds images/, masks/; expected train/, train_masks/; do this"
+    assert error_line(require_paths, train, masks, remedy="; do this") == line
+    assert error_line(require_paths, tmp_path / "images", tmp_path / "x" / "folds.csv") == (
+        f"{tmp_path}: holds images/, masks/; expected x/folds.csv"
+    )
+    require_paths(tmp_path / "images", tmp_path / "masks")
+
+
+def test_messages_hold_absolute_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(touch(tmp_path, "holiday.jpg"))
+    line = f"{tmp_path}: holds holiday.jpg; expected holidays.jpg"
+    assert error_line(find_photographs, Path("holidays.jpg")) == line
+    assert error_line(require_paths, Path("a/b")) == f"{tmp_path}: holds holiday.jpg; expected a/b/"
+
+
+def test_find_photographs_explains_a_video(tmp_path):
+    (tmp_path / "clip.mov").write_bytes(b"\0\0\0\x14ftypqt  " + b"\0" * 99)
+    line = error_line(find_photographs, tmp_path / "clip.mov")
+    assert line.startswith(f"{tmp_path}/clip.mov: cannot be read as an image")
+    assert "ffmpeg" in line

@@ -1,0 +1,191 @@
+"""Every way in which a mask is saved reads to the same mask; other files are one line."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from conftest import REAL, needs_real_data
+from PIL import Image
+
+from core.errors import InputError
+from data import image_io
+
+MASK = np.zeros((12, 20), bool)
+MASK[2:6, 3:13] = MASK[4:9, 3:6] = True  # L-shaped, so that each turn and mirror image differs
+GRAY = MASK.astype(np.uint8)
+
+
+def paint(*colors: tuple[int, ...]) -> np.ndarray:
+    """Return the mask as H×W×C, background and object in two colors."""
+    return np.array(colors, np.uint8)[GRAY]
+
+
+def palette_image(indices: np.ndarray, *colors: tuple[int, int, int]) -> Image.Image:
+    image = Image.fromarray(indices.astype(np.uint8), "P")
+    image.putpalette(np.array(colors, np.uint8).tobytes())
+    return image
+
+
+BLACK, WHITE, RED, BLUE = (0, 0, 0), (255, 255, 255), (128, 0, 0), (0, 0, 255)
+SHADES = np.random.default_rng(0).integers(0, 256, (*MASK.shape, 3), np.uint8)
+
+# name of the file → image, and options of its saving
+SAME_MASKS = {
+    "competition.gif": (palette_image(GRAY, BLACK, WHITE), {}),
+    "gray_1.png": (Image.fromarray(GRAY), {}),
+    "gray_255.png": (Image.fromarray(GRAY * 255), {}),
+    "gray_200.bmp": (Image.fromarray(GRAY * 200), {}),
+    "gray_255.tif": (Image.fromarray(GRAY * 255), {}),
+    "gray_255.gif": (Image.fromarray(GRAY * 255), {}),
+    "gray_255.webp": (Image.fromarray(GRAY * 255), {"lossless": True}),
+    "bilevel.png": (Image.fromarray(MASK), {}),
+    "bilevel.bmp": (Image.fromarray(MASK), {}),
+    "bilevel.tif": (Image.fromarray(MASK), {}),
+    "bilevel_group4.tiff": (Image.fromarray(MASK), {"compression": "group4"}),
+    "white_is_zero.tif": (Image.fromarray(MASK), {"tiffinfo": {262: 0}}),
+    "16_bits_1.png": (Image.fromarray(GRAY.astype(np.uint16)), {}),
+    "16_bits_255.png": (Image.fromarray(GRAY.astype(np.uint16) * 255), {}),
+    "16_bits_65535.tif": (Image.fromarray(GRAY.astype(np.uint16) * 65535), {}),
+    "32_bits.tif": (Image.fromarray(GRAY.astype(np.int32)), {}),
+    "float.tif": (Image.fromarray(GRAY.astype(np.float32)), {}),
+    "rgb.png": (Image.fromarray(paint(BLACK, WHITE)), {}),
+    "rgb_1.png": (Image.fromarray(paint(BLACK, (1, 1, 1))), {}),
+    "red.png": (Image.fromarray(paint(BLACK, RED)), {}),
+    "blue.webp": (Image.fromarray(paint(BLACK, BLUE)), {"lossless": True}),
+    "rgb_saved_by_pillow.gif": (Image.fromarray(paint(BLACK, WHITE)), {}),  # index 0 is white
+    "white_first.png": (palette_image(1 - GRAY, WHITE, BLACK), {}),
+    "white_first.bmp": (palette_image(1 - GRAY, WHITE, BLACK), {}),
+    "voc.png": (palette_image(GRAY, BLACK, RED), {}),
+    "palette_1.png": (palette_image(GRAY * 3, BLACK, RED, RED, (1, 1, 1)), {}),
+    "quantized.png": (Image.fromarray(paint(BLACK, WHITE)).quantize(8), {}),
+    "interlaced.gif": (palette_image(GRAY, BLACK, WHITE), {"interlace": 1}),
+    "cmyk.tif": (Image.fromarray(paint(BLACK, WHITE)).convert("CMYK"), {}),
+    "gray_alpha.png": (Image.fromarray(GRAY * 255).convert("LA"), {}),
+    "opaque.png": (Image.fromarray(paint((*BLACK, 255), (*WHITE, 255))), {}),
+    "half_opaque.png": (Image.fromarray(paint((*BLACK, 128), (*WHITE, 128))), {}),
+    "cutout_white.png": (Image.fromarray(paint((*WHITE, 0), (*WHITE, 255))), {}),
+    "cutout_black.png": (Image.fromarray(paint((*BLACK, 0), (*BLACK, 255))), {}),
+    "cutout_black_on_hidden_white.png": (Image.fromarray(paint((*WHITE, 0), (*BLACK, 255))), {}),
+    "cutout.webp": (Image.fromarray(paint((*BLACK, 0), (*RED, 255))), {"lossless": True}),
+    "cutout.tif": (Image.fromarray(paint((*BLACK, 0), (*RED, 255))), {}),
+    "gray_cutout.png": (Image.fromarray(paint((7, 0), (7, 255))), {}),
+    "transparent_index.gif": (palette_image(GRAY, BLACK, WHITE), {"transparency": 0}),
+    "transparent_index.png": (palette_image(GRAY, WHITE, BLACK), {"transparency": 0}),
+    "alpha_and_color.png": (Image.fromarray(paint((*BLACK, 99), (*WHITE, 255))), {}),
+}
+
+
+def save(folder: Path, name: str, image: Image.Image, **options) -> Path:
+    image.save(folder / name, **options)
+    return folder / name
+
+
+@pytest.mark.parametrize("name", SAME_MASKS)
+def test_read_mask_reads_the_same_mask_from_every_file(tmp_path, name):
+    image, options = SAME_MASKS[name]
+    mask = image_io.read_mask(save(tmp_path, name, image, **options))
+    assert mask.dtype == bool and np.array_equal(mask, MASK)
+
+
+@pytest.mark.parametrize("value", [0, 1, 255])
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P"])
+def test_read_mask_of_one_value_is_empty_or_full(tmp_path, mode, value):
+    image = Image.fromarray(np.full((4, 6), value, np.uint8)).convert(mode)
+    mask = image_io.read_mask(save(tmp_path, "m.png", image))
+    assert mask.all() if value else not mask.any()
+
+
+def test_read_mask_of_a_transparent_file_of_one_color_is_empty(tmp_path):
+    image = Image.fromarray(np.full((4, 6, 4), (255, 255, 255, 0), np.uint8))
+    assert not image_io.read_mask(save(tmp_path, "m.png", image)).any()
+
+
+# ---------------------------------------------------------------- more than two values
+
+SOFT = cv2.GaussianBlur(GRAY * 255, (3, 3), 0)
+ALPHA_SOFT = np.dstack([np.full((*MASK.shape, 3), 255, np.uint8), SOFT])
+SOFT_MASKS = {
+    "soft.png": (Image.fromarray(SOFT), {}),
+    "soft_rgb.bmp": (Image.fromarray(np.dstack([SOFT] * 3)), {}),
+    "soft_blue.png": (Image.fromarray(np.dstack([SOFT * 0, SOFT * 0, SOFT])), {}),
+    "soft_16_bits.png": (Image.fromarray(SOFT.astype(np.uint16) * 257), {}),
+    "soft_alpha.png": (Image.fromarray(ALPHA_SOFT), {}),
+    "soft_premultiplied.png": (Image.fromarray(np.dstack([SOFT] * 4)), {}),
+}
+
+
+@pytest.mark.parametrize("name", SOFT_MASKS)
+def test_read_mask_needs_a_threshold_for_soft_edges(tmp_path, name):
+    path = save(tmp_path, name, SOFT_MASKS[name][0])
+    n_values = len(np.unique(SOFT))
+    with pytest.raises(InputError, match=rf"{name}: shows {n_values} .*mask_threshold=128"):
+        image_io.read_mask(path)
+    assert np.array_equal(image_io.read_mask(path, 128), SOFT >= 128)
+    assert np.array_equal(image_io.read_mask(path, 1), SOFT >= 1)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "jfif", "webp"])
+def test_read_mask_with_threshold_reads_lossy_files(tmp_path, suffix):
+    large = np.kron(GRAY * 255, np.ones((7, 7), np.uint8))
+    path = save(tmp_path, f"m.{suffix}", Image.fromarray(large), quality=80)
+    with pytest.raises(InputError, match="mask_threshold=128"):
+        image_io.read_mask(path)
+    assert (image_io.read_mask(path, 128) == (large > 0)).mean() > 0.995
+
+
+UNCLEAR_MASKS = {
+    "neither_black.png": (paint((50,) * 3, WHITE), "shows 2 values"),
+    "red_on_white.png": (paint(WHITE, RED), "shows 2 values"),
+    "three_values.png": (np.arange(240, dtype=np.uint8).reshape(12, 20) % 3, "shows 3 values"),
+    "photograph.png": (SHADES, "shows 240 values"),
+    "photograph_cutout.png": (np.dstack([SHADES, GRAY * 255]), "different shapes"),
+    "other_shape.png": (
+        np.dstack([paint(BLACK, WHITE), GRAY[::-1] * 155 + 100]),
+        "colors and its alpha channel show different shapes",
+    ),
+    "hidden_shape.png": (np.dstack([paint(BLACK, WHITE), GRAY * 0]), "different shapes"),
+}
+
+
+@pytest.mark.parametrize("name", UNCLEAR_MASKS)
+def test_read_mask_rejects_unclear_masks_in_one_line(tmp_path, name):
+    pixels, message = UNCLEAR_MASKS[name]
+    path = save(tmp_path, name, Image.fromarray(pixels))
+    with pytest.raises(InputError, match=f"{name}: .*{message}") as raised:
+        image_io.read_mask(path)
+    assert "\n" not in str(raised.value)
+
+
+@needs_real_data
+def test_read_mask_of_competition_files_is_the_palette_index():
+    for path in sorted((REAL / "carvana/train_masks").iterdir())[:8]:
+        with Image.open(path) as image:
+            assert np.array_equal(image_io.read_mask(path), np.asarray(image) > 0)
+
+
+# ---------------------------------------------------------------- labels of several classes
+
+LABELS = np.arange(240, dtype=np.uint8).reshape(12, 20) % 5
+
+
+@pytest.mark.parametrize(
+    ("name", "image"),
+    [
+        ("palette.png", palette_image(LABELS, WHITE, RED, BLUE, BLACK, RED)),
+        ("gray.png", Image.fromarray(LABELS)),
+        ("gray.tif", Image.fromarray(LABELS)),
+        ("16_bits.png", Image.fromarray(LABELS.astype(np.uint16))),
+        ("rgb.png", Image.fromarray(np.dstack([LABELS] * 3))),
+        ("gray_alpha.png", Image.fromarray(LABELS).convert("LA")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_read_label_values_reads_gray_values_and_palette_indices(tmp_path, name, image):
+    assert np.array_equal(image_io.read_label_values(save(tmp_path, name, image)), LABELS)
+
+
+def test_read_label_values_rejects_colors(tmp_path):
+    path = save(tmp_path, "color.png", Image.fromarray(paint(BLUE, RED)))
+    with pytest.raises(InputError, match=r"color\.png: shows colors; expected a gray or palette"):
+        image_io.read_label_values(path)
