@@ -102,9 +102,19 @@ def test_standalone_modules_import_nothing_of_ours(name):
     assert not imports_of(name)
 
 
+# What packages offer besides their modules, each with the reason.
+PACKAGE_EXPORTS = {
+    "inference": "from inference.trained_model import load",  # the interface for Python users
+}
+
+
 def test_packages_are_one_docstring():
     for name in sorted({MODULES[name].parent for name in MODULES if name not in SCRIPTS}):
         body = ast.parse((name / "__init__.py").read_text(encoding="utf-8")).body
+        if name.name in PACKAGE_EXPORTS:
+            exported = body.pop(1)
+            assert ast.unparse(exported) == PACKAGE_EXPORTS[name.name]
+            assert ast.unparse(body.pop(1)).startswith("__all__"), name
         assert len(body) == 1, name
         assert isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant), name
 

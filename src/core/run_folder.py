@@ -47,6 +47,11 @@ def masks_dir(run_dir: Path) -> Path:
     return run_dir / "masks"
 
 
+def onnx_path(run_dir: Path, fold: int | None) -> Path:
+    """output/<run>/<run>.onnx, or <run>_fold<k>.onnx of a single fold"""
+    return run_dir / (f"{run_dir.name}.onnx" if fold is None else f"{run_dir.name}_fold{fold}.onnx")
+
+
 def photographs_dir(run_dir: Path, name: str) -> Path:
     """output/<run>/<name>: masks and cut-outs of photographs; InputError for a name in use."""
     if name in ("", masks_dir(run_dir).name) or re.fullmatch(r"fold\d+|.*\.chunks", name):
@@ -69,8 +74,9 @@ def finished_folds(run_dir: Path) -> list[int]:
 
 
 def has_started(run_dir: Path) -> bool:
-    """Whether the run has weights or a snapshot of any fold."""
-    return any(run_dir.glob("fold*/best.safetensors")) or any(run_dir.glob("fold*/resume/*.pt"))
+    """Whether the run, or a stage of it, has weights or a snapshot of any fold."""
+    folders = [*run_dir.glob("fold*"), *run_dir.glob("stage*/fold*")]
+    return any((f / "best.safetensors").exists() or any(f.glob("resume/*.pt")) for f in folders)
 
 
 def read_run_settings(run_dir: Path) -> dict[str, Any]:

@@ -40,9 +40,11 @@ def predict_photographs(settings: Settings, model: TrainedModel) -> None:
         empty += [] if result.mask.any() else [photograph.name]
     if not class_map.is_binary:
         write_image(folder / "legend.png", visualize.draw_legend(class_map))
-    print(f"{len(photographs)} photographs of {path}: see {folder}")
+    count = len(photographs)
+    print(f"{count} photograph{'s' * (count > 1)} of {path}: see {folder}")
     if empty:
-        print(f"{len(empty)} of {len(photographs)} masks are empty; the first is of {empty[0]}")
+        verb = "is" if len(empty) == 1 else "are"
+        print(f"{len(empty)} of {count} masks {verb} empty; the first is of {empty[0]}")
 
 
 def check_background(settings: Settings, class_map: ClassMap) -> None:

@@ -95,14 +95,13 @@ def read_background(background: str | os.PathLike, size: Size) -> np.ndarray:
     Raises InputError if it is neither the name or #rrggbb of a color nor a picture file.
     """
     text = os.path.expanduser(background)
-    try:
-        return np.full((*size, 3), ImageColor.getrgb(text)[:3], np.uint8)
-    except ValueError:
-        if not Path(text).is_file():
-            raise InputError(
-                f"background={text}: neither a picture file nor a color; write a color as "
-                "'#ffffff' or as a name such as white"
-            ) from None
+    if color := _parse_color(text):
+        return np.full((*size, 3), color, np.uint8)
+    if not Path(text).is_file():
+        raise InputError(
+            f"background={text}: neither a picture file nor a color; write a color as '#ffffff' or "
+            "as a name such as white"
+        )
     picture = read_image(Path(text))
     scale = max(side / old for side, old in zip(size, picture.shape[:2], strict=True))
     height, width = (
@@ -112,6 +111,15 @@ def read_background(background: str | os.PathLike, size: Size) -> np.ndarray:
     picture = cv2.resize(picture, (width, height), interpolation=interpolation)
     top, left = (height - size[0]) // 2, (width - size[1]) // 2
     return picture[top : top + size[0], left : left + size[1]]
+
+
+def _parse_color(text: str) -> tuple[int, ...] | None:
+    """Return the RGB values of a color; None if the text is none, or has an opacity."""
+    try:
+        color = ImageColor.getrgb(text)
+    except ValueError:
+        return None
+    return color if len(color) == 3 else None
 
 
 def put_on_background(cutout: np.ndarray, background: np.ndarray) -> np.ndarray:

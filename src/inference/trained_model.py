@@ -3,7 +3,6 @@
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import torch
@@ -30,22 +29,6 @@ class TrainedModel:
 
     def __init__(self, members: list[EnsembleMember], binarizer: Binarizer, settings: Settings):
         self.members, self.binarizer, self.settings = members, binarizer, settings
-
-    @classmethod
-    def load(cls, run_dir: str | os.PathLike, device: str = "auto") -> Self:
-        """Load output/<run>, or output/<run>+<run> of an ensemble.
-
-        Raises InputError if the folder holds no trained run.
-        """
-        run_dir = Path(os.path.expanduser(run_dir))
-        stored = read_predictor(run_dir)
-        settings, members = Settings(device=device), []
-        for network in stored.networks:
-            path = run_dir / network.path
-            model, settings, _ = checkpoint.load_model(path, pick_device(Settings(device=device)))
-            members.append(make_member(model, settings, network.weight))
-        settings = replace(settings, device=device, tta=stored.tta)
-        return cls(members, stored.binarizer, settings)
 
     def __call__(self, image: str | os.PathLike | np.ndarray) -> Segmentation:
         """Return the probability and the mask of a photograph at its own size.
@@ -80,6 +63,21 @@ class TrainedModel:
         ):
             [probabilities] = forward_members(self.members, [loaded], self.settings, device)
         return weighted_mean(probabilities, image.shape[:2])
+
+
+def load(run_dir: str | os.PathLike, device: str = "auto") -> TrainedModel:
+    """Return the networks of the run output/<run>, or of the ensemble output/<run>+<run>.
+
+    `device` is "auto", "cpu" or "cuda". Raises InputError if the folder holds no trained run.
+    """
+    run_dir = Path(os.path.expanduser(run_dir))
+    stored = read_predictor(run_dir)
+    target, members = pick_device(Settings(device=device)), []
+    for network in stored.networks:
+        model, settings, _ = checkpoint.load_model(run_dir / network.path, target)
+        members.append(make_member(model, settings, network.weight))
+    settings = replace(settings, device=device, tta=stored.tta)
+    return TrainedModel(members, stored.binarizer, settings)
 
 
 def _channels_first(image: np.ndarray) -> Tensor:

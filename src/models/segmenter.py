@@ -57,6 +57,9 @@ def reflect_pad(x: Tensor, left: int, right: int, top: int, bottom: int) -> Tens
     """Pad images B×C×H×W by reflection, or by repeating the last pixel along an axis that is too
     short to be reflected."""
     height, width = x.shape[-2:]
+    if torch.compiler.is_exporting():  # F.pad takes no dynamic size, and no axis is too short
+        rows, columns = _reflected(height, top, bottom), _reflected(width, left, right)
+        return x[..., rows, :][..., columns]
     if left or right:
         mode = "reflect" if max(left, right) < width else "replicate"
         x = F.pad(x, (left, right, 0, 0), mode=mode)
@@ -64,6 +67,12 @@ def reflect_pad(x: Tensor, left: int, right: int, top: int, bottom: int) -> Tens
         mode = "reflect" if max(top, bottom) < height else "replicate"
         x = F.pad(x, (0, 0, top, bottom), mode=mode)
     return x
+
+
+def _reflected(size: int, before: int, after: int) -> Tensor:
+    """Return the indices of an axis of `size` pixels that is padded by reflection."""
+    index = torch.arange(-before, size + after).abs()
+    return torch.where(index < size, index, 2 * (size - 1) - index)
 
 
 def count_parameters(network: nn.Module) -> int:

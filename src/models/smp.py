@@ -53,7 +53,8 @@ def build_smp(settings: Settings, n_classes: int, is_pretrained: bool) -> Segmen
 
 def round_up_to_stride(size: int) -> int:
     """Return the smallest multiple of the encoders' stride from `size` on."""
-    return -(-size // ENCODER_STRIDE) * ENCODER_STRIDE
+    # Only numbers above 0 are divided: ONNX rounds towards 0, Python down.
+    return (size + ENCODER_STRIDE - 1) // ENCODER_STRIDE * ENCODER_STRIDE
 
 
 @cache  # torch drops the operators with the Library object, which the cache keeps

@@ -1,0 +1,108 @@
+"""A page in the browser: drop a photograph, see its mask and cut-out, and move the threshold.
+
+Needs `pip install -r requirements-app.txt`. Only this machine can open the page, unless the
+environment variable GRADIO_SERVER_NAME=0.0.0.0 is set; GRADIO_SERVER_PORT chooses the port.
+"""
+
+import importlib.util
+import os
+import re
+import threading
+from typing import TYPE_CHECKING
+
+from core import cli, config
+from core.errors import InputError
+
+if __name__ == "__main__":
+    cli.check_arguments()  # before the imports that take seconds
+
+import numpy as np
+
+from inference import load
+from inference.segmentation import Segmentation
+from inference.trained_model import TrainedModel
+
+if TYPE_CHECKING:
+    from gradio import Blocks
+
+TRANSPARENT, COLORED = "transparent", "one color"
+
+
+def segment(model: TrainedModel, path: str | None) -> Segmentation | None:
+    """Return the prediction of an uploaded file; None if the page has none."""
+    return model(path) if path else None
+
+
+def draw(
+    result: Segmentation | None, threshold: float, background: str, color: str
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Return the mask and the cut-out at a threshold; no network runs."""
+    if result is None:
+        return None, None
+    result = result.with_threshold(threshold)
+    cutout = result.cutout(to_hex(color) if background == COLORED else None)
+    return result.mask.astype(np.uint8) * 255, cutout
+
+
+def to_hex(color: str) -> str:
+    """Convert the color picker's 'rgba(255, 127.5, 0, 1)' to '#ff8000'; '#rrggbb' stays."""
+    if color.startswith("#"):
+        return color
+    red, green, blue = (round(float(number)) for number in re.findall(r"[\d.]+", color)[:3])
+    return f"#{red:02x}{green:02x}{blue:02x}"
+
+
+def build_page(model: TrainedModel, title: str) -> "Blocks":
+    """Return the page; its state is the Segmentation of the photograph."""
+    import gradio as gr
+
+    def segment_or_explain(path: str | None) -> Segmentation | None:
+        try:
+            return segment(model, path)
+        except InputError as error:
+            name = f"{error}".rpartition("/")[2]  # without the folder of uploaded files
+            raise gr.Error(name, print_exception=False) from None
+
+    with gr.Blocks(title=title, analytics_enabled=False) as page:
+        gr.Markdown(f"# {title}")
+        result = gr.State()
+        with gr.Row():
+            # `filepath` and no mode: the file as it was uploaded, which the network reads itself.
+            photograph = gr.Image(type="filepath", image_mode=None, label="Photograph")
+            options = {"format": "png", "interactive": False, "buttons": ["download", "fullscreen"]}
+            mask = gr.Image(image_mode="L", label="Mask", **options)
+            cutout = gr.Image(image_mode="RGBA", label="Cut-out", **options)
+        with gr.Row():
+            best = round(model.binarizer.threshold, 3)
+            threshold = gr.Slider(0.001, 0.999, best, step=0.001, label="Threshold")
+            background = gr.Radio([TRANSPARENT, COLORED], value=TRANSPARENT, label="Background")
+            color = gr.ColorPicker("#ffffff", label="Color")
+        drawing = {"fn": draw, "inputs": [result, threshold, background, color]}
+        drawing["outputs"] = [mask, cutout]
+        photograph.change(segment_or_explain, photograph, result).then(**drawing)
+        for control, event in ((threshold, "release"), (background, "change"), (color, "change")):
+            getattr(control, event)(**drawing)
+    return page
+
+
+def main(args: list[str]) -> None:
+    settings = config.load_settings(args)
+    if importlib.util.find_spec("gradio") is None:
+        raise InputError("gradio is missing; install it with `pip install -r requirements-app.txt`")
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    model = load(settings.run_dir, settings.device)
+    model(np.zeros((64, 64, 3), np.uint8)).cutout()  # a run of several classes ends here
+    page = build_page(model, f"{settings.run}: mask and cut-out of a photograph")
+    try:
+        _, url, _ = page.launch(quiet=True, prevent_thread_lock=True, footer_links=[])
+    except OSError as error:  # the port is in use
+        raise InputError(f"{error}".splitlines()[0]) from None
+    print(f"open {url} in a browser; Ctrl-C ends it", flush=True)
+    try:
+        threading.Event().wait()  # until a signal
+    finally:
+        page.close(verbose=False)
+
+
+if __name__ == "__main__":
+    cli.run_main(main)

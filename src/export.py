@@ -1,0 +1,76 @@
+"""Write the networks of a run to one ONNX file: output/<run>/<run>.onnx.
+
+The graph holds the mean over folds and flips, with normalization and padding. It maps uint8 RGB
+images B×3×H×W, resized as for training, to probabilities. `fold=0 tta=none` exports one network.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from core import cli
+from core.settings import Settings
+
+if __name__ == "__main__":
+    cli.check_arguments()  # before the imports that take seconds
+
+import numpy as np
+
+from core import run_folder
+from core.errors import InputError
+from data import datasets, image_io
+from data.photographs import find_photographs
+from data.preprocess import Preprocessing, preprocess_image
+from evaluation import ensemble, oof
+from inference.onnx_export import MeanProbability, check_exportable, export_onnx
+
+
+def read_photograph(settings: Settings) -> np.ndarray:
+    """Return the first photograph of the setting `images`, or the first test image."""
+    if settings.images:
+        return image_io.read_image(find_photographs(Path(settings.images))[0])
+    try:
+        return datasets.read_sample_image(datasets.load_test_samples(settings)[0])
+    except InputError as error:
+        raise InputError(
+            f"{error}; the file is compared with torch on a photograph: set images=photo.jpg"
+        ) from None
+
+
+def to_check_images(photograph: np.ndarray, preprocessing: Preprocessing) -> list[np.ndarray]:
+    """Return two batches B×3×h×w uint8: the preprocessed photograph, and a part of it twice."""
+    image = preprocess_image(photograph, preprocessing).transpose(2, 0, 1)[None]
+    height, width = image.shape[2:]
+    part = image[..., : height - height // 5, : width - width // 7]
+    return [np.ascontiguousarray(image), np.concatenate([part, part[..., ::-1]])]
+
+
+def main(args: list[str]) -> None:
+    settings = replace(ensemble.settings_for_prediction(args), device="cpu")
+    photograph = read_photograph(settings)
+    run_weights, scores = ensemble.weights_and_scores(settings)
+    members = [*ensemble.load_members(settings, run_weights).values()]
+    check_exportable(members, settings)
+    preprocessing, binarizer = members[0].preprocessing, oof.choose_binarizer(settings, scores)
+    size = "x".join(map(str, preprocessing.size or ["native"]))
+    metadata = {
+        "run": settings.run,
+        "classes": ",".join(datasets.get_class_map(settings).names),
+        "size": size,
+        "resize_mode": settings.resize_mode,
+        "tta": settings.tta,
+        "threshold": str(binarizer.threshold),
+        "postprocess": ",".join(binarizer.steps),
+    }
+    path = run_folder.onnx_path(settings.run_dir, settings.fold)
+    images = to_check_images(photograph, preprocessing)
+    difference = export_onnx(path, MeanProbability(members, settings), metadata, images)
+    count = f"{len(members)} network{'s' if len(members) > 1 else ''}"
+    print(
+        f"{path}: {count}, tta={settings.tta}, {path.stat().st_size / 2**20:.1f} MiB\n"
+        f"images: uint8 RGB B×3×H×W, resized to {size}; probability: float32 B×C×H×W, differs from "
+        f"torch's by {difference:.1e} at most"
+    )
+
+
+if __name__ == "__main__":
+    cli.run_main(main)

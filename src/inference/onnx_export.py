@@ -1,0 +1,100 @@
+"""Export of an ensemble to one ONNX graph: images → mean probability."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from core.errors import InputError
+from core.files import atomic_write
+from core.settings import Settings
+from inference.predictor import EnsembleMember, predict_probability_tta
+from models.segmenter import Segmenter
+
+MAX_BYTES = 2**31 - 2**20  # of weights: protobuf, in which ONNX is stored, ends at 2 GiB
+MAX_DIFFERENCE = 1e-3  # of a probability between onnxruntime and torch
+EXAMPLE_SHAPE = (2, 3, 512, 544)  # the exporter takes a size of 1 for a constant
+
+
+class MeanProbability(nn.Module):
+    """Maps uint8 RGB images B×3×H×W to the weighted mean of the members' probabilities over the
+    test-time augmentation, float32 B×C×H×W."""
+
+    def __init__(self, members: list[EnsembleMember], settings: Settings):
+        super().__init__()
+        self.networks = nn.ModuleList(member.network for member in members)
+        self.weights = [member.weight for member in members]
+        self.settings = settings
+
+    def forward(self, images: Tensor) -> Tensor:
+        mean = 0.0
+        for network, weight in zip(self.networks, self.weights, strict=True):
+            probability = predict_probability_tta(network, images, self.settings)
+            mean = mean + weight / sum(self.weights) * probability
+        return mean
+
+
+def check_exportable(members: list[EnsembleMember], settings: Settings) -> None:
+    """Raise InputError if one graph cannot hold the members."""
+    preprocessings = {member.preprocessing for member in members}
+    if len(preprocessings) > 1:
+        sizes = " and ".join(str(p.size or "native") for p in preprocessings)
+        raise InputError(f"runs={settings.runs}: need images of {sizes}; export each run alone")
+    if settings.reduce_colors:
+        raise InputError(f"reduce_colors={settings.reduce_colors}: ONNX cannot reduce colors")
+    if settings.tile_size:
+        raise InputError(f"tile_size={settings.tile_size}: ONNX predicts whole images")
+    n_bytes = sum(t.nbytes for member in members for t in member.network.state_dict().values())
+    if n_bytes > MAX_BYTES:
+        raise InputError(
+            f"{len(members)} networks have {n_bytes / 2**30:.1f} GiB of weights, and an ONNX file "
+            "ends at 2 GiB; export one fold, as with fold=0"
+        )
+
+
+def smallest_side(network: Segmenter) -> int:
+    """Return the smallest image side from which on padding by reflection is possible."""
+    sides = range(1, EXAMPLE_SHAPE[2])
+    too_short = [side for side in sides if (network.input_size(side) - side + 1) // 2 >= side]
+    return max(too_short, default=0) + 1
+
+
+def export_onnx(
+    path: Path, model: MeanProbability, metadata: dict[str, str], images: list[np.ndarray]
+) -> float:
+    """Write the model to `path` with dynamic batch, height and width.
+
+    Compares its output with torch's on `images`, each B×3×h×w uint8, and returns the largest
+    difference; above MAX_DIFFERENCE nothing is written and InputError is raised.
+    """
+    side = max(smallest_side(network) for network in model.networks)
+    sizes = {0: ("batch", 1), 2: ("height", side), 3: ("width", side)}
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of its own internals
+        program = torch.onnx.export(
+            model.eval(),
+            (torch.zeros(EXAMPLE_SHAPE, dtype=torch.uint8),),
+            verbose=False,
+            input_names=["images"],
+            output_names=["probability"],
+            dynamic_shapes=[
+                {axis: torch.export.Dim(name, min=least) for axis, (name, least) in sizes.items()}
+            ],
+        )
+    program.model.metadata_props.update(metadata | {"smallest_side": str(side)})
+    with atomic_write(path) as tmp_path:
+        program.save(tmp_path)
+        difference = max(_difference(tmp_path, model, each) for each in images)
+        if not difference <= MAX_DIFFERENCE:
+            raise InputError(f"{path}: not written; it differs from torch by {difference:.1e}")
+    return difference
+
+
+@torch.inference_mode()
+def _difference(path: Path, model: MeanProbability, images: np.ndarray) -> float:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    [found] = session.run(None, {"images": images})
+    return float(np.abs(found - model(torch.from_numpy(images)).numpy()).max())

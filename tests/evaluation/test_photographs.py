@@ -1,0 +1,171 @@
+"""predict.py images=...: pictures of any photograph, in a folder of their own."""
+
+import os
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+from conftest import assert_input_error, assert_rejected, prediction_args, run_script
+from PIL import Image
+from tiny_datasets import draw_car
+
+import predict
+from data import image_io
+
+
+@pytest.fixture
+def arguments(run_copy):
+    return prediction_args(run_copy.args)
+
+
+@pytest.fixture
+def run_dir(run_copy):
+    return run_copy.output_dir / "tiny"
+
+
+def draw_photograph(path, size=(50, 80), **options):
+    image, _ = draw_car(7, 0, size)
+    Image.fromarray(image).save(path, **options)
+    return path
+
+
+def read_cutout(path):
+    return np.asarray(Image.open(path))
+
+
+def files_below(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_predict_writes_mask_cutout_and_overlay_of_a_photograph(
+    arguments, run_dir, tmp_path, capsys
+):
+    photograph = draw_photograph(tmp_path / "my holiday.png")  # matches no group_regex
+    before = files_below(run_dir.parent)
+    predict.main([*arguments, f"images={photograph}"])
+    folder = run_dir / "my holiday"
+    assert f"1 photograph of {photograph}: see {folder}" in capsys.readouterr().out
+    names = {"mask.png", "cutout.png", "overlay.jpg"}
+    assert {path.name for path in folder.iterdir()} == {f"my holiday_{name}" for name in names}
+    mask = image_io.read_mask(folder / "my holiday_mask.png")
+    cutout = read_cutout(folder / "my holiday_cutout.png")
+    assert mask.shape == (50, 80) and cutout.shape == (50, 80, 4)
+    assert cv2.imread(str(folder / "my holiday_mask.png"), cv2.IMREAD_UNCHANGED).max() == 255
+    assert 0.1 < mask.mean() < 0.6
+    assert (mask[cutout[..., 3] == 255]).all() and not mask[cutout[..., 3] == 0].any()
+    assert ((cutout[..., 3] > 0) & (cutout[..., 3] < 255)).any()  # soft
+    # Nothing else changed, the submission and its kin least of all.
+    after = files_below(run_dir.parent)
+    assert {path: data for path, data in after.items() if folder not in path.parents} == before
+
+
+def test_predict_takes_a_folder_of_photographs_of_any_size_and_orientation(
+    arguments, run_dir, tmp_path, capsys
+):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    image, true = draw_car(7, 0, (48, 72))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    Image.fromarray(np.rot90(image).copy()).save(photos / "turned.png", exif=exif)
+    Image.fromarray(image).save(photos / "upright.png")
+    draw_photograph(photos / "large.jpg", (480, 330), quality=95)
+    predict.main([*arguments, f"images={photos}/"])
+    assert f"3 photographs of {photos}: see {run_dir / 'photos'}" in capsys.readouterr().out
+    masks = {
+        name: image_io.read_mask(run_dir / "photos" / f"{name}_mask.png")
+        for name in ("turned", "upright", "large")
+    }
+    assert masks["large"].shape == (480, 330)
+    assert (masks["turned"] == masks["upright"]).all()
+    assert np.mean(masks["upright"] == true) > 0.9
+    assert read_cutout(run_dir / "photos/turned_cutout.png").shape == (48, 72, 4)
+
+
+def test_predict_reads_paths_from_the_folder_in_which_the_command_is_typed(
+    arguments, run_dir, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    draw_photograph(tmp_path / "here.png")
+    draw_photograph(tmp_path / "home.png")
+    relative = [f"output_dir={os.path.relpath(run_dir.parent)}", "images=here.png"]
+    predict.main([*arguments, *relative])
+    predict.main([*arguments, "images=~/home.png"])
+    assert (run_dir / "here/here_mask.png").exists() and (run_dir / "home/home_mask.png").exists()
+
+
+def test_predict_puts_the_object_on_another_background(arguments, run_dir, tmp_path):
+    photograph, hall = draw_photograph(tmp_path / "car.png"), tmp_path / "hall.png"
+    Image.new("RGB", (20, 20), (10, 200, 30)).save(hall)
+    for background, color in (("#ff0000", (255, 0, 0)), (hall, (10, 200, 30))):
+        predict.main([*arguments, f"images={photograph}", f"background={background}"])
+        picture = image_io.read_image(run_dir / "car/car_background.jpg").astype(int)
+        outside = read_cutout(run_dir / "car/car_cutout.png")[..., 3] == 0
+        inner = cv2.erode(outside.astype(np.uint8), np.ones((17, 17))) > 0  # JPEG blurs the edge
+        assert inner.any() and np.abs(picture[inner] - color).max() < 6
+
+
+def test_predict_names_photographs_without_an_object(arguments, run_dir, tmp_path, capsys):
+    Image.new("RGB", (60, 40), (200, 200, 200)).save(tmp_path / "empty.png")
+    predict.main([*arguments, f"images={tmp_path}/empty.png", "threshold=0.999"])
+    assert "1 of 1 masks is empty; the first is of empty.png" in capsys.readouterr().out
+    assert not read_cutout(run_dir / "empty/empty_cutout.png").any()
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def test_predict_explains_what_is_no_photograph(arguments, tmp_path):
+    draw_photograph(tmp_path / "holiday.jpg")
+    (tmp_path / "notes.txt").write_text("hello")
+    (tmp_path / "film.mp4").write_bytes(b"\0\0\0\x18ftypisom\0\0\2\0isomiso2")
+    (tmp_path / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    (tmp_path / "none").mkdir()
+    for name, parts in {
+        "holidy.jpg": (f"{tmp_path}: holds holiday.jpg", "expected holidy.jpg"),
+        "notes.txt": ("notes.txt: cannot be read as an image",),
+        "film.mp4": ("film.mp4", "ffmpeg"),
+        "phone.heic": ("phone.heic", "convert HEIC to JPEG"),
+        "none": ("none: is empty; expected images",),
+    }.items():
+        assert_input_error(predict.main, [*arguments, f"images={tmp_path / name}"], *parts)
+    assert_rejected(run_script("predict.py", *arguments, f"images={tmp_path}/notes.txt"), "notes")
+
+
+def test_predict_of_a_mixed_folder_names_what_it_leaves_out(arguments, run_dir, tmp_path, capsys):
+    photos = tmp_path / "mixed"
+    photos.mkdir()
+    draw_photograph(photos / "a.png")
+    (photos / "notes.txt").write_text("hello")
+    (photos / "film.mp4").write_bytes(b"\0\0\0\x18ftypisom")
+    (photos / "below").mkdir()
+    predict.main([*arguments, f"images={photos}"])
+    assert (run_dir / "mixed/a_mask.png").exists()
+    assert "1 images; left out 1 folder, 1 .mp4, 1 .txt" in capsys.readouterr().out
+    (photos / "b.jpg").write_text("no image")
+    assert_input_error(predict.main, [*arguments, f"images={photos}"], "b.jpg: cannot be read")
+
+
+@pytest.mark.parametrize("name", ["fold0", "masks"])
+def test_predict_does_not_write_photographs_among_the_files_of_the_run(arguments, tmp_path, name):
+    photograph = draw_photograph(tmp_path / f"{name}.png")
+    assert_input_error(predict.main, [*arguments, f"images={photograph}"], name, "rename")
+
+
+def test_predict_rejects_an_invalid_background_before_it_predicts(arguments, run_dir, tmp_path):
+    photograph = draw_photograph(tmp_path / "car.png")
+    args = [*arguments, f"images={photograph}", "background=blau"]
+    assert_input_error(predict.main, args, "background=blau: neither a picture file nor a color")
+    assert not (run_dir / "car").exists()
+
+
+def test_photographs_are_written_again_in_the_same_folder(arguments, run_dir, tmp_path):
+    photograph = draw_photograph(tmp_path / "car.png")
+    predict.main([*arguments, f"images={photograph}"])
+    first = files_below(run_dir / "car")
+    shutil.rmtree(run_dir / "car")
+    predict.main([*arguments, f"images={photograph}"])
+    predict.main([*arguments, f"images={photograph}"])
+    assert files_below(run_dir / "car") == first

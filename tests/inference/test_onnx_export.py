@@ -1,0 +1,144 @@
+"""Networks in ONNX give torch's probabilities in onnxruntime, at every size."""
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from conftest import REAL, assert_input_error, prediction_args
+
+import export
+from core import config, run_folder
+from core.errors import InputError
+from core.settings import Settings
+from data.preprocess import Preprocessing
+from evaluation import ensemble
+from inference.onnx_export import MeanProbability, check_exportable, export_onnx, smallest_side
+from inference.predictor import EnsembleMember, predict_probability_tta
+from models.build import build_model
+
+
+def run_onnx(path, images):
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return session.run(None, {"images": images})[0]
+
+
+def random_images(*shape):
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def build_members(settings, weights=(1.0,)):
+    torch.manual_seed(0)
+    return [
+        EnsembleMember(build_model(settings, pretrained=False).eval(), Preprocessing(None), weight)
+        for weight in weights
+    ]
+
+
+def test_export_writes_the_mean_of_all_folds_and_flips(trained_run, tmp_path, capsys):
+    real = sorted((REAL / "carvana" / "test").glob("*.jpg"))
+    photograph = next(iter(real), trained_run.data_dir / "test/000000000004_01.jpg")
+    args = [*prediction_args(trained_run.args), f"images={photograph}"]
+    export.main(args)
+    run_dir = trained_run.output_dir / "tiny"
+    path = run_folder.onnx_path(run_dir, None)
+    printed = capsys.readouterr().out
+    assert f"{path}: 2 networks, tta=hflip" in printed and "differs from torch's by" in printed
+
+    settings = ensemble.settings_for_prediction(prediction_args(trained_run.args))
+    weights, _ = ensemble.weights_and_scores(settings)
+    members = [*ensemble.load_members(settings, weights).values()]
+    for shape in ((1, 3, 32, 48), (3, 3, 41, 77), (2, 3, 100, 33)):
+        images = random_images(*shape)
+        with torch.inference_mode():
+            probabilities = [
+                predict_probability_tta(member.network, torch.from_numpy(images), settings)
+                for member in members
+            ]
+        expected = torch.stack(probabilities).mean(0).numpy()
+        np.testing.assert_allclose(run_onnx(path, images), expected, atol=1e-5)
+
+    metadata = {prop.key: prop.value for prop in onnx.load(path).metadata_props}
+    assert (metadata["size"], metadata["tta"], metadata["classes"]) == ("32x48", "hflip", "car")
+    assert 0 < float(metadata["threshold"]) < 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "model_args",
+    [
+        ["channels=[8,16,24]", "padding=valid", "upsampling=bilinear"],
+        ["channels=[8,16]", "space_to_depth=4", "upsampling=transpose3"],
+        ["model=smp", "encoder=resnet18", "encoder_weights=none"],
+    ],
+    ids=["valid", "space_to_depth", "smp"],
+)
+def test_export_pads_and_weights_as_torch_does(tmp_path, model_args):
+    settings = config.load_settings([*model_args, "tta=none", "device=cpu"])
+    members = build_members(settings, weights=(0.25, 0.75))
+    model, path = MeanProbability(members, settings), tmp_path / "model.onnx"
+    side = max(smallest_side(member.network) for member in members)
+    images = [random_images(1, 3, side, side + 1), random_images(2, 3, side + 37, side + 10)]
+    assert export_onnx(path, model, {}, images) < 1e-4
+    with torch.inference_mode():
+        alone = [
+            predict_probability_tta(member.network, torch.from_numpy(images[1]), settings).numpy()
+            for member in members
+        ]
+    np.testing.assert_allclose(
+        run_onnx(path, images[1]), 0.25 * alone[0] + 0.75 * alone[1], atol=1e-4
+    )
+
+
+def test_smallest_side_is_the_first_that_can_be_reflected():
+    [member] = build_members(Settings(channels=[8, 16, 16, 16]))
+    assert smallest_side(member.network) == 4  # 3 pixels become 8 by 2 and 3 more, which they lack
+    [valid] = build_members(Settings(channels=[8, 16], padding="valid"))
+    side = smallest_side(valid.network)
+    border = [(valid.network.input_size(n) - n + 1) // 2 for n in (side - 1, side)]
+    assert border[0] >= side - 1 and border[1] < side
+
+
+@pytest.mark.slow
+def test_export_that_differs_from_torch_is_not_written(tmp_path, monkeypatch):
+    settings = config.load_settings(["channels=[8,16]", "tta=none", "device=cpu"])
+    model, path = MeanProbability(build_members(settings), settings), tmp_path / "model.onnx"
+    monkeypatch.setattr("inference.onnx_export.MAX_DIFFERENCE", -1.0)
+    with pytest.raises(InputError, match="not written; it differs from torch by"):
+        export_onnx(path, model, {}, [random_images(1, 3, 64, 64)])
+    assert not list(tmp_path.iterdir())
+
+
+def test_check_exportable_explains_what_one_graph_cannot_hold(monkeypatch):
+    settings = Settings(channels=[8, 16], runs=["a", "b"])
+    [member] = build_members(settings)
+    check_exportable([member], settings)
+    other = replace(member, preprocessing=Preprocessing((32, 32)))
+    for members, changed, part in (
+        ([member, other], {}, "export each run alone"),
+        ([member], {"reduce_colors": 8}, "reduce_colors=8"),
+        ([member], {"tile_size": 512}, "tile_size=512"),
+    ):
+        with pytest.raises(InputError, match=part):
+            check_exportable(members, replace(settings, **changed))
+    monkeypatch.setattr("inference.onnx_export.MAX_BYTES", 1000)
+    with pytest.raises(InputError, match="export one fold, as with fold=0"):
+        check_exportable([member], settings)
+
+
+def test_export_rejects_weights_of_other_programs_in_one_line(run_copy):
+    from safetensors.torch import save_file
+
+    path = run_folder.weights_path(run_copy.output_dir / "tiny", 0)
+    save_file({"conv1.weight": torch.zeros(8, 3, 3, 3)}, path)
+    assert_input_error(export.main, prediction_args(run_copy.args), str(path), "not written by")
+    path.write_bytes(b"PK\x03\x04 a pickle of torch.save")
+    assert_input_error(export.main, prediction_args(run_copy.args), "not a weights file")
+
+
+def test_export_without_any_photograph_asks_for_one(run_copy, tmp_path):
+    args = [a for a in prediction_args(run_copy.args) if not a.startswith("data_dir=")]
+    args.append(f"data_dir={tmp_path}")
+    assert_input_error(export.main, args, "test", "set images=photo.jpg")

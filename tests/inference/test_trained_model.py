@@ -1,0 +1,145 @@
+"""load(): a run as an object that predicts photographs, and its predictor.json."""
+
+import json
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+from conftest import assert_input_error, prediction_args
+
+import leaderboard
+from core import run_folder
+from data import datasets, image_io
+from evaluation import ensemble, oof
+from inference import load, predictor
+
+
+@pytest.fixture
+def photograph(trained_run):
+    return min((trained_run.data_dir / "test").iterdir())
+
+
+def test_loaded_model_predicts_as_predict_does(trained_run, photograph):
+    settings = ensemble.settings_for_prediction(prediction_args(trained_run.args))
+    weights, scores = ensemble.weights_and_scores(settings)
+    members = [*ensemble.load_members(settings, weights).values()]
+    [first, *_] = datasets.load_test_samples(settings)
+    expected = next(iter(predictor.predict(members, [first], settings))).probability
+    result = load(trained_run.output_dir / "tiny", device="cpu")(photograph)
+    assert first.image == photograph
+    np.testing.assert_allclose(result.probability, expected[0], atol=1e-6)
+    assert (result.mask == oof.choose_binarizer(settings, scores)(expected)).all()
+    assert result.mask.dtype == bool and result.mask.any() and not result.mask.all()
+
+
+def test_loaded_model_takes_a_path_or_pixels_of_any_size(trained_run, photograph):
+    model = load(f"{trained_run.output_dir}/tiny", device="cpu")
+    image = image_io.read_image(photograph)
+    from_path, from_pixels = model(str(photograph)), model(image)
+    assert (from_path.probability == from_pixels.probability).all()
+    assert model(np.ascontiguousarray(image[:17, :23])).mask.shape == (17, 23)
+    assert model(cv2.resize(image, (300, 500))).cutout().shape == (500, 300, 4)
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        np.zeros((9, 9), np.uint8),
+        np.zeros((9, 9, 4), np.uint8),
+        np.zeros((9, 9, 3), np.float32),
+        np.zeros((0, 9, 3), np.uint8),
+    ],
+)
+def test_loaded_model_rejects_other_arrays(trained_run, pixels):
+    with pytest.raises(ValueError, match="expected H×W×3 uint8 RGB, found"):
+        load(trained_run.output_dir / "tiny", device="cpu")(pixels)
+
+
+def test_segmentation_with_another_threshold_changes_the_mask_only(trained_run, photograph):
+    result = load(trained_run.output_dir / "tiny", device="cpu")(photograph)
+    strict = result.with_threshold(0.9)
+    assert strict.probability is result.probability
+    assert strict.mask.sum() < result.mask.sum() and not (strict.mask & ~result.mask).any()
+
+
+def test_segmentation_cutout_is_the_photograph_inside_and_transparent_outside(
+    trained_run, photograph
+):
+    result = load(trained_run.output_dir / "tiny", device="cpu")(photograph)
+    cutout = result.cutout()
+    inside, outside = result.alpha == 255, result.alpha == 0
+    assert inside.any() and outside.any()
+    assert (cutout[inside, :3] == result.image[inside]).all()
+    assert (cutout[outside] == 0).all()
+    on_green = result.cutout(background="lime")
+    assert on_green.shape == result.image.shape and (on_green[outside] == (0, 255, 0)).all()
+
+
+# ---------------------------------------------------------------- predictor.json
+
+
+def test_load_finds_a_run_that_was_copied_without_its_scores(trained_run, tmp_path, photograph):
+    run_dir = trained_run.output_dir / "tiny"
+    ignore = shutil.ignore_patterns("oof.*", "tensorboard", "config.yaml")
+    shutil.copytree(run_dir, tmp_path / "renamed", ignore=ignore)
+    expected, copied = (
+        load(run_dir, "cpu")(photograph),
+        load(tmp_path / "renamed", "cpu")(photograph),
+    )
+    assert (copied.probability == expected.probability).all()
+
+
+def test_load_of_an_ensemble_uses_the_networks_of_its_runs(run_copy, photograph):
+    output_dir = run_copy.output_dir
+    shutil.copytree(output_dir / "tiny", output_dir / "twin")
+    args = [a for a in prediction_args(run_copy.args) if not a.startswith("run=")]
+    leaderboard.main([*args, "runs=[tiny,twin]"])
+    model = load(output_dir / "tiny+twin", device="cpu")
+    assert len(model.members) == 4
+    assert sum(member.weight for member in model.members) == pytest.approx(1)
+    alone = load(output_dir / "tiny", device="cpu")(photograph)
+    np.testing.assert_allclose(model(photograph).probability, alone.probability, atol=1e-6)
+
+
+def test_load_names_the_command_that_writes_a_missing_predictor(run_copy):
+    output_dir, run_dir = run_copy.output_dir, run_copy.output_dir / "tiny"
+    stored = run_folder.predictor_path(run_dir).read_bytes()
+    run_folder.predictor_path(run_dir).unlink()  # as in runs that are older than this file
+    command = f"write it with `python src/leaderboard.py output_dir={output_dir}`"
+    assert_input_error(load, run_dir, "predictor.json: is missing", command)
+    leaderboard.main([f"output_dir={output_dir}"])
+    assert run_folder.predictor_path(run_dir).read_bytes() == stored
+    assert len(load(run_dir, device="cpu").members) == 2
+
+
+def test_load_rejects_a_predictor_of_other_networks(run_copy):
+    run_dir = run_copy.output_dir / "tiny"
+    weights = [run_folder.weights_path(run_dir, fold) for fold in (0, 1)]
+    shutil.copy(weights[0], weights[1])
+    assert_input_error(load, run_dir, "has other networks than the run has now", "leaderboard.py")
+    shutil.rmtree(weights[1].parent)
+    assert_input_error(load, run_dir, "has other networks than the run has now")
+
+
+def test_load_rejects_a_predictor_that_lacks_a_finished_fold(run_copy):
+    run_dir = run_copy.output_dir / "tiny"
+    path = run_folder.predictor_path(run_dir)
+    stored = json.loads(path.read_text())
+    path.write_text(json.dumps(stored | {"networks": stored["networks"][:1]}))
+    assert_input_error(load, run_dir, "has other networks than the run has now")
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"networks": []}', '{"a": 1}'])
+def test_load_rejects_a_damaged_predictor(run_copy, text):
+    run_dir = run_copy.output_dir / "tiny"
+    run_folder.predictor_path(run_dir).write_text(text)
+    assert_input_error(load, run_dir, "predictor.json: cannot be read", "leaderboard.py")
+
+
+def test_load_rejects_folders_that_hold_no_run(tmp_path):
+    (tmp_path / "weights.pt").touch()
+    wanted = "expected the folder of a trained run"
+    assert_input_error(load, tmp_path / "nowhere", "nowhere: no such folder", wanted)
+    assert_input_error(load, tmp_path / "weights.pt", "weights.pt: is a file", wanted)
+    assert_input_error(load, tmp_path, f"{tmp_path}: has no trained fold")
