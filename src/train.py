@@ -21,6 +21,7 @@ from evaluation import comparison, oof
 from inference.predictor import make_member
 from models import checkpoint
 from training import preflight
+from training.stages import split_stages
 from training.trainer import FoldTrainer
 
 
@@ -33,14 +34,18 @@ def train_folds(settings: Settings, device: torch.device) -> None:
         preflight.check_folds(settings, folds, samples)
         fingerprint, commit = datasets.dataset_fingerprint(samples), provenance.current_commit()
         distributed.assert_equal_on_all_ranks({"data_dir": fingerprint, "commit": commit})
-        if process_env.is_main_process():
-            run_folder.save_run_settings(replace(settings, fold=None, resume=False))
+        save_config(settings)
         cache = make_cache(settings, samples)
     for fold in folds:
         with preflight.lock_fold(settings, fold), explain_out_of_memory(settings):
             train_fold(settings, fold, samples, cache, device)
     remove_snapshots(settings)
-    distributed.destroy_process_group()
+
+
+def save_config(settings: Settings) -> None:
+    """Write the run's config.yaml (main process only)."""
+    if process_env.is_main_process():
+        run_folder.save_run_settings(replace(settings, fold=None, resume=False))
 
 
 def train_fold(
@@ -95,7 +100,12 @@ def main(args: list[str]) -> None:
         preflight.check_before_launch(settings)
         distributed.launch_processes(device)
         return
-    train_folds(settings, device)
+    for stage in split_stages(settings):
+        if settings.stages:
+            save_config(settings)  # before the first stage, so that it can be resumed
+            print(f"{stage.run}: size={stage.size} epochs={stage.epochs} lr={stage.lr:g}")
+        train_folds(stage, device)
+    distributed.destroy_process_group()
     if process_env.is_main_process():
         comparison.write_leaderboard(Path(settings.output_dir))
 

@@ -99,10 +99,24 @@ def load_settings(args: list[str], base: dict[str, Any] | None = None) -> Settin
     ):
         for key, value in values.items():
             conf = _assign(conf, key, value, source)
+    conf = _assign_last_stage(conf, overrides)
     settings = OmegaConf.to_object(conf)
     settings.run = settings.run or Path(settings.recipe).stem
     settings.runs = settings.runs or [settings.run]
     return settings
+
+
+def _assign_last_stage(conf: DictConfig, overrides: dict[str, Any]) -> DictConfig:
+    """Return `conf` with the settings of the last of its stages, after checking those of all."""
+    base, stages = conf, []
+    for number, stage in enumerate(OmegaConf.to_container(base.stages), 1):
+        if both := sorted(stage.keys() & overrides.keys()):
+            raise InputError(f"{both[0]}=: is set by stage {number}; change `stages` instead")
+        conf = base
+        for key, value in stage.items():
+            conf = _assign(conf, key, value, f"stage {number}: ")
+        stages.append({key: conf[key] for key in stage})  # of their types: YAML reads 1e-3 as text
+    return OmegaConf.merge(conf, {"stages": stages})
 
 
 def read_recipe(name: str) -> dict[str, Any]:

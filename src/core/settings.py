@@ -32,6 +32,13 @@ POSTPROCESS_STEPS: Check = (
 )
 MASK_NAME: Check = ("empty or a name with {stem}, without suffix", lambda v: _is_mask_name(v))
 BYTE: Check = ("0 to 255", lambda v: 0 <= v <= 255)
+# Settings that a stage of training may have of its own.
+STAGE_SETTINGS = ("size", "epochs", "batch_size", "grad_accumulation", "lr", "warmup")
+STAGE_SETTINGS += ("augmentation", "loss", "ema_decay", "validate_every_epochs")
+STAGES: Check = (
+    f"a list of stages with settings among {', '.join(STAGE_SETTINGS)}",
+    lambda v: all(stage and {*stage} <= {*STAGE_SETTINGS} for stage in v),
+)
 REGEX: Check = ("a regular expression with one group", lambda v: _count_regex_groups(v) == 1)
 
 
@@ -136,6 +143,7 @@ class Settings:
 
     epochs: int = setting(20, "passes over the training images", POSITIVE)
     init_run: str = setting("", "run in output_dir that training starts from, for example one at a smaller size: fold k from its weights of fold k, which must be of the same data and folds; empty: new weights", NAME)
+    stages: list[dict[str, Any]] = setting([], "train in stages, each from the weights of the one before: for every stage what differs, as in {size: [256,384], epochs: 4, lr: 1e-3}", STAGES)
     batch_size: int = setting(4, "images per step, over all GPUs", POSITIVE)
     grad_accumulation: int = setting(1, "steps whose gradients are accumulated for one update", POSITIVE)
     optimizer: Literal["adamw", "adam", "rmsprop", "sgd"] = setting("adamw", "optimizer")

@@ -8,19 +8,22 @@ from core.settings import Settings
 from data.datasets import dataset_fingerprint
 from data.sample import Sample
 from models.checkpoint import read_metadata
+from training.stages import find_init_run
 
 
 def find_initial_weights(settings: Settings, fold: int, samples: list[Sample]) -> Path | None:
-    """Return the weights of `fold` of the run `init_run`; None if it is not set.
+    """Return the weights of `fold` of the stage before, or of the run `init_run`; None if there
+    is neither.
 
     Raises InputError unless that run held out the same fold of the same samples: otherwise its
     network has seen images that this one is scored on.
     """
-    if not settings.init_run:
+    init_run = find_init_run(settings)
+    if not init_run:
         return None
-    path = weights_path(Path(settings.output_dir) / settings.init_run, fold)
+    path = weights_path(Path(settings.output_dir) / init_run, fold)
     problem = ""
-    if settings.init_run == settings.run:
+    if init_run == settings.run:
         problem = "is this run itself"
     elif not path.is_file():
         problem = f"{path} is missing; train fold={fold} of that run first"
@@ -34,5 +37,5 @@ def find_initial_weights(settings: Settings, fold: int, samples: list[Sample]) -
                 f"expected {data}); train both runs with the same data_dir and folds_csv"
             )
     if problem:
-        raise InputError(f"init_run={settings.init_run}: {problem}")
+        raise InputError(f"init_run={init_run}: {problem}")
     return path

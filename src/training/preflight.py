@@ -15,8 +15,10 @@ from data.classes import IGNORE, ClassMap
 from data.sample import Sample
 from models import checkpoint
 from models.build import build_model
+from training.dry_run import check_batches
 from training.initial_weights import find_initial_weights
 from training.losses import BINARY_LOSSES, MULTICLASS_LOSSES
+from training.stages import find_init_run, split_stages
 
 
 def load_run_settings(args: list[str]) -> Settings:
@@ -59,7 +61,7 @@ def check_data(settings: Settings, samples: list[Sample]) -> int:
     n_folds = max(listed.values()) + 1
     sizes = datasets.check_sizes(samples)
     if settings.size is None and len(sizes) > 1 and settings.batch_size > 1:
-        raise InputError(f"{settings.data_dir}: has images of {len(sizes)} sizes; set size=[h,w]")
+        raise InputError(f"{settings.data_dir}: has images of {len(sizes)} sizes; set size=h,w")
     shapes = " and ".join(f"{width}×{height}" for height, width in sorted(sizes)[:3])
     per_fold = "+".join(str(list(group_folds.values()).count(k)) for k in range(n_folds))
     print(
@@ -106,10 +108,14 @@ def check_folds(settings: Settings, folds: list[int], samples: list[Sample]) -> 
         require_two_classes([sample for sample in samples if sample.fold != fold])
     _check_loss(settings, samples[0].class_map)
     # Reports an unknown encoder, or weights that do not fit, before minutes of decoding.
-    model = build_model(settings, len(samples[0].class_map.names), not settings.init_run)
+    model = build_model(settings, len(samples[0].class_map.names), not find_init_run(settings))
     for fold in folds:
         if path := find_initial_weights(settings, fold, samples):
             checkpoint.load_weights(path, model, "the network of this run")
+    counts = [sum(sample.fold != fold for sample in samples) for fold in folds]
+    # The smallest native size: at most 32 pixels a side are one pixel after the encoder.
+    size = tuple(settings.size or min(datasets.check_sizes(samples), key=max))
+    check_batches(settings, model, size, counts, processes)
 
 
 def require_two_classes(samples: list[Sample]) -> None:
@@ -140,8 +146,9 @@ def check_before_launch(settings: Settings) -> None:
     """Run all checks silently, before several processes start that would repeat each error."""
     with redirect_stdout(None):
         samples = datasets.load_training_samples(settings)
-        folds = folds_to_train(settings, check_data(settings, samples))
-        check_folds(settings, folds, samples)
+        first_stage = split_stages(settings)[0]
+        folds = folds_to_train(first_stage, check_data(first_stage, samples))
+        check_folds(first_stage, folds, samples)
 
 
 def lock_fold(settings: Settings, fold: int) -> AbstractContextManager:

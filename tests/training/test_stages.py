@@ -1,0 +1,48 @@
+"""Stages of training: their settings, folders and initial weights."""
+
+import pytest
+
+from core import config
+from core.errors import InputError
+from training.initial_weights import find_init_run
+from training.stages import split_stages
+
+STAGES = "stages=[{size: [64,96], epochs: 2, lr: 1e-3}, {lr: 2e-3}, {size: [128,192], epochs: 1}]"
+
+
+def test_split_stages_gives_each_its_settings_folder_and_predecessor():
+    settings = config.load_settings(["recipe=demo", STAGES])
+    stages = split_stages(settings)
+    assert [stage.run for stage in stages] == ["demo/stage1", "demo/stage2", "demo"]
+    assert stages[0].size == [64, 96] and stages[2].size == [128, 192]
+    recipe = config.load_settings(["recipe=demo"])
+    assert [stage.lr for stage in stages] == [1e-3, 2e-3, recipe.lr]
+    assert [find_init_run(stage) for stage in stages] == ["", "demo/stage1", "demo/stage2"]
+    assert stages[-1] is settings
+
+
+def test_split_stages_without_stages_is_the_run_itself():
+    settings = config.load_settings(["recipe=demo", "init_run=other"])
+    assert split_stages(settings) == [settings] and find_init_run(settings) == "other"
+
+
+def test_first_of_several_stages_starts_from_init_run():
+    first, last = split_stages(
+        config.load_settings(["recipe=demo", "init_run=other", "stages=[{lr: 1}, {lr: 2}]"])
+    )
+    assert find_init_run(first) == "other" and find_init_run(last) == "demo/stage1"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["stages=[{szie: [8,8]}]"], "must be a list of stages with settings among size"),
+        (["stages=[{size: 4}]"], "stage 1: size=4: expected a list"),
+        (["stages=[{lr: 1}, {lr: -1}]"], "stage 2: lr=-1: must be above 0"),
+        (["stages=[{lr: 1}]", "lr=2"], "lr=: is set by stage 1"),
+        (["stages=[{}]"], "must be a list of stages"),
+    ],
+)
+def test_load_settings_rejects_invalid_stages(args, message):
+    with pytest.raises(InputError, match=message.replace("[", r"\[")):
+        config.load_settings(["recipe=demo", *args])
