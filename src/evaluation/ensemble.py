@@ -2,10 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +88,13 @@ def common_folds(settings: Settings) -> list[int]:
     return sorted(common)
 
 
-def load_oof_members(settings: Settings, fold: int, data_fingerprint: str) -> list[EnsembleMember]:
-    """Load each run's network that held out `fold`; InputError if it was trained on other data or
-    held out another fold, since its scores would not be out of fold."""
+def load_oof_members(
+    settings: Settings, weights: dict[str, float], fold: int, data_fingerprint: str
+) -> list[EnsembleMember]:
+    """Load the network that held out `fold` of each run with a weight above 0; InputError if it was
+    trained on other data or held out another fold, since its scores would not be out of fold."""
     members = []
-    for run in settings.runs:
+    for run in [run for run, weight in weights.items() if weight]:
         path = run_folder.weights_path(Path(settings.output_dir) / run, fold)
         network, trained, metadata = checkpoint.load_model(path, pick_device(settings))
         if metadata.get("fold") != fold:
@@ -107,7 +108,7 @@ def load_oof_members(settings: Settings, fold: int, data_fingerprint: str) -> li
                 f"{settings.folds_csv} hold now; its score would not be out of fold"
                 + (hint if trained.max_images != settings.max_images else "")
             )
-        members.append(make_member(network, trained))
+        members.append(make_member(network, trained, weights[run]))
     return members
 
 
@@ -147,14 +148,25 @@ def weights_and_scores(settings: Settings) -> tuple[dict[str, float], oof.Scores
 
 def score_ensemble(settings: Settings) -> dict[str, Any]:
     """Score the runs together out of fold, choose their weights, and write both; return the content
-    of ensemble.json."""
+    of ensemble.json.
+
+    The weights are equal, unless there are up to MAX_RUNS with one class and two or more folds.
+    """
     if run_folder.config_path(settings.run_dir).exists():
         raise InputError(
             f"{settings.run_dir}: this name is reserved for the ensemble; rename the run"
         )
-    samples, folds = load_training_samples(settings), common_folds(settings)
-    fingerprint = dataset_fingerprint(samples)
-    choice = weight_runs(settings, samples, folds, fingerprint)
+    runs, folds, samples = settings.runs, common_folds(settings), load_training_samples(settings)
+    fingerprint, equal = dataset_fingerprint(samples), dict.fromkeys(runs, 1 / len(runs))
+    chooses = samples[0].class_map.is_binary and len(runs) <= MAX_RUNS and len(folds) > 1
+    predict = predictor.predict_each_member if chooses else predictor.predict
+    samples = sorted((s for s in samples if s.fold in folds), key=lambda sample: sample.fold)
+    predictions = predict_out_of_fold(settings, equal, samples, fingerprint, predict)
+    if chooses:
+        choice = choose_weights(predictions, samples, runs)
+    else:
+        scores = oof.to_scores(samples, list(map(oof.image_statistics, predictions)))
+        choice = WeightChoice(equal, scores)
     data = {
         "runs": choice.weights,
         "gain_over_equal_weights": choice.gain,
@@ -162,7 +174,7 @@ def score_ensemble(settings: Settings) -> dict[str, Any]:
         "folds": folds,
         "data": fingerprint,
         "tta": settings.tta,
-        "networks": weight_file_hashes(Path(settings.output_dir), settings.runs),
+        "networks": weight_file_hashes(Path(settings.output_dir), runs),
         "commit": provenance.current_commit(),
     }
     oof.save_scores(settings.run_dir, choice.scores)
@@ -172,27 +184,20 @@ def score_ensemble(settings: Settings) -> dict[str, Any]:
     return data
 
 
-def weight_runs(
-    settings: Settings, samples: list[Sample], folds: list[int], fingerprint: str
-) -> WeightChoice:
-    """Predict each fold with the networks that held it out, and weight the runs: equally, unless
-    there are up to MAX_RUNS with one class and two or more common folds."""
-    runs = settings.runs
-    chooses = samples[0].class_map.is_binary and len(runs) <= MAX_RUNS and len(folds) > 1
-    predict = predictor.predict_each_member if chooses else predictor.predict
-
-    def predict_fold(fold: int) -> Iterable[Prediction]:
-        members = load_oof_members(settings, fold, fingerprint)
+def predict_out_of_fold(
+    settings: Settings,
+    weights: dict[str, float],
+    samples: list[Sample],
+    data_fingerprint: str,
+    predict: Callable[..., Iterator[Prediction]] = predictor.predict,
+) -> Iterator[Prediction]:
+    """Predict the samples and load their masks, fold by fold, each with the networks of the runs
+    in `weights` that held it out."""
+    for fold in sorted({sample.fold for sample in samples}):
+        members = load_oof_members(settings, weights, fold, data_fingerprint)
         held_out = [sample for sample in samples if sample.fold == fold]
         predictions = predict(members, held_out, settings, with_mask=True)
-        return oof.with_progress_bar(predictions, held_out, f"fold {fold}")
-
-    predictions = chain.from_iterable(map(predict_fold, folds))
-    samples_by_fold = [sample for fold in folds for sample in samples if sample.fold == fold]
-    if chooses:
-        return choose_weights(predictions, samples_by_fold, runs)
-    scores = oof.to_scores(samples_by_fold, list(map(oof.image_statistics, predictions)))
-    return WeightChoice(dict.fromkeys(runs, 1 / len(runs)), scores)
+        yield from oof.with_progress_bar(predictions, held_out, f"fold {fold}")
 
 
 # ---------------------------------------------------------------- output/<run>+<run>/ensemble.json

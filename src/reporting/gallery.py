@@ -12,7 +12,7 @@ from data.sample import Sample
 from evaluation import ensemble, oof, visualize
 from evaluation.metrics import confusion_matrix, dataset_scores, mask_dice
 from inference.postprocess import Binarizer
-from inference.predictor import EnsembleMember, Prediction, predict, predict_each_member
+from inference.predictor import EnsembleMember, Prediction, predict_each_member
 
 PICTURE_WIDTH = 480  # pixels
 Pictures = dict[str, np.ndarray]  # H×W×3 uint8 RGB by caption
@@ -38,18 +38,10 @@ def oof_cards(
     image_ids: list[str],
 ) -> dict[str, Card]:
     """Predict training images by the networks that never saw their group; return cards by id."""
-    cards, fingerprint = {}, datasets.dataset_fingerprint(samples)
-    chosen = [sample for sample in samples if sample.image_id in set(image_ids)]
-    for fold in sorted({sample.fold for sample in chosen}):
-        members = ensemble.load_oof_members(settings, fold, fingerprint)
-        for member, run in zip(members, settings.runs, strict=True):
-            member.weight = weights[run]
-        members = [member for member in members if member.weight]
-        held_out = [sample for sample in chosen if sample.fold == fold]
-        predictions = predict(members, held_out, settings, with_mask=True)
-        for prediction in oof.with_progress_bar(predictions, held_out, f"cards of fold {fold}"):
-            cards[prediction.sample.image_id] = oof_card(prediction, binarizer)
-    return cards
+    chosen = [sample for sample in samples if sample.image_id in image_ids]
+    fingerprint = datasets.dataset_fingerprint(samples)
+    predictions = ensemble.predict_out_of_fold(settings, weights, chosen, fingerprint)
+    return {each.sample.image_id: oof_card(each, binarizer) for each in predictions}
 
 
 def oof_card(prediction: Prediction, binarizer: Binarizer) -> Card:

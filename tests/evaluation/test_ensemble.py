@@ -25,6 +25,7 @@ from models import checkpoint
 from models.build import build_model
 
 N_FOLDS = 3
+EQUAL = {"a": 0.5, "b": 0.5}
 PROBABILITY = {"a": 0.1, "b": 0.4}  # of fold 0; fold k adds 0.1·k
 
 
@@ -77,7 +78,7 @@ def save_constant_fold(settings, fold, probability, samples):
     fingerprint = dataset_fingerprint(samples)
     save_constant_network(settings, fold, probability, fingerprint)
     held_out = [sample for sample in samples if sample.fold == fold]
-    members = ensemble.load_oof_members(settings, fold, fingerprint)
+    members = ensemble.load_oof_members(settings, {settings.run: 1.0}, fold, fingerprint)
     scores = oof.score_out_of_fold(members, held_out, settings, "")
     oof.save_scores(run_folder.fold_dir(settings.run_dir, fold), scores)
     history = "epoch,loss,seconds,images_per_second,val_dice\n1,1,60,10,0.5\n"
@@ -152,18 +153,20 @@ def test_load_oof_members_of_network_in_another_folds_folder_is_rejected(runs_co
     shutil.copy(runs_copy.weights_path("a", 2), runs_copy.weights_path("a", 1))
     settings = runs_copy.ensemble_settings
     with pytest.raises(InputError, match="held out fold 2, not 1; the file was moved"):
-        ensemble.load_oof_members(settings, 1, fingerprint)
-    assert len(ensemble.load_oof_members(settings, 0, fingerprint)) == 2
+        ensemble.load_oof_members(settings, EQUAL, 1, fingerprint)
+    assert len(ensemble.load_oof_members(settings, EQUAL, 0, fingerprint)) == 2
+    (member,) = ensemble.load_oof_members(settings, {"a": 0.0, "b": 0.7}, 0, fingerprint)
+    assert member.weight == 0.7
 
 
 def test_load_oof_members_of_networks_of_other_data_is_rejected(runs):
     fewer = dataset_fingerprint(runs.samples[1:])
     with pytest.raises(InputError, match=r"would not be out of fold$"):
-        ensemble.load_oof_members(runs.ensemble_settings, 0, fewer)
+        ensemble.load_oof_members(runs.ensemble_settings, EQUAL, 0, fewer)
     limited = runs.settings("runs=[a,b]", "max_images=1")
     fewer = dataset_fingerprint(load_training_samples(limited))
     with pytest.raises(InputError, match=r"\(set max_images=0, as in training\)"):
-        ensemble.load_oof_members(limited, 0, fewer)
+        ensemble.load_oof_members(limited, EQUAL, 0, fewer)
 
 
 def test_load_members_shares_a_runs_weight_among_its_folds(runs):
