@@ -8,6 +8,7 @@ import importlib.util
 import os
 import re
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core import cli, config
@@ -56,19 +57,19 @@ def build_page(model: TrainedModel, title: str) -> "Blocks":
     """Return the page; its state is the Segmentation of the photograph."""
     import gradio as gr
 
-    def segment_or_explain(path: str | None) -> Segmentation | None:
+    def segment_or_explain(upload: dict | None) -> Segmentation | None:
         try:
-            return segment(model, path)
+            return segment(model, upload and upload["path"])
         except InputError as error:
-            name = f"{error}".rpartition("/")[2]  # without the folder of uploaded files
-            raise gr.Error(name, print_exception=False) from None
+            message = f"{error}".removeprefix(f"{Path(upload['path']).parent}/")
+            gr.Warning(message, duration=None)
+            return None
 
     with gr.Blocks(title=title, analytics_enabled=False) as page:
         gr.Markdown(f"# {title}")
         result = gr.State()
         with gr.Row():
-            # `filepath` and no mode: the file as it was uploaded, which the network reads itself.
-            photograph = gr.Image(type="filepath", image_mode=None, label="Photograph")
+            photograph = gr.Image(sources=["upload", "clipboard"], label="Photograph")
             options = {"format": "png", "interactive": False, "buttons": ["download", "fullscreen"]}
             mask = gr.Image(image_mode="L", label="Mask", **options)
             cutout = gr.Image(image_mode="RGBA", label="Cut-out", **options)
@@ -79,7 +80,8 @@ def build_page(model: TrainedModel, title: str) -> "Blocks":
             color = gr.ColorPicker("#ffffff", label="Color")
         drawing = {"fn": draw, "inputs": [result, threshold, background, color]}
         drawing["outputs"] = [mask, cutout]
-        photograph.change(segment_or_explain, photograph, result).then(**drawing)
+        # Without Gradio's preprocessing: files are read as everywhere else, bad ones explained.
+        photograph.change(segment_or_explain, photograph, result, preprocess=False).then(**drawing)
         for control, event in ((threshold, "release"), (background, "change"), (color, "change")):
             getattr(control, event)(**drawing)
     return page

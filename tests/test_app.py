@@ -98,6 +98,8 @@ slider.value = 0.9;
 slider.dispatchEvent(new Event("input", {bubbles: true}));
 slider.dispatchEvent(new Event("pointerup", {bubbles: true}));
 """
+CLEAR = "document.querySelector('[aria-label=Clear]').click()"
+MESSAGE = "return document.querySelector('.toast-wrap')?.textContent || ''"
 
 
 def fetch_image(url):
@@ -111,7 +113,9 @@ def fetch_image(url):
     not (shutil.which("chromium") and shutil.which("chromedriver")),
     reason="chromium and chromedriver are missing",
 )
-def test_page_in_a_browser_shows_mask_and_cutout_and_moves_the_threshold(model, photograph):
+def test_page_in_a_browser_shows_mask_and_cutout_and_moves_the_threshold(
+    model, photograph, tmp_path
+):
     if (REAL / "carvana" / "test").is_dir():
         photograph = str(min((REAL / "carvana" / "test").glob("*.jpg")))
     expected = model(photograph).with_threshold(round(model.binarizer.threshold, 3))
@@ -134,5 +138,12 @@ def test_page_in_a_browser_shows_mask_and_cutout_and_moves_the_threshold(model, 
             strict = fetch_image(moved["Mask"]) > 0
             assert (strict == expected.with_threshold(0.9).mask).all()
             assert strict.sum() < mask.sum()
+            (tmp_path / "film.png").write_bytes(b"\0\0\0\x18ftypisom")
+            browser.run(CLEAR)
+            [upload] = wait_for(lambda: browser.find("input[type=file]"))
+            browser.type(upload, str(tmp_path / "film.png"))
+            text = wait_for(lambda: browser.run(MESSAGE), lambda found: "film.png" in found)
+            assert "extract the frames of a video first" in text
+            assert not browser.run(PICTURES)
     finally:
         page.close(verbose=False)

@@ -1,0 +1,52 @@
+"""The Python lines of docs/own-images.md run as they are printed there."""
+
+import re
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+from conftest import ROOT, prediction_args
+
+import export
+
+PAGE = (ROOT / "docs" / "own-images.md").read_text(encoding="utf-8")
+CODE = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def folder(run_copy, tmp_path, monkeypatch):
+    """A folder with output/carvana, a trained run, and car.jpg."""
+    shutil.copytree(run_copy.output_dir / "tiny", tmp_path / "output" / "carvana")
+    shutil.copy(min((run_copy.data_dir / "test").iterdir()), tmp_path / "car.jpg")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run_code(code):
+    names = {}
+    exec(compile(code, "docs/own-images.md", "exec"), names)
+    return names
+
+
+def test_python_lines_of_the_page_give_the_mask_and_the_same_from_onnx(folder, run_copy):
+    load_code, onnx_code = CODE
+    result = run_code(load_code)["result"]
+    assert result.mask.dtype == bool and result.mask.any()
+    assert result.cutout().shape == (*result.mask.shape, 4)
+    assert result.cutout("white").shape == (*result.mask.shape, 3)
+
+    args = [a for a in prediction_args(run_copy.args) if not a.startswith(("run=", "output_dir="))]
+    export.main([*args, "run=carvana", "output_dir=output", "images=car.jpg"])
+    names = run_code(onnx_code)
+    np.testing.assert_allclose(names["probability"], result.probability, atol=0.02)
+    assert np.mean(names["mask"] == result.mask) > 0.99
+    assert cv2.imread("car.jpg").shape[:2] == names["mask"].shape
+
+
+def test_settings_of_the_page_exist():
+    from core.settings import FIELDS
+
+    commands = "\n".join(re.findall(r"^```\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
+    typed = set(re.findall(r"(?:^| )([a-z_]+)=", commands))
+    assert typed and typed <= FIELDS.keys()
