@@ -154,7 +154,7 @@ def compare_baselines(
 def main(args: list[str]) -> None:
     settings = config.load_settings(args)
     if settings.size is None or settings.cache == "none":
-        raise InputError("bench.py needs size=[h,w] and a cache")
+        raise InputError("bench.py needs size=h,w and a cache")
     samples = datasets.load_training_samples(settings)
     if settings.bench_baselines and not samples[0].class_map.is_binary:
         raise InputError("bench_baselines=true needs a data set with one class")

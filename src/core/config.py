@@ -140,7 +140,7 @@ def read_recipe(name: str) -> dict[str, Any]:
 
 def _assign(conf: DictConfig, key: str, value: Any, source: str) -> DictConfig:
     """Return `conf` with one more value, after checking its key, type and range."""
-    typed = f"{source}{key}={_format_value(value)}"
+    typed = f"{source}{key}={format_value(value)}"
     try:
         conf = OmegaConf.merge(conf, {key: value})
     except (OmegaConfBaseException, TypeError) as error:
@@ -165,12 +165,12 @@ def help_text() -> str:
     ]
     for name, default in asdict(Settings()).items():
         lines += ["", f"{HELP_SECTIONS[name]}:"] if name in HELP_SECTIONS else []
-        lines.append(f"  {name}={_format_value(default)}  ({_type_name(FIELDS[name].type)})")
+        lines.append(f"  {name}={format_value(default)}  ({_type_name(FIELDS[name].type)})")
         lines.append(f"      {FIELDS[name].metadata['help']}")
     return "\n".join(lines)
 
 
-def _format_value(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Format a value as it is typed."""
     if isinstance(value, list):
         return ",".join(map(str, value))

@@ -33,9 +33,16 @@ def compile_network(network: nn.Module, has_one_size: bool) -> None:
 
 
 def local_batch_size(settings: Settings) -> int:
-    """Return the images of this rank in every step but the last, as EpochBatchSampler yields."""
+    """Return the images of this rank in a whole step, as EpochBatchSampler yields them."""
     batch_size, world_size = settings.batch_size, process_env.world_size()
     return batch_size // world_size + (process_env.rank() < batch_size % world_size)
+
+
+def has_few_pixels(settings: Settings, device: torch.device, n_processes: int) -> bool:
+    """Whether each of several GPUs has too few pixels for batch normalization on its own."""
+    height, width = settings.size or (0, 0)  # native sizes are not known here
+    pixels = settings.batch_size // n_processes * height * width
+    return device.type != "cpu" and n_processes > 1 and pixels < SYNC_BN_BELOW
 
 
 class TrainState:
@@ -86,13 +93,8 @@ class TrainState:
 
     def syncs_batch_norm(self, model: nn.Module) -> bool:
         """Whether `model` has batch normalization, over too few pixels on each of several GPUs."""
-        if self.device.type == "cpu" or process_env.world_size() == 1:
-            return False
-        height, width = self.settings.size or (0, 0)  # native sizes are not known here
-        pixels = self.settings.batch_size // process_env.world_size() * height * width
-        return pixels < SYNC_BN_BELOW and any(
-            isinstance(m, nn.BatchNorm2d) for m in model.modules()
-        )
+        has_few = has_few_pixels(self.settings, self.device, process_env.world_size())
+        return has_few and any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits in fp32, as half precision overflows in the sums of the losses.

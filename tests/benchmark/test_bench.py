@@ -57,7 +57,7 @@ def test_bench_leaves_only_its_json(output_dir):
 @pytest.mark.parametrize("arg", ["size=null", "cache=none"])
 def test_bench_without_size_or_cache_is_rejected(data_dir, tmp_path, arg):
     args = [*tiny_settings_args(data_dir, tmp_path / "output"), arg]
-    assert_input_error(bench.main, args, "needs size=[h,w] and a cache")
+    assert_input_error(bench.main, args, "needs size=h,w and a cache")
 
 
 def test_rle_encode_kaggle_equals_ours_if_no_run_crosses_rows():

@@ -13,7 +13,7 @@ from core import config, machine
 from core.errors import InputError
 from data import datasets, image_io, loaders
 from data.cache import build_ram_cache
-from data.loaders import EpochBatchSampler
+from data.loaders import EpochBatchSampler, smallest_batch
 from data.preprocess import Preprocessing
 
 SIZE = (32, 48)
@@ -53,8 +53,31 @@ def sampled_indices(sampler):
 def test_sampler_order_is_that_of_the_first_release():
     sampler = EpochBatchSampler(7, 3, seed=1)
     sampler.epoch = 2
-    assert list(sampler) == [[(2, 0), (2, 6), (2, 5)], [(2, 1), (2, 4), (2, 3)], [(2, 2)]]
-    assert len(sampler) == 3
+    assert [key for keys in sampler for key in keys] == [(2, i) for i in (0, 6, 5, 1, 4, 3, 2)]
+    sampler = EpochBatchSampler(8, 3, seed=1)
+    assert sampled_indices(sampler) == [[5, 0, 1], [4, 2, 6], [3, 7]]
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "sizes"),
+    [
+        (12, 4, [4, 4, 4]),
+        (14, 4, [4, 4, 4, 2]),
+        (13, 4, [4, 4, 3, 2]),  # not 4, 4, 4, 1
+        (4, 3, [2, 2]),
+        (3, 2, [2, 1]),  # 1, 2 would not be better
+        (3, 1, [1, 1, 1]),
+        (1, 4, [1]),
+        (3, 4, [3]),
+    ],
+)
+def test_sampler_leaves_no_single_sample_to_the_last_step(count, batch_size, sizes):
+    sampler = EpochBatchSampler(count, batch_size, seed=0)
+    steps = sampled_indices(sampler)
+    assert [len(indices) for indices in steps] == sizes and len(sampler) == len(sizes)
+    assert sorted(i for indices in steps for i in indices) == list(range(count))
+    assert smallest_batch(count, batch_size, 1) == min(sizes)
+    assert smallest_batch(count, batch_size, 2) == max(1, min(sizes) // 2)
 
 
 def test_sampler_order_differs_by_epoch_and_seed_and_is_repeated():
