@@ -22,8 +22,9 @@ from conftest import ROOT, Payload, TinyRun, prediction_args, run_script, tiny_s
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_datasets import make_data
+from tiny_datasets import make_data, write_mask
 
+import folds
 import predict
 import score
 import train
@@ -55,8 +56,8 @@ def read_cases() -> list[Case]:
 
 
 CASES = read_cases()
-MAINS = {"train": train.main, "predict": predict.main, "score": score.main}
-PATH_SETTINGS = {"recipe", "submission_csv", "truth_csv", "output_dir"}
+MAINS = {"train": train.main, "predict": predict.main, "score": score.main, "folds": folds.main}
+PATH_SETTINGS = {"recipe", "submission_csv", "truth_csv", "output_dir", "images"}
 REAL_COMMANDS = {
     *("truncated JPEG, training", "mask of three values", "folds.csv missing"),
     *("a recipe with a Python object", "a value out of range", "an output folder that is a file"),
@@ -71,6 +72,9 @@ TRAIN_IMAGE, TEST_IMAGE = "data/train/000000000000_01.jpg", "data/test/000000000
 MASK = "data/train_masks/000000000000_01_mask.gif"
 FOLDS, SAMPLE = "data/folds.csv", "data/sample_submission.csv"
 WEIGHTS = "output/tiny/fold0/best.safetensors"
+HEIC = b"\0\0\0\x18ftypheic" + b"\0" * 100
+CORNER = np.zeros((48, 72), int)
+CORNER[10:20, 30:60] = 1
 
 
 def nothing(folder: Path) -> None:
@@ -115,8 +119,91 @@ def add_decompression_bomb(folder: Path) -> None:
     (folder / SAMPLE).unlink()
 
 
-def write_mask_values(values: np.ndarray) -> Corruption:
-    return lambda folder: Image.fromarray(values.astype(np.uint8)).save(folder / MASK)
+def write_mask_values(values: np.ndarray, name: str = MASK) -> Corruption:
+    """Return a corruption that replaces the mask of TRAIN_IMAGE by gray or color values."""
+
+    def corrupt(folder: Path) -> None:
+        (folder / MASK).unlink()
+        Image.fromarray(values.astype(np.uint8)).save(folder / name)
+
+    return corrupt
+
+
+def write_all_masks(value: int) -> Corruption:
+    def corrupt(folder: Path) -> None:
+        for path in (folder / "data/train_masks").iterdir():
+            write_mask(path, np.full((48, 72), value, bool))
+
+    return corrupt
+
+
+def rename(old: str, new: str) -> Corruption:
+    return lambda folder: (folder / old).rename(folder / new)
+
+
+def rename_masks(folder: Path) -> None:
+    for path in list((folder / "data/train_masks").iterdir()):
+        path.rename(path.with_name(path.name.replace("_mask", "_segmentation")))
+
+
+def rename_image_folders(folder: Path) -> None:
+    rename("data/train", "data/images")(folder)
+    rename("data/train_masks", "data/masks")(folder)
+
+
+def make_test_images_heic(folder: Path) -> None:
+    for path in list((folder / "data/test").iterdir()):
+        path.with_suffix(".heic").write_bytes(HEIC)
+        path.unlink()
+
+
+def write_animated_gif(folder: Path) -> None:
+    pictures = [Image.new("L", (72, 48), value) for value in (0, 255)]
+    pictures[0].save(
+        folder / TEST_IMAGE.replace("jpg", "gif"), append_images=pictures[1:], save_all=True
+    )
+    (folder / TEST_IMAGE).unlink()
+    (folder / SAMPLE).unlink()
+
+
+def write_12_bits(folder: Path) -> None:
+    values = np.arange(48 * 72, dtype=np.uint16).reshape(48, 72)
+    Image.fromarray(values).save(folder / TRAIN_IMAGE.replace("jpg", "png"))
+    (folder / TRAIN_IMAGE).unlink()
+
+
+def turn_by_exif(folder: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(folder / TRAIN_IMAGE).save(folder / TRAIN_IMAGE, exif=exif)
+
+
+def add_other_files(folder: Path) -> None:
+    for name in (".DS_Store", "notes.txt", "sizes.txt"):
+        (folder / "data/train" / name).touch()
+    (folder / "data/train/old").mkdir()
+
+
+def write_masks_csv(folder: Path) -> None:
+    shutil.rmtree(folder / "data/train_masks")
+    (folder / "data/train_masks.csv").write_text("img,rle_mask\nx.jpg,1 1\n")
+
+
+def write_classes(*lines: str) -> Corruption:
+    text = "\n".join(["value,name,color", *lines]) + "\n"
+    return lambda folder: (folder / "data/classes.csv").write_text(text)
+
+
+def rename_an_image_and_its_mask(folder: Path) -> None:
+    rename(TRAIN_IMAGE, "data/train/IMG 1.jpg")(folder)
+    rename(MASK, "data/train_masks/IMG 1.gif")(folder)
+
+
+def keep_fold_0(folder: Path) -> None:
+    for name in ("train", "train_masks"):
+        for path in (folder / "data" / name).iterdir():
+            if path.name[:12] in ("000000000001", "000000000003"):
+                path.unlink()
 
 
 def change_weights(change: Callable[[dict, dict], object]) -> Corruption:
@@ -187,12 +274,33 @@ CORRUPTIONS: dict[str, Corruption] = {
     "a folder named .jpg": make_test_image_a_folder,
     "a link to itself": link_test_image_to_itself,
     "a link to itself, skipped": link_test_image_to_itself,
+    "HEIC named .jpg": change_bytes(TRAIN_IMAGE, lambda b: HEIC),
+    "HEIC photographs only": make_test_images_heic,
+    "a video": lambda folder: (folder / "clip.mp4").write_bytes(HEIC.replace(b"heic", b"mp42")),
+    "an animated GIF": write_animated_gif,
+    "12 bits in 16": write_12_bits,
+    "a photograph that is missing": nothing,
+    "no data folder": lambda folder: shutil.rmtree(folder / "data"),
+    "folders of other names": rename_image_folders,
+    "other kinds of files beside the images": add_other_files,
     "two images with one stem": copy(TRAIN_IMAGE, TRAIN_IMAGE.replace("jpg", "png")),
     "mask of another size": write_mask_values(np.zeros((40, 72))),
     "mask of three values": write_mask_values(np.arange(48 * 72).reshape(48, 72) % 3),
+    "mask of a color on white": write_mask_values(255 - CORNER[..., None] * (0, 255, 255)),
+    "mask whose alpha shows another shape": write_mask_values(
+        np.dstack([CORNER * 255] * 3 + [CORNER[::-1] * 255]), MASK.replace("gif", "png")
+    ),
+    "photograph turned by EXIF, its mask not": turn_by_exif,
+    "all masks empty": write_all_masks(0),
+    "all masks full": write_all_masks(1),
     "mask missing": lambda folder: (folder / MASK).unlink(),
     "mask without image": lambda folder: (folder / TRAIN_IMAGE).unlink(),
     "two masks of one image": copy(MASK, MASK.replace("gif", "png")),
+    "masks of other names": rename_masks,
+    "train_masks.csv of another image": write_masks_csv,
+    "one class in classes.csv": write_classes("1,car,red"),
+    "a value that is not in classes.csv": write_classes("0,background,black", "2,car,red"),
+    "a loss of one class for two": write_classes("0,background,black", "1,car,red"),
     "mask is no image": change_bytes(MASK, lambda b: b"GIF89a"),
     "truncated mask": change_bytes(MASK, cut_in_half),
     "a car twice in folds.csv": change_bytes(FOLDS, lambda b: b + b"tiny,000000000000,1\n"),
@@ -206,6 +314,9 @@ CORRUPTIONS: dict[str, Corruption] = {
     ),
     "folds.csv is not text": change_bytes(FOLDS, lambda b: b"\xff\xfe\x00\x01" * 9),
     "folds.csv missing": lambda folder: (folder / FOLDS).unlink(),
+    "names that group_regex does not match": rename_an_image_and_its_mask,
+    "fewer groups than folds": nothing,
+    "a fold without images here": keep_fold_0,
     "sample names an image that is missing": change_bytes(SAMPLE, lambda b: b + b"x_01.jpg,1 1\n"),
     "sample lacks an image": change_bytes(SAMPLE, lambda b: b[: b.rstrip().rfind(b"\n") + 1]),
     "truth of other images": change_bytes("data/test_truth.csv", lambda b: b + b"x_01.jpg,1 1\n"),
@@ -237,7 +348,7 @@ CORRUPTIONS: dict[str, Corruption] = {
 
 def arguments_of(case: Case, run: TinyRun) -> list[str]:
     """Return the arguments of the case's command; its paths are relative to the run's folder."""
-    args = {"train": [*run.args, "fold=0", "epochs=1", "run=new"]}
+    args = {"train": [*run.args, "fold=0", "epochs=1", "run=new"], "folds": run.args}
     args = args.get(script_of(case), prediction_args(run.args))
     for arg in case.command.split()[1:]:
         key, _, value = arg.partition("=")
@@ -326,17 +437,6 @@ def test_read_image_converts_a_cmyk_jpeg_to_rgb(tmp_path):
     smooth = Image.fromarray(cv2.resize(COLORS[:3, :3], (48, 32), interpolation=cv2.INTER_CUBIC))
     pixels = save_and_read(tmp_path / "cmyk.jpg", smooth.convert("CMYK"), quality=98)
     assert np.abs(pixels.astype(int) - np.asarray(smooth)).mean() < 4
-
-
-@pytest.mark.parametrize(("orientation", "turns"), [(1, 0), (3, 2), (6, 3), (8, 1)])
-def test_read_image_rotates_as_exif_demands(tmp_path, orientation, turns):
-    flat = Image.fromarray(np.kron(COLORS[:3, :4], np.ones((16, 16, 1), np.uint8)))
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    pixels = save_and_read(tmp_path / "rotated.jpg", flat, exif=exif, quality=98).astype(int)
-    expected = np.rot90(np.asarray(flat), turns)
-    assert pixels.shape == expected.shape
-    assert np.abs(pixels - expected).mean() < 20 < np.abs(pixels - expected[::-1]).mean()
 
 
 UNUSUAL_NAMES = [

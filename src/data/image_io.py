@@ -194,16 +194,23 @@ def _rgba_mask(path: Path, rgba: np.ndarray, threshold: int) -> np.ndarray:
     if alpha.min() == alpha.max() > 0:
         return _to_mask(path, values, threshold)
     mask = _to_mask(path, alpha if threshold else alpha - alpha.min(), threshold)
-    visible = colors[alpha > 0] if alpha.any() else colors
-    if visible.min() < visible.max():
+    visible, hidden = colors[alpha > 0], colors[alpha == 0]
+    if _is_constant(visible):
+        agrees = visible.any() or _is_constant(hidden)
+    else:
         shown = np.where(alpha > 0, values, 0)
-        agrees = (shown >= threshold) == mask if threshold else shown == mask * shown.max()
-        if not agrees.all() or not alpha.any():
-            raise InputError(
-                f"{path}: its colors and its alpha channel show different shapes; save it without "
-                "alpha, or in one color"
-            )
+        same = (shown >= threshold) == mask if threshold else shown == mask * shown.max()
+        agrees = same.all()
+    if not agrees:
+        raise InputError(
+            f"{path}: its colors and its alpha channel show different shapes; save it without "
+            "alpha, or in one color"
+        )
     return mask
+
+
+def _is_constant(values: np.ndarray) -> bool:
+    return not values.size or bool(values.min() == values.max())
 
 
 def read_label_values(path: Path) -> np.ndarray:

@@ -128,8 +128,8 @@ def require_two_classes(samples: list[Sample]) -> None:
             return
     names = ("empty", "full") if sample.class_map.is_binary else sample.class_map.names
     raise InputError(
-        f"{sample.mask.parent}: all {len(samples)} masks that would be trained on are "
-        f"{names[min(seen)] if seen else 'to be ignored'}, {sample.mask.name} for example; a "
+        f"{samples[0].mask.parent}: all {len(samples)} masks that would be trained on are "
+        f"{names[min(seen)] if seen else 'to be ignored'}, {samples[0].mask.name} for example; a "
         "network cannot learn from them"
     )
 

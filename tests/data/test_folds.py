@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import REAL, ROOT, assert_input_error, needs_real_data
-from tiny_datasets import make_data, make_pets
+from tiny_datasets import make_data, make_pets, write_mask
 
 import folds
 from core import config
@@ -64,7 +64,29 @@ def test_main_does_not_overwrite_the_folds_of_other_cars(data_dir, tmp_path):
 
 def test_main_rejects_fewer_groups_than_folds(data_dir):
     args = [*folds_args(data_dir)[:2], "dataset_name=new", "n_folds=5"]
-    assert_input_error(folds.main, args, "n_folds=5", "only 4 groups")
+    line = assert_input_error(folds.main, args)
+    assert line == (
+        "n_folds=5: group_regex=(.+)_\\d+ makes only 4 groups of 12 images in "
+        f"{data_dir}: 000000000000, 000000000001, 000000000002, 000000000003; "
+        "set group_regex='(.+)' for independent images or n_folds=4"
+    )
+
+
+def test_main_suggests_independent_images_for_names_of_a_phone(tmp_path):
+    data_dir = make_data(tmp_path / "tiny", cars=1, views=4)
+    args = folds_args(data_dir, "dataset_name=new")
+    line = assert_input_error(folds.main, args, "makes only 1 groups of 4 images")
+    assert line.endswith("set group_regex='(.+)' for independent images")
+
+
+def test_main_prints_empty_and_full_masks(data_dir, capsys):
+    for view, value in ((1, 0), (2, 1)):
+        path = data_dir / f"train_masks/000000000001_0{view}_mask.gif"
+        write_mask(path, np.full((48, 72), value, bool))
+    folds.main(folds_args(data_dir, "dataset_name=new"))
+    printed = capsys.readouterr().out
+    assert "1 masks show only background: 000000000001_01\n" in printed
+    assert "1 masks cover the whole image: 000000000001_02\n" in printed
 
 
 def test_committed_folds_are_those_of_the_competition():

@@ -73,25 +73,19 @@ def gray_photograph() -> np.ndarray:
 
 
 UNUSUAL_IMAGES = {
-    "gray.png": lambda: Image.fromarray(gray_photograph()),
     "gray.tif": lambda: Image.fromarray(gray_photograph()),
-    "16_bits.png": lambda: Image.fromarray(gray_photograph().astype(np.uint16) * 257),
     "16_bits.tif": lambda: Image.fromarray(gray_photograph().astype(np.uint16) * 257),
     "gray_alpha.png": lambda: Image.fromarray(gray_photograph()).convert("LA"),
-    "alpha.png": lambda: Image.fromarray(np.dstack([PHOTOGRAPH, PHOTOGRAPH[..., 0]])),
     "alpha.tif": lambda: Image.fromarray(np.dstack([PHOTOGRAPH, PHOTOGRAPH[..., 0]])),
-    "palette.png": lambda: Image.fromarray(PHOTOGRAPH).quantize(256),
     "palette.bmp": lambda: Image.fromarray(PHOTOGRAPH).quantize(256),
     "four_bits.bmp": lambda: Image.fromarray(PHOTOGRAPH).quantize(12),
-    "cmyk.jpg": lambda: Image.fromarray(PHOTOGRAPH).convert("CMYK"),
     "cmyk.tif": lambda: Image.fromarray(PHOTOGRAPH).convert("CMYK"),
 }
 
 
 @pytest.mark.parametrize("name", UNUSUAL_IMAGES)
 def test_read_image_converts_every_color_mode_to_rgb(tmp_path, name):
-    image = UNUSUAL_IMAGES[name]()
-    image.save(tmp_path / name, **({"quality": 95} if name.endswith("jpg") else {}))
+    UNUSUAL_IMAGES[name]().save(tmp_path / name)
     is_gray = "gray" in name or "16_bits" in name
     expected = np.dstack([gray_photograph()] * 3) if is_gray else PHOTOGRAPH
     assert_shows(image_io.read_image(tmp_path / name), expected)

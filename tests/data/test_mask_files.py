@@ -70,6 +70,12 @@ SAME_MASKS = {
     "cutout.webp": (Image.fromarray(paint((*BLACK, 0), (*RED, 255))), {"lossless": True}),
     "cutout.tif": (Image.fromarray(paint((*BLACK, 0), (*RED, 255))), {}),
     "gray_cutout.png": (Image.fromarray(paint((7, 0), (7, 255))), {}),
+    "cutout_on_a_hidden_photograph.png": (
+        Image.fromarray(
+            np.dstack([np.where(MASK[..., None], np.uint8(255), SHADES), GRAY * 255]), "RGBA"
+        ),
+        {},
+    ),
     "transparent_index.gif": (palette_image(GRAY, BLACK, WHITE), {"transparency": 0}),
     "transparent_index.png": (palette_image(GRAY, WHITE, BLACK), {"transparency": 0}),
     "alpha_and_color.png": (Image.fromarray(paint((*BLACK, 99), (*WHITE, 255))), {}),
@@ -145,6 +151,10 @@ UNCLEAR_MASKS = {
         "colors and its alpha channel show different shapes",
     ),
     "hidden_shape.png": (np.dstack([paint(BLACK, WHITE), GRAY * 0]), "different shapes"),
+    "hidden_other_shape.png": (
+        np.dstack([paint(BLACK, WHITE), GRAY[::-1] * (1 - GRAY) * 255]),
+        "different shapes",
+    ),
 }
 
 

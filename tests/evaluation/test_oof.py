@@ -46,6 +46,32 @@ def make_scores(n_images, n_classes=1):
     return predictions, oof.to_scores([p.sample for p in predictions], statistics)
 
 
+@pytest.mark.parametrize(
+    ("areas", "state"), [([0.0, 0.0], "empty"), ([1.0, 1.0], "full"), ([0.2, 0.2], "the same")]
+)
+def test_warn_of_constant_masks_names_what_all_masks_are(capsys, areas, state):
+    _, scores = make_scores(2)
+    scores.table["predicted_area"] = areas
+    oof.warn_of_constant_masks(scores)
+    line = capsys.readouterr().out
+    assert line.startswith(f"warning: all 2 predicted masks are {state}: ")
+    assert line.count("\n") == 1
+
+
+@pytest.mark.parametrize("n_classes", [1, 3])
+def test_warn_of_constant_masks_is_silent_for_different_masks(capsys, n_classes):
+    _, scores = make_scores(4, n_classes)
+    oof.warn_of_constant_masks(scores)
+    assert capsys.readouterr().out == ""
+
+
+def test_warn_of_constant_masks_compares_all_classes(capsys):
+    _, scores = make_scores(3, n_classes=3)
+    scores.per_image["confusion"][:] = [[0, 9, 0], [0, 5, 0], [0, 1, 0]]
+    oof.warn_of_constant_masks(scores)
+    assert "all 3 predicted masks are the same" in capsys.readouterr().out
+
+
 # ---------------------------------------------------------------- statistics
 
 
