@@ -1,6 +1,7 @@
-# Sourced from the root of the repository. Sets PYTHON to a Python with the packages pinned in
-# requirements.txt: the active virtualenv's or conda environment's if it has all of them, else that
-# of .venv, which is made here on first use and remade when requirements.txt changes.
+# Sourced from the root of the repository. Sets PYTHON, unless the user has, to a Python with the
+# packages pinned in requirements.txt: the active virtualenv's or conda environment's if it has all
+# of them, else that of .venv, which is made here on first use and remade when requirements.txt
+# changes. A Python that the user has set needs the packages in versions that are known to work.
 
 fail() {
   echo "error: $1" >&2
@@ -47,6 +48,18 @@ sys.exit(sys.version_info[:2] not in {(3, 11), (3, 12)})' 2>/dev/null && break
     fail "installing requirements.txt into .venv failed, see above; fix that and run the same command again"
 }
 
+use_requirements() {
+  PYTHON=$PWD/.venv/bin/python
+  local prefix
+  for prefix in "${CONDA_PREFIX:-}" "${VIRTUAL_ENV:-}"; do
+    if [ -n "$prefix" ] && has_requirements "$prefix/bin/python"; then PYTHON=$prefix/bin/python; fi
+  done
+  if [ "$PYTHON" = "$PWD/.venv/bin/python" ] && ! venv_is_ready; then
+    [ -w . ] || fail "$PWD is not writable, so .venv cannot be made there"
+    (make_venv) 9>.venv.lock || exit $?
+  fi
+}
+
 export NO_ALBUMENTATIONS_UPDATE=1 # no version check over the network at import
 # glibc keeps freed buffers instead of returning them to the system: 15 to 20% faster on a CPU.
 export MALLOC_MMAP_THRESHOLD_=10000000000 MALLOC_TRIM_THRESHOLD_=10000000000
@@ -54,11 +67,14 @@ export MALLOC_MMAP_THRESHOLD_=10000000000 MALLOC_TRIM_THRESHOLD_=10000000000
 # cores slow each other down 2.6 times (docs/experiments.md).
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 
-PYTHON=$PWD/.venv/bin/python
-for prefix in "${CONDA_PREFIX:-}" "${VIRTUAL_ENV:-}"; do
-  if [ -n "$prefix" ] && has_requirements "$prefix/bin/python"; then PYTHON=$prefix/bin/python; fi
-done
-if [ "$PYTHON" = "$PWD/.venv/bin/python" ] && ! venv_is_ready; then
-  [ -w . ] || fail "$PWD is not writable, so .venv cannot be made there"
-  (make_venv) 9>.venv.lock || exit $?
+if [ -n "${PYTHON:-}" ]; then
+  case $PYTHON in
+  /*) ;;
+  */*) PYTHON=${OLDPWD:-$PWD}/$PYTHON ;; # relative to the folder in which the command was typed
+  *) PYTHON=$(command -v "$PYTHON" || echo "$PYTHON") ;;
+  esac
+  [ -f "$PYTHON" ] && [ -x "$PYTHON" ] || fail "PYTHON=$PYTHON: no such program; set the path of a Python, or unset it to use .venv"
+  PYTHONPATH=src "$PYTHON" -c 'from core.environment import check_python; check_python()' || exit $?
+else
+  use_requirements
 fi

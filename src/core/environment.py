@@ -1,10 +1,13 @@
 """Explains a Python that lacks our packages, and Windows, in one line.
 
+environment.sh calls check_python() for a Python that the user chose with PYTHON=...
+
 Imports no package and runs on Python 3.7 and later: cli.py imports it first.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shlex
 import sys
@@ -12,6 +15,18 @@ from pathlib import Path
 from types import TracebackType
 
 ROOT = Path(__file__).resolve().parents[2]
+OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 13)  # known to work
+OLDEST_TORCH, NEWEST_TORCH = (2, 11), (2, 13)
+# Modules of the packages in requirements.txt that training and prediction need. The slow ones
+# import torch and are only looked up.
+SLOW_MODULES = (
+    *("torch", "torchvision", "timm", "segmentation_models_pytorch"),
+    *("albumentations", "tensorboard"),
+)
+QUICK_MODULES = (
+    *("numpy", "cv2", "PIL", "pandas", "scipy", "safetensors"),
+    *("omegaconf", "yaml", "tqdm", "psutil", "filelock"),
+)
 
 
 def reject_windows() -> None:
@@ -38,6 +53,44 @@ def explain_missing_package(
     _exit(f"the package {name} is not installed in {sys.executable}; fix: {fix}")
 
 
+def check_python() -> None:
+    """Exit with code 2 and one line if this Python lacks a package or is older than those known to
+    work; warn if it, or its torch, is newer."""
+    _check_version("Python", sys.version_info[:2], OLDEST_PYTHON, NEWEST_PYTHON)
+    problems = [problem for problem in map(_find_problem, SLOW_MODULES + QUICK_MODULES) if problem]
+    if problems:
+        _exit(
+            f"PYTHON={sys.executable}: cannot import {', '.join(problems)}; install "
+            "requirements.txt there, or unset PYTHON to use .venv"
+        )
+    from importlib.metadata import version
+
+    torch_version = tuple(int(number) for number in version("torch").split(".")[:2])
+    _check_version("torch", torch_version, OLDEST_TORCH, NEWEST_TORCH)
+
+
+def _find_problem(module: str) -> str:
+    """Return the name of a module that cannot be imported, with the reason; "" if it can."""
+    try:
+        found = importlib.util.find_spec(module)
+        if found and module in QUICK_MODULES:
+            importlib.import_module(module)
+    except ImportError as error:  # such as a missing libGL.so.1
+        return f"{module} ({error})"
+    return "" if found else module
+
+
+def _check_version(name: str, found: tuple, oldest: tuple, newest: tuple) -> None:
+    """Exit if a version is older than those known to work; warn if it is newer."""
+    text, first, last = (".".join(map(str, version)) for version in (found, oldest, newest))
+    message = f"PYTHON={sys.executable}: {name} {text}; {first} to {last} are known to work"
+    if found < oldest:
+        _exit(message)
+    if found > newest:
+        print(f"warning: {message}", file=sys.stderr)
+
+
 def _exit(message: str) -> None:
-    print(f"{os.path.basename(sys.argv[0])}: {message}", file=sys.stderr)
+    name = os.path.basename(sys.argv[0])
+    print(f"{'error' if name == '-c' else name}: {message}", file=sys.stderr)
     sys.exit(2)

@@ -5,8 +5,9 @@ import platform
 import shlex
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import UTC, date, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,13 @@ def train_command() -> str:
 
 
 def package_versions() -> dict[str, str]:
-    """Installed versions of Python and of the packages in requirements.txt."""
+    """Versions of Python and of those packages in requirements.txt that are installed."""
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    names = [line.partition("==")[0] for line in lines if "==" in line]
-    return {"python": platform.python_version()} | {name: version(name) for name in names}
+    versions = {"python": platform.python_version()}
+    for name in (line.partition("==")[0] for line in lines if "==" in line):
+        with suppress(PackageNotFoundError):  # in a Python of the user's own
+            versions[name] = version(name)
+    return versions
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:

@@ -15,6 +15,12 @@ def test_package_versions_are_those_that_are_pinned():
     assert {"numpy", "albumentations", "pytest"} <= versions.keys()
 
 
+def test_package_versions_leave_out_what_is_not_installed(monkeypatch, tmp_path):
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    (tmp_path / "requirements.txt").write_text("numpy==1.0\nno-such-package==2.0\n")
+    assert provenance.package_versions().keys() == {"python", "numpy"}
+
+
 def test_train_command_quotes_arguments_and_leaves_out_resume(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", "size=[8,8]", "resume=true", "run=a"])
     assert provenance.train_command() == "bash train.sh 'size=[8,8]' run=a"
