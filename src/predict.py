@@ -136,9 +136,13 @@ def check_and_report(settings: Settings, samples: list[Sample], results: list[Im
         oof.warn_of_constant_masks(scores)
     if samples[0].class_map.is_binary:
         submission.check_submission(settings)
-    errors = [result.error for result in results if result.error]
+    end_with_errors([f"its mask is empty: {result.error}" for result in results if result.error])
+
+
+def end_with_errors(errors: list[str]) -> None:
+    """Print the errors of skipped images and exit with code 3; return if there are none."""
     for error in errors:
-        print(f"skipped, its mask is empty: {error}")
+        print(f"skipped, {error}")
     if errors:
         sys.exit(3)
 
@@ -148,7 +152,7 @@ def predict_own_photographs(settings: Settings) -> None:
     run_weights, scores = ensemble.weights_and_scores(settings)
     members = ensemble.load_members(settings, run_weights)
     model = TrainedModel([*members.values()], oof.choose_binarizer(settings, scores), settings)
-    predict_photographs(settings, model)
+    end_with_errors(predict_photographs(settings, model))
 
 
 def main(args: list[str]) -> None:
@@ -157,6 +161,8 @@ def main(args: list[str]) -> None:
         predict_own_photographs(settings)
         return
     samples, device = datasets.load_test_samples(settings), pick_device(settings)
+    if samples[0].class_map.is_binary:
+        submission.require_replaceable(settings, [sample.image.name for sample in samples])
     run_weights, scores = ensemble.weights_and_scores(settings)
     if distributed.requested_processes() > 1:
         distributed.launch_processes(device)

@@ -60,3 +60,21 @@ def decode(text: str, shape: tuple[int, int]) -> np.ndarray:
     bounds = np.column_stack([starts, starts + lengths]).ravel()  # outside, inside, outside, ...
     counts = np.diff(bounds, prepend=0, append=size)
     return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(shape)
+
+
+def continued_fraction(starts: np.ndarray, lengths: np.ndarray, shape: tuple[int, int]) -> float:
+    """Return the fraction of a mask's pixels above the bottom row whose lower neighbor is in the
+    mask, too; NaN if there are none.
+
+    0.996 or more in the competition's masks, below 0.31 if their pixels are counted down the
+    columns. starts, lengths: as from parse_runs(); shape: (H, W) of the mask.
+    """
+    height, width = shape
+    bounds = np.column_stack([starts, starts + lengths]).ravel()
+    sums = np.cumsum(lengths)
+    counts = np.column_stack([sums - lengths, sums]).ravel()  # pixels of the mask before each bound
+    if not starts.size or starts[0] >= (height - 1) * width:
+        return float("nan")
+    below = np.interp(starts + lengths + width, bounds, counts)
+    below -= np.interp(starts + width, bounds, counts)
+    return float(below.sum() / np.interp((height - 1) * width, bounds, counts))

@@ -19,7 +19,28 @@ from evaluation.statistics import clustered_standard_error, format_mean
 
 SUBMISSION_COLUMNS = ["img", "rle_mask"]
 CARVANA_SIZE = (1280, 1918)  # height and width of all images of the competition
+# A mask with less is suspicious, see rle.continued_fraction(): its columns are 5 pixels on average.
+MIN_CONTINUED = 0.8
+MIN_REPEATS = 3  # images with the same mask
 MAX_LISTED = 20  # errors or warnings that are printed; the others are only counted
+
+
+def require_replaceable(settings: Settings, names: list[str]) -> None:
+    """Raise InputError if the csv exists and holds more than masks of images of these names."""
+    path = settings.submission_path
+    if not path.exists():
+        return
+    fix = "set submission_csv=... or delete it"
+    try:
+        existing = csv_files.read_csv_strict(path, SUBMISSION_COLUMNS)["img"]
+    except InputError as error:
+        raise InputError(f"{error}; it would be replaced: {fix}") from None
+    lost = existing[~existing.isin(names)]
+    if len(lost):
+        raise InputError(
+            f"{path}: has masks of other images ({len(lost)}), such as {lost.iloc[0]}; it would be "
+            f"replaced by {len(names)} masks of {settings.data_dir}, such as {names[0]}: {fix}"
+        )
 
 
 def write_submission(path: Path, masks: Iterable[tuple[str, str]]) -> None:
@@ -37,12 +58,12 @@ def check_submission(settings: Settings) -> None:
     table = csv_files.read_csv_strict(path, SUBMISSION_COLUMNS)
     sizes = read_image_sizes(settings, table["img"])
     errors = name_errors(table, expected_file_names(settings))
-    invalid_masks, areas = mask_errors(table, sizes)
+    invalid_masks, statistics = mask_errors(table, sizes)
     errors += invalid_masks
     if errors:
         print_limited(f"{path}: errors", errors, sys.stderr)
         raise InputError(f"{path}: invalid submission, {len(errors)} errors")
-    print_limited("warnings", suspicious_masks(table["img"], areas))
+    print_limited("worth a look", suspicious_masks(table, statistics))
     if settings.max_images:
         print(f"max_images={settings.max_images}: these are not all test images")
     print(f"{path}: {len(table)} rows, valid")
@@ -90,30 +111,48 @@ def name_errors(table: pd.DataFrame, names: list[str]) -> list[str]:
 
 def mask_errors(
     table: pd.DataFrame, sizes: dict[str, tuple[int, int]]
-) -> tuple[list[str], np.ndarray]:
-    """Return a line for each invalid mask, and the area of each mask as a fraction of its image:
-    N float64, NaN if invalid."""
-    errors, areas = [], np.full(len(table), np.nan)
+) -> tuple[list[str], pd.DataFrame]:
+    """Return a line for each invalid mask, and of each mask its area as a fraction of the image and
+    its rle.continued_fraction() in columns `area` and `continued`, NaN if invalid."""
+    errors, statistics = [], np.full((len(table), 2), np.nan)
     masks = zip(table["img"], table["rle_mask"], strict=True)
     bar = tqdm(masks, "check", len(table), leave=False, unit="row", disable=None)
     for i, (name, text) in enumerate(bar):
         n_pixels = sizes[name][0] * sizes[name][1]
         try:
-            _, lengths = rle.parse_runs(text, n_pixels)
-            areas[i] = lengths.sum() / n_pixels
+            starts, lengths = rle.parse_runs(text, n_pixels)
+            continued = rle.continued_fraction(starts, lengths, sizes[name])
+            statistics[i] = lengths.sum() / n_pixels, continued
         except ValueError as error:
             errors.append(f"row {i + 2}, {name}: {error}")
-    return errors, areas
+    return errors, pd.DataFrame(statistics, columns=["area", "continued"])
 
 
-def suspicious_masks(names: pd.Series, areas: np.ndarray) -> list[str]:
-    """Return a line for each valid mask that is empty or whose area is an outlier."""
-    low, median, high = np.nanquantile(areas, [0.25, 0.5, 0.75])
-    is_outlier = np.abs(areas - median) > 4 * max(high - low, 0.01)
-    return [
-        f"row {i + 2}, {names[i]}: " + (f"covers {areas[i]:.1%}" if areas[i] else "is empty")
-        for i in np.flatnonzero(is_outlier | (areas == 0))
-    ]
+def suspicious_masks(table: pd.DataFrame, statistics: pd.DataFrame) -> list[str]:
+    """Return a line for each mask that is empty, covers nearly all or an unusual part of the image,
+    looks scattered, or is repeated; of a repeated mask only for the first row."""
+    areas, continued = statistics["area"], statistics["continued"]
+    low, median, high = areas.quantile([0.25, 0.5, 0.75])
+    is_outlier = (np.abs(areas - median) > 4 * max(high - low, 0.01)) | (areas > 0.99)
+    masks = table["rle_mask"]
+    repeats = masks.map(masks.value_counts()).where((masks != "") & (areas > 0), 1)
+    is_repeated = repeats >= MIN_REPEATS
+    is_first = ~(is_repeated & masks.duplicated())
+    is_scattered = continued < MIN_CONTINUED
+    lines = []
+    for i in np.flatnonzero(is_first & ((areas == 0) | is_outlier | is_repeated | is_scattered)):
+        reasons = ["is empty"] if areas[i] == 0 else []
+        if is_outlier[i] and areas[i]:
+            reasons.append(f"covers {areas[i]:.1%}")
+        if is_scattered[i]:
+            reasons.append(
+                f"is scattered ({continued[i]:.0%} of its pixels have their lower neighbor inside) "
+                "as if counted down the columns, not along the rows"
+            )
+        if is_repeated[i]:
+            reasons.append(f"is the same mask as in {repeats[i] - 1} other rows")
+        lines.append(f"row {i + 2}, {table['img'][i]}: {'; '.join(reasons)}")
+    return lines
 
 
 def print_limited(title: str, lines: list[str], file: TextIO = sys.stdout) -> None:

@@ -4,9 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import REAL, assert_input_error, assert_rejected, needs_real_data, run_script
+from tiny_datasets import draw_car
 
 import score
 from core import config
+from core.errors import InputError
 from data import csv_files, rle
 from evaluation import submission
 from evaluation.metrics import mask_dice
@@ -125,12 +127,102 @@ def test_read_image_sizes_of_unreadable_image_raises_unless_skipped(args, data_d
     assert submission.read_image_sizes(settings, [path.name]) == {path.name: (1280, 1918)}
 
 
+def worth_a_look(masks):
+    """Return the warnings of masks of equal size, without the names of the images."""
+    names = pd.Series([f"{i}.jpg" for i in range(len(masks))])
+    table = pd.DataFrame({"img": names, "rle_mask": [rle.encode(mask) for mask in masks]})
+    errors, statistics = submission.mask_errors(table, dict.fromkeys(names, masks[0].shape))
+    assert not errors
+    lines = submission.suspicious_masks(table, statistics)
+    return {int(line.split(",")[0].removeprefix("row ")) - 2: line.split(": ")[1] for line in lines}
+
+
+def draw_masks(count, size=(48, 72)):
+    """Return different masks of roughly the same area."""
+    return [draw_car(0, view, size)[1] for view in range(count)]
+
+
 def test_suspicious_masks_are_empty_or_outliers():
-    names = pd.Series([f"{i}.jpg" for i in range(20)])
-    areas = np.full(20, 0.2)
-    areas[3], areas[7] = 0.0, 0.9
-    lines = submission.suspicious_masks(names, areas)
-    assert lines == ["row 5, 3.jpg: is empty", "row 9, 7.jpg: covers 90.0%"]
+    masks = draw_masks(20)
+    assert worth_a_look(masks) == {}
+    masks[3], masks[7] = np.zeros((48, 72), bool), np.ones((48, 72), bool)
+    masks[7][:5] = False
+    assert worth_a_look(masks) == {3: "is empty", 7: "covers 89.6%"}
+    assert worth_a_look([masks[3]] * 3) == dict.fromkeys(range(3), "is empty")
+
+
+def test_suspicious_masks_cover_the_whole_image():
+    masks = [np.ones((48, 72), bool) for _ in range(3)]
+    masks[1][0, 0] = masks[2][-1, -1] = False
+    assert worth_a_look(masks) == dict.fromkeys(range(3), "covers 100.0%")
+
+
+def test_suspicious_masks_are_repeated():
+    masks = draw_masks(6)
+    assert worth_a_look([*masks, masks[1]]) == {}
+    repeated = [*masks, masks[1], masks[1], masks[4], masks[4], masks[4]]
+    assert worth_a_look(repeated) == {
+        1: "is the same mask as in 2 other rows",
+        4: "is the same mask as in 3 other rows",
+    }
+
+
+@pytest.mark.parametrize("size", [(48, 72), (72, 48), (400, 600)])
+def test_suspicious_masks_are_counted_down_the_columns(size):
+    masks = draw_masks(4, size)
+    assert worth_a_look(masks) == {}
+    lines = worth_a_look([mask.T.reshape(size) for mask in masks])
+    assert lines.keys() == {0, 1, 2, 3}
+    for line in lines.values():
+        assert line.startswith("is scattered (") and "down the columns, not along the rows" in line
+
+
+@needs_real_data
+def test_suspicious_masks_of_the_competition_are_those_counted_down_the_columns():
+    path = REAL / "carvana/train_masks.csv"
+    table = csv_files.read_csv_strict(path, submission.SUBMISSION_COLUMNS)[:32]
+    masks = [rle.decode(text, submission.CARVANA_SIZE) for text in table["rle_mask"]]
+    assert worth_a_look(masks) == {}
+    lines = worth_a_look([mask.T.reshape(mask.shape) for mask in masks])
+    assert len(lines) == 32 and all("is scattered" in line for line in lines.values())
+
+
+# ---------------------------------------------------------------- replacing
+
+
+@pytest.mark.parametrize(
+    ("existing", "is_replaceable"),
+    [
+        (["a.jpg", "b.jpg"], True),
+        (["b.jpg", "a.jpg"], True),
+        (["a.jpg"], True),  # of a trial with max_images=1
+        ([], True),
+        (["a.jpg", "b.jpg", "c.jpg"], False),
+        (["x.jpg"], False),
+    ],
+)
+def test_require_replaceable_rejects_a_csv_of_other_images(tmp_path, existing, is_replaceable):
+    path = tmp_path / "s.csv"
+    submission.write_submission(path, ((name, "1 3") for name in existing))
+    settings = config.load_settings([f"submission_csv={path}", "data_dir=photos"])
+    if is_replaceable:
+        submission.require_replaceable(settings, ["a.jpg", "b.jpg"])
+        return
+    with pytest.raises(InputError) as error:
+        submission.require_replaceable(settings, ["a.jpg", "b.jpg"])
+    for part in (f"{path}: has masks of other images (1), such as {existing[-1]}", "2 masks of "):
+        assert part in str(error.value)
+    assert "photos, such as a.jpg: set submission_csv=... or delete it" in str(error.value)
+
+
+def test_require_replaceable_rejects_another_file(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("name,age\n")
+    settings = config.load_settings([f"submission_csv={path}"])
+    with pytest.raises(InputError, match=r"found name,age; it would be replaced: set submission_"):
+        submission.require_replaceable(settings, ["a.jpg"])
+    path.unlink()
+    submission.require_replaceable(settings, ["a.jpg"])
 
 
 # ---------------------------------------------------------------- scoring
