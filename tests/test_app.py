@@ -98,7 +98,7 @@ slider.value = 0.9;
 slider.dispatchEvent(new Event("input", {bubbles: true}));
 slider.dispatchEvent(new Event("pointerup", {bubbles: true}));
 """
-CLEAR = "document.querySelector('[aria-label=Clear]').click()"
+CLEAR = "document.querySelector('[aria-label=\\'Remove Image\\']').click()"
 MESSAGE = "return document.querySelector('.toast-wrap')?.textContent || ''"
 
 

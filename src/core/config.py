@@ -11,6 +11,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from core.environment import ROOT
 from core.errors import InputError
 from core.settings import (
     FIELDS,
@@ -22,8 +23,7 @@ from core.settings import (
     rename_old_settings,
 )
 
-SRC = Path(__file__).resolve().parent.parent
-ROOT = SRC.parent  # the repository
+SRC = ROOT / "src"
 HELP_HINT = "`bash train.sh help` lists all settings"
 # PyYAML raises ValueError for 2001-99-99 and for binary input, RecursionError for [[[[...
 YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)

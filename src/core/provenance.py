@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from core.config import ROOT
+from core.environment import ROOT
 from core.files import atomic_write
 
 

@@ -71,8 +71,7 @@ def setting(
     scope: Scope = "run",
     is_path: bool | Callable[[str], bool] = False,
 ) -> Any:
-    """A dataclass field that carries its help text, its check, its scope, and whether it is a
-    path, or which of its values are."""
+    """A dataclass field with its help text, check and scope, and which of its values are paths."""
     metadata = {"help": help, "check": check, "scope": scope, "is_path": is_path}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)

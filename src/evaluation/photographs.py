@@ -12,6 +12,7 @@ from core.errors import InputError
 from core.settings import Settings
 from data.classes import ClassMap, colorize
 from data.datasets import get_class_map
+from data.image_io import read_image
 from data.image_writer import write_image
 from data.photographs import find_photographs
 from evaluation import visualize
@@ -22,29 +23,39 @@ from inference.trained_model import TrainedModel
 Picture = tuple[str, np.ndarray]  # ending of the file name, pixels
 
 
-def predict_photographs(settings: Settings, model: TrainedModel) -> None:
-    """Predict the photographs of the setting `images`, write their pictures and print where."""
+def predict_photographs(settings: Settings, model: TrainedModel) -> list[str]:
+    """Predict the photographs of the setting `images`, write their pictures and print where.
+
+    Returns an error message for each unreadable one; without skip_unreadable, InputError is raised.
+    """
     path, class_map = Path(settings.images), get_class_map(settings)
-    photographs = find_photographs(path)[: settings.max_images or None]
-    name = path.resolve().name if path.is_dir() else path.stem
-    folder = run_folder.photographs_dir(settings.run_dir, name)
+    photographs = find_photographs(path, check_headers=not settings.skip_unreadable)
+    photographs = photographs[: settings.max_images or None]
     check_background(settings, class_map)
-    empty = []
+    folder = run_folder.photographs_dir(
+        settings.run_dir, path.resolve().name if path.is_dir() else path.stem
+    )
+    empty, errors = [], []
     for photograph in tqdm(photographs, "predict", unit="image", disable=None):
-        result = model(photograph)
-        pictures = draw_cutouts(result, settings.background)
-        if not class_map.is_binary:
-            pictures = draw_classes(result, class_map)
-        for ending, picture in pictures:
+        try:
+            image = read_image(photograph)
+        except InputError as error:
+            if not settings.skip_unreadable:
+                raise
+            errors.append(str(error))
+            continue
+        result = model(image)
+        for ending, picture in draw_pictures(result, class_map, settings.background):
             write_image(folder / f"{photograph.stem}_{ending}", picture)
         empty += [] if result.mask.any() else [photograph.name]
     if not class_map.is_binary:
         write_image(folder / "legend.png", visualize.draw_legend(class_map))
-    count = len(photographs)
-    print(f"{count} photograph{'s' * (count > 1)} of {path}: see {folder}")
+    count = len(photographs) - len(errors)
+    print(f"{count} photograph{'s' * (count != 1)} of {path}: see {folder}")
     if empty:
         verb = "is" if len(empty) == 1 else "are"
         print(f"{len(empty)} of {count} masks {verb} empty; the first is of {empty[0]}")
+    return errors
 
 
 def check_background(settings: Settings, class_map: ClassMap) -> None:
@@ -58,17 +69,15 @@ def check_background(settings: Settings, class_map: ClassMap) -> None:
         read_background(settings.background, (8, 8))
 
 
-def draw_cutouts(result: Segmentation, background: str) -> Iterator[Picture]:
-    """Yield the pictures of a mask of one class."""
+def draw_pictures(result: Segmentation, class_map: ClassMap, background: str) -> Iterator[Picture]:
+    """Yield the pictures of one photograph; cut-outs need a mask of one class."""
+    if not class_map.is_binary:
+        colored = colorize(result.mask, class_map)
+        yield "mask.png", colored
+        yield "overlay.jpg", cv2.addWeighted(result.image, 0.5, colored, 0.5, 0)
+        return
     yield "mask.png", result.mask.astype(np.uint8) * 255
     yield "cutout.png", result.cutout()
     yield "overlay.jpg", visualize.draw_overlay(result.image, result.mask)
     if background:
         yield "background.jpg", result.cutout(background)
-
-
-def draw_classes(result: Segmentation, class_map: ClassMap) -> Iterator[Picture]:
-    """Yield the pictures of a mask of several classes."""
-    colored = colorize(result.mask, class_map)
-    yield "mask.png", colored
-    yield "overlay.jpg", cv2.addWeighted(result.image, 0.5, colored, 0.5, 0)

@@ -148,6 +148,26 @@ def test_predict_of_a_mixed_folder_names_what_it_leaves_out(arguments, run_dir, 
     assert_input_error(predict.main, [*arguments, f"images={photos}"], "b.jpg: cannot be read")
 
 
+def test_predict_skips_unreadable_photographs_if_asked_to(arguments, run_dir, tmp_path, capsys):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in ("a.jpg", "c.jpg"):
+        draw_photograph(photos / name)
+    (photos / "b.jpg").write_text("no image")
+    data = (photos / "c.jpg").read_bytes()
+    (photos / "c.jpg").write_bytes(data[: len(data) // 2])
+    args = [*arguments, f"images={photos}"]
+    assert_input_error(predict.main, args, "b.jpg: cannot be read as an image")
+    with pytest.raises(SystemExit) as exit:
+        predict.main([*args, "skip_unreadable=true"])
+    assert exit.value.code == 3
+    printed = capsys.readouterr().out
+    assert f"1 photograph of {photos}: see {run_dir / 'photos'}" in printed
+    assert printed.count("skipped, ") == 2 and "b.jpg: cannot be read" in printed
+    names = {path.name for path in (run_dir / "photos").iterdir()}
+    assert names == {"a_mask.png", "a_cutout.png", "a_overlay.jpg"}
+
+
 @pytest.mark.parametrize("name", ["fold0", "masks"])
 def test_predict_does_not_write_photographs_among_the_files_of_the_run(arguments, tmp_path, name):
     photograph = draw_photograph(tmp_path / f"{name}.png")
