@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from core import distributed, process_env, provenance, run_folder
 from core.device import pick_device
-from core.files import atomic_write
+from core.files import atomic_write, file_sha256
 from data import classes, datasets, rle
 from data.image_writer import write_image
 from data.sample import Sample
@@ -114,7 +114,7 @@ def write_submission_json(
         "postprocess": binarizer.steps,
         "tta": settings.tta,
         "rows": len(results),
-        "sha256": ensemble.file_sha256(path) if is_binary else None,
+        "sha256": file_sha256(path) if is_binary else None,
         "skipped": {result.file_name: result.error for result in results if result.error},
         **provenance.describe_machine(pick_device(settings)),
     }

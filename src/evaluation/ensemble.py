@@ -1,17 +1,15 @@
 """Ensembles of runs: settings for prediction, members, out-of-fold scores and ensemble.json."""
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from core import config, provenance, run_folder
 from core.device import pick_device
 from core.errors import InputError
-from core.files import atomic_write
+from core.files import atomic_write, file_sha256
 from core.settings import MODEL_SETTINGS, Settings
 from data.datasets import dataset_fingerprint, get_class_map, load_training_samples
 from data.sample import Sample
@@ -226,15 +224,3 @@ def weight_file_hashes(output_dir: Path, runs: list[str]) -> dict[str, str]:
         for fold in run_folder.finished_folds(output_dir / run)
     ]
     return {path.relative_to(output_dir).as_posix(): file_sha256(path) for path in paths}
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, computed once per process until its size or time changes."""
-    stat = path.stat()
-    return _file_sha256(path, stat.st_size, stat.st_mtime_ns)
-
-
-@cache
-def _file_sha256(path: Path, size: int, mtime_ns: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

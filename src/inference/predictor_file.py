@@ -1,6 +1,5 @@
 """output/<run>/predictor.json: the networks of a run or ensemble, TTA, threshold, and steps."""
 
-import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -8,7 +7,7 @@ from pathlib import Path
 
 from core import run_folder
 from core.errors import InputError
-from core.files import atomic_write
+from core.files import atomic_write, file_sha256
 from inference.postprocess import Binarizer
 
 
@@ -40,7 +39,7 @@ def write_predictor(
 ) -> None:
     """Write predictor.json. `weights`: the weight of each weights file."""
     networks = [
-        StoredNetwork(os.path.relpath(path, run_dir), weight, _sha256(path))
+        StoredNetwork(os.path.relpath(path, run_dir), weight, file_sha256(path))
         for path, weight in weights.items()
     ]
     stored = PredictorFile(networks, tta, binarizer.threshold, binarizer.steps)
@@ -82,10 +81,5 @@ def _is_current(run_dir: Path, stored: PredictorFile) -> bool:
         for fold in run_folder.finished_folds(folder)
     }
     return finished <= listed.keys() and all(
-        path.exists() and _sha256(path) == sha256 for path, sha256 in listed.items()
+        path.exists() and file_sha256(path) == sha256 for path, sha256 in listed.items()
     )
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
