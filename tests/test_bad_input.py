@@ -22,7 +22,7 @@ from conftest import ROOT, Payload, TinyRun, prediction_args, run_script, tiny_s
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_datasets import make_data, write_mask
+from tiny_datasets import draw_car, make_data, write_mask
 
 import folds
 import predict
@@ -30,7 +30,7 @@ import score
 import train
 from core import config
 from core.errors import InputError
-from data import csv_files, image_io
+from data import csv_files, image_io, rle
 
 # ---------------------------------------------------------------- the table
 
@@ -250,6 +250,22 @@ def write_pickle_as_snapshot(folder: Path) -> None:
     (folder / "output/new/config.yaml").write_text(text)
 
 
+def write_submission_of(mask_of: Callable[[np.ndarray], np.ndarray]) -> Corruption:
+    """Return a corruption that replaces each mask of the submission mine.csv."""
+
+    def corrupt(folder: Path) -> None:
+        table = pd.read_csv(folder / "data/mine.csv")
+        masks = [rle.decode(text, (48, 72)) for text in table["rle_mask"]]
+        table["rle_mask"] = [rle.encode(mask_of(mask)) for mask in masks]
+        table.to_csv(folder / "data/mine.csv", index=False)
+
+    return corrupt
+
+
+def draw_the_same(_: np.ndarray) -> np.ndarray:
+    return draw_car(0, 0, (48, 72))[1]
+
+
 def write_recipe(text: str) -> Corruption:
     return lambda folder: (folder / "mine.yaml").write_text(text)
 
@@ -321,6 +337,12 @@ CORRUPTIONS: dict[str, Corruption] = {
     "sample lacks an image": change_bytes(SAMPLE, lambda b: b[: b.rstrip().rfind(b"\n") + 1]),
     "truth of other images": change_bytes("data/test_truth.csv", lambda b: b + b"x_01.jpg,1 1\n"),
     "truth that lacks images": change_bytes("data/test_truth.csv", lambda b: b"img,rle_mask\n"),
+    "a submission of other images is there": change_bytes(
+        "output/tiny/submission.csv", lambda b: b"img,rle_mask\nx_01.jpg,1 1\n"
+    ),
+    "masks that cover the whole images": write_submission_of(np.ones_like),
+    "one mask for all images": write_submission_of(draw_the_same),
+    "masks counted down the columns": write_submission_of(lambda mask: mask.T),
     "weights cut off": change_bytes(WEIGHTS, lambda b: b[:-9]),
     "weights of another architecture": change_weights(widen_the_network),
     "weights of several classes": change_weights(set_three_classes),
@@ -334,6 +356,7 @@ CORRUPTIONS: dict[str, Corruption] = {
     "a recipe with an unknown key": write_recipe("epoch: 3\n"),
     "a recipe that is a list": write_recipe("- lr\n"),
     "a text for a number": nothing,
+    "a last step of one image, of which one pixel is left": nothing,
     "a number for a list": nothing,
     "a value out of range": nothing,
     "a fold that does not exist": nothing,

@@ -155,7 +155,7 @@ def suspicious_masks(table: pd.DataFrame, statistics: pd.DataFrame) -> list[str]
     return lines
 
 
-def print_limited(title: str, lines: list[str], file: TextIO = sys.stdout) -> None:
+def print_limited(title: str, lines: list[str], file: TextIO | None = None) -> None:
     """Print a title and the first MAX_LISTED lines; nothing if there are none."""
     if lines:
         print(f"{title} ({len(lines)}):", file=file)
