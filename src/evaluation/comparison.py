@@ -209,7 +209,6 @@ def format_costs(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def to_markdown(table: pd.DataFrame) -> str:
-    """Format a table of text in Markdown."""
     rows = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows) + "\n"
 
@@ -229,9 +228,7 @@ def write_leaderboard(output_dir: Path) -> None:
     page = "# Out-of-fold leaderboard\n"
     for table in tables:
         best, scores, costs = table.iloc[0], format_scores(table), format_costs(table)
-        title = (
-            f"{best['images']} images of {best['groups']} groups (data and folds {best['data']})"
-        )
+        title = f"{best.images} images of {best.groups} groups (data and folds {best.data})"
         page += f"\n## {title}\n\n{to_markdown(scores)}\n{to_markdown(costs)}\n"
         for row in table.to_dict("records"):
             page += f"- {row['run']}: `{row['command']}`\n"

@@ -114,7 +114,6 @@ class WeightChoice:
     interval: tuple[float, float] | None = None  # 95%, of the gain; None if nothing was chosen
 
     def describe(self) -> str:
-        """Format the weights and their gain."""
         weights = ", ".join(f"{run} {weight:.2f}" for run, weight in self.weights.items())
         if self.interval is None:
             limits = f"for 2 or {MAX_RUNS} runs with one class and two or more folds"
@@ -146,12 +145,9 @@ def choose_weights(
     differences = fitted_dice - cross_fitted_dice(histograms, folds)
     gain = float(differences.mean())
     if gain > 0:
-        histograms = fitted_histograms
         weights, _ = search.best_weights(np.full(len(search.fold_ids), True))
-    statistics = [
-        {"histograms": histogram, "step_dice": dice}
-        for histogram, dice in zip(histograms, step_dice, strict=True)
-    ]
-    scores = oof.to_scores(samples, statistics)
+        histograms = fitted_histograms
+    images = zip(histograms, step_dice, strict=True)
+    scores = oof.to_scores(samples, [{"histograms": h, "step_dice": dice} for h, dice in images])
     interval = paired_bootstrap_interval(differences, scores.groups)
     return WeightChoice(dict(zip(runs, weights, strict=True)), scores, gain, interval)
