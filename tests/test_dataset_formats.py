@@ -8,9 +8,17 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import REAL, assert_input_error, needs_real_data, once_per_session, run_script
+from conftest import (
+    REAL,
+    assert_input_error,
+    needs_real_data,
+    once_per_session,
+    prediction_args,
+    run_script,
+    tiny_settings_args,
+)
 from PIL import Image
-from tiny_datasets import draw_car, make_cityscapes, make_cityscapes_pairs, make_pets
+from tiny_datasets import draw_car, make_cityscapes, make_cityscapes_pairs, make_data, make_pets
 
 import leaderboard
 import predict
@@ -81,7 +89,7 @@ def write_a_trimap_of_another_size(data_dir):
 @pytest.mark.parametrize(
     ("corrupt", "parts"),
     [
-        (list_a_missing_pet, ["Sphynx_1.jpg", "missing", "trainval.txt"]),
+        (list_a_missing_pet, ["holds Basset", "expected Sphynx_1.jpg", "trainval.txt"]),
         (write_an_unknown_trimap_value, ["Pug_0.png", "value 7", "1, 2, 3"]),
         (write_a_trimap_of_another_size, ["Pug_0.png", "40×40", "Pug_0.jpg", "48×40"]),
     ],
@@ -189,6 +197,21 @@ def test_report_of_several_classes_has_a_confusion_matrix_and_no_threshold(pets_
     report.main([f"output_dir={pets_runs / 'output'}", "runs=[a,b]"])
     page = (pets_runs / "output" / "report.html").read_text(encoding="utf-8")
     assert "<td>border</td>" in page and "threshold" not in page.split("<script>")[0].lower()
+
+
+def test_classes_csv_trains_and_predicts_several_classes(tmp_path):
+    data_dir = make_data(tmp_path / "data")
+    (data_dir / "classes.csv").write_text("value,name,color\n0,background,black\n1,car,#0a64c8\n")
+    args = [*tiny_settings_args(data_dir, tmp_path / "output"), "loss=ce_dice", "fold=0"]
+    assert "mean IoU" in call_main(train.main, args)
+    call_main(predict.main, prediction_args(args))
+    masks = sorted((tmp_path / "output/tiny/masks").iterdir())
+    assert [path.name for path in masks] == [
+        *(f"{path.stem}.png" for path in sorted((data_dir / "test").iterdir())),
+        "legend.png",
+    ]
+    colors = {tuple(c) for c in cv2.imread(str(masks[0]), cv2.IMREAD_COLOR_RGB).reshape(-1, 3)}
+    assert colors <= {(0, 0, 0), (10, 100, 200)}
 
 
 @pytest.mark.parametrize("main", [predict.main, report.main], ids=["predict", "report"])

@@ -1,16 +1,23 @@
 """Image files in folders: which there are, what is left out, what is there if one is missing."""
 
 import difflib
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+import re
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from core.errors import InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
-HEIC_REMEDY = "convert HEIC to JPEG first, with `sips -s format jpeg` or `heif-convert`"
-VIDEO_REMEDY = "extract the frames of a video first, with `ffmpeg -i <video> frame_%04d.jpg`"
+REMEDIES = {  # first bytes of files that are taken for images → what to do
+    re.compile(rb"....ftyp(he|mif1|msf1|avi)", re.DOTALL): (
+        "convert HEIC or AVIF to JPEG first, with `sips -s format jpeg` or `heif-convert`"
+    ),
+    re.compile(rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI ", re.DOTALL): (
+        "extract the frames of a video first, with `ffmpeg -i <video> frame_%04d.jpg`"
+    ),
+}
 MAX_LISTED = 3  # names of a folder's entries in a message
 
 
@@ -32,31 +39,32 @@ def list_images(folder: Path) -> list[Path]:
             f"{doubled[0].absolute()}: {images[doubled[0].stem].name} has the same stem; remove "
             f"one ({len(doubled)} such pairs)"
         )
+    remedy = next(filter(None, map(foreign_file_remedy, left_out)), "")
     if not images:
         raise InputError(
             f"{folder.absolute()}: {describe_folder(folder)}; expected images, that is "
-            f"{', '.join(IMAGE_SUFFIXES)} files{_remedy_for(left_out)}"
+            f"{', '.join(IMAGE_SUFFIXES)} files{remedy}"
         )
     if left_out:
-        print(
-            f"{folder}: {len(images)} images; left out {_count_kinds(left_out)}, the first is "
-            f"{left_out[0].name}{_remedy_for(left_out)}"
+        kinds = Counter(map(_kind_of, left_out)).items()
+        _print_once(
+            f"{folder}: {len(images)} images; left out "
+            f"{', '.join(f'{count} {kind}' for kind, count in kinds)}, the first is "
+            f"{left_out[0].name}{remedy}"
         )
     return list(images.values())
 
 
-def _count_kinds(paths: Iterable[Path]) -> str:
-    """Return "2 .txt, 1 folder, 1 hidden"."""
-    counts = defaultdict(int)
-    for path in paths:
-        kind = "folder" if path.is_dir() else path.suffix.lower() or "without suffix"
-        counts["hidden" if path.name.startswith(".") else kind] += 1
-    return ", ".join(f"{count} {kind}" for kind, count in counts.items())
+def _kind_of(path: Path) -> str:
+    if path.name.startswith("."):
+        return "hidden"
+    return "folder" if path.is_dir() else path.suffix.lower() or "without suffix"
 
 
-def _remedy_for(paths: Iterable[Path]) -> str:
-    by_suffix = {path.suffix.lower(): path for path in paths}
-    return next(filter(None, map(foreign_file_remedy, by_suffix.values())), "")
+@cache
+def _print_once(line: str) -> None:
+    """Print a line once per process; scripts list the same folder several times."""
+    print(line)
 
 
 def foreign_file_remedy(path: Path) -> str:
@@ -67,12 +75,7 @@ def foreign_file_remedy(path: Path) -> str:
             start = file.read(12)
     except OSError:
         return ""
-    if start[4:8] == b"ftyp" and start[8:] in HEIC_BRANDS:
-        return f"; {HEIC_REMEDY}"
-    is_video = start[4:8] == b"ftyp" and start[8:12] not in (b"avif", b"avis")
-    if is_video or start[:4] == b"\x1aE\xdf\xa3" or start[8:] == b"AVI ":
-        return f"; {VIDEO_REMEDY}"
-    return ""
+    return next((f"; {remedy}" for pattern, remedy in REMEDIES.items() if pattern.match(start)), "")
 
 
 # ---------------------------------------------------------------- what is there

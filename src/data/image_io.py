@@ -15,17 +15,14 @@ from data.image_files import foreign_file_remedy
 
 # Exceptions that Pillow raises for files that are truncated, damaged or not images.
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, LookupError, struct.error)
+FORMATS_READ = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # EPS would run a program
 OPENCV_FORMATS = ("JPEG", "MPO", "PNG")  # decoded by OpenCV, which is faster than Pillow
 MAX_PIXELS = 2**28  # a file of a few kB can declare more pixels than fit into memory
 Image.MAX_IMAGE_PIXELS = None  # replaced by MAX_PIXELS
 warnings.filterwarnings("ignore", module="PIL")  # on odd metadata; what matters is an error
 EXIF_ORIENTATION = 0x0112
 MAX_12_BITS = 15  # highest byte of 16-bit values of which only 12 bits are used
-REDUCED_FLAGS = {
-    8: cv2.IMREAD_REDUCED_COLOR_8,
-    4: cv2.IMREAD_REDUCED_COLOR_4,
-    2: cv2.IMREAD_REDUCED_COLOR_2,
-}
+REDUCED_FLAGS = {n: getattr(cv2, f"IMREAD_REDUCED_COLOR_{n}") for n in (8, 4, 2)}
 
 
 @contextmanager
@@ -34,7 +31,7 @@ def _open_image(path: Path) -> Iterator[Image.Image]:
     InputError that names the file."""
     try:
         # Not Image.open(path): Pillow 12.3 garbles turned TIFFs that it maps into memory.
-        with open(path, "rb") as file, Image.open(file) as image:
+        with open(path, "rb") as file, Image.open(file, formats=FORMATS_READ) as image:
             width, height = image.size
             if height * width > MAX_PIXELS:
                 raise InputError(
@@ -64,9 +61,9 @@ def read_image_size(path: Path) -> tuple[int, int]:
 
 
 def _exif_orientation(image: Image.Image) -> int:
-    """Return 1…8, see _turn_upright. Pillow itself turns a TIFF and an AVIF upright."""
+    """Return 1…8, see _turn_upright. Pillow itself turns a TIFF upright."""
     exif = Image.Exif()
-    if image.format not in ("TIFF", "AVIF"):
+    if image.format != "TIFF":
         exif.load(image.info.get("exif"))  # image.getexif() would decode a whole PNG to find it
     orientation = exif.get(EXIF_ORIENTATION)
     return orientation if orientation in range(1, 9) else 1

@@ -165,11 +165,10 @@ def warn_of_constant_masks(scores: Scores) -> None:
         confusion = scores.per_image["confusion"]
         areas = confusion.sum(axis=1) / confusion.sum(axis=(1, 2))[:, None]
     if len(areas) > 1 and (areas == areas[0]).all():
-        states = {0.0: "empty", 1.0: "full"} if scores.is_binary else {}
-        state = states.get(areas[0, 0], "the same")
+        same = ", ".join(f"{area:.1%}" for area in areas[0])
         print(
-            f"warning: all {len(areas)} predicted masks are {state}: the network has learned "
-            "nothing from the images; check the masks, or train longer or with another lr"
+            f"warning: the masks of all {len(areas)} images cover the same area ({same}); "
+            "check the training masks, train longer, or with another lr"
         )
 
 

@@ -12,6 +12,7 @@ from core.files import folder_lock
 from core.settings import MAY_DIFFER_ON_RESUME, Settings
 from data import csv_files, datasets
 from data.classes import IGNORE, ClassMap
+from data.image_files import list_names
 from data.sample import Sample
 from models import checkpoint
 from models.build import build_model
@@ -62,7 +63,7 @@ def check_data(settings: Settings, samples: list[Sample]) -> int:
     sizes = datasets.check_sizes(samples)
     if settings.size is None and len(sizes) > 1 and settings.batch_size > 1:
         raise InputError(f"{settings.data_dir}: has images of {len(sizes)} sizes; set size=h,w")
-    shapes = " and ".join(f"{width}×{height}" for height, width in sorted(sizes)[:3])
+    shapes = list_names([f"{width}×{height}" for height, width in sorted(sizes)])
     per_fold = "+".join(str(list(group_folds.values()).count(k)) for k in range(n_folds))
     print(
         f"{settings.data_dir}: {len(samples)} images with masks, {shapes}; {len(group_folds)} of "

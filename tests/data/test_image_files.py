@@ -41,7 +41,7 @@ def test_list_images_prints_what_it_leaves_out_in_one_line(tmp_path, capsys):
     assert [path.name for path in list_images(tmp_path)] == ["a.jpg"]
     line = (
         f"{tmp_path}: 1 images; left out 2 hidden, 1 .heic, 2 .txt, 1 without suffix, 1 folder, "
-        "the first is .DS_Store; convert HEIC to JPEG first, with `sips -s format jpeg` or "
+        "the first is .DS_Store; convert HEIC or AVIF to JPEG first, with `sips -s format jpeg` or "
         "`heif-convert`\n"
     )
     assert capsys.readouterr().out == line
@@ -70,7 +70,7 @@ def test_list_images_without_an_image_shows_what_is_there(tmp_path, names, found
 
 def test_list_images_of_heic_alone_explains_the_conversion(tmp_path):
     (tmp_path / "a.heic").write_bytes(HEIC)
-    assert "convert HEIC to JPEG" in error_line(list_images, tmp_path)
+    assert "convert HEIC or AVIF to JPEG" in error_line(list_images, tmp_path)
 
 
 def test_describe_folder_lists_similar_names_first(tmp_path):

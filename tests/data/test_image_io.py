@@ -177,13 +177,15 @@ def test_read_image_rejects_values_of_32_bits(tmp_path):
 @pytest.mark.parametrize(
     ("start", "remedy"),
     [
-        (b"\0\0\0\x18ftypheic", "convert HEIC to JPEG"),
-        (b"\0\0\0\x18ftypmif1", "convert HEIC to JPEG"),
+        (b"\0\0\0\x18ftypheic", "convert HEIC or AVIF to JPEG"),
+        (b"\0\0\0\x18ftypmif1", "convert HEIC or AVIF to JPEG"),
+        (b"\0\0\0\x18ftypavif", "convert HEIC or AVIF to JPEG"),
         (b"\0\0\0\x18ftypmp42", "ffmpeg"),
         (b"\0\0\0\x14ftypqt  ", "ffmpeg"),
         (b"\x1aE\xdf\xa3 a webm", "ffmpeg"),
         (b"RIFF\0\0\0\0AVI ", "ffmpeg"),
         (b"something else", "download it again"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "download it again"),
     ],
 )
 def test_reading_explains_what_to_do_with_heic_and_videos(tmp_path, start, remedy):

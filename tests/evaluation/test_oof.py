@@ -46,15 +46,15 @@ def make_scores(n_images, n_classes=1):
     return predictions, oof.to_scores([p.sample for p in predictions], statistics)
 
 
-@pytest.mark.parametrize(
-    ("areas", "state"), [([0.0, 0.0], "empty"), ([1.0, 1.0], "full"), ([0.2, 0.2], "the same")]
-)
-def test_warn_of_constant_masks_names_what_all_masks_are(capsys, areas, state):
+@pytest.mark.parametrize(("area", "text"), [(0.0, "0.0%"), (1.0, "100.0%"), (0.2, "20.0%")])
+def test_warn_of_constant_masks_prints_one_line(capsys, area, text):
     _, scores = make_scores(2)
-    scores.table["predicted_area"] = areas
+    scores.table["predicted_area"] = area
     oof.warn_of_constant_masks(scores)
     line = capsys.readouterr().out
-    assert line.startswith(f"warning: all 2 predicted masks are {state}: ")
+    assert line.startswith(
+        f"warning: the masks of all 2 images cover the same area ({text})"
+    )
     assert line.count("\n") == 1
 
 
@@ -69,7 +69,7 @@ def test_warn_of_constant_masks_compares_all_classes(capsys):
     _, scores = make_scores(3, n_classes=3)
     scores.per_image["confusion"][:] = [[0, 9, 0], [0, 5, 0], [0, 1, 0]]
     oof.warn_of_constant_masks(scores)
-    assert "all 3 predicted masks are the same" in capsys.readouterr().out
+    assert "all 3 images cover the same area (0.0%, 100.0%, 0.0%)" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- statistics

@@ -35,7 +35,6 @@ class DatasetFormat:
         return self.find_test_images_dir(settings).exists()
 
     def read_image(self, sample: Sample, min_size: tuple[int, int] | None) -> np.ndarray:
-        """Read the image as H×W×3 uint8 RGB; `min_size` as in image_io.read_image."""
         return image_io.read_image(sample.image, min_size)
 
     def read_mask(self, sample: Sample) -> np.ndarray:
@@ -45,7 +44,6 @@ class DatasetFormat:
         return classes == 1 if sample.class_map.is_binary else classes
 
     def read_native_size(self, sample: Sample) -> tuple[int, int]:
-        """Return (height, width) of the image from the file's header."""
         return image_io.read_image_size(sample.image)
 
     def check_size(self, sample: Sample) -> tuple[int, int]:
