@@ -152,7 +152,10 @@ def predict_batches(
                 continue
             with explain_out_of_memory(settings), autocast(device, precision):
                 probabilities = forward_members(members, same_size, settings, device)
-            yield from map(combine, same_size, probabilities)
+            for loaded, of_members in zip(same_size, probabilities, strict=True):
+                with explain_out_of_memory(settings):  # at native size
+                    prediction = combine(loaded, of_members)
+                yield prediction
 
 
 def group_by_size(batch: list[LoadedSample]) -> Iterator[list[LoadedSample]]:

@@ -273,3 +273,18 @@ def test_prefetch_is_bounded_and_closes_its_source():
     next(items)
     items.close()
     assert generated[-1] == "closed" and len(generated) <= 5
+
+
+# ---------------------------------------------------------------- memory
+
+
+@pytest.mark.parametrize("function", ["predict_probability_tta", "resize_to_original"])
+def test_predict_explains_when_memory_runs_out(tiny, monkeypatch, function):
+    samples, settings, networks = tiny
+
+    def run_out_of_memory(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(predictor, function, run_out_of_memory)
+    with pytest.raises(InputError, match="out of memory with batch_size=4"):
+        predict_all([EnsembleMember(networks[0], SMALL)], samples, settings)
