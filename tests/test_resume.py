@@ -3,6 +3,7 @@
 import random
 import subprocess
 
+import numpy as np
 import pytest
 from conftest import (
     assert_input_error,
@@ -12,7 +13,7 @@ from conftest import (
     tiny_settings_args,
 )
 from kill_test import kill_and_compare, prediction_job, training_job
-from tiny_datasets import make_data
+from tiny_datasets import make_data, write_mask
 
 import predict
 import train
@@ -77,7 +78,9 @@ def test_train_on_a_read_only_disk_names_the_folder(data_dir, small_disk):
 
 
 def test_train_and_predict_images_of_one_pixel_and_empty_masks_without_nan(tmp_path):
-    data_dir = make_data(tmp_path / "data", size=(1, 1))
+    data_dir = make_data(tmp_path / "data", size=(1, 1))  # all masks are empty
+    for car in ("000000000000", "000000000001"):  # but one of each fold
+        write_mask(data_dir / "train_masks" / f"{car}_01_mask.gif", np.ones((1, 1), bool))
     args = tiny_settings_args(data_dir, tmp_path / "output")
     train.main([*args, "epochs=2"])
     predict.main([*prediction_args(args), f"truth_csv={data_dir / 'test_truth.csv'}"])

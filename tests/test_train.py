@@ -31,7 +31,7 @@ def read_oof(run, name="oof.csv"):
 
 def test_train_writes_the_files_of_a_run(trained_run):
     assert {path.name for path in (trained_run.output_dir / "tiny").iterdir()} == {
-        *("config.yaml", "fold0", "fold1")
+        *("config.yaml", "predictor.json", "fold0", "fold1")
     }
     for fold in (0, 1):
         folder = trained_run.output_dir / "tiny" / f"fold{fold}"
