@@ -1,7 +1,7 @@
 """Batches of samples, for training and for prediction."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from core import machine, process_env, signals
 from core.device import pick_device
@@ -20,6 +20,7 @@ from data.cache import Cache, ImageAndTarget, load_image_and_target
 from data.datasets import read_native_size, read_sample_image, read_sample_mask
 from data.preprocess import Preprocessing, Size, preprocess_image, preprocessing_from
 from data.sample import Sample
+from data.sampler import EpochBatchSampler
 
 # ---------------------------------------------------------------- training
 
@@ -51,55 +52,6 @@ def collate(pairs: Sequence[ImageAndTarget]) -> list[Tensor]:
     return default_collate(
         [(_channels_first(image), torch.from_numpy(target)[None]) for image, target in pairs]
     )
-
-
-def step_bounds(count: int, batch_size: int) -> list[int]:
-    """Return where in an epoch its steps begin, and its end.
-
-    A last step of a single sample, on which some networks cannot be trained, gets another one of
-    the step before it, unless that has only two.
-    """
-    bounds = [*range(0, count, batch_size), count]
-    if len(bounds) > 2 and batch_size > 2 and bounds[-1] - bounds[-2] == 1:
-        bounds[-2] -= 1
-    return bounds
-
-
-def smallest_batch(count: int, batch_size: int, processes: int) -> int:
-    """Return how many samples of a step a process has at least, in an epoch of `count` samples."""
-    return max(1, int(np.diff(step_bounds(count, batch_size)).min()) // processes)
-
-
-class EpochBatchSampler(Sampler):
-    """This rank's part of each training step, as a list of keys (epoch, i).
-
-    The order is a permutation drawn from (seed, epoch). A step of `batch_size` samples, or fewer
-    at the end of the epoch, is divided evenly among the ranks; a rank without a sample gets one
-    that must not be counted, see samples_in_step. Keys contain the epoch, because worker processes
-    outlive it. The first `start` steps, which an interrupted epoch has done, are left out.
-    """
-
-    def __init__(self, count: int, batch_size: int, seed: int):
-        self.count, self.seed = count, seed
-        self.bounds = step_bounds(count, batch_size)
-        self.epoch = self.start = 0
-
-    def __len__(self) -> int:
-        """Return the number of steps of a whole epoch."""
-        return len(self.bounds) - 1
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
-        for step in range(self.start, len(self)):
-            chosen = order[self.bounds[step] : self.bounds[step + 1]]
-            local = np.array_split(chosen, process_env.world_size())[process_env.rank()]
-            yield [(self.epoch, i) for i in (local if len(local) else chosen[:1]).tolist()]
-
-    def samples_in_step(self, step: int) -> tuple[int, int]:
-        """Return how many samples count in a step: (on this rank, on all ranks)."""
-        total = self.bounds[step + 1] - self.bounds[step]
-        world_size = process_env.world_size()
-        return total // world_size + (process_env.rank() < total % world_size), total
 
 
 def train_loader(samples: Sequence[Sample], settings: Settings, cache: Cache | None) -> DataLoader:

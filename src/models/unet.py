@@ -169,15 +169,12 @@ class UNet(nn.Module):
         top_channels = [decoder_channels[-1], *refine_channels]
 
         # The order of creation decides which random numbers become which layer's weights.
-        self.encoder_blocks = nn.ModuleList(
-            block(c_in, c_out) for c_in, c_out in pairwise([3 * space_to_depth**2, *channels])
-        )
+        in_out = pairwise([3 * space_to_depth**2, *channels])
+        self.encoder_blocks = nn.ModuleList(block(c_in, c_out) for c_in, c_out in in_out)
         if dilated_bottom:
             self.encoder_blocks[-1] = DilatedBottom(*channels[-2:], dilated_bottom, norm)
-        self.upsamplers = nn.ModuleList(
-            UPSAMPLERS[upsampling](c_in, c_out)
-            for c_in, c_out in zip(below_channels, up_channels, strict=True)
-        )
+        in_out = zip(below_channels, up_channels, strict=True)
+        self.upsamplers = nn.ModuleList(UPSAMPLERS[upsampling](i, o) for i, o in in_out)
         up_channels = below_channels if upsampling == "repeat" else up_channels
         self.decoder_blocks = nn.ModuleList(
             block(skip + up, out)

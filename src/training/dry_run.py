@@ -8,7 +8,7 @@ from core.config import format_value
 from core.device import pick_device
 from core.errors import InputError
 from core.settings import Settings
-from data.loaders import smallest_batch
+from data.sampler import smallest_batch
 from models.segmenter import Segmenter
 from training.train_state import has_few_pixels
 

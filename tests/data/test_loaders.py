@@ -13,8 +13,8 @@ from core import config, machine
 from core.errors import InputError
 from data import datasets, image_io, loaders
 from data.cache import build_ram_cache
-from data.loaders import EpochBatchSampler, smallest_batch
 from data.preprocess import Preprocessing
+from data.sampler import EpochBatchSampler, smallest_batch
 
 SIZE = (32, 48)
 
