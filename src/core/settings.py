@@ -30,7 +30,7 @@ POSTPROCESS_STEPS: Check = (
     "auto, none, or names such as specks,fill",
     lambda v: re.fullmatch(r"\w+(,\w+)*", v) is not None,
 )
-MASK_NAME: Check = ("empty or a name with {stem}, without suffix", lambda v: _is_mask_name(v))
+MASK_NAME: Check = ("a name with {stem}", lambda v: not v or ("{stem}" in v and "/" not in v))
 BYTE: Check = ("0 to 255", lambda v: 0 <= v <= 255)
 # Settings that a stage of training may have of its own.
 STAGE_SETTINGS = ("size", "epochs", "batch_size", "grad_accumulation", "lr", "warmup")
@@ -40,10 +40,6 @@ STAGES: Check = (
     lambda v: all(stage and {*stage} <= {*STAGE_SETTINGS} for stage in v),
 )
 REGEX: Check = ("a regular expression with one group", lambda v: _count_regex_groups(v) == 1)
-
-
-def _is_mask_name(pattern: str) -> bool:
-    return not pattern or ("{stem}" in pattern and not re.search(r"\.\w+$|/", pattern))
 
 
 def _count_regex_groups(pattern: str) -> int:
@@ -105,7 +101,7 @@ class Settings:
     label_color_tolerance: int = setting(0, "pairs: ignore label pixels further than this from every class color (RGB distance); 0: off", NON_NEGATIVE)
     trimap_border: Literal["pet", "background", "ignore", "class"] = setting("pet", "pets: class of the border pixels of a trimap")
     skip_empty: bool = setting(False, "leave out training images with empty masks")
-    mask_name: str = setting("", "carvana: name of a mask without suffix, such as {stem}_seg; empty: {stem}_mask or {stem}", MASK_NAME)
+    mask_name: str = setting("", "carvana: name of the masks, such as {stem}_seg or {stem}_seg.png; empty: {stem}_mask or {stem}", MASK_NAME)
     mask_threshold: int = setting(0, "carvana: value from which a mask's pixel is the object, for soft edges and lossy files; 0: masks must have two values", BYTE)
     use_hq_images: bool = setting(False, "read train_hq/ and test_hq/ instead of train/ and test/")
     group_regex: str = setting(r"(.+)_\d+", "regular expression for file stems; its one group names the car, which is never split", REGEX)

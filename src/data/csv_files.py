@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from PIL import ImageColor
 
@@ -71,11 +72,10 @@ def read_class_map(path: Path) -> ClassMap:
     """Read classes.csv: the value in label files, name and color of each class. Pixels of the class
     "ignore" are neither trained on nor scored; "background" is class 0."""
     table = read_csv_strict(path, ["value", "name", "color"])
-    valid = table["value"].isin([*map(str, range(256))]) & ~table["value"].duplicated()
-    if not valid.all():
-        value = table["value"][~valid].iloc[0]
-        raise InputError(f"{path}: value {value!r}; expected different numbers, 0 to 255")
-    table["value"] = table["value"].astype(int)
+    values = table["value"]
+    invalid = values[~values.isin([*map(str, range(256))]) | values.duplicated()]
+    if len(invalid):
+        raise InputError(f"{path}: value {invalid.iloc[0]!r}; expected different numbers, 0 to 255")
     classes = table[table["name"] != "ignore"]
     classes = classes.sort_values("name", key=lambda names: names != "background", kind="stable")
     if len(classes) < 2 or classes["name"].duplicated().any():
@@ -84,9 +84,7 @@ def read_class_map(path: Path) -> ClassMap:
         colors = tuple(ImageColor.getrgb(color)[:3] for color in classes["color"])
     except ValueError as error:
         raise InputError(f"{path}: {error}; write a color as #ff8000 or orange") from None
-    value_to_class = [-1] * (table["value"].max() + 1)
-    for value in table["value"]:
-        value_to_class[value] = IGNORE
-    for i, value in enumerate(classes["value"]):
-        value_to_class[value] = i
-    return ClassMap(tuple(classes["name"]), colors, tuple(value_to_class))
+    value_to_class = np.full(256, -1)
+    value_to_class[values.astype(int)] = IGNORE
+    value_to_class[classes["value"].astype(int)] = range(len(classes))
+    return ClassMap(tuple(classes["name"]), colors, tuple(value_to_class.tolist()))

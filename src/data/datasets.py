@@ -91,15 +91,9 @@ def load_samples(settings: Settings, split: str) -> list[Sample]:
             f"group_regex={regex}: does not match {len(unmatched)} of {len(files)} image names, "
             f"the first is {unmatched[0]}; set group_regex='(.+)' for independent images"
         )
+    name = settings.dataset_format
     return [
-        Sample(
-            image=image,
-            group=group_from_stem(image.stem, regex),
-            mask=mask,
-            fold=-1,
-            dataset_format=settings.dataset_format,
-            class_map=class_map,
-        )
+        Sample(image, group_from_stem(image.stem, regex), mask, -1, name, class_map)
         for image, mask in files
     ]
 
@@ -129,12 +123,12 @@ def drop_empty_masks(samples: list[Sample]) -> list[Sample]:
     """Return the samples whose masks show more than background, and print which do not. Every mask
     is read."""
     empty_values = [0, IGNORE] if samples[0].class_map.has_background else [IGNORE]
-    is_empty = [np.isin(read_sample_mask(sample), empty_values).all() for sample in samples]
-    dropped = [s.image_id for s, empty in zip(samples, is_empty, strict=True) if empty]
-    if len(dropped) == len(samples):
+    empty = [s.image_id for s in samples if np.isin(read_sample_mask(s), empty_values).all()]
+    print(f"skip_empty: {len(empty)} masks show only background: {', '.join(empty[:5])}")
+    if len(empty) == len(samples):
         raise InputError(f"skip_empty=true: all {len(samples)} masks show only background")
-    print(f"skip_empty: {len(dropped)} masks show only background: {', '.join(dropped[:5])}")
-    return [s for s, empty in zip(samples, is_empty, strict=True) if not empty]
+    is_empty = set(empty)
+    return [sample for sample in samples if sample.image_id not in is_empty]
 
 
 def load_test_samples(settings: Settings) -> list[Sample]:

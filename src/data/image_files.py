@@ -18,7 +18,7 @@ REMEDIES = {  # first bytes of files that are taken for images → what to do
         "extract the frames of a video first, with `ffmpeg -i <video> frame_%04d.jpg`"
     ),
 }
-MAX_LISTED = 3  # names of a folder's entries in a message
+N_LISTED = 3  # names of a folder's entries in a message
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -85,14 +85,14 @@ def describe_folder(folder: Path, like: str = "") -> str:
     """Return "holds train/, a.jpg, b.jpg and 7 others", with names similar to `like` first."""
     paths = [path for path in folder.iterdir() if not path.name.startswith(".")]
     names = [path.name + "/" * path.is_dir() for path in paths]
-    similar = difflib.get_close_matches(like, names, MAX_LISTED)
+    similar = difflib.get_close_matches(like, names, N_LISTED)
     names.sort(key=lambda name: (name not in similar, not name.endswith("/"), name))
     return f"holds {list_names(names)}" if names else "is empty"
 
 
 def list_names(names: Sequence[str]) -> str:
     """Return "a, b, c and 7 others"."""
-    listed = names if len(names) == MAX_LISTED + 1 else names[:MAX_LISTED]
+    listed = names if len(names) == N_LISTED + 1 else names[:N_LISTED]
     others = f" and {len(names) - len(listed)} others" if len(names) > len(listed) else ""
     return ", ".join(listed) + others
 

@@ -92,7 +92,9 @@ def pair_images_with_masks(images: list[Path], masks: Path, mask_name: str) -> F
     if is_csv:
         unused = {stem: stem for stem in read_encoded_masks(masks)}
     else:
-        unused = {path.stem: path.name for path in list_images(masks)}
+        files = list_images(masks)
+        has_suffix = Path(mask_name).suffix in {path.suffix for path in files}
+        unused = {path.name if has_suffix else path.stem: path.name for path in files}
     patterns = ["{stem}"] if is_csv else [mask_name] if mask_name else ["{stem}_mask", "{stem}"]
     pairs, unpaired, problems = [], [], []
     for image in images:
