@@ -60,8 +60,8 @@ def check_classes_match(settings: Settings, run_dir: Path) -> None:
         if trained != names and (len(trained) > 1 or len(names) > 1):
             raise InputError(
                 f"{path}: was trained with {_format_classes(trained)}, the settings select "
-                f"{_format_classes(names)}: set dataset_format=, cityscapes_classes= and "
-                "trimap_border= as in training"
+                f"{_format_classes(names)}: set dataset_format=, cityscapes_classes=, "
+                "trimap_border= and data_dir= (its classes.csv) as in training"
             )
 
 
