@@ -3,7 +3,6 @@
 import re
 import shutil
 
-import cv2
 import numpy as np
 import pytest
 from conftest import ROOT, prediction_args
@@ -29,19 +28,20 @@ def run_code(code):
     return names
 
 
-def test_python_lines_of_the_page_give_the_mask_and_the_same_from_onnx(folder, run_copy):
-    load_code, onnx_code = CODE
-    result = run_code(load_code)["result"]
+def test_python_lines_of_the_page_give_mask_and_cutout(folder):
+    result = run_code(CODE[0])["result"]
     assert result.mask.dtype == bool and result.mask.any()
     assert result.cutout().shape == (*result.mask.shape, 4)
     assert result.cutout("white").shape == (*result.mask.shape, 3)
 
+
+@pytest.mark.slow
+def test_onnx_lines_of_the_page_give_the_same_mask(folder, run_copy):
     args = [a for a in prediction_args(run_copy.args) if not a.startswith(("run=", "output_dir="))]
     export.main([*args, "run=carvana", "output_dir=output", "images=car.jpg"])
-    names = run_code(onnx_code)
+    result, names = run_code(CODE[0])["result"], run_code(CODE[1])
     np.testing.assert_allclose(names["probability"], result.probability, atol=0.02)
     assert np.mean(names["mask"] == result.mask) > 0.99
-    assert cv2.imread("car.jpg").shape[:2] == names["mask"].shape
 
 
 def test_settings_of_the_page_exist():
