@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from core import environment
+from core.settings import FIELDS
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ["bash", "cat", "cmp", "cp", "dirname", "flock", "mkdir", "rm", "sleep"]
@@ -328,3 +329,29 @@ def test_clone_on_windows_keeps_lf_and_binary_files(tmp_path):
     subprocess.run(clone, cwd=tmp_path, check=True)
     for name in names:
         assert (tmp_path / "clone" / name).read_bytes() == (ROOT / name).read_bytes()
+
+
+PAGES = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("*put/README.md")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_settings_on_the_pages_can_be_typed_in_every_shell(page):
+    """Brackets that are not quoted are patterns; zsh rejects those that match no file."""
+    text = re.sub(r"```python.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    code = re.findall(r"```.*?```|`[^`\n]+`", text, re.DOTALL)
+    words = [word for span in code for word in re.split(r"[\s`]+", re.sub(r"'[^']*'", "", span))]
+    typed = [word for word in words if "=" in word and word.partition("=")[0] in FIELDS]
+    assert not [word for word in typed if re.search(r"[][(){}*?#]", word)]
+
+
+COMMAND = r"([A-Z]+=\S+ )?(bash|python|source|pip|export|cd|git|kaggle|docker|sbatch|torchrun) "
+
+
+def test_comments_on_the_pages_can_be_pasted_into_zsh():
+    """An interactive zsh reads comments as arguments, which our scripts ignore from # on."""
+    lines = [line for page in PAGES for line in page.read_text(encoding="utf-8").splitlines()]
+    commands = [line.partition(" # ") for line in lines if re.match(COMMAND, line)]
+    assert len(commands) > 30
+    for command, _, comment in commands:
+        assert not re.search(r"[`'\"$&;|()<>*?{}!~]|\[|\]", comment), comment
+        assert not comment or re.search(r"(train|predict)\.sh|python src/", command), command

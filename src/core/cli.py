@@ -39,6 +39,8 @@ def run_main(main: Callable[[list[str]], object], resume_hint: str = "") -> None
     """Run main(sys.argv[1:]). Exit with 2 and one line for errors that the user can fix, with
     128 + signal number and `resume_hint` after a signal."""
     name = Path(sys.argv[0]).name
+    if "#" in sys.argv:  # an interactive zsh passes on what follows a command as its comment
+        del sys.argv[sys.argv.index("#") :]
     process_env.silence_other_ranks()
     _print_on_every_terminal()
     signals.raise_on_signal()

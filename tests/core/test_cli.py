@@ -41,6 +41,12 @@ def test_run_main_prints_lookalikes_of_what_the_encoding_lacks(monkeypatch, enco
     assert completed.stdout.decode(encoding) == expected + "\n"
 
 
+def test_run_main_ignores_a_comment_that_zsh_passes_on():
+    command = [sys.executable, "-c", PRINT.replace("args[0]", "args"), "fold=0", "#", "one", "fold"]
+    completed = subprocess.run(command, cwd=ROOT / "src", capture_output=True, text=True)
+    assert completed.stdout == "['fold=0']\n"
+
+
 # ---------------------------------------------------------------- packages and systems
 
 RUN_TRAIN = """
