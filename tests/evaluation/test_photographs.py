@@ -2,16 +2,26 @@
 
 import os
 import shutil
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from conftest import assert_input_error, assert_rejected, prediction_args, run_script
 from PIL import Image
 from tiny_datasets import draw_car
 
 import predict
+from core.errors import InputError
+from core.settings import Settings
 from data import image_io
+from data.datasets import get_class_map
+from evaluation.photographs import predict_photographs
+from inference.postprocess import Binarizer
+from inference.predictor import make_member
+from inference.trained_model import TrainedModel
+from models.build import build_model
 
 
 @pytest.fixture
@@ -112,6 +122,29 @@ def test_predict_names_photographs_without_an_object(arguments, run_dir, tmp_pat
     predict.main([*arguments, f"images={tmp_path}/empty.png", "threshold=0.999"])
     assert "1 of 1 masks is empty; the first is of empty.png" in capsys.readouterr().out
     assert not read_cutout(run_dir / "empty/empty_cutout.png").any()
+
+
+def test_photographs_of_several_classes_are_colored_and_have_no_cutout(tmp_path, capsys):
+    settings = Settings(
+        dataset_format="pets", trimap_border="class", channels=[8, 16], size=[32, 48], tta="none",
+        device="cpu", run="pets", output_dir=str(tmp_path / "output"),
+        images=str(draw_photograph(tmp_path / "cat.png")),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    member = make_member(build_model(settings, n_classes=3).eval(), settings)
+    model = TrainedModel([member], Binarizer(0.5, []), settings)
+    assert predict_photographs(settings, model) == []
+    folder = settings.run_dir / "cat"
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"cat_mask.png", "cat_overlay.jpg", "legend.png"}
+    result = model(settings.images)
+    assert result.probability.shape == (3, 50, 80) and result.mask.dtype == np.uint8
+    colors = {tuple(color) for color in image_io.read_image(folder / "cat_mask.png").reshape(-1, 3)}
+    assert colors <= {tuple(color) for color in get_class_map(settings).colors}
+    with pytest.raises(InputError, match="a cut-out needs a run of one class"):
+        result.cutout()
+    with pytest.raises(InputError, match="background=white: needs a run of one class; pets has 3"):
+        predict_photographs(replace(settings, background="white"), model)
 
 
 # ---------------------------------------------------------------- bad input
