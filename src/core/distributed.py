@@ -60,11 +60,16 @@ def launch_processes(device: torch.device) -> None:
 
 def _exit_with_first_failure(error: ChildFailedError, count: int) -> None:
     """Print the message of the process that failed first, and exit with its code."""
-    # A process that only noticed the failure of another one has written no message.
-    rank, failure = min(
-        error.failures.items(), key=lambda item: (not item[1].error_file_data, item[1].timestamp)
-    )
-    if failure.error_file_data:
+    # The launcher ends the others by SIGTERM. A process that was killed, or that only noticed the
+    # failure of another one, has written no error file.
+    terminated = (128 + signal.SIGTERM, -signal.SIGTERM)
+    failures = [
+        (f.exitcode in terminated, not os.path.isfile(f.error_file), f.timestamp, rank)
+        for rank, f in error.failures.items()
+    ]
+    _, has_no_message, _, rank = min(failures)
+    failure = error.failures[rank]
+    if not has_no_message:
         print(failure.message, file=sys.stderr)
     elif failure.exitcode < 0:
         name = signal.Signals(-failure.exitcode).name
