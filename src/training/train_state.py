@@ -14,6 +14,7 @@ from core.device import autocast, compile_obstacle, pick_precision, wants_compil
 from core.settings import Settings
 from models import checkpoint
 from models.build import build_model
+from training.depthwise import DepthwiseInFp32
 from training.losses import LOSSES
 from training.optim import ModelEMA, make_optimizer, make_schedule
 
@@ -104,7 +105,9 @@ class TrainState:
         """
         is_odd = len(images) != local_batch_size(self.settings)
         eager = torch.compiler.set_stance("force_eager") if self.is_compiled and is_odd else None
-        with eager or nullcontext(), autocast(self.device, self.precision):
+        is_slow = self.device.type == "cpu" and self.precision == "bf16" and not self.is_compiled
+        depthwise = DepthwiseInFp32() if is_slow else nullcontext()
+        with eager or nullcontext(), autocast(self.device, self.precision), depthwise:
             return self.network(images).float()
 
     def train_step(

@@ -1,0 +1,52 @@
+"""Depthwise convolutions are trained in fp32 on a CPU, all others in bf16."""
+
+import pytest
+import torch
+from torch import nn
+
+from core.config import load_settings
+from training.depthwise import DepthwiseInFp32, is_depthwise
+from training.train_state import TrainState
+
+
+@pytest.mark.parametrize(
+    ("conv", "dtype"),
+    [
+        (nn.Conv2d(4, 4, 5, stride=2, padding=2, groups=4), torch.float32),
+        (nn.Conv2d(4, 8, 3, groups=4), torch.float32),
+        (nn.Conv2d(4, 8, 3, groups=2), torch.bfloat16),
+        (nn.Conv2d(4, 8, 3), torch.bfloat16),
+        (nn.Conv2d(4, 1, 1), torch.bfloat16),
+        (nn.Conv2d(1, 1, 3), torch.bfloat16),
+    ],
+)
+def test_depthwise_in_fp32_leaves_other_convolutions_in_bf16(conv, dtype):
+    assert is_depthwise(conv.weight) == (dtype == torch.float32)
+    x = torch.randn(2, conv.in_channels, 9, 8, dtype=torch.bfloat16, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16), DepthwiseInFp32():
+        y = conv(x)
+        assert torch.is_autocast_enabled("cpu")
+    assert y.dtype == dtype
+    y.sum().backward()
+    assert x.grad.dtype == torch.bfloat16 and conv.weight.grad.abs().sum() > 0
+    if dtype == torch.float32:
+        assert torch.equal(y, conv(x.float()))
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)]
+)
+def test_train_state_trains_depthwise_convolutions_in_fp32_on_a_cpu(precision, dtype):
+    args = ["model=smp", "encoder=tu-mobilenetv3_small_050", "encoder_weights=none", "device=cpu"]
+    settings = load_settings([*args, f"precision={precision}"])
+    state = TrainState(settings, 1, updates=1, device=torch.device("cpu"))
+    seen = {True: set(), False: set()}
+
+    def note_dtype(module, inputs, output):
+        seen[is_depthwise(module.weight)].add(output.dtype)
+
+    for module in state.model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(note_dtype)
+    state.forward(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
+    assert seen == {True: {torch.float32}, False: {dtype}}
