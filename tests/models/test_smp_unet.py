@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from core.config import load_settings
 from core.errors import InputError
+from models import checkpoint
 from models.build import build_model
 from models.smp_unet import SmpUnet
 
@@ -77,6 +78,17 @@ def test_smp_unet_skip_at_full_size_is_aligned_with_the_image(end, radius):
     rows, columns = image.grad.abs().sum((0, 1)).nonzero().T
     assert (rows.min(), rows.max()) == (30 - radius, 30 + radius)
     assert (columns.min(), columns.max()) == (31 - radius, 31 + radius)
+
+
+@torch.inference_mode()
+def test_load_model_restores_the_end_of_the_decoder(tmp_path):
+    args = ["model=smp", f"encoder={ENCODER}", "encoder_weights=none", *ENDS["half_skip"]]
+    settings = load_settings(args)
+    model = build_model(settings).eval()
+    checkpoint.save_model(tmp_path / "w.safetensors", model, settings, {"classes": 1})
+    loaded, _, _ = checkpoint.load_model(tmp_path / "w.safetensors", torch.device("cpu"))
+    images = torch.randint(0, 256, (1, 3, 40, 61), dtype=torch.uint8)
+    assert torch.equal(loaded(images), model(images))
 
 
 @pytest.mark.parametrize("option", ["full_size_skip=16", "half_size_decoder=true"])
