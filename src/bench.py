@@ -10,6 +10,7 @@ of one thread divided by the number of cores. Prints the numbers and writes outp
 
 import json
 import time
+from collections import deque
 from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,8 +37,10 @@ from data.augment import Augmenter
 from data.cache import make_cache
 from data.loaders import collate
 from data.sample import Sample
+from inference.combine import ImageProbabilities, resize_to_original
+from inference.pipeline import map_in_threads
 from inference.postprocess import Binarizer
-from inference.predictor import predict, predict_probability_tta, resize_to_original
+from inference.predictor import Prediction, predict, predict_probability_tta
 from training.epoch_metrics import peak_memory
 from training.trainer import FoldTrainer
 
@@ -110,12 +113,19 @@ def time_training_loop(timer: StepTimer, trainer: FoldTrainer, batch: list[Tenso
 
 def time_prediction_loop(trainer: FoldTrainer, samples: list[Sample]) -> float:
     """Return images/s from files to RLE."""
-    samples = samples * -(-3 * N_LOOP_IMAGES // len(samples))  # long enough to amortize start-up
-    start = time.perf_counter()
-    for prediction in predict([trainer.ema_member()], samples, trainer.settings):
-        mask = BINARIZER(prediction.probability)
+
+    def keep(image: ImageProbabilities) -> dict[str, Tensor]:
+        return BINARIZER.reduce(image.mean())
+
+    def encode(prediction: Prediction) -> None:
+        mask = BINARIZER.finish(prediction.values)
         if trainer.class_map.is_binary:
             rle.encode(mask)
+
+    samples = samples * -(-3 * N_LOOP_IMAGES // len(samples))  # long enough to amortize start-up
+    start = time.perf_counter()
+    predictions = predict([trainer.ema_member()], samples, trainer.settings, keep)
+    deque(map_in_threads(encode, predictions), maxlen=0)
     return len(samples) / (time.perf_counter() - start)
 
 

@@ -5,8 +5,9 @@ Multiclass runs write colored PNG masks instead. If the test split has labels, s
 
 import json
 import sys
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 
 from core import cli
@@ -17,6 +18,7 @@ if __name__ == "__main__":
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 from tqdm import tqdm
 
 from core import distributed, process_env, provenance, run_folder
@@ -27,9 +29,13 @@ from data.image_writer import write_image
 from data.sample import Sample
 from evaluation import ensemble, oof, submission, visualize
 from evaluation.photographs import predict_photographs
+from evaluation.pixel_counts import count_pixels
 from inference.chunks import ChunkedPrediction, ImageResult, prediction_key
+from inference.combine import ImageProbabilities
+from inference.members import EnsembleMember
+from inference.pipeline import map_in_threads
 from inference.postprocess import Binarizer
-from inference.predictor import EnsembleMember, Prediction, predict
+from inference.predictor import Prediction, predict
 from inference.trained_model import TrainedModel
 
 
@@ -48,22 +54,29 @@ def predict_pending_chunks(
     my_chunks = distributed.shard(pending)
     samples = [sample for i in my_chunks for sample in chunks.chunk(i)]
     with_mask = all(sample.mask for sample in samples)
-    predictions = predict(members, samples, settings, with_mask, with_agreement=True)
+
+    def keep(image: ImageProbabilities) -> dict[str, Tensor]:
+        mean = image.mean()
+        counts = count_pixels(mean, image.mask) if with_mask else {}
+        return counts | binarizer.reduce(mean) | {"agreement": image.agreement(mean)}
+
+    predictions = predict(members, samples, settings, keep, with_mask)
+    results = map_in_threads(partial(to_result, settings, binarizer), predictions)
     total = done + len(samples)
-    bar = tqdm(predictions, "predict", total, initial=done, unit="image", disable=None)
-    results = (to_result(settings, prediction, binarizer) for prediction in bar)
-    for i in my_chunks:
-        chunks.write(i, list(islice(results, len(chunks.chunk(i)))))
+    bar = tqdm(results, "predict", total, initial=done, unit="image", disable=None)
+    with closing(results):
+        for i in my_chunks:
+            chunks.write(i, list(islice(bar, len(chunks.chunk(i)))))
     distributed.barrier()
 
 
-def to_result(settings: Settings, prediction: Prediction, binarizer: Binarizer) -> ImageResult:
+def to_result(settings: Settings, binarizer: Binarizer, prediction: Prediction) -> ImageResult:
     """Binarize and encode a prediction. Save its mask as PNG: with its classes in color, or if
     save_masks is set as 0/255 with an overlay."""
     sample = prediction.sample
     if error := prediction.loaded.error:
         return ImageResult(sample.image.name, "", 0.0, float("nan"), error)
-    mask, folder = binarizer(prediction.probability), run_folder.masks_dir(settings.run_dir)
+    mask, folder = binarizer.finish(prediction.values), run_folder.masks_dir(settings.run_dir)
     is_binary = sample.class_map.is_binary
     if not is_binary:
         colored = classes.colorize(mask, sample.class_map)
@@ -75,8 +88,8 @@ def to_result(settings: Settings, prediction: Prediction, binarizer: Binarizer) 
     return ImageResult(
         sample.image.name,
         rle.encode(mask) if is_binary else "",
-        float((mask != 0).mean()),
-        float(prediction.agreement),
+        np.count_nonzero(mask) / mask.size,
+        float(prediction.values["agreement"]),
         scores=oof.image_statistics(prediction) if sample.mask else {},
     )
 

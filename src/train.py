@@ -18,7 +18,7 @@ from data import datasets
 from data.cache import Cache, make_cache
 from data.sample import Sample
 from evaluation import comparison, oof
-from inference.predictor import make_member
+from inference.members import make_member
 from models import checkpoint
 from training import preflight
 from training.stages import split_stages

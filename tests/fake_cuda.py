@@ -49,9 +49,11 @@ def is_index_by_mask(func, args) -> bool:
 
 def is_blocking_copy(func, args, kwargs) -> bool:
     """Whether an operation copies between the devices and waits until it is done."""
-    if func is aten._to_copy.default:
-        source, target = args[0].device, torch.device(kwargs.get("device") or args[0].device)
-        return source.type != target.type and not kwargs.get("non_blocking")
+    if func is aten._to_copy.default or func.name().startswith("aten::to."):
+        # In inference mode, Tensor.to is one operation.
+        named = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
+        source, target = args[0].device, torch.device(named.get("device") or args[0].device)
+        return source.type != target.type and not named.get("non_blocking")
     if func is aten.copy_.default:
         non_blocking = kwargs.get("non_blocking") or (len(args) > 2 and args[2])
         return args[0].device.type != args[1].device.type and not non_blocking

@@ -99,7 +99,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def wants_compile(settings: Settings, device: torch.device) -> bool:
-    """Whether training should compile the network.
+    """Whether to compile the network.
 
     compile=auto does so on a GPU only: on a CPU it took a minute and steps were no faster.
     """
@@ -121,6 +121,16 @@ def compile_obstacle(device: torch.device) -> str:
     except Exception as error:
         return f"torch.compile fails: {str(error).strip().splitlines()[0]}"
     return ""
+
+
+def compile_network(network: torch.nn.Module, has_one_size: bool) -> None:
+    """Compile the network's forward pass in place, at its first call.
+
+    The networks of all folds share one graph, as parameters are inputs of it. A network that the
+    compiler fails on runs eagerly; torch logs the error.
+    """
+    torch._dynamo.config.suppress_errors = True
+    network.compile(dynamic=False if has_one_size else None)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Ensembles of runs: settings for prediction, members, out-of-fold scores and ensemble.json."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from data.datasets import dataset_fingerprint, get_class_map, load_training_samp
 from data.sample import Sample
 from evaluation import oof
 from evaluation.ensemble_weights import MAX_RUNS, WeightChoice, choose_weights
-from inference import predictor
-from inference.predictor import EnsembleMember, Prediction, make_member
+from inference.members import EnsembleMember, make_member
+from inference.pipeline import map_in_threads
+from inference.predictor import Prediction, Reduce, keep_each, keep_mean, predict
 from models import checkpoint
 
 # ---------------------------------------------------------------- settings
@@ -157,13 +158,14 @@ def score_ensemble(settings: Settings) -> dict[str, Any]:
     runs, folds, samples = settings.runs, common_folds(settings), load_training_samples(settings)
     fingerprint, equal = dataset_fingerprint(samples), dict.fromkeys(runs, 1 / len(runs))
     chooses = samples[0].class_map.is_binary and len(runs) <= MAX_RUNS and len(folds) > 1
-    predict = predictor.predict_each_member if chooses else predictor.predict
+    reduce = keep_each if chooses else oof.keep_statistics
     samples = sorted((s for s in samples if s.fold in folds), key=lambda sample: sample.fold)
-    predictions = predict_out_of_fold(settings, equal, samples, fingerprint, predict)
+    predictions = predict_out_of_fold(settings, equal, samples, fingerprint, reduce)
     if chooses:
         choice = choose_weights(predictions, samples, runs)
     else:
-        scores = oof.to_scores(samples, list(map(oof.image_statistics, predictions)))
+        statistics = list(map_in_threads(oof.image_statistics, predictions))
+        scores = oof.to_scores(samples, statistics)
         choice = WeightChoice(equal, scores)
     data = {
         "runs": choice.weights,
@@ -187,14 +189,14 @@ def predict_out_of_fold(
     weights: dict[str, float],
     samples: list[Sample],
     data_fingerprint: str,
-    predict: Callable[..., Iterator[Prediction]] = predictor.predict,
+    reduce: Reduce = keep_mean,
 ) -> Iterator[Prediction]:
     """Predict the samples and load their masks, fold by fold, each with the networks of the runs
     in `weights` that held it out."""
     for fold in sorted({sample.fold for sample in samples}):
         members = load_oof_members(settings, weights, fold, data_fingerprint)
         held_out = [sample for sample in samples if sample.fold == fold]
-        predictions = predict(members, held_out, settings, with_mask=True)
+        predictions = predict(members, held_out, settings, reduce, with_mask=True)
         yield from oof.with_progress_bar(predictions, held_out, f"fold {fold}")
 
 

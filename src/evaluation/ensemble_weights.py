@@ -13,7 +13,9 @@ from evaluation import oof
 from evaluation.metrics import best_threshold_index, cross_fitted_dice, dice_curve
 from evaluation.postprocess_choice import dice_after_each_step
 from evaluation.statistics import paired_bootstrap_interval
-from inference.predictor import Prediction, quantize_probability
+from inference.combine import quantize_probability
+from inference.pipeline import map_in_threads
+from inference.predictor import Prediction
 
 MAX_RUNS = 3  # the grid has 11 weightings of 2 runs, 66 of 3, and 286 of 4
 GRID_STEPS = 10
@@ -45,7 +47,7 @@ class RunProbabilities:
 
     def histograms(self, weights: tuple[float, ...]) -> np.ndarray:
         """Return N×2×256 int64 histograms of the weighted mean (see
-        metrics.probability_histograms). Certain pixels are in the first and last bin."""
+        pixel_counts.probability_histograms). Certain pixels are in the first and last bin."""
         scale = np.array(weights, np.float32) / 256
         histograms = np.empty((len(self.uncertain), 2, 256), np.int64)
         for i, (values, inside) in enumerate(self.uncertain):
@@ -131,12 +133,15 @@ def choose_weights(
     `predictions` hold the probabilities of each run, R×1×H×W, in the order of `samples`, which are
     in two or more folds.
     """
+
+    def measure_steps(prediction: Prediction) -> tuple[Prediction, np.ndarray]:
+        levels = quantize_probability(prediction.probability.mean(0)).numpy()
+        return prediction, dice_after_each_step(levels, prediction.loaded.mask)
+
     probabilities, step_dice = RunProbabilities(), []
-    for prediction in predictions:
-        mask = prediction.loaded.mask
-        probabilities.add_image(prediction.probability[:, 0], mask)
-        mean_levels = quantize_probability(prediction.probability.mean(0))
-        step_dice.append(dice_after_each_step(mean_levels, mask))
+    for prediction, dice in map_in_threads(measure_steps, predictions):
+        probabilities.add_image(prediction.probability[:, 0], prediction.loaded.mask)
+        step_dice.append(dice)
     folds = np.array([sample.fold for sample in samples])
     search = WeightSearch(probabilities, folds, len(runs))
     weights = search.grid[0]  # equal

@@ -39,7 +39,7 @@ def find_label_errors(scores: Scores) -> pd.DataFrame:
 
 def confident_errors(histograms: np.ndarray) -> np.ndarray:
     """Return confident false positives and false negatives relative to the true area: N×2×256
-    histograms (see metrics.probability_histograms) → N×2 float64."""
+    histograms (see pixel_counts.probability_histograms) → N×2 float64."""
     false_positives = histograms[:, 0, -CONFIDENT_LEVELS:].sum(axis=1)
     false_negatives = histograms[:, 1, :CONFIDENT_LEVELS].sum(axis=1)
     true_area = np.maximum(histograms[:, 1].sum(axis=1), 1)

@@ -26,16 +26,6 @@ def mask_dice(predicted: np.ndarray, true: np.ndarray) -> float:
 # ---------------------------------------------------------------- every threshold
 
 
-def probability_histograms(levels: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """Count pixels by level, outside and inside the true H×W bool mask: 2×256 int64.
-
-    As `levels`, H×W uint8, are floor(256·probability) (255 for 1), `probability >= i/256` is
-    exactly `levels >= i`, and the histograms give the exact Dice at all 255 thresholds.
-    """
-    inside = np.bincount(levels[true], minlength=BINS)
-    return np.stack([np.bincount(levels.ravel(), minlength=BINS) - inside, inside])
-
-
 def dice_curve(histograms: np.ndarray) -> np.ndarray:
     """Return the Dice at each of THRESHOLDS: …×2×256 histograms → …×255 float64."""
     at_least = histograms[..., ::-1].cumsum(axis=-1)[..., ::-1]  # pixels of level i or more
@@ -72,15 +62,6 @@ def cross_fitted_dice(histograms: np.ndarray, folds: np.ndarray) -> np.ndarray:
 
 
 # ---------------------------------------------------------------- several classes
-
-
-def confusion_matrix(
-    predicted: np.ndarray, true: np.ndarray, n_classes: int, ignore_index: int = 255
-) -> np.ndarray:
-    """Count pixels by true class (rows; not `ignore_index`) and predicted class: C×C int64."""
-    valid = true != ignore_index
-    pairs = true[valid].astype(np.int64) * n_classes + predicted[valid]
-    return np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes)
 
 
 def per_class(confusion: np.ndarray) -> dict[str, np.ndarray]:

@@ -7,6 +7,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 from tqdm import tqdm
 
 from core.distributed import map_sharded
@@ -16,10 +17,14 @@ from core.settings import Settings
 from data.cache import Cache
 from data.sample import Sample
 from evaluation import metrics
-from evaluation.postprocess_choice import dice_after_each_step, requested_steps
+from evaluation.pixel_counts import count_pixels
+from evaluation.postprocess_choice import HALF_LEVEL, dice_after_each_step, requested_steps
 from evaluation.statistics import clustered_standard_error, format_mean
+from inference.combine import ImageProbabilities
+from inference.members import EnsembleMember
+from inference.pipeline import map_in_threads
 from inference.postprocess import Binarizer
-from inference.predictor import EnsembleMember, Prediction, predict, quantize_probability
+from inference.predictor import Prediction, predict
 
 
 @dataclass
@@ -73,45 +78,46 @@ def score_out_of_fold(
     """Predict the samples and score them against their masks; processes share the samples."""
 
     def measure_shard(shard: list[Sample]) -> Iterator[dict[str, np.ndarray]]:
-        predictions = predict(members, shard, settings, with_mask=True, cache=cache)
-        return map(image_statistics, with_progress_bar(predictions, shard, title))
+        predictions = predict(members, shard, settings, keep_statistics, True, cache)
+        statistics = map_in_threads(image_statistics, predictions)
+        return with_progress_bar(statistics, shard, title)
 
     return to_scores(samples, map_sharded(measure_shard, samples))
 
 
-def with_progress_bar(
-    predictions: Iterable[Prediction], samples: list[Sample], title: str
-) -> Iterator[Prediction]:
-    """Iterate over the predictions with a transient progress bar."""
-    return tqdm(predictions, title, len(samples), leave=False, unit="image", disable=None)
+def with_progress_bar(items: Iterable, samples: list[Sample], title: str) -> Iterator:
+    """Iterate over items, one per sample, with a transient progress bar."""
+    return tqdm(items, title, len(samples), leave=False, unit="image", disable=None)
+
+
+def keep_statistics(image: ImageProbabilities) -> dict[str, Tensor]:
+    """Keep what image_statistics() and validation_scores() need of an image whose mask is known."""
+    return count_pixels(image.mean(), image.mask)
 
 
 def image_statistics(prediction: Prediction) -> dict[str, np.ndarray]:
     """Measure a prediction so that every threshold or post-processing step can be scored later.
 
-    Binary: `histograms`, 2×256 int64 (see metrics.probability_histograms), and `step_dice`, 1+S
-    float64 (see postprocess_choice). Several classes: `confusion`, C×C int64.
+    Binary: `histograms` (see count_pixels) and `step_dice`, 1+S float64 (see postprocess_choice).
+    Several classes: `confusion`.
     """
-    probability, mask = prediction.probability, prediction.loaded.mask
-    if len(probability) > 1:
-        predicted = Binarizer(0.5, [])(probability)
-        return {"confusion": metrics.confusion_matrix(predicted, mask, len(probability))}
-    levels = quantize_probability(probability)
-    return {
-        "histograms": metrics.probability_histograms(levels, mask),
-        "step_dice": dice_after_each_step(levels, mask),
-    }
+    values = {name: value.numpy() for name, value in prediction.values.items()}
+    if "confusion" in values:
+        return {"confusion": values["confusion"]}
+    step_dice = dice_after_each_step(values["levels"], prediction.loaded.mask)
+    return {"histograms": values["histograms"], "step_dice": step_dice}
 
 
 def validation_scores(prediction: Prediction) -> dict[str, float]:
     """Return `val_dice` and `val_accuracy` of one prediction, at threshold 0.5."""
-    mask = prediction.loaded.mask
-    if len(prediction.probability) > 1:
-        scores = score_columns(image_statistics(prediction))
+    if "confusion" in prediction.values:
+        scores = score_columns({"confusion": prediction.values["confusion"].numpy()})
         return {"val_dice": float(scores["dice"]), "val_accuracy": float(scores["accuracy"])}
-    predicted = Binarizer(0.5, [])(prediction.probability)
-    accuracy = float((predicted == mask).mean())
-    return {"val_dice": metrics.mask_dice(predicted, mask), "val_accuracy": accuracy}
+    histograms = prediction.values["histograms"].numpy()
+    outside, inside = histograms
+    correct = outside[:HALF_LEVEL].sum() + inside[HALF_LEVEL:].sum()
+    dice = metrics.dice_curve(histograms)[metrics.HALF_INDEX]
+    return {"val_dice": float(dice), "val_accuracy": float(correct / histograms.sum())}
 
 
 def to_scores(samples: list[Sample], statistics: list[dict[str, np.ndarray]]) -> Scores:

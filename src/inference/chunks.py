@@ -14,8 +14,8 @@ from core.files import atomic_write, folder_lock, remove_stale_tmp_files
 from core.settings import Settings
 from data.cache import cache_key
 from data.sample import Sample
+from inference.members import EnsembleMember
 from inference.postprocess import Binarizer
-from inference.predictor import EnsembleMember
 
 BATCHES_PER_CHUNK = 16
 
@@ -27,7 +27,7 @@ class ImageResult:
     file_name: str
     rle: str  # run lengths of the mask; empty for several classes
     area: float  # fraction of the image that is not background
-    agreement: float  # see predictor.member_agreement()
+    agreement: float  # see combine.member_agreement()
     error: str = ""  # why there is no mask
     scores: dict[str, np.ndarray] = field(default_factory=dict)  # see oof.image_statistics()
 

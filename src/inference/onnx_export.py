@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from core.errors import InputError
 from core.files import atomic_write
 from core.settings import Settings
-from inference.predictor import EnsembleMember, predict_probability_tta
+from inference.members import EnsembleMember
+from inference.predictor import predict_probability_tta
 from models.segmenter import Segmenter
 
 MAX_BYTES = 2**31 - 2**20  # of weights: protobuf, in which ONNX is stored, ends at 2 GiB

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inference.predictor import quantize_probability
+from inference.combine import quantize_probability
 
 MIN_COMPONENT_FRACTION = 2e-3  # of the mask's area: for a car on 1918×1280, about 30×30 pixels
 MIN_HULL_LEVEL = 64  # probability 1/4: the lowest at which a pixel of the roof may be added
@@ -27,12 +27,21 @@ class Binarizer:
 
     def __call__(self, probability: Tensor) -> np.ndarray:
         """C×H×W probability → H×W bool if C is 1, else H×W uint8 classes."""
+        return self.finish({name: x.cpu() for name, x in self.reduce(probability).items()})
+
+    def reduce(self, probability: Tensor) -> dict[str, Tensor]:
+        """Return what finish() needs, computed on the device of the probability."""
         if len(probability) > 1:
-            return probability.argmax(0).to(torch.uint8).cpu().numpy()
-        mask = (probability[0] >= self.threshold).cpu().numpy()
-        if not self.steps:
+            return {"mask": probability.argmax(0).to(torch.uint8)}
+        mask = {"mask": probability[0] >= self.threshold}
+        return mask | {"levels": quantize_probability(probability)} if self.steps else mask
+
+    def finish(self, values: dict[str, Tensor]) -> np.ndarray:
+        """Return the mask or class map; `values` on the host."""
+        mask = values["mask"].numpy()
+        if not self.steps or mask.dtype != bool:
             return mask
-        return apply_steps(mask, quantize_probability(probability), self.steps)
+        return apply_steps(mask, values["levels"].numpy(), self.steps)
 
 
 def apply_steps(mask: np.ndarray, levels: np.ndarray, names: list[str]) -> np.ndarray:

@@ -8,14 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.device import autocast, explain_out_of_memory, pick_device, pick_precision
+from core.device import pick_device
 from core.settings import Settings
 from data.image_io import read_image
 from data.loaders import LoadedSample
 from data.preprocess import preprocess_image
 from inference.cutout import edge_radius
+from inference.members import EnsembleMember, make_member
 from inference.postprocess import Binarizer
-from inference.predictor import EnsembleMember, forward_members, make_member, weighted_mean
+from inference.predictor import BatchForward, keep_mean
 from inference.predictor_file import read_predictor
 from inference.segmentation import Segmentation
 from models import checkpoint
@@ -39,7 +40,7 @@ class TrainedModel:
             image = read_image(Path(os.path.expanduser(image)))
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise ValueError(f"expected H×W×3 uint8 RGB, found {image.shape} {image.dtype}")
-        probability = self._predict(image).cpu().numpy()
+        probability = self._predict(image).numpy()
         preprocessings = [member.preprocessing for member in self.members]
         return Segmentation(
             image,
@@ -48,21 +49,15 @@ class TrainedModel:
             edge_radius(image.shape[:2], preprocessings),
         )
 
-    @torch.inference_mode()
     def _predict(self, image: np.ndarray) -> Tensor:
         """Return the weighted mean of the members' probabilities, float32 C×H×W."""
-        device = pick_device(self.settings)
         images = {
             member.preprocessing: _channels_first(preprocess_image(image, member.preprocessing))
             for member in self.members
         }
         loaded = LoadedSample(None, image.shape[:2], images, None)
-        with (
-            explain_out_of_memory(self.settings),
-            autocast(device, pick_precision(self.settings, device)),
-        ):
-            [probabilities] = forward_members(self.members, [loaded], self.settings, device)
-        return weighted_mean(probabilities, image.shape[:2])
+        [prediction] = BatchForward(self.members, self.settings, keep_mean)([loaded])()
+        return prediction.probability
 
 
 def load(run_dir: str | os.PathLike, device: str = "auto") -> TrainedModel:

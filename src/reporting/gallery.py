@@ -10,9 +10,11 @@ from data import classes, datasets
 from data.classes import IGNORE, ClassMap
 from data.sample import Sample
 from evaluation import ensemble, oof, visualize
-from evaluation.metrics import confusion_matrix, dataset_scores, mask_dice
+from evaluation.metrics import dataset_scores, mask_dice
+from evaluation.pixel_counts import confusion_matrix
+from inference.members import EnsembleMember
 from inference.postprocess import Binarizer
-from inference.predictor import EnsembleMember, Prediction, predict_each_member
+from inference.predictor import Prediction, keep_each, predict
 
 PICTURE_WIDTH = 480  # pixels
 Pictures = dict[str, np.ndarray]  # H×W×3 uint8 RGB by caption
@@ -79,7 +81,8 @@ def compare_classes(
 ) -> tuple[list[str], Pictures]:
     """Describe and draw the errors of a multiclass prediction; both class maps are H×W uint8."""
     names = class_map.names
-    errors = confusion_matrix(predicted, true, len(names))
+    maps = torch.from_numpy(predicted), torch.from_numpy(true)
+    errors = confusion_matrix(*maps, len(names)).numpy()
     scores = dataset_scores(errors)
     np.fill_diagonal(errors, 0)
     true_class, predicted_class = np.unravel_index(errors.argmax(), errors.shape)
@@ -107,7 +110,7 @@ def disagreement_cards(
     weights = np.array([member.weight for member in members])
     weights /= weights.sum()
     # One image at a time: the probabilities of all networks are in memory together.
-    predictions = predict_each_member(members, samples, replace(settings, batch_size=1))
+    predictions = predict(members, samples, replace(settings, batch_size=1), keep_each)
     return [
         disagreement_card(prediction, weights, agreement[prediction.sample.image.name])
         for prediction in oof.with_progress_bar(predictions, samples, "cards of test images")

@@ -10,7 +10,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from core import process_env
-from core.device import autocast, compile_obstacle, pick_precision, wants_compile
+from core.device import (
+    autocast,
+    compile_network,
+    compile_obstacle,
+    pick_precision,
+    wants_compile,
+)
 from core.settings import Settings
 from models import checkpoint
 from models.build import build_model
@@ -21,16 +27,6 @@ from training.optim import ModelEMA, make_optimizer, make_schedule
 # Pixels of a GPU's images at network size, for example four of 1024×1024. Batch normalization over
 # fewer takes its statistics from all GPUs, for which it waits in every layer.
 SYNC_BN_BELOW = 2**22
-
-
-def compile_network(network: nn.Module, has_one_size: bool) -> None:
-    """Compile the network's forward pass in place, at its first call.
-
-    The networks of all folds share one graph, as parameters are inputs of it. A network that the
-    compiler fails on runs eagerly; torch logs the error.
-    """
-    torch._dynamo.config.suppress_errors = True
-    network.compile(dynamic=False if has_one_size else None)
 
 
 def local_batch_size(settings: Settings) -> int:

@@ -22,7 +22,9 @@ from data.datasets import dataset_fingerprint
 from data.loaders import train_loader
 from data.sample import Sample
 from evaluation import oof, visualize
-from inference.predictor import EnsembleMember, make_member, predict
+from inference.combine import ImageProbabilities
+from inference.members import EnsembleMember, make_member
+from inference.predictor import keep_mean, predict
 from models import checkpoint
 from models.segmenter import count_parameters
 from training.epoch_log import EpochLog
@@ -191,11 +193,16 @@ class FoldTrainer:
 
     def score_samples(self, samples: list[Sample]) -> Iterator[dict[str, float]]:
         """Yield the scores of each sample without TTA; log the first three to TensorBoard."""
-        settings = replace(self.settings, tta="none")
-        predictions = predict([self.ema_member()], samples, settings, True, self.cache)
+        settings, shown = replace(self.settings, tta="none"), samples[:3]
+
+        def keep(image: ImageProbabilities) -> dict[str, torch.Tensor]:
+            kept = oof.keep_statistics(image)
+            return kept | keep_mean(image) if image.sample in shown else kept
+
+        predictions = predict([self.ema_member()], samples, settings, keep, True, self.cache)
         bar = oof.with_progress_bar(predictions, samples, "validate")
         for i, prediction in enumerate(bar):
-            if i < 3 and process_env.is_main_process():
+            if i < len(shown) and process_env.is_main_process():
                 self.log.add_image(f"val/{i}", visualize.thumbnail(prediction), self.epoch + 1)
             yield oof.validation_scores(prediction)
 

@@ -10,7 +10,7 @@ from tiny_datasets import draw_car
 from data import preprocess
 from data.classes import IGNORE
 from data.preprocess import Preprocessing
-from inference import predictor
+from inference import combine
 
 sides = st.integers(8, 60)
 
@@ -39,7 +39,7 @@ def test_resize_to_original_inverts_the_letterbox():
     preprocessing = Preprocessing((64, 64), letterbox=True)
     target = preprocess.mask_to_soft_target(mask, preprocessing) / np.float32(255)
     probability = torch.from_numpy(target)[None]
-    restored = predictor.resize_to_original(probability, mask.shape, preprocessing)[0].numpy()
+    restored = combine.resize_to_original(probability, mask.shape, preprocessing)[0].numpy()
     assert ((restored >= 0.5) != mask).mean() < 0.01
 
 

@@ -3,11 +3,12 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from evaluation import comparison
 from evaluation.comparison import LeaderboardEntry
-from evaluation.metrics import probability_histograms
 from evaluation.oof import Scores
+from evaluation.pixel_counts import probability_histograms
 
 COLUMNS = {
     **{"tta": "hflip", "tta_gain": 0.001, "parameters": 5_000_000, "seconds": 600},
@@ -26,8 +27,8 @@ def make_entry(name, gain=0.0, folds=(0, 1), data="same", seed=0, spread=0.01, n
         for fold, car in cars
         for view in range(4)
     ]
-    mask = np.repeat([True, False], 10)[None]
-    histograms = probability_histograms(np.where(mask, 200, 50).astype(np.uint8), mask)
+    mask = torch.arange(20)[None] < 10
+    histograms = probability_histograms(torch.where(mask, 200, 50).byte(), mask).numpy()
     per_image = {
         "histograms": np.stack([histograms] * len(rows)),
         "step_dice": np.full((len(rows), 5), 0.9),

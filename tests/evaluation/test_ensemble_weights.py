@@ -25,9 +25,10 @@ from evaluation.metrics import (
     cross_fitted_dice,
     dice_curve,
     mask_dice,
-    probability_histograms,
 )
-from inference.predictor import Prediction, quantize_probability
+from evaluation.pixel_counts import count_pixels, probability_histograms
+from inference.combine import quantize_probability
+from inference.predictor import Prediction
 
 IN_BETWEEN = (THRESHOLDS >= CERTAIN_BELOW) & (THRESHOLDS <= CERTAIN_ABOVE)
 EQUAL = (0.5, 0.5)
@@ -65,7 +66,7 @@ def test_histograms_of_one_run_are_those_of_its_levels():
     mask = rng.random((20, 30)) < 0.3
     curve = dice_curve(compress([(probabilities, mask)]).histograms((0.0, 1.0))[0])
     levels = quantize_probability(torch.from_numpy(probabilities[1:]))
-    alone = dice_curve(probability_histograms(levels, mask))
+    alone = dice_curve(probability_histograms(levels, torch.from_numpy(mask)).numpy())
     assert np.allclose(curve[IN_BETWEEN], alone[IN_BETWEEN], atol=1e-12)
 
 
@@ -192,7 +193,7 @@ def predictions_of(probabilities_and_masks):
         sample = Sample(image, car, None, fold, "carvana", ClassMap(("car",), ((0, 0, 0),)))
         loaded = LoadedSample(sample, mask.shape, {}, mask)
         probability = torch.from_numpy(probabilities)[:, None].float()
-        predictions.append(Prediction(sample, probability, None, loaded))
+        predictions.append(Prediction(loaded, {"probability": probability}))
     return predictions, [prediction.sample for prediction in predictions]
 
 
@@ -208,7 +209,10 @@ def noisy_probabilities(noise_of_image):
 def test_choose_weights_takes_weights_that_gain_on_every_fold():
     predictions, samples = predictions_of(noisy_probabilities(lambda i: (0.05, 0.5)))
     choice = choose_weights(predictions, samples, ["good", "bad"])
-    means = [Prediction(p.sample, p.probability.mean(0), None, p.loaded) for p in predictions]
+    means = [
+        Prediction(p.loaded, count_pixels(p.probability.mean(0), torch.from_numpy(p.loaded.mask)))
+        for p in predictions
+    ]
     equal = oof.to_scores(samples, list(map(oof.image_statistics, means)))
     assert choice.weights["good"] >= 0.8 and sum(choice.weights.values()) == pytest.approx(1)
     assert choice.gain > 0.01 and choice.interval[0] > 0

@@ -9,7 +9,8 @@ from conftest import REAL, needs_real_data
 from data import image_io
 from data.preprocess import Preprocessing
 from evaluation import metrics
-from inference.predictor import quantize_probability, resize_to_original
+from evaluation.pixel_counts import confusion_matrix, probability_histograms
+from inference.combine import quantize_probability, resize_to_original
 
 
 def brute_force_dice(a, b):
@@ -27,8 +28,16 @@ def random_case(seed):
 
 
 def histograms_of(probability, true):
-    levels = quantize_probability(torch.from_numpy(probability)[None])
-    return metrics.probability_histograms(levels, true)
+    return histograms_of_levels(quantize_probability(torch.from_numpy(probability)[None]), true)
+
+
+def histograms_of_levels(levels, true):
+    levels, true = torch.as_tensor(levels), torch.from_numpy(true)
+    return probability_histograms(levels, true).numpy()
+
+
+def confusion_of(predicted, true, n_classes):
+    return confusion_matrix(torch.from_numpy(predicted), torch.from_numpy(true), n_classes).numpy()
 
 
 @pytest.mark.parametrize(
@@ -53,7 +62,7 @@ def test_dice_curve_is_exact_at_every_threshold(seed):
 
 def test_dice_curve_of_empty_mask_has_no_nan():
     levels = np.array([[0, 0, 10]], np.uint8)
-    curve = metrics.dice_curve(metrics.probability_histograms(levels, np.zeros((1, 3), bool)))
+    curve = metrics.dice_curve(histograms_of_levels(levels, np.zeros((1, 3), bool)))
     assert curve[:10].tolist() == [0] * 10 and curve[10:].tolist() == [1] * 245
 
 
@@ -83,16 +92,14 @@ def test_best_threshold_maximizes_the_mean_dice():
 
 def test_best_threshold_of_ties_is_nearest_to_half():
     levels, true = np.array([[0, 200]], np.uint8), np.array([[False, True]])
-    assert metrics.best_threshold(metrics.probability_histograms(levels, true)[None]) == (0.5, 1.0)
+    assert metrics.best_threshold(histograms_of_levels(levels, true)[None]) == (0.5, 1.0)
 
 
 def test_cross_fitted_dice_uses_the_threshold_of_the_other_fold():
     """On fold 0 the best threshold is low, on fold 1 high: each is scored at the other's."""
     true = np.repeat([True, False], 50)[None]
     low, high = np.where(true, 60, 40), np.where(true, 210, 190)
-    histograms = np.stack(
-        [metrics.probability_histograms(x.astype(np.uint8), true) for x in (low, high)]
-    )
+    histograms = np.stack([histograms_of_levels(x.astype(np.uint8), true) for x in (low, high)])
     expected = [0.0, pytest.approx(2 / 3)]
     assert metrics.cross_fitted_dice(histograms, np.array([0, 1])).tolist() == expected
     assert metrics.dice_curve(histograms)[:, 127].tolist() == expected  # at 0.5
@@ -107,7 +114,7 @@ def test_cross_fitted_dice_uses_the_threshold_of_the_other_fold():
 def test_scores_of_a_confusion_matrix_by_hand():
     true = np.array([[0, 0, 1, 1, 2, 255]], np.uint8)
     predicted = np.array([[0, 1, 1, 1, 0, 2]])
-    confusion = metrics.confusion_matrix(predicted, true, 4)
+    confusion = confusion_of(predicted, true, 4)
     assert confusion.tolist() == [[1, 1, 0, 0], [0, 2, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
     scores = metrics.per_class(confusion)
     assert scores["iou"][:3].tolist() == pytest.approx([1 / 3, 2 / 3, 0])
@@ -129,13 +136,13 @@ def test_dataset_scores_by_hand():
 
 def test_per_class_dice_equals_the_dice_of_masks():
     true, predicted = np.random.default_rng(0).integers(0, 3, (2, 9, 11))
-    confusion = metrics.confusion_matrix(predicted, true.astype(np.uint8), 3)
+    confusion = confusion_of(predicted, true.astype(np.uint8), 3)
     expected = [brute_force_dice(predicted == c, true == c) for c in range(3)]
     assert metrics.per_class(confusion)["dice"].tolist() == pytest.approx(expected)
 
 
 def test_scores_of_ignored_pixels_only_are_one_for_the_image_and_nan_for_the_data_set():
     ignored = np.full((2, 2), 255, np.uint8)
-    confusion = metrics.confusion_matrix(np.zeros((2, 2), int), ignored, 3)
+    confusion = confusion_of(np.zeros((2, 2), int), ignored, 3)
     assert not confusion.any() and metrics.mean_over_classes(confusion, "dice") == 1
     assert np.isnan(list(metrics.dataset_scores(confusion).values())).all()

@@ -14,6 +14,7 @@ from data.loaders import LoadedSample
 from data.sample import Sample
 from evaluation import oof
 from evaluation.metrics import best_threshold, mask_dice
+from evaluation.pixel_counts import count_pixels
 from inference.postprocess import STEPS
 from inference.predictor import Prediction
 
@@ -37,7 +38,9 @@ def make_prediction(i, n_classes=1):
         mask = rng.choice([0, 1, 2, 255], (8, 9)).astype(np.uint8)
         probability = rng.dirichlet([1] * n_classes, (8, 9)).transpose(2, 0, 1)
     loaded = LoadedSample(sample, (8, 9), {}, mask)
-    return Prediction(sample, torch.from_numpy(probability).float(), None, loaded)
+    probability = torch.from_numpy(probability).float()
+    counts = count_pixels(probability, torch.from_numpy(mask))
+    return Prediction(loaded, counts | {"probability": probability})
 
 
 def make_scores(n_images, n_classes=1):

@@ -18,8 +18,8 @@ from core.settings import Settings
 from data import image_io
 from data.datasets import get_class_map
 from evaluation.photographs import predict_photographs
+from inference.members import make_member
 from inference.postprocess import Binarizer
-from inference.predictor import make_member
 from inference.trained_model import TrainedModel
 from models.build import build_model
 

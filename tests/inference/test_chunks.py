@@ -10,8 +10,8 @@ from data.classes import ClassMap
 from data.preprocess import Preprocessing
 from data.sample import Sample
 from inference.chunks import BATCHES_PER_CHUNK, ChunkedPrediction, ImageResult, prediction_key
+from inference.members import EnsembleMember
 from inference.postprocess import Binarizer
-from inference.predictor import EnsembleMember
 
 N_SAMPLES = 2 * BATCHES_PER_CHUNK + 3  # three chunks of batches of one image
 

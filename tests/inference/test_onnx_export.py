@@ -15,8 +15,9 @@ from core.errors import InputError
 from core.settings import Settings
 from data.preprocess import Preprocessing
 from evaluation import ensemble
+from inference.members import EnsembleMember
 from inference.onnx_export import MeanProbability, check_exportable, export_onnx, smallest_side
-from inference.predictor import EnsembleMember, predict_probability_tta
+from inference.predictor import predict_probability_tta
 from models.build import build_model
 
 

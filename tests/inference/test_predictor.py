@@ -1,21 +1,22 @@
-"""Test-time augmentation, ensemble members, sizes and batches of predict()."""
+"""Test-time augmentation, ensemble members, sizes, batches and precision of predict()."""
 
 from dataclasses import replace
 
-import cv2
 import numpy as np
 import pytest
 import torch
 from conftest import tiny_settings_args
 from tiny_datasets import make_data
+from torch import nn
 
 from core import config
 from core.errors import InputError
 from core.settings import Settings
 from data import datasets
 from data.preprocess import Preprocessing
-from inference import predictor
-from inference.predictor import TTA_FLIPS, EnsembleMember
+from inference import combine, predictor
+from inference.members import EnsembleMember, make_member
+from inference.predictor import TTA_FLIPS, keep_each
 from models.build import build_model
 
 NATIVE = Preprocessing(None)
@@ -50,6 +51,14 @@ def all_close(first, second):
 
 def pixelwise_network(images):
     return images[:, :1].float() / 64 - 2
+
+
+class Network(nn.Module):
+    """A network that computes a function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.forward = function
 
 
 def steep_network(images):
@@ -98,44 +107,6 @@ def test_predict_probability_tta_of_several_classes_adds_up_to_one():
     assert torch.allclose(probability.sum(1), torch.ones(2, 30, 40), atol=1e-5)
 
 
-# ---------------------------------------------------------------- native size
-
-
-def test_resize_to_original_keeps_constants_and_the_unit_interval():
-    for value in (0.0, 0.3, 1.0):
-        constant = torch.full((1, 5, 7), value)
-        enlarged = predictor.resize_to_original(constant, (50, 71), NATIVE)[0]
-        assert torch.allclose(enlarged, torch.tensor(value))
-    steep = predictor.resize_to_original(torch.eye(8)[None], (40, 40), NATIVE)[0]
-    assert steep.min() >= 0 and steep.max() <= 1 and steep.shape == (40, 40)
-    small = torch.rand(1, 5, 7)
-    assert torch.equal(predictor.resize_to_original(small, (5, 7), NATIVE), small)
-
-
-def test_resize_to_original_equals_opencv_bicubic():
-    small = np.random.default_rng(0).random((6, 8)).astype(np.float32)
-    expected = cv2.resize(small, (24, 18), interpolation=cv2.INTER_CUBIC).clip(0, 1)
-    enlarged = predictor.resize_to_original(torch.from_numpy(small)[None], (18, 24), NATIVE)[0]
-    assert np.allclose(enlarged, expected, atol=1e-5)
-
-
-def test_resize_to_original_cuts_off_the_letterbox():
-    boxed = torch.zeros(1, 16, 16)
-    boxed[:, 4:12] = 1  # an image of 20×40 fills 8×16 pixels
-    probability = predictor.resize_to_original(boxed, (20, 40), Preprocessing((16, 16), True))
-    assert probability.shape == (1, 20, 40)
-    assert torch.allclose(probability, torch.ones(1, 20, 40))
-
-
-def test_quantize_probability_is_exact_at_every_threshold():
-    rng = np.random.default_rng(0)
-    p = np.concatenate([rng.random(500), np.arange(257) / 256]).astype(np.float32)[None]
-    p = np.concatenate([p, np.nextafter(p, 0)], axis=1)
-    levels = predictor.quantize_probability(torch.from_numpy(p)[None])
-    for i in range(1, 256):
-        assert np.array_equal(levels >= i, p >= i / 256)
-
-
 # ---------------------------------------------------------------- predict
 
 
@@ -146,7 +117,7 @@ def test_predict_returns_every_sample_in_order_at_native_size(tiny, preprocessin
     predictions = list(predictor.predict(members, samples, settings))
     assert [p.sample for p in predictions] == samples
     assert {tuple(p.probability.shape) for p in predictions} == {(1, 48, 72), (1, 40, 56)}
-    assert all(p.agreement is None and p.loaded.mask is None for p in predictions)
+    assert all(p.values.keys() == {"probability"} and p.loaded.mask is None for p in predictions)
 
 
 @pytest.mark.parametrize("change", [{"batch_size": 1}, {"batch_size": 64}, {"num_workers": 2}])
@@ -171,7 +142,8 @@ def test_predict_is_the_weighted_mean_at_one_size_or_several(tiny, preprocessing
 
 def test_predict_clamps_every_size_before_the_mean(tiny):
     samples, settings, _ = tiny
-    members = [EnsembleMember(steep_network, Preprocessing(s)) for s in ((16, 24), (20, 30))]
+    network, sizes = Network(steep_network), ((16, 24), (20, 30))
+    members = [EnsembleMember(network, Preprocessing(size)) for size in sizes]
     first, second = (predict_all([member], samples, settings) for member in members)
     mean = predict_all(members, samples, settings)
     assert all_close(mean, [(a + b) / 2 for a, b in zip(first, second, strict=True)])
@@ -193,98 +165,145 @@ def test_predict_skips_unreadable_images_if_set(tiny, tmp_path):
     members = [EnsembleMember(networks[0], SMALL)]
     with pytest.raises(InputError, match=r"broken\.jpg"):
         predict_all(members, samples, settings)
-    first, skipped, last = predictor.predict(
-        members, samples, replace(settings, skip_unreadable=True), with_agreement=True
-    )
-    assert skipped.probability is None and skipped.agreement is None
+    settings = replace(settings, skip_unreadable=True)
+    first, skipped, last = predictor.predict(members, samples, settings)
+    assert not skipped.values and skipped.sample == samples[1]
     assert "broken.jpg" in skipped.loaded.error
     assert first.probability.shape == last.probability.shape == (1, 48, 72)
     assert not first.loaded.error
 
 
-def test_predict_each_member_returns_what_each_predicts_alone(tiny):
+def test_predict_with_keep_each_returns_what_each_member_predicts_alone(tiny):
     samples, settings, networks = tiny
     members = [EnsembleMember(networks[0], SMALL, 3.0), EnsembleMember(networks[1], NATIVE)]
     alone = [predict_all([member], samples, settings) for member in members]
-    for i, prediction in enumerate(predictor.predict_each_member(members, samples, settings)):
-        assert prediction.sample == samples[i] and prediction.agreement is None
-        assert prediction.probability.shape[:2] == (2, 1)
-        expected = [probabilities[i] for probabilities in alone]
-        assert all_close(prediction.probability, expected)
+    together = predict_all(members, samples, settings, reduce=keep_each)
+    for i, probability in enumerate(together):
+        assert probability.shape[:2] == (2, 1)
+        assert all_close(probability, [probabilities[i] for probabilities in alone])
 
 
-# ---------------------------------------------------------------- agreement
-
-
-def test_predict_with_agreement_of_one_member_is_one(tiny):
+def test_predict_reduces_each_image_with_its_mask(tiny):
     samples, settings, networks = tiny
     members = [EnsembleMember(networks[0], NATIVE)]
-    predictions = predictor.predict(members, samples[:4], settings, with_agreement=True)
-    assert [float(p.agreement) for p in predictions] == [1.0] * 4
+
+    def reduce(image):
+        mean = image.mean()
+        return {"agreement": image.agreement(mean), "area": image.mask.sum(), "mean": mean}
+
+    predictions = list(predictor.predict(members, samples, settings, reduce, with_mask=True))
+    assert [p.values["agreement"].item() for p in predictions] == [1.0] * len(samples)
+    for prediction, probability in zip(
+        predictions, predict_all(members, samples, settings), strict=True
+    ):
+        assert prediction.values["area"] == np.count_nonzero(prediction.loaded.mask)
+        assert torch.equal(prediction.values["mean"], probability)
 
 
-def test_member_agreement_is_the_weighted_mean_dice_with_the_ensemble():
-    """The ensemble follows the member of weight 3; the masks of the two share 1 of 2 pixels."""
-    first, second = torch.tensor([[[0.9, 0.9, 0.0]]]), torch.tensor([[[0.0, 0.9, 0.9]]])
-    members = [(EnsembleMember(None, NATIVE, 3.0), first), (EnsembleMember(None, NATIVE), second)]
-    mean = predictor.weighted_mean(members, (1, 3))
-    assert torch.allclose(mean, (3 * first + second) / 4)
-    agreement = predictor.member_agreement(members, mean, (1, 3))
-    assert float(agreement) == pytest.approx(3 / 4 * 1 + 1 / 4 * 1 / 2)
-    empty = [(member, torch.zeros(1, 1, 3)) for member, _ in members]
-    assert float(predictor.member_agreement(empty, torch.zeros(1, 1, 3), (1, 3))) == 1
+def test_predict_puts_images_of_several_native_sizes_into_one_batch(tiny):
+    samples, settings, networks = tiny
+    batch_sizes = []
+
+    def count_images(images):
+        batch_sizes.append(len(images))
+        return networks[0](images)
+
+    network, mixed = Network(count_images), [samples[0], samples[-1], samples[1]]
+    probabilities = predict_all([EnsembleMember(network, SMALL)], mixed, settings)
+    assert [tuple(p.shape) for p in probabilities] == [(1, 48, 72), (1, 40, 56), (1, 48, 72)]
+    assert batch_sizes == [3, 3]  # with a flip
+    predict_all([EnsembleMember(network, NATIVE)], mixed, settings)
+    assert batch_sizes[2:] == [1] * 6
 
 
-def test_member_agreement_of_several_classes_is_the_fraction_of_equal_pixels():
-    first = torch.tensor([[[0.9, 0.9, 0.1, 0.1]], [[0.1, 0.1, 0.9, 0.9]]])
-    second = torch.tensor([[[0.8, 0.8, 0.8, 0.2]], [[0.2, 0.2, 0.2, 0.8]]])
-    members = [(EnsembleMember(None, NATIVE, 3.0), first), (EnsembleMember(None, NATIVE), second)]
-    mean = predictor.weighted_mean(members, (1, 4))
-    agreement = predictor.member_agreement(members, mean, (1, 4))
-    assert float(agreement) == pytest.approx(3 / 4 * 1 + 1 / 4 * 3 / 4)
+# ---------------------------------------------------------------- precision and compilation
 
 
-# ---------------------------------------------------------------- prefetch
+def overflowing_network(images):
+    """Logits of 100,000, infinite in fp16."""
+    logits = images[:, :1].float() * 0 + 1e5
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+    return logits.to(dtype)
 
 
-def test_prefetch_keeps_order_and_raises_errors():
-    def generate():
-        yield from range(5)
-        raise InputError("the sixth")
+def test_predict_in_fp16_continues_in_another_precision_where_logits_are_infinite(
+    tiny, monkeypatch, capsys
+):
+    samples, settings, _ = tiny
+    calls = []
 
-    items = predictor.prefetch(generate(), 2)
-    assert [next(items) for _ in range(5)] == [0, 1, 2, 3, 4]
-    with pytest.raises(InputError, match="the sixth"):
-        next(items)
+    def network(images):
+        calls.append(torch.get_autocast_dtype("cpu"))
+        # The second batch is the first to overflow.
+        return overflowing_network(images) if len(calls) > 2 else pixelwise_network(images)
+
+    monkeypatch.setattr(predictor, "pick_inference_precision", lambda settings, device: "fp16")
+    monkeypatch.setattr(predictor, "pick_precision", lambda settings, device: "bf16")
+    settings = replace(settings, batch_size=2)
+    probabilities = predict_all([EnsembleMember(Network(network), SMALL)], samples[:4], settings)
+    assert all(p.isfinite().all() for p in probabilities)
+    printed = capsys.readouterr().out
+    assert printed == "precision=fp16 overflows in this network: predicting in bf16\n"
+    assert calls == [torch.float16] * 4 + [torch.bfloat16] * 2
+    assert torch.allclose(probabilities[-1], torch.ones(()))
 
 
-def test_prefetch_is_bounded_and_closes_its_source():
-    generated = []
+@pytest.mark.parametrize(("picked", "continued"), [("bf16", "bf16"), ("fp16", "fp32")])
+def test_avoid_fp16_takes_the_precision_of_training_or_fp32(tiny, monkeypatch, picked, continued):
+    _, settings, _ = tiny
+    forward = predictor.BatchForward([], settings, predictor.keep_mean)
+    forward.precision = "fp16"
+    monkeypatch.setattr(predictor, "pick_precision", lambda settings, device: picked)
+    forward.avoid_fp16()
+    assert forward.precision == continued
 
-    def generate():
-        try:
-            for i in range(100):
-                generated.append(i)
-                yield i
-        finally:
-            generated.append("closed")
 
-    items = predictor.prefetch(generate(), 2)
-    next(items)
-    items.close()
-    assert generated[-1] == "closed" and len(generated) <= 5
+@pytest.mark.parametrize(
+    ("device", "precision", "expected"),
+    [("cuda", "auto", "fp16"), ("cuda", "bf16", "bf16"), ("cpu", "fp32", "fp32")],
+)
+def test_pick_inference_precision_is_fp16_on_a_gpu_unless_set(device, precision, expected):
+    settings = Settings(precision=precision)
+    assert predictor.pick_inference_precision(settings, torch.device(device)) == expected
+
+
+def test_tuned_predict_makes_one_graph_for_all_members_and_odd_batches(tiny, monkeypatch):
+    samples, settings, _ = tiny
+    graphs = []
+
+    def count_graphs(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    def compile_and_count(network, has_one_size):
+        network.compile(dynamic=not has_one_size, backend=count_graphs)
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(predictor, "compile_network", compile_and_count)
+    monkeypatch.setattr(predictor, "compile_obstacle", lambda device: "")
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    members = [make_member(build_model(settings).eval(), settings) for _ in range(3)]
+    expected = predict_all(members, samples[:7], replace(settings, compile="true"))
+    assert not graphs  # too few images
+    monkeypatch.setattr(predictor, "TUNED_FROM", 7)
+    tuned = predict_all(members, samples[:7], replace(settings, compile="true"))
+    assert len(graphs) == 1 and torch.backends.cudnn.benchmark
+    assert all_close(tuned, expected)
 
 
 # ---------------------------------------------------------------- memory
 
 
-@pytest.mark.parametrize("function", ["predict_probability_tta", "resize_to_original"])
-def test_predict_explains_when_memory_runs_out(tiny, monkeypatch, function):
+@pytest.mark.parametrize(
+    ("module", "function"),
+    [(predictor, "predict_probability_tta"), (combine, "resize_to_original")],
+)
+def test_predict_explains_when_memory_runs_out(tiny, monkeypatch, module, function):
     samples, settings, networks = tiny
 
     def run_out_of_memory(*args):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(predictor, function, run_out_of_memory)
+    monkeypatch.setattr(module, function, run_out_of_memory)
     with pytest.raises(InputError, match="out of memory with batch_size=4"):
         predict_all([EnsembleMember(networks[0], SMALL)], samples, settings)

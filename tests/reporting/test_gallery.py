@@ -25,7 +25,7 @@ def make_prediction(folder, class_map, probability, mask=None):
     cv2.imwrite(str(path), np.full((*SIZE, 3), 200, np.uint8))
     sample = Sample(path, "car", None, 1, "carvana", class_map)
     loaded = LoadedSample(sample, SIZE, {}, mask)
-    return Prediction(sample, torch.tensor(probability, dtype=torch.float32), None, loaded)
+    return Prediction(loaded, {"probability": torch.tensor(probability, dtype=torch.float32)})
 
 
 def decode(card):

@@ -1,0 +1,105 @@
+"""From the members' probabilities at network size to those of the ensemble at native size."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data.preprocess import Preprocessing, Size, letterbox_region
+from data.sample import Sample
+from inference.members import EnsembleMember
+
+MemberProbability = tuple[EnsembleMember, Tensor]  # float32 C×h×w in [0, 1], at network size
+
+
+@dataclass
+class ImageProbabilities:
+    """The probabilities of one image by each of M members, on the device of their networks.
+
+    C is 1 for binary segmentation; the probabilities of several classes add up to 1.
+    """
+
+    sample: Sample | None
+    native_size: Size
+    probabilities: list[MemberProbability]
+    mask: Tensor | None  # H×W bool, or uint8 class ids; None if it was not loaded
+
+    def mean(self) -> Tensor:
+        """Return the weighted mean of the members, float32 C×H×W at native size."""
+        return weighted_mean(self.probabilities, self.native_size)
+
+    def each(self) -> Tensor:
+        """Return the probabilities of all members, float32 M×C×H×W at native size."""
+        native = [
+            resize_to_original(probability, self.native_size, member.preprocessing)
+            for member, probability in self.probabilities
+        ]
+        return torch.stack(native)
+
+    def agreement(self, mean: Tensor) -> Tensor:
+        """Return how much the members agree with their `mean`, see member_agreement()."""
+        return member_agreement(self.probabilities, mean, self.native_size)
+
+
+def resize_to_original(
+    probability: Tensor, native_size: Size, preprocessing: Preprocessing
+) -> Tensor:
+    """Resize a probability to the image's native size and cut off its letterbox.
+
+    float C×h×w → C×H×W in [0, 1]. A threshold must be applied after this, not before.
+    """
+    probability = probability[:, *letterbox_region(native_size, preprocessing)]
+    if tuple(probability.shape[-2:]) == tuple(native_size):
+        return probability
+    # Bicubic follows the edges of the area-averaged targets more closely than bilinear.
+    enlarged = F.interpolate(
+        probability[None], size=native_size, mode="bicubic", align_corners=False
+    )
+    return enlarged.clamp_(0, 1)[0]
+
+
+def weighted_mean(probabilities: list[MemberProbability], native_size: Size) -> Tensor:
+    """Return the weighted mean of the members' probabilities, C×H×W at native size."""
+    weights, means = [], []
+    for preprocessing in dict.fromkeys(member.preprocessing for member, _ in probabilities):
+        # Members with the same preprocessing are averaged before enlarging, which is expensive.
+        same = [(m.weight, p) for m, p in probabilities if m.preprocessing == preprocessing]
+        weights.append(sum(weight for weight, _ in same))
+        small = sum(weight / weights[-1] * p for weight, p in same)
+        means.append(resize_to_original(small, native_size, preprocessing))
+    if len(means) == 1:
+        return means[0]
+    total_weight = sum(member.weight for member, _ in probabilities)
+    return sum(weight / total_weight * mean for weight, mean in zip(weights, means, strict=True))
+
+
+def member_agreement(
+    probabilities: list[MemberProbability], mean: Tensor, native_size: Size
+) -> Tensor:
+    """Return how much the members agree with the ensemble: a scalar in [0, 1], on the device.
+
+    It is the weighted mean, over members, of the Dice between the member's mask and the mask of
+    the ensemble's `mean` (C×H×W), both at threshold 0.5; for several classes, of the fraction of
+    pixels with the same class. Compared at each member's network size.
+    """
+    agreement, total_weight = 0.0, sum(member.weight for member, _ in probabilities)
+    for member, probability in probabilities:
+        probability = probability[:, *letterbox_region(native_size, member.preprocessing)]
+        joint = F.interpolate(mean[None], probability.shape[-2:])[0]
+        if len(probability) == 1:
+            mask, joint_mask = probability >= 0.5, joint >= 0.5
+            intersection, areas = (mask & joint_mask).sum(), mask.sum() + joint_mask.sum()
+            similarity = torch.where(areas > 0, 2 * intersection / areas.clamp(min=1), 1.0)
+        else:
+            similarity = (probability.argmax(0) == joint.argmax(0)).float().mean()
+        agreement = agreement + member.weight / total_weight * similarity
+    return agreement
+
+
+def quantize_probability(probability: Tensor) -> Tensor:
+    """Return floor(256·p), at most 255: 1×H×W in [0, 1] → H×W uint8.
+
+    Scores and thresholds need no more: p >= i/256 if and only if floor(256·p) >= i.
+    """
+    return (probability[0] * 256).clamp_(max=255).to(torch.uint8)

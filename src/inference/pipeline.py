@@ -1,0 +1,79 @@
+"""Work in background threads, and copies between host and GPU that wait for nothing."""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat, takewhile
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from core import process_env
+from core.machine import available_cores
+
+MAX_THREADS = 8
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
+
+
+def map_in_threads(fn: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Yield fn(item) of each item, in order, computed by a thread for each core."""
+    n_threads = max(1, min(available_cores() // process_env.local_world_size(), MAX_THREADS))
+    return run_ahead(fn, items, n_threads, 2 * n_threads)
+
+
+def prefetch(items: Generator[Item, None, None], n_ahead: int) -> Iterator[Item]:
+    """Iterate over the items in order, up to `n_ahead` of them ahead in a background thread."""
+    end = object()
+    fetched = run_ahead(lambda _: next(items, end), repeat(None), 1, n_ahead)
+    try:
+        yield from takewhile(lambda item: item is not end, fetched)
+    finally:
+        fetched.close()  # waits for the thread
+        items.close()
+
+
+def run_ahead(
+    fn: Callable[[Item], Result], items: Iterable[Item], n_threads: int, n_ahead: int
+) -> Generator[Result, None, None]:
+    """Yield fn(item) of each item, in order; the threads work on `n_ahead` items ahead."""
+    pool, pending = ThreadPoolExecutor(n_threads), deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(fn, item))
+            if len(pending) > n_ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        if isinstance(items, Generator):
+            items.close()
+
+
+# ---------------------------------------------------------------- host and GPU
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor of the host to the device through pinned memory; on a CPU, return it."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """Copy a tensor to pinned memory of the host; on a CPU, return it.
+
+    Its values are valid after a call of what record_event() returns.
+    """
+    return tensor.to("cpu", non_blocking=True)
+
+
+def record_event(device: torch.device) -> Callable[[], None]:
+    """Return a function that waits until the device has done all that is queued now."""
+    if device.type == "cpu":
+        return lambda: None
+    event = torch.cuda.Event(blocking=True)  # the waiting thread sleeps
+    event.record()
+    return event.synchronize

@@ -1,0 +1,70 @@
+"""Prediction never waits for a GPU but in the caller: tried on a GPU that is not there."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from fake_cuda import Watch, fake_gpu
+
+from core.config import load_settings
+from data.loaders import LoadedSample
+from evaluation.pixel_counts import count_pixels
+from inference import predictor
+from inference.members import make_member
+from inference.postprocess import Binarizer
+from models.build import build_model
+
+pytestmark = pytest.mark.skipif(
+    torch.version.cuda is None, reason="this torch is built without CUDA"
+)
+UNET = ["channels=[8,16]", "size=[32,48]", "tta=hflip", "device=cuda"]
+SMP = [*UNET, "model=smp", "encoder=resnet18", "encoder_weights=none"]
+
+
+def make_batch(members, n_images, n_classes):
+    """Images of two native sizes, with their masks."""
+    image, batch = torch.zeros(3, 32, 48, dtype=torch.uint8), []
+    for i in range(n_images):
+        size = (64, 96) if i < 2 else (50, 70)
+        mask = np.zeros(size, bool if n_classes == 1 else np.uint8)
+        images = {member.preprocessing: image for member in members}
+        batch.append(LoadedSample(None, size, images, mask))
+    return batch
+
+
+def reduce(image):
+    """All that predict.py keeps of an image."""
+    mean = image.mean()
+    kept = count_pixels(mean, image.mask) | Binarizer(0.4, ["fill"]).reduce(mean)
+    return kept | {"agreement": image.agreement(mean), "each": image.each()}
+
+
+@pytest.mark.parametrize("precision", ["auto", "bf16", "fp32"])
+@pytest.mark.parametrize(
+    ("args", "n_classes"), [(UNET, 1), ([*UNET, "tile_size=128"], 1), (UNET, 3), (SMP, 1)]
+)
+def test_predicting_a_batch_on_a_fake_gpu_never_waits(monkeypatch, args, n_classes, precision):
+    settings = load_settings([*args, f"precision={precision}"])
+    events = Counter()
+    monkeypatch.setattr(
+        predictor, "record_event", lambda device: events.update([device.type]) or (lambda: None)
+    )
+    networks = [build_model(settings, n_classes, pretrained=False).eval() for _ in range(2)]
+    members = [make_member(network, settings) for network in networks]
+    networks += [member.folded_network for member in members]  # reads values, once a network
+    batch = make_batch(members, 4, n_classes)
+    with fake_gpu() as fake:
+        # Of real tensors, as pinning itself asks the driver; only pinned ones can be copied.
+        monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: fake.from_tensor(tensor))
+        for network in networks:
+            network.to(torch.device("cuda", 0))
+        forward = predictor.BatchForward(members, settings, reduce)
+        assert forward.precision == ("fp16" if precision == "auto" else precision)
+        with Watch() as watch:
+            collect = forward(batch)
+        with Watch() as reading:
+            next(networks[0].parameters()).to("cpu")
+    assert not watch.waits, watch.waits
+    assert reading.waits  # so that Watch can fail
+    assert events == {"cuda": 1} and callable(collect)
