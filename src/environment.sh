@@ -63,9 +63,6 @@ use_requirements() {
 export NO_ALBUMENTATIONS_UPDATE=1 # no version check over the network at import
 # glibc keeps freed buffers instead of returning them to the system: 15 to 20% faster on a CPU.
 export MALLOC_MMAP_THRESHOLD_=10000000000 MALLOC_TRIM_THRESHOLD_=10000000000
-# Waiting OpenMP threads sleep instead of spinning; otherwise two trainings side by side on two
-# cores slow each other down 2.6 times (docs/experiments.md).
-export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 
 if [ -n "${PYTHON:-}" ]; then
   case $PYTHON in
