@@ -28,8 +28,8 @@ def set_thread_defaults() -> None:
 
     Waiting threads spin for a fraction of a millisecond and then sleep. By default they spin
     longer: two trainings side by side on two cores then slowed each other down 2.6 times
-    (docs/experiments.md). One training alone ran at 0.97 of the speed of endless spinning, and at
-    0.88 without any. Where a container's CPU time is limited, libgomp would start a thread for
+    (docs/experiments.md). One training alone ran at 0.96 of the speed of endless spinning, and at
+    0.87 without any. Where a container's CPU time is limited, libgomp would start a thread for
     each core of the machine.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
