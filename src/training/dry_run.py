@@ -28,7 +28,7 @@ def check_batches(
     """
     names = ["arch", "encoder"] if settings.model == "smp" else ["model", "channels", "norm"]
     network = " ".join(f"{name}={format_value(getattr(settings, name))}" for name in names)
-    shape = f"{size[0]}×{size[1]}"
+    shape = f"size={size[0]},{size[1]}"
     if obstacle := find_obstacle(model, 2, size):
         raise InputError(f"{network}: cannot be trained on images of {shape}: {obstacle}")
     syncs = has_few_pixels(settings, pick_device(settings), n_processes)
