@@ -136,7 +136,7 @@ def kill_soon(
     while after_progress and process.poll() is None and not any(job.folder.glob(job.progress)):
         time.sleep(0.01)
     try:
-        process.wait(draw.uniform(*((0, 0.05) if after_progress else (0.2, 1))) * job.seconds)
+        process.wait(draw.uniform(*((0, 0.02) if after_progress else (0.2, 1))) * job.seconds)
         return False
     except subprocess.TimeoutExpired:
         signum = getattr(signal, signal_name)

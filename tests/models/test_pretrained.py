@@ -276,6 +276,7 @@ def test_build_smp_with_a_file_that_is_missing_raises_one_line(tmp_path):
 
 
 def test_build_smp_with_a_file_of_one_of_smps_encoders(tmp_path):
+    smp.patch_torchvision_ops()  # before the first import of the library
     from segmentation_models_pytorch.encoders import get_encoder
 
     tensors = get_encoder("mobilenet_v2").state_dict()
