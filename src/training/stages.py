@@ -1,6 +1,7 @@
 """Training in stages: progressive image size, fine-tuning."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 from core.settings import Settings
 
@@ -12,7 +13,7 @@ def split_stages(settings: Settings) -> list[Settings]:
         replace(settings, **overrides, run=f"{settings.run}/stage{number}", stages=[])
         for number, overrides in enumerate(settings.stages[:-1], 1)
     ]
-    for previous, stage in zip(earlier, earlier[1:], strict=False):
+    for previous, stage in pairwise(earlier):
         stage.init_run = previous.run
     return [*earlier, settings]
 

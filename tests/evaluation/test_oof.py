@@ -55,9 +55,7 @@ def test_warn_of_constant_masks_prints_one_line(capsys, area, text):
     scores.table["predicted_area"] = area
     oof.warn_of_constant_masks(scores)
     line = capsys.readouterr().out
-    assert line.startswith(
-        f"warning: the masks of all 2 images cover the same area ({text})"
-    )
+    assert line.startswith(f"warning: the masks of all 2 images cover the same area ({text})")
     assert line.count("\n") == 1
 
 
