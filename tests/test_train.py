@@ -168,3 +168,20 @@ def test_resume_with_other_settings_of_the_machine_is_allowed(
     assert_input_error(train.main, [*args, "resume=true", "lr=0.02"], "has lr=0.01, not 0.02")
     train.main([*args, "resume=true", "num_workers=1", "cache=none", "snapshot_seconds=60"])
     assert (tmp_path / "tiny/fold0/oof.csv").read_bytes() == (expected / "oof.csv").read_bytes()
+
+
+def test_resume_before_a_last_step_that_got_an_image_of_the_step_before(
+    trained_run, tmp_path, monkeypatch, restored_handlers
+):
+    args = [*tiny_settings_args(trained_run.data_dir, tmp_path / "whole"), "fold=0", "epochs=2"]
+    args += ["batch_size=5", "snapshot_seconds=0"]  # six images: steps of four and two
+    train.main(args)
+    args += [f"output_dir={tmp_path / 'stopped'}"]
+    with monkeypatch.context() as patch, pytest.raises(StopRequested):
+        stop_after(patch, 3, signal.SIGTERM)
+        train.main(args)
+    train.main([*args, "resume=true"])
+    folders = [tmp_path / name / "tiny/fold0" for name in ("whole", "stopped")]
+    whole, stopped = (load_file(folder / "best.safetensors") for folder in folders)
+    assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+    assert len({(folder / "oof.csv").read_bytes() for folder in folders}) == 1
