@@ -63,7 +63,8 @@ def predict_pending_chunks(
     predictions = predict(members, samples, settings, keep, with_mask)
     results = map_in_threads(partial(to_result, settings, binarizer), predictions)
     total = done + len(samples)
-    bar = tqdm(results, "predict", total, initial=done, unit="image", disable=None)
+    # One iterator for all chunks: iterating over the bar anew would end it.
+    bar = iter(tqdm(results, "predict", total, initial=done, unit="image", disable=None))
     with closing(results):
         for i in my_chunks:
             chunks.write(i, list(islice(bar, len(chunks.chunk(i)))))
