@@ -90,8 +90,8 @@ class Settings:
     max_images: int = setting(0, "use only the first N images of each fold, for a quick trial; 0: all", NON_NEGATIVE)
     output_dir: str = setting("output", "folder for runs and submissions", scope="machine", is_path=True)
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "device of the network", scope="machine")
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = setting("auto", "autocast dtype of the forward pass; auto: the fastest the device supports natively", scope="machine")
-    compile: Literal["auto", "true", "false"] = setting("auto", "torch.compile the network for training; auto: on a GPU", scope="machine")
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = setting("auto", "autocast dtype of the forward pass; auto: the fastest the device supports natively, for prediction on a GPU fp16", scope="machine")
+    compile: Literal["auto", "true", "false"] = setting("auto", "torch.compile the network for training and for predicting 500 images or more; auto: on a GPU", scope="machine")
     num_workers: int | None = setting(None, "processes that load images; null: as many as pay off on this machine", NON_NEGATIVE, scope="machine")
 
     data_dir: str = setting("input/carvana", "data set folder: train/, train_masks/, test/, sample_submission.csv", scope="machine", is_path=True)
