@@ -40,7 +40,13 @@ from data.sample import Sample
 from inference.combine import ImageProbabilities, resize_to_original
 from inference.pipeline import map_in_threads
 from inference.postprocess import Binarizer
-from inference.predictor import Prediction, predict, predict_probability_tta
+from inference.predictor import (
+    BatchForward,
+    Prediction,
+    keep_mean,
+    predict,
+    predict_probability_tta,
+)
 from training.epoch_metrics import peak_memory
 from training.trainer import FoldTrainer
 
@@ -83,10 +89,11 @@ def time_prediction_steps(
 ) -> None:
     """Time the steps from images on the device, B×3×h×w uint8, to RLE."""
     member = trainer.ema_member()
+    predicting = BatchForward([member], trainer.settings, keep_mean)
 
     def forward(images: Tensor) -> Tensor:
-        with autocast(trainer.device, trainer.state.precision):
-            return predict_probability_tta(member.network, images, trainer.settings)
+        with autocast(trainer.device, predicting.precision):
+            return predict_probability_tta(predicting.networks[0], images, trainer.settings)
 
     def enlarge(probability: Tensor) -> Tensor:
         return resize_to_original(probability, native_size, member.preprocessing)

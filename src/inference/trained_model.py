@@ -29,7 +29,8 @@ class TrainedModel:
     """
 
     def __init__(self, members: list[EnsembleMember], binarizer: Binarizer, settings: Settings):
-        self.members, self.binarizer, self.settings = members, binarizer, settings
+        self.members, self.binarizer = members, binarizer
+        self.forward = BatchForward(members, settings, keep_mean)
 
     def __call__(self, image: str | os.PathLike | np.ndarray) -> Segmentation:
         """Return the probability and the mask of a photograph at its own size.
@@ -56,7 +57,7 @@ class TrainedModel:
             for member in self.members
         }
         loaded = LoadedSample(None, image.shape[:2], images, None)
-        [prediction] = BatchForward(self.members, self.settings, keep_mean)([loaded])()
+        [prediction] = self.forward([loaded])()
         return prediction.probability
 
 
