@@ -61,7 +61,7 @@ def time_loading(timer: StepTimer, trainer: FoldTrainer, samples: list[Sample]) 
     settings, cache, batch_size = trainer.settings, trainer.cache, trainer.settings.batch_size
     preprocessing, class_map = preprocess.preprocessing_from(settings), trainer.class_map
     to_target = preprocess.mask_to_soft_target if class_map.is_binary else preprocess.resize_classes
-    augment = Augmenter(settings.augmentation, settings.seed, class_map)
+    augment = Augmenter(settings.augmentation, settings.seed, class_map, settings.crop_size)
 
     def read_image(sample: Sample) -> np.ndarray:
         return datasets.read_sample_image(sample, preprocessing.min_decode_size)
@@ -74,7 +74,8 @@ def time_loading(timer: StepTimer, trainer: FoldTrainer, samples: list[Sample]) 
     timer.measure("resize image", resize_image, images)
     timer.measure("resize mask", lambda mask: to_target(mask, preprocessing), masks)
     timer.measure("augment", lambda s: augment(*cache.image_and_target(s), 0, s.image_id), samples)
-    pairs = [cache.image_and_target(sample) for sample in (samples * batch_size)[:batch_size]]
+    chosen = (samples * batch_size)[:batch_size]
+    pairs = [augment(*cache.image_and_target(s), 0, s.image_id) for s in chosen]
     [batch] = timer.measure("assemble batch", collate, [pairs], batch_size)
 
     def to_device(tensors: list[Tensor]) -> list[Tensor]:

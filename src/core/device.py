@@ -143,13 +143,14 @@ def explain_out_of_memory(settings: Settings) -> Iterator[None]:
         is_oom = isinstance(error, torch.OutOfMemoryError | MemoryError)
         if not is_oom and not any(words in text for words in OUT_OF_MEMORY_TEXTS):
             raise
-        height, width = settings.size or (1024, 1536)
+        height, width = settings.train_size or (1024, 1536)
         if settings.batch_size > 1:
             halved, doubled = settings.batch_size // 2, settings.grad_accumulation * 2
             fix = f"batch_size={halved} grad_accumulation={doubled}"
         else:
-            fix = f"size={height // 2},{width // 2}"
+            name = "crop_size" if settings.crop_size else "size"
+            fix = f"{name}={height // 2},{width // 2}"
         raise InputError(
             f"out of memory with batch_size={settings.batch_size} at "
-            f"size={settings.size or 'native'}: try {fix}"
+            f"size={settings.train_size or 'native'}: try {fix}"
         ) from None

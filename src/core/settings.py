@@ -33,7 +33,7 @@ POSTPROCESS_STEPS: Check = (
 MASK_NAME: Check = ("a name with {stem}", lambda v: not v or ("{stem}" in v and "/" not in v))
 BYTE: Check = ("0 to 255", lambda v: 0 <= v <= 255)
 # Settings that a stage of training may have of its own.
-STAGE_SETTINGS = ("size", "epochs", "batch_size", "grad_accumulation", "lr", "warmup")
+STAGE_SETTINGS = ("size", "crop_size", "epochs", "batch_size", "grad_accumulation", "lr", "warmup")
 STAGE_SETTINGS += ("augmentation", "loss", "ema_decay", "validate_every_epochs")
 STAGES: Check = (
     f"a list of stages with settings among {', '.join(STAGE_SETTINGS)}",
@@ -72,9 +72,6 @@ def setting(
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
-
-
-# ---------------------------------------------------------------- the settings
 
 
 # fmt: off
@@ -139,6 +136,7 @@ class Settings:
     epochs: int = setting(20, "passes over the training images", POSITIVE)
     init_run: str = setting("", "run in output_dir that training starts from, for example one at a smaller size: fold k from its weights of fold k, which must be of the same data and folds; empty: new weights", NAME)
     stages: list[dict[str, Any]] = setting([], "train in stages, each from the weights of the one before: for every stage what differs, as in {size: [256,384], epochs: 4, lr: 1e-3}", STAGES)
+    crop_size: list[int] | None = setting(None, "height,width of a random crop of each image at `size`, to train on; prediction takes whole images; null: whole images", SIZE)
     batch_size: int = setting(4, "images per step, over all GPUs", POSITIVE)
     grad_accumulation: int = setting(1, "steps whose gradients are accumulated for one update", POSITIVE)
     optimizer: Literal["adamw", "adam", "rmsprop", "sgd"] = setting("adamw", "optimizer")
@@ -168,6 +166,11 @@ class Settings:
     submission_csv: str = setting("", "csv to write or check; empty: output/submission.csv, or the one in the run's folder", scope="machine", is_path=True)
     truth_csv: str = setting("", "score.py: csv of the true masks (img,rle_mask)", scope="machine", is_path=True)
     bench_baselines: bool = setting(False, "bench.py: also measure a plain training loop and the usual RLE encoders", scope="machine")
+
+    @property
+    def train_size(self) -> list[int] | None:
+        """height,width of the images in a training step; None: native size."""
+        return self.crop_size or self.size
 
     @property
     def run_dir(self) -> Path:

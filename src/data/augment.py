@@ -7,6 +7,7 @@ processes nor on where an interrupted run resumed.
 import os
 import warnings
 import zlib
+from collections.abc import Sequence
 from copy import deepcopy
 
 import cv2
@@ -74,11 +75,19 @@ POLICIES: dict[str, list[A.BasicTransform]] = {
 
 
 class Augmenter:
-    """Applies a policy; its random numbers depend only on (seed, epoch, image_id)."""
+    """Applies a policy, then crops; its random numbers depend only on (seed, epoch, image_id)."""
 
-    def __init__(self, policy: str, seed: int, class_map: ClassMap):
+    def __init__(
+        self,
+        policy: str,
+        seed: int,
+        class_map: ClassMap,
+        crop_size: Sequence[int] | None = None,
+    ):
         self.seed = seed
         transforms = deepcopy(POLICIES[policy])
+        if crop_size:
+            transforms.append(A.RandomCrop(*crop_size))
         mask_interpolation = None
         if not class_map.is_binary:
             mask_interpolation = cv2.INTER_NEAREST  # class ids must not be interpolated

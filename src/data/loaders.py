@@ -31,7 +31,8 @@ class TrainDataset(Dataset):
     def __init__(self, samples: Sequence[Sample], settings: Settings, cache: Cache | None):
         self.samples, self.cache = samples, cache
         self.preprocessing = preprocessing_from(settings)
-        self.augment = Augmenter(settings.augmentation, settings.seed, samples[0].class_map)
+        class_map, crop_size = samples[0].class_map, settings.crop_size
+        self.augment = Augmenter(settings.augmentation, settings.seed, class_map, crop_size)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -57,7 +58,8 @@ def collate(pairs: Sequence[ImageAndTarget]) -> list[Tensor]:
 def train_loader(samples: Sequence[Sample], settings: Settings, cache: Cache | None) -> DataLoader:
     """Return a loader of (images B×3×h×w, targets B×1×h×w), uint8; set `.batch_sampler.epoch`
     before each epoch."""
-    height, width = cache.size if cache else network_size(samples[0], preprocessing_from(settings))
+    whole = cache.size if cache else network_size(samples[0], preprocessing_from(settings))
+    height, width = settings.crop_size or whole
     local_batch_size = -(-settings.batch_size // process_env.world_size())
     batch_bytes = local_batch_size * 4 * height * width
     workers = _num_workers(settings, batch_bytes, is_cheap=cache is not None)

@@ -1,5 +1,6 @@
 """Checks before the first training step: settings, data, folds and model."""
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +14,7 @@ from core.settings import MAY_DIFFER_ON_RESUME, Settings
 from data import csv_files, datasets
 from data.classes import IGNORE, ClassMap
 from data.image_files import list_names
+from data.preprocess import Size
 from data.sample import Sample
 from models import checkpoint
 from models.build import build_model
@@ -61,15 +63,34 @@ def check_data(settings: Settings, samples: list[Sample]) -> int:
     listed = csv_files.read_folds(settings)
     n_folds = max(listed.values()) + 1
     sizes = datasets.check_sizes(samples)
-    if settings.size is None and len(sizes) > 1 and settings.batch_size > 1:
+    if settings.train_size is None and len(sizes) > 1 and settings.batch_size > 1:
         raise InputError(f"{settings.data_dir}: has images of {len(sizes)} sizes; set size=h,w")
+    _check_crop_size(settings, sizes)
     shapes = list_names([f"{width}×{height}" for height, width in sorted(sizes)])
     per_fold = "+".join(str(list(group_folds.values()).count(k)) for k in range(n_folds))
     print(
         f"{settings.data_dir}: {len(samples)} images with masks, {shapes}; {len(group_folds)} of "
         f"the {len(listed)} groups in {settings.folds_csv}, {n_folds} folds of {per_fold}"
     )
+    height, width = settings.size or (0, 0)
+    if all((height - width) * (high - wide) < 0 for high, wide in sizes):
+        shape = "higher than wide" if height > width else "wider than high"
+        print(
+            f"warning: size={height},{width} is height,width, but no image is {shape}; try "
+            f"size={width},{height}"
+        )
     return n_folds
+
+
+def _check_crop_size(settings: Settings, native_sizes: Iterable[Size]) -> None:
+    """Raise InputError if images are smaller than crop_size."""
+    for size in [settings.size] if settings.size else native_sizes:
+        crop = settings.crop_size or size
+        if crop[0] > size[0] or crop[1] > size[1]:
+            raise InputError(
+                f"crop_size={crop[0]},{crop[1]}: images are {size[0]},{size[1]} (height,width); "
+                "set crop_size to less, or to null for whole images"
+            )
 
 
 def folds_to_train(settings: Settings, n_folds: int) -> list[int]:
@@ -115,7 +136,7 @@ def check_folds(settings: Settings, folds: list[int], samples: list[Sample]) -> 
             checkpoint.load_weights(path, model, "the network of this run")
     counts = [sum(sample.fold != fold for sample in samples) for fold in folds]
     # The smallest native size: at most 32 pixels a side are one pixel after the encoder.
-    size = tuple(settings.size or min(datasets.check_sizes(samples), key=max))
+    size = tuple(settings.train_size or min(datasets.check_sizes(samples), key=max))
     check_batches(settings, model, size, counts, processes)
 
 

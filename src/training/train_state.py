@@ -37,7 +37,7 @@ def local_batch_size(settings: Settings) -> int:
 
 def has_few_pixels(settings: Settings, device: torch.device, n_processes: int) -> bool:
     """Whether each of several GPUs has too few pixels for batch normalization on its own."""
-    height, width = settings.size or (0, 0)  # native sizes are not known here
+    height, width = settings.train_size or (0, 0)  # native sizes are not known here
     pixels = settings.batch_size // n_processes * height * width
     return device.type != "cpu" and n_processes > 1 and pixels < SYNC_BN_BELOW
 
@@ -81,7 +81,7 @@ class TrainState:
             if obstacle:
                 print(f"compile={self.settings.compile}: training without compiling, {obstacle}")
             else:
-                compile_network(model.network, has_one_size=self.settings.size is not None)
+                compile_network(model.network, has_one_size=self.settings.train_size is not None)
                 self.is_compiled = True
         if process_env.world_size() == 1:
             return model

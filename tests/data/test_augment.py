@@ -84,6 +84,22 @@ def test_flip_policy_mirrors_half_of_the_images_exactly():
     assert 70 < n_mirrored < 130
 
 
+def test_crop_takes_the_same_part_of_image_and_target_everywhere_in_the_image():
+    image, _ = car_image_and_target()
+    height, width = image.shape[:2]
+    where = np.arange(height * width, dtype=np.int32).reshape(height, width)
+    image = np.stack([where % 251, where % 241, where % 239], -1).astype(np.uint8)
+    augmenter, corners = Augmenter("none", 0, CAR, crop_size=(height - 3, width - 4)), set()
+    for epoch in range(200):
+        crop, target = augmenter(image, image[..., 0], epoch, "a")
+        assert crop.shape == (height - 3, width - 4, 3)
+        assert np.array_equal(crop[..., 0], target)
+        [[top, left]] = np.argwhere((image == crop[0, 0]).all(-1))
+        assert np.array_equal(crop, image[top:, left:][: height - 3, : width - 4])
+        corners.add((top, left))
+    assert corners == {(top, left) for top in range(4) for left in range(5)}
+
+
 def test_affine_warps_image_and_soft_target_equally():
     _, mask = draw_car(0, 1, (96, 144))
     target = mask.astype(np.uint8) * 255
