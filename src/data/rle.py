@@ -62,7 +62,7 @@ def decode(text: str, shape: tuple[int, int]) -> np.ndarray:
     return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(shape)
 
 
-def continued_fraction(starts: np.ndarray, lengths: np.ndarray, shape: tuple[int, int]) -> float:
+def vertical_continuity(starts: np.ndarray, lengths: np.ndarray, shape: tuple[int, int]) -> float:
     """Return the fraction of a mask's pixels above the bottom row whose lower neighbor is in the
     mask, too; NaN if there are none.
 

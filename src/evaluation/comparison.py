@@ -11,10 +11,9 @@ from core import run_folder
 from core.errors import InputError
 from core.files import atomic_write
 from evaluation import ensemble, metrics, oof, statistics
-from evaluation.postprocess_choice import choose_steps, explain_steps
+from evaluation.postprocess_choice import choose_steps, cross_fitted_steps, explain_steps
 from evaluation.predictor_choice import store_predictor
 from evaluation.statistics import format_gain
-from inference.postprocess import STEPS
 from models import checkpoint
 
 
@@ -117,7 +116,8 @@ def task_columns(scores: oof.Scores) -> dict[str, Any]:
     """Return what the threshold and post-processing add to the Dice at 0.5; for several classes,
     the scores of all pixels together.
 
-    The threshold is that of the other folds. The gains of several steps are added up.
+    Threshold and steps of a fold are the best ones of the other folds. The gains of several steps
+    are added up.
     """
     if not scores.is_binary:
         pooled = metrics.dataset_scores(scores.confusion)
@@ -125,12 +125,12 @@ def task_columns(scores: oof.Scores) -> dict[str, Any]:
     histograms, step_dice, folds = scores.histograms, scores.step_dice, scores.folds
     dice_at_half = metrics.dice_curve(histograms)[:, metrics.HALF_INDEX]
     steps = choose_steps(step_dice, folds)
-    is_used = [step in steps for step in STEPS]
+    step_gains = step_dice[:, 1:] - step_dice[:, :1]
     return {
         "threshold": metrics.best_threshold(histograms)[0],
         "threshold_gain": (metrics.cross_fitted_dice(histograms, folds) - dice_at_half).mean(),
         "postprocess": ",".join(steps) or "none",
-        "postprocess_gain": (step_dice[:, 1:] - step_dice[:, :1])[:, is_used].mean(axis=0).sum(),
+        "postprocess_gain": (step_gains * cross_fitted_steps(step_dice, folds)).sum(axis=1).mean(),
         "postprocess_why": "; ".join(explain_steps(step_dice, folds)),
     }
 
@@ -172,7 +172,7 @@ def format_difference(row: dict[str, float]) -> str:
         return "no image in common"
     if np.isnan(low):
         return f"{mean:+.5f} (one group, no interval)"
-    verdict = "real" if high < 0 or low > 0 else "may be chance"
+    verdict = "significant" if high < 0 or low > 0 else "not significant"
     return f"{mean:+.5f} [{low:+.5f}, {high:+.5f}] {verdict}"
 
 

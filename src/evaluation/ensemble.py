@@ -126,6 +126,12 @@ def load_members(settings: Settings, weights: dict[str, float]) -> dict[str, Ens
             path = run_folder.weights_path(run_dir, fold)
             network, trained, _ = checkpoint.load_model(path, pick_device(settings))
             members[str(path)] = make_member(network, trained, weight / len(folds))
+    sizes = [member.preprocessing.size for member in members.values()]
+    if settings.tile_size and all(size and max(size) <= settings.tile_size for size in sizes):
+        raise InputError(
+            f"tile_size={settings.tile_size}: no network has a larger input (the largest has "
+            f"{max(map(max, sizes))} pixels); set tile_size=0, or train at size=null"
+        )
     return {path: member for path, member in members.items() if member.weight}
 
 

@@ -50,6 +50,16 @@ def choose_steps(step_dice: np.ndarray, folds: np.ndarray) -> list[str]:
     return [name for name in STEPS if len(gains) > 1 and gains[name].min() > 0]
 
 
+def cross_fitted_steps(step_dice: np.ndarray, folds: np.ndarray) -> np.ndarray:
+    """Return N×S bool: the steps that the folds other than the image's own choose."""
+    is_used = np.zeros((len(folds), len(STEPS)), bool)
+    for fold in np.unique(folds):
+        others = folds != fold
+        steps = choose_steps(step_dice[others], folds[others])
+        is_used[~others] = [step in steps for step in STEPS]
+    return is_used
+
+
 def explain_steps(step_dice: np.ndarray, folds: np.ndarray) -> list[str]:
     """Return one line per step: its gain on each fold, and whether it is used."""
     gains, lines = gains_per_fold(step_dice, folds), []

@@ -19,8 +19,8 @@ from evaluation.statistics import clustered_standard_error, format_mean
 
 SUBMISSION_COLUMNS = ["img", "rle_mask"]
 CARVANA_SIZE = (1280, 1918)  # height and width of all images of the competition
-# A mask with less is suspicious, see rle.continued_fraction(): its columns are 5 pixels on average.
-MIN_CONTINUED = 0.8
+# Of rle.vertical_continuity(); at 0.8 the columns of a mask are 5 pixels on average.
+MIN_CONTINUITY = 0.8
 MIN_REPEATS = 3  # images with the same mask
 MAX_LISTED = 20  # errors or warnings that are printed; the others are only counted
 
@@ -113,7 +113,7 @@ def mask_errors(
     table: pd.DataFrame, sizes: dict[str, tuple[int, int]]
 ) -> tuple[list[str], pd.DataFrame]:
     """Return a line for each invalid mask, and of each mask its area as a fraction of the image and
-    its rle.continued_fraction() in columns `area` and `continued`, NaN if invalid."""
+    its rle.vertical_continuity() in columns `area` and `continued`, NaN if invalid."""
     errors, statistics = [], np.full((len(table), 2), np.nan)
     masks = zip(table["img"], table["rle_mask"], strict=True)
     bar = tqdm(masks, "check", len(table), leave=False, unit="row", disable=None)
@@ -121,7 +121,7 @@ def mask_errors(
         n_pixels = sizes[name][0] * sizes[name][1]
         try:
             starts, lengths = rle.parse_runs(text, n_pixels)
-            continued = rle.continued_fraction(starts, lengths, sizes[name])
+            continued = rle.vertical_continuity(starts, lengths, sizes[name])
             statistics[i] = lengths.sum() / n_pixels, continued
         except ValueError as error:
             errors.append(f"row {i + 2}, {name}: {error}")
@@ -138,7 +138,7 @@ def suspicious_masks(table: pd.DataFrame, statistics: pd.DataFrame) -> list[str]
     repeats = masks.map(masks.value_counts()).where((masks != "") & (areas > 0), 1)
     is_repeated = repeats >= MIN_REPEATS
     is_first = ~(is_repeated & masks.duplicated())
-    is_scattered = continued < MIN_CONTINUED
+    is_scattered = continued < MIN_CONTINUITY
     lines = []
     for i in np.flatnonzero(is_first & ((areas == 0) | is_outlier | is_repeated | is_scattered)):
         reasons = ["is empty"] if areas[i] == 0 else []

@@ -170,13 +170,13 @@ def test_decode_of_altered_text_is_a_mask_or_a_value_error(text):
     check_decode(text)
 
 
-# ---------------------------------------------------------------- continued_fraction
+# ---------------------------------------------------------------- vertical_continuity
 
 
 @given(masks)
-def test_continued_fraction_is_that_of_the_decoded_mask(mask):
+def test_vertical_continuity_is_that_of_the_decoded_mask(mask):
     starts, lengths = rle.parse_runs(rle.encode(mask), mask.size)
-    fraction = rle.continued_fraction(starts, lengths, mask.shape)
+    fraction = rle.vertical_continuity(starts, lengths, mask.shape)
     above = mask[:-1]
     if above.any():
         assert fraction == pytest.approx((above & mask[1:]).sum() / above.sum())
@@ -185,10 +185,10 @@ def test_continued_fraction_is_that_of_the_decoded_mask(mask):
 
 
 @needs_real_data
-def test_continued_fraction_of_real_masks_is_near_one_and_small_if_counted_down_the_columns():
+def test_vertical_continuity_of_real_masks_is_near_one_and_small_if_counted_down_the_columns():
     table = csv_files.read_csv_strict(REAL / "carvana/train_masks.csv", ["img", "rle_mask"])[::16]
     shape = (1280, 1918)
     for text in table["rle_mask"]:
-        assert rle.continued_fraction(*rle.parse_runs(text, 1280 * 1918), shape) > 0.99
+        assert rle.vertical_continuity(*rle.parse_runs(text, 1280 * 1918), shape) > 0.99
         columns = rle.encode(rle.decode(text, shape).T)
-        assert rle.continued_fraction(*rle.parse_runs(columns, 1280 * 1918), shape) < 0.4
+        assert rle.vertical_continuity(*rle.parse_runs(columns, 1280 * 1918), shape) < 0.4

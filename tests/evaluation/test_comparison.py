@@ -51,7 +51,7 @@ def test_build_leaderboards_ranks_by_dice_and_compares_with_best():
     assert table["run"].tolist() == ["best", "middle", "worse"]
     assert table["diff_to_best"].tolist() == pytest.approx([0, -0.005, -0.01])
     column = comparison.format_scores(table)["against the best (95%)"]
-    assert column[0] == "best" and column[2].endswith("real")
+    assert column[0] == "best" and column[2].endswith("] significant")
 
 
 def test_build_leaderboards_ranks_partial_run_below_complete_one():
@@ -70,10 +70,10 @@ def test_build_leaderboards_names_folds_groups_and_dice_per_fold():
 
 def test_compare_to_calls_difference_within_spread_of_cars_chance():
     noise = comparison.compare_to(make_entry("a", 0.001, seed=1), make_entry("b", seed=2))
-    assert comparison.format_difference(noise).endswith("may be chance")
+    assert comparison.format_difference(noise).endswith("not significant")
     every_car = comparison.compare_to(make_entry("a", 0.001), make_entry("b"))
     text = comparison.format_difference(every_car)
-    assert text == "+0.00100 [+0.00100, +0.00100] real"
+    assert text == "+0.00100 [+0.00100, +0.00100] significant"
 
 
 def test_compare_to_uses_only_images_of_both():

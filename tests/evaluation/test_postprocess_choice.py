@@ -50,6 +50,16 @@ def test_choose_steps_of_one_fold_takes_none():
     assert lines[0] == "specks: +0.01000 (not used: only one fold)"
 
 
+def test_cross_fitted_steps_of_a_fold_are_those_of_the_other_folds():
+    step_dice = np.full((6, 1 + len(STEPS)), 0.9)
+    folds = np.repeat([0, 1, 2], 2)
+    step_dice[:, 1] += np.repeat([-0.3, 0.1, 0.1], 2)  # chosen by folds 1 and 2, loses on fold 0
+    step_dice[:, 2] += 0.2  # chosen by all
+    is_used = postprocess_choice.cross_fitted_steps(step_dice, folds)
+    assert is_used[:, 0].tolist() == [True, True, False, False, False, False]
+    assert is_used[:, 1].all() and not is_used[:, 2:].any()
+
+
 def test_requested_steps_follows_the_setting():
     step_dice, folds = make_step_dice(*[(0.01, 0.01)] * 4)
     requested_steps = postprocess_choice.requested_steps
