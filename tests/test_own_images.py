@@ -4,10 +4,14 @@ import re
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import ROOT, prediction_args
+from tiny_datasets import make_data
 
 import export
+import predict
+import train
 
 PAGE = (ROOT / "docs" / "own-images.md").read_text(encoding="utf-8")
 CODE = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
@@ -42,6 +46,21 @@ def test_onnx_lines_of_the_page_give_the_same_mask(folder, run_copy):
     result, names = run_code(CODE[0])["result"], run_code(CODE[1])
     np.testing.assert_allclose(names["probability"], result.probability, atol=0.02)
     assert np.mean(names["mask"] == result.mask) > 0.99
+
+
+def test_recipe_own_images_trains_and_predicts_with_nothing_but_a_folder(tmp_path, monkeypatch):
+    data_dir = make_data(tmp_path / "shoes", cars=3)
+    for path in [*data_dir.glob("*.csv")]:
+        path.unlink()
+    args = ["recipe=own_images", f"data_dir={data_dir}", f"output_dir={tmp_path}", "device=cpu"]
+    small = ["model=unet", "half_size_decoder=false", "channels=8,16", "size=32,48", "epochs=1"]
+    train.main([*args, *small])
+    folds = pd.read_csv(data_dir / "folds.csv", dtype=str)
+    images = sorted(path.stem for path in (data_dir / "train").iterdir())
+    assert folds["group"].tolist() == images and set(folds["fold"]) == {*"01234"}
+    predict.main([*args, f"images={data_dir / 'test'}"])
+    masks = {path.name for path in (tmp_path / "own_images" / "test").glob("*_mask.png")}
+    assert masks == {f"{path.stem}_mask.png" for path in (data_dir / "test").iterdir()}
 
 
 def test_settings_of_the_page_exist():

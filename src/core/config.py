@@ -103,6 +103,7 @@ def load_settings(args: list[str], base: dict[str, Any] | None = None) -> Settin
     settings = OmegaConf.to_object(conf)
     settings.run = settings.run or Path(settings.recipe).stem
     settings.runs = settings.runs or [settings.run]
+    settings.folds_csv = settings.folds_csv or str(Path(settings.data_dir) / "folds.csv")
     return settings
 
 

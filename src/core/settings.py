@@ -102,7 +102,7 @@ class Settings:
     mask_threshold: int = setting(0, "carvana: value from which a mask's pixel is the object, for soft edges and lossy files; 0: masks must have two values", BYTE)
     use_hq_images: bool = setting(False, "read train_hq/ and test_hq/ instead of train/ and test/")
     group_regex: str = setting(r"(.+)_\d+", "regular expression for file stems; its one group names the car, which is never split", REGEX)
-    folds_csv: str = setting("folds.csv", "csv that assigns each group (car) to a fold", scope="machine", is_path=True)
+    folds_csv: str = setting("folds.csv", "csv that assigns each group (car) to a fold; empty: folds.csv in data_dir", scope="machine", is_path=True)
     n_folds: int = setting(5, "folds that folds.py writes; the other scripts count the folds in folds_csv", TWO_OR_MORE, scope="machine")
     size: list[int] | None = setting(None, "height,width of the network's input; null: native size", SIZE, scope="model")
     resize_mode: Literal["stretch", "letterbox"] = setting("stretch", "how an image is resized to `size`; letterbox keeps its aspect ratio", scope="model")
