@@ -1,5 +1,7 @@
 """Check a written submission.csv strictly, and score it if truth_csv= is set."""
 
+from dataclasses import replace
+
 from core import cli, config
 
 if __name__ == "__main__":
@@ -9,7 +11,8 @@ from evaluation.submission import check_submission
 
 
 def main(args: list[str]) -> None:
-    check_submission(config.load_settings(args))
+    settings = config.load_settings(args)
+    check_submission(replace(settings, run="+".join(sorted(settings.runs))))
 
 
 if __name__ == "__main__":

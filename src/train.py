@@ -12,7 +12,7 @@ if __name__ == "__main__":
 
 import torch
 
-from core import distributed, process_env, provenance, run_folder
+from core import config, distributed, process_env, provenance, run_folder
 from core.device import explain_out_of_memory, pick_device
 from data import datasets
 from data.cache import Cache, make_cache
@@ -90,21 +90,32 @@ def score_fold(
     oof.warn_of_constant_masks(scores)
 
 
-def main(args: list[str]) -> None:
-    settings = preflight.load_run_settings(args)
-    preflight.prepare_data(settings, args)
-    device = pick_device(settings)
-    torch.backends.cudnn.benchmark = True
-    torch.set_float32_matmul_precision("high")
-    if distributed.requested_processes() > 1:
-        preflight.check_before_launch(settings)
-        distributed.launch_processes(device)
-        return
+def train_stages(settings: Settings, device: torch.device) -> None:
+    """Train the folds of each stage of a run; without stages, those of the run."""
     for stage in split_stages(settings):
         if settings.stages:
             save_config(settings)  # before the first stage, so that it can be resumed
             print(f"{stage.run}: size={stage.size} epochs={stage.epochs} lr={stage.lr:g}")
         train_folds(stage, device)
+
+
+def main(args: list[str]) -> None:
+    runs = []
+    for run_args in config.split_runs(args):
+        runs.append(preflight.load_run_settings(run_args))
+        preflight.prepare_data(runs[-1], run_args)
+    device = pick_device(runs[0])
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high")
+    if distributed.requested_processes() > 1:
+        for settings in runs:
+            preflight.check_before_launch(settings)
+        distributed.launch_processes(device)
+        return
+    for settings in runs:
+        if len(runs) > 1:
+            print(f"run {settings.run}")
+        train_stages(settings, device)
     distributed.destroy_process_group()
     if process_env.is_main_process():
         comparison.write_leaderboard(Path(settings.output_dir))

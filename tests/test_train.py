@@ -7,9 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import assert_input_error, tiny_settings_args
+from conftest import assert_input_error, prediction_args, tiny_settings_args
 from safetensors.torch import load_file
 
+import predict
+import score
 import train
 from core import config
 from core.signals import SIGNALS, StopRequested
@@ -17,6 +19,7 @@ from data import csv_files
 from evaluation import metrics
 from training.optim import ModelEMA
 
+RUNS = ("narrow", "wide")
 TIMES = ["seconds", "images_per_second", "peak_gb"]  # columns of history.csv that vary between runs
 
 
@@ -24,6 +27,26 @@ def read_oof(run, name="oof.csv"):
     """Return the out-of-fold scores of both folds as one table."""
     folds = [run.output_dir / "tiny" / f"fold{k}" / name for k in (0, 1)]
     return pd.concat([pd.read_csv(path, dtype={"group": str}) for path in folds])
+
+
+# ---------------------------------------------------------------- runs
+
+
+def test_recipe_of_two_runs_trains_both_and_predict_averages_them(data_dir, tmp_path, capsys):
+    for name, width in (("narrow", 4), ("wide", 8)):
+        recipe = tmp_path / f"{name}.yaml"
+        recipe.write_text(f"runs: [narrow, wide]\nchannels: [{width}, {2 * width}]\n")
+    kept = [arg for arg in tiny_settings_args(data_dir, tmp_path) if not arg.startswith("run=")]
+    args = [arg for arg in kept if not arg.startswith(("channels=", "epochs="))]
+    args += [f"recipe={tmp_path / 'narrow.yaml'}", f"truth_csv={data_dir / 'test_truth.csv'}"]
+    train.main([*args, "epochs=1"])
+    widths = [config.read_recipe(str(tmp_path / run / "config.yaml"))["channels"] for run in RUNS]
+    assert widths == [[4, 8], [8, 16]]
+    predict.main([args[-2], *prediction_args(args)])
+    assert (tmp_path / "narrow+wide" / "submission.csv").exists()
+    assert "narrow+wide" in capsys.readouterr().out
+    score.main(args)
+    assert "mean dice" in capsys.readouterr().out.lower()
 
 
 # ---------------------------------------------------------------- a trained run

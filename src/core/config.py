@@ -102,9 +102,24 @@ def load_settings(args: list[str], base: dict[str, Any] | None = None) -> Settin
     conf = _assign_last_stage(conf, overrides)
     settings = OmegaConf.to_object(conf)
     settings.run = settings.run or Path(settings.recipe).stem
+    if "run" in overrides and "runs" not in overrides:
+        settings.runs = []
     settings.runs = settings.runs or [settings.run]
     settings.folds_csv = settings.folds_csv or str(Path(settings.data_dir) / "folds.csv")
     return settings
+
+
+def split_runs(args: list[str]) -> list[list[str]]:
+    """Return the arguments that train each of the setting `runs`, by the recipe of its name: one
+    next to the recipe in `args`, if that is a file."""
+    settings = load_settings(args)
+    if len(settings.runs) == 1:
+        return [args]
+    others = [arg for arg in args if arg.partition("=")[0] not in ("recipe", "runs")]
+    recipes = settings.runs
+    if is_recipe_file(settings.recipe):
+        recipes = [Path(settings.recipe).with_name(f"{run}.yaml") for run in settings.runs]
+    return [[*others, f"recipe={recipe}", f"runs={Path(recipe).stem}"] for recipe in recipes]
 
 
 def _assign_last_stage(conf: DictConfig, overrides: dict[str, Any]) -> DictConfig:
@@ -120,13 +135,16 @@ def _assign_last_stage(conf: DictConfig, overrides: dict[str, Any]) -> DictConfi
     return OmegaConf.merge(conf, {"stages": stages})
 
 
+def is_recipe_file(recipe: str) -> bool:
+    """Whether the setting `recipe` is the path of a file, not a name in src/recipes."""
+    return recipe.endswith((".yaml", ".yml"))
+
+
 def read_recipe(name: str) -> dict[str, Any]:
     """Read src/recipes/<name>.yaml, or the .yaml file at the path `name`."""
-    path = (
-        Path(os.path.expanduser(name))
-        if name.endswith((".yaml", ".yml"))
-        else SRC / "recipes" / f"{name}.yaml"
-    )
+    path = SRC / "recipes" / f"{name}.yaml"
+    if is_recipe_file(name):
+        path = Path(os.path.expanduser(name))
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except OSError:

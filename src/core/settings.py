@@ -153,7 +153,7 @@ class Settings:
     checkpoint_metric: Literal["dice", "accuracy"] = setting("dice", "validation metric that selects the saved epoch")
     seed: int = setting(0, "seed of all random numbers", NON_NEGATIVE)
 
-    runs: list[str] = setting([], "runs to ensemble, weighted by their out-of-fold scores; empty: only `run`", NAMES, scope="machine")
+    runs: list[str] = setting([], "runs to ensemble, weighted by their out-of-fold scores; train.py trains each with the recipe of its name; empty: only `run`", NAMES, scope="machine")
     images: str = setting("", "photograph, or folder of photographs, that predict.py cuts out instead of predicting the test images", scope="machine", is_path=True)
     background: str = setting("", "images: color (#rrggbb or a name) or picture to put behind the object", scope="machine")
     tta: Literal["none", "hflip", "flips"] = setting("hflip", "test-time augmentation: flips whose probabilities are averaged")

@@ -23,6 +23,18 @@ def test_load_settings_prefers_arguments_to_the_recipe_and_the_recipe_to_default
     assert settings.run == "mine" and settings.runs == ["mine"]
 
 
+def test_split_runs_gives_each_run_the_recipe_of_its_name_and_all_other_arguments(tmp_path):
+    assert config.split_runs(["recipe=carvana", "fold=1"]) == [["recipe=carvana", "fold=1"]]
+    both = [["fold=1", "recipe=carvana", "runs=carvana"], ["fold=1", "recipe=demo", "runs=demo"]]
+    assert config.split_runs(["runs=carvana,demo", "fold=1"]) == both
+    first = tmp_path / "first.yaml"
+    first.write_text("runs: [first, second]\n")
+    assert config.split_runs([f"recipe={first}"]) == [
+        [f"recipe={tmp_path / name}.yaml", f"runs={name}"] for name in ("first", "second")
+    ]
+    assert config.split_runs([f"recipe={first}", "run=b"]) == [[f"recipe={first}", "run=b"]]
+
+
 def test_load_settings_with_base_ignores_the_recipe():
     settings = config.load_settings(["epochs=9"], base={"lr": 0.5, "run": "kept"})
     assert (settings.lr, settings.epochs, settings.run) == (0.5, 9, "kept")
