@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.config import load_settings
 from core.device import pick_device
 from core.settings import Settings
 from data.image_io import read_image
@@ -64,11 +65,12 @@ class TrainedModel:
 def load(run_dir: str | os.PathLike, device: str = "auto") -> TrainedModel:
     """Return the networks of the run output/<run>, or of the ensemble output/<run>+<run>.
 
-    `device` is "auto", "cpu" or "cuda". Raises InputError if the folder holds no trained run.
+    `device` is "auto", "cpu" or "cuda". Raises InputError for another `device`, or if the folder
+    holds no trained run.
     """
     run_dir = Path(os.path.expanduser(run_dir))
     stored = read_predictor(run_dir)
-    target, members = pick_device(Settings(device=device)), []
+    target, members = pick_device(load_settings([f"device={device}"])), []
     for network in stored.networks:
         model, settings, _ = checkpoint.load_model(run_dir / network.path, target)
         members.append(make_member(model, settings, network.weight))

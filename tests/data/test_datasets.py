@@ -278,6 +278,14 @@ def test_classes_csv_of_a_color_for_two_classes_reads_no_label_files_in_colors(d
     assert class_map.color_values == ((0, 0),)
 
 
+def test_classes_csv_needs_masks_in_image_files(data_dir):
+    write_masks_csv(data_dir)
+    (data_dir / "classes.csv").write_text(CLASSES)
+    samples = datasets.load_samples(tiny_settings(data_dir), "train")
+    with pytest.raises(InputError, match=r"train_masks\.csv: holds masks of one class; delete"):
+        datasets.check_sizes(samples)
+
+
 def test_classes_csv_must_list_all_values(data_dir):
     write_labels(data_dir, CLASSES.replace("7,car", "8,car"))
     samples = datasets.load_training_samples(tiny_settings(data_dir))

@@ -51,9 +51,12 @@ class Carvana(DatasetFormat):
         return images_dir_of(settings, "test")
 
     def read_mask(self, sample: Sample) -> np.ndarray:
+        is_csv = sample.mask.suffix == ".csv"
         if not sample.class_map.is_binary:
+            if is_csv:
+                raise InputError(f"{sample.mask}: holds masks of one class; delete classes.csv")
             return super().read_mask(sample)
-        if sample.mask.suffix == ".csv":
+        if is_csv:
             return decode_from_csv(sample, self.read_native_size(sample))
         return mask_io.read_mask(sample.mask, sample.class_map.mask_threshold)
 
