@@ -194,6 +194,11 @@ def write_classes(*lines: str) -> Corruption:
     return lambda folder: (folder / "data/classes.csv").write_text(text)
 
 
+def write_label_of_another_color(folder: Path) -> None:
+    write_classes("0,background,black", "1,car,red")(folder)
+    write_mask_values(CORNER[..., None] * (0, 0, 255), MASK.replace("gif", "png"))(folder)
+
+
 def rename_an_image_and_its_mask(folder: Path) -> None:
     rename(TRAIN_IMAGE, "data/train/IMG 1.jpg")(folder)
     rename(MASK, "data/train_masks/IMG 1.gif")(folder)
@@ -316,6 +321,10 @@ CORRUPTIONS: dict[str, Corruption] = {
     "train_masks.csv of another image": write_masks_csv,
     "one class in classes.csv": write_classes("1,car,red"),
     "a value that is not in classes.csv": write_classes("0,background,black", "2,car,red"),
+    "a palette in another order than classes.csv": write_classes(
+        "0,background,white", "1,car,black"
+    ),
+    "a color that is not in classes.csv": write_label_of_another_color,
     "a loss of one class for two": write_classes("0,background,black", "1,car,red"),
     "mask is no image": change_bytes(MASK, lambda b: b"GIF89a"),
     "truncated mask": change_bytes(MASK, cut_in_half),

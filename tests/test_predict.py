@@ -9,7 +9,7 @@ from conftest import ROOT, assert_input_error, prediction_args, run_script
 from tiny_datasets import make_data
 
 import predict
-from data import image_io, rle
+from data import mask_io, rle
 
 FIRST_RELEASE_RUN = ROOT / "tests" / "first_release_run"
 
@@ -31,7 +31,7 @@ def test_predict_writes_a_valid_submission_and_masks(trained_run, tmp_path):
     statistics = pd.read_csv(tmp_path / "s_stats.csv")
     for name, text, area in zip(table["img"], table["rle_mask"], statistics["area"], strict=True):
         file_name = f"{name.removesuffix('.jpg')}_mask.png"
-        mask = image_io.read_mask(trained_run.output_dir / "tiny/masks" / file_name)
+        mask = mask_io.read_mask(trained_run.output_dir / "tiny/masks" / file_name)
         assert (rle.decode(text, (48, 72)) == mask).all()
         assert mask.mean() == pytest.approx(area, abs=1e-6)
 

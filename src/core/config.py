@@ -78,8 +78,11 @@ def to_stored_settings(settings: Settings) -> dict[str, Any]:
     return values
 
 
-def load_settings(args: list[str], base: dict[str, Any] | None = None) -> Settings:
-    """Return the settings of `args` over the recipe they name, or over `base` if given.
+def load_settings(
+    args: list[str], base: dict[str, Any] | None = None, base_path: Path | None = None
+) -> Settings:
+    """Return the settings of `args` over the recipe they name, or over `base`, the content of the
+    file `base_path`.
 
     Paths in `args` are relative to the current directory, all others to the repository. Raises
     InputError for unknown keys and invalid values. Prints help and exits if asked to.
@@ -94,7 +97,7 @@ def load_settings(args: list[str], base: dict[str, Any] | None = None) -> Settin
     defaults = {name: FIELDS[name].default for name in PATH_SETTINGS}
     for source, values in (
         ("", _locate_in_repository(defaults)),
-        (f"recipe {recipe}: ", _locate_in_repository(base)),
+        (f"{base_path or f'recipe {recipe}'}: ", _locate_in_repository(base)),
         ("", overrides),
     ):
         for key, value in values.items():

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from core.config import to_stored_settings
+from core.config import YAML_ERRORS, to_stored_settings
 from core.errors import InputError
 from core.files import atomic_write
 from core.settings import Settings, rename_old_settings
@@ -54,7 +54,7 @@ def onnx_path(run_dir: Path, fold: int | None) -> Path:
 
 def photographs_dir(run_dir: Path, name: str) -> Path:
     """output/<run>/<name>: masks and cut-outs of photographs; InputError for a name in use."""
-    if name in ("", masks_dir(run_dir).name) or re.fullmatch(r"fold\d+|.*\.chunks", name):
+    if name in ("", masks_dir(run_dir).name) or re.fullmatch(r"(fold|stage)\d+|.*\.chunks", name):
         raise InputError(
             f"images: {name!r} is a folder of {run_dir} itself; rename the photographs'"
         )
@@ -84,7 +84,7 @@ def read_run_settings(run_dir: Path) -> dict[str, Any]:
     path = config_path(run_dir)
     try:
         return rename_old_settings(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, AttributeError, yaml.YAMLError):
+    except (OSError, AttributeError, *YAML_ERRORS):
         raise InputError(f"{path}: missing or unreadable; train the run first") from None
 
 

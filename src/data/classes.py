@@ -20,7 +20,9 @@ class ClassMap:
     value_to_class: tuple[int, ...] = ()
     # RGB distance to the nearest palette color above which a pixel is ignored; 0: off.
     max_color_distance: int = 0
-    mask_threshold: int = 0  # see image_io.read_mask
+    mask_threshold: int = 0  # see mask_io.read_mask
+    # Label value of each color 0xRRGGBB, for label files in colors; see mask_io.read_label_values.
+    color_values: tuple[tuple[int, int], ...] = ()
 
     @property
     def is_binary(self) -> bool:

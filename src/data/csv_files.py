@@ -17,6 +17,8 @@ def read_csv_strict(path: Path | str, columns: list[str]) -> pd.DataFrame:
     require_paths(Path(path))
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        if not isinstance(table.index, pd.RangeIndex):  # pandas makes an index of the first cells
+            raise ValueError("the rows have more cells than the header; quote cells with commas")
     except (ValueError, OSError) as error:
         raise InputError(f"{path}: not a csv: {str(error).strip().splitlines()[0]}") from None
     if list(table.columns) != columns:
@@ -70,8 +72,14 @@ def read_submission_names(settings: Settings) -> list[str] | None:
 
 def read_class_map(path: Path) -> ClassMap:
     """Read classes.csv: the value in label files, name and color of each class. Pixels of the class
-    "ignore" are neither trained on nor scored; "background" is class 0."""
+    "ignore" are neither trained on nor scored; "background" is class 0.
+
+    Label files may hold the colors instead, unless two classes have the same one.
+    """
     table = read_csv_strict(path, ["value", "name", "color"])
+    table = table.apply(lambda cells: cells.str.strip())
+    is_special = table["name"].str.lower().isin(["background", "ignore"])
+    table["name"] = table["name"].mask(is_special, table["name"].str.lower())
     values = table["value"]
     invalid = values[~values.isin([*map(str, range(256))]) | values.duplicated()]
     if len(invalid):
@@ -82,9 +90,14 @@ def read_class_map(path: Path) -> ClassMap:
         raise InputError(f"{path}: expected two or more different names; delete it for one class")
     try:
         colors = tuple(ImageColor.getrgb(color)[:3] for color in classes["color"])
+        painted = table[table["color"] != ""]
+        packed = [int.from_bytes(ImageColor.getrgb(color)[:3]) for color in painted["color"]]
     except ValueError as error:
         raise InputError(f"{path}: {error}; write a color as #ff8000 or orange") from None
     value_to_class = np.full(256, -1)
     value_to_class[values.astype(int)] = IGNORE
     value_to_class[classes["value"].astype(int)] = range(len(classes))
-    return ClassMap(tuple(classes["name"]), colors, tuple(value_to_class.tolist()))
+    color_values = zip(packed, painted["value"].astype(int).tolist(), strict=True)
+    unique = tuple(pair for pair in color_values if packed.count(pair[0]) == 1)
+    names = tuple(classes["name"])
+    return ClassMap(names, colors, tuple(value_to_class.tolist()), color_values=unique)

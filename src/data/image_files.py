@@ -104,8 +104,9 @@ def require_paths(*paths: Path, remedy: str = "") -> None:
     """
     missing = [path.absolute() for path in paths if not path.exists()]
     if missing:
-        folder = next(parent for parent in missing[0].parents if parent.is_dir())
+        folder = next(parent for parent in missing[0].parents if parent.exists())
         expected = [path.relative_to(folder) for path in missing if path.is_relative_to(folder)]
-        found = describe_folder(folder, expected[0].parts[0])
+        is_dir = folder.is_dir()
+        found = describe_folder(folder, expected[0].parts[0]) if is_dir else "is not a folder"
         names = list_names([f"{path}{'' if path.suffix else '/'}" for path in expected])
         raise InputError(f"{folder}: {found}; expected {names}{remedy}")

@@ -11,7 +11,12 @@ from core import run_folder
 from core.errors import InputError
 from core.files import atomic_write
 from evaluation import ensemble, metrics, oof, statistics
+<<<<<<< HEAD
 from evaluation.postprocess_choice import choose_steps, cross_fitted_steps, explain_steps
+=======
+from evaluation.history import training_costs
+from evaluation.postprocess_choice import choose_steps, explain_steps
+>>>>>>> h16
 from evaluation.predictor_choice import store_predictor
 from evaluation.statistics import format_gain
 from models import checkpoint
@@ -32,15 +37,13 @@ def load_run(run_dir: Path) -> LeaderboardEntry:
     folds = run_folder.finished_folds(run_dir)
     scores = oof.load_scores([run_folder.fold_dir(run_dir, fold) for fold in folds])
     metadata = [checkpoint.read_metadata(run_folder.weights_path(run_dir, k)) for k in folds]
-    history = pd.concat(pd.read_csv(run_folder.history_path(run_dir, fold)) for fold in folds)
     fold_sizes = [np.count_nonzero(scores.folds == fold) for fold in folds]
     dice_without_tta = np.average([fold["val_dice"] for fold in metadata], weights=fold_sizes)
     columns = {
         "tta": metadata[0]["settings"]["tta"],
         "tta_gain": scores.dice.mean() - dice_without_tta,
         "parameters": metadata[0]["parameters"],
-        "seconds": round(history["seconds"].sum()),
-        "images_per_second": round(history["images_per_second"].median(), 1),
+        **training_costs(run_dir),
         "commit": metadata[0]["commit"],
         "command": metadata[0]["command"],
     }
@@ -201,7 +204,7 @@ def format_costs(table: pd.DataFrame) -> pd.DataFrame:
         "dice per fold": table["dice_per_fold"],
         "images": table["images"].astype(str),
         "parameters": (table["parameters"] / 1e6).map("{:.1f}M".format),
-        "training": (table["seconds"] / 60).map("{:.0f} min".format),
+        "training": (table["seconds"] / 60).map("{:.0f} min".format).replace("nan min", ""),
         "images/s": table["images_per_second"].map("{:.0f}".format).replace("nan", ""),
         "commit": table["commit"],
     }

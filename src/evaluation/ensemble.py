@@ -47,7 +47,8 @@ def settings_for_prediction(args: list[str]) -> Settings:
     stored = run_folder.read_run_settings(first_run)
     inherited = {k: v for k, v in stored.items() if k not in NOT_INHERITED_BY_PREDICTION}
     selected = {"run": settings.run, "runs": settings.runs}
-    merged = config.load_settings(args, inherited | selected)
+    path = run_folder.config_path(first_run)
+    merged = config.load_settings(args, inherited | selected, path)
     for run in merged.runs:
         check_classes_match(merged, Path(merged.output_dir) / run)
     return replace(merged, run="+".join(sorted(merged.runs)))

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.config import load_settings
 from core.device import pick_device
 from core.settings import Settings
 from data.image_io import read_image
@@ -64,10 +65,12 @@ class TrainedModel:
 def load(run_dir: str | os.PathLike, device: str = "auto") -> TrainedModel:
     """Return the networks of the run output/<run>, or of the ensemble output/<run>+<run>.
 
-    `device` is "auto", "cpu" or "cuda". Raises InputError if the folder holds no trained run.
+    `device` is "auto", "cpu" or "cuda". Raises InputError for another `device`, or if the folder
+    holds no trained run.
     """
     run_dir = Path(os.path.expanduser(run_dir))
     stored = read_predictor(run_dir)
+<<<<<<< HEAD
     target = pick_device(Settings(device=device))
     loaded = [checkpoint.load_model(run_dir / n.path, target) for n in stored.networks]
     weights = [network.weight for network in stored.networks]
@@ -77,6 +80,13 @@ def load(run_dir: str | os.PathLike, device: str = "auto") -> TrainedModel:
     ]
     _, first_settings, _ = loaded[0]  # precision and tiles, as predict.py takes the first run's
     settings = replace(first_settings, device=device, tta=stored.tta)
+=======
+    target, members = pick_device(load_settings([f"device={device}"])), []
+    for network in stored.networks:
+        model, settings, _ = checkpoint.load_model(run_dir / network.path, target)
+        members.append(make_member(model, settings, network.weight))
+    settings = replace(settings, device=device, tta=stored.tta)
+>>>>>>> h16
     return TrainedModel(members, stored.binarizer, settings)
 
 

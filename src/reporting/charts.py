@@ -14,9 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-from core import run_folder
 from core.settings import Settings
 from evaluation.comparison import LeaderboardEntry
+from evaluation.history import load_histories
 from evaluation.metrics import THRESHOLDS, best_threshold_index, dice_curve
 from evaluation.statistics import clustered_standard_error
 
@@ -95,10 +95,15 @@ def draw_confusion_matrix(axes: Axes, matrix: np.ndarray, names: tuple[str, ...]
 
 
 def learning_curves(settings: Settings, entries: list[LeaderboardEntry]) -> list[Chart]:
-    """Draw scores and loss by epoch: folds of each of the report's runs, then all runs."""
+    """Draw scores and loss by epoch: folds of each of the report's runs, then all runs, as far as
+    their history.csv is there."""
     histories = {e.name: load_histories(Path(settings.output_dir) / e.name) for e in entries}
     histories = {run: folds for run, folds in histories.items() if folds}  # without ensembles
-    panels = {f"folds of {run}": histories[run] for run in settings.runs}
+    panels = {
+        f"folds of {run}": {f"fold {fold}": history for fold, history in histories[run].items()}
+        for run in settings.runs
+        if run in histories
+    }
     if len(histories) > 1:
         panels["runs, mean of their folds"] = {
             run: pd.concat(folds.values()).groupby("epoch").mean()
@@ -110,14 +115,6 @@ def learning_curves(settings: Settings, entries: list[LeaderboardEntry]) -> list
         charts += [draw_errors(panel, title, metric) for metric in metrics]
         charts.append(draw_losses(panel, title))
     return charts
-
-
-def load_histories(run_dir: Path) -> dict[str, pd.DataFrame]:
-    """Load history.csv of every finished fold, also with the column names of the first release."""
-    renamed = {"dice": "val_dice", "accuracy": "val_accuracy"}
-    paths = {k: run_folder.history_path(run_dir, k) for k in run_folder.finished_folds(run_dir)}
-    histories = {k: pd.read_csv(path, index_col="epoch") for k, path in paths.items()}
-    return {f"fold {k}": history.rename(columns=renamed) for k, history in histories.items()}
 
 
 @chart("1 − score by epoch, without flips. Solid: held-out images, dashed: training batches")

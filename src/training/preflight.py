@@ -33,15 +33,15 @@ def load_run_settings(args: list[str]) -> Settings:
     settings = config.load_settings(args)
     if not run_folder.has_started(settings.run_dir):
         return settings
+    path = run_folder.config_path(settings.run_dir)
     stored = run_folder.read_run_settings(settings.run_dir)
     if settings.resume:
-        settings = config.load_settings(args, {**stored, "fold": None})
-    started = asdict(config.load_settings([], stored))
+        settings = config.load_settings(args, {**stored, "fold": None}, path)
+    started = asdict(config.load_settings([], stored, path))
     for name, value in asdict(settings).items():
         if name not in MAY_DIFFER_ON_RESUME and value != started[name]:
             raise InputError(
-                f"{run_folder.config_path(settings.run_dir)}: this run has {name}={started[name]}, "
-                f"not {value}; choose another run=..."
+                f"{path}: this run has {name}={started[name]}, not {value}; choose another run=..."
             )
     return settings
 

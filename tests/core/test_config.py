@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import asdict, fields, replace
+from pathlib import Path
 
 import pytest
 import yaml
@@ -102,6 +103,11 @@ def test_load_settings_rejects_an_invalid_recipe_in_one_line_with_its_name(tmp_p
     with pytest.raises(InputError, match=r"bad\.yaml") as error:
         config.load_settings([f"recipe={recipe}"])
     assert "\n" not in str(error.value)
+
+
+def test_load_settings_names_the_file_of_an_invalid_stored_setting():
+    with pytest.raises(InputError, match=r"^output/a/config\.yaml: lrr=1: Key 'lrr' not in"):
+        config.load_settings([], {"lrr": 1}, Path("output/a/config.yaml"))
 
 
 VALUES_OF_NO_SETTING = ["{a: 1}", "nonsense", "[x, [1]]", "1.5e400", "2001-01-01"]

@@ -1,6 +1,9 @@
 """Files of a run's folder."""
 
+import pytest
+
 from core import run_folder
+from core.errors import InputError
 
 
 def test_finished_folds_have_weights_and_out_of_fold_scores(tmp_path):
@@ -13,3 +16,17 @@ def test_finished_folds_have_weights_and_out_of_fold_scores(tmp_path):
     (tmp_path / "fold_of_mine/oof.npz").touch()
     (tmp_path / "fold_of_mine/best.safetensors").touch()
     assert run_folder.finished_folds(tmp_path) == [0]
+
+
+@pytest.mark.parametrize("data", [None, b"", b"- a", b"lr: [", b"\xff\xfe\0", b"[" * 5000])
+def test_read_run_settings_of_a_missing_or_damaged_file_is_one_line(tmp_path, data):
+    if data is not None:
+        run_folder.config_path(tmp_path).write_bytes(data)
+    with pytest.raises(InputError, match=r"config\.yaml: missing or unreadable"):
+        run_folder.read_run_settings(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["masks", "fold0", "stage1", "a.chunks"])
+def test_photographs_dir_rejects_the_folders_of_the_run_itself(tmp_path, name):
+    with pytest.raises(InputError, match="is a folder of"):
+        run_folder.photographs_dir(tmp_path, name)

@@ -260,6 +260,32 @@ def test_classes_csv_makes_classes_of_the_values(data_dir):
     assert np.array_equal(classes, expected)
 
 
+def test_classes_csv_reads_label_files_in_its_colors(data_dir):
+    write_labels(data_dir, CLASSES.replace("ignore,", "Ignore, #ffffff"))
+    samples = datasets.load_training_samples(tiny_settings(data_dir))
+    expected = datasets.read_sample_mask(samples[0])
+    colors = np.zeros((256, 3), np.uint8)
+    colors[7], colors[255] = (0, 0, 255), 255
+    values = np.asarray(Image.open(samples[0].mask))
+    Image.fromarray(colors[values]).save(samples[0].mask)
+    assert {*np.unique(expected).tolist()} == {0, 1, IGNORE}
+    assert np.array_equal(datasets.read_sample_mask(samples[0]), expected)
+
+
+def test_classes_csv_of_a_color_for_two_classes_reads_no_label_files_in_colors(data_dir):
+    write_labels(data_dir, CLASSES.replace("green", "blue"))
+    class_map = datasets.get_class_map(tiny_settings(data_dir))
+    assert class_map.color_values == ((0, 0),)
+
+
+def test_classes_csv_needs_masks_in_image_files(data_dir):
+    write_masks_csv(data_dir)
+    (data_dir / "classes.csv").write_text(CLASSES)
+    samples = datasets.load_samples(tiny_settings(data_dir), "train")
+    with pytest.raises(InputError, match=r"train_masks\.csv: holds masks of one class; delete"):
+        datasets.check_sizes(samples)
+
+
 def test_classes_csv_must_list_all_values(data_dir):
     write_labels(data_dir, CLASSES.replace("7,car", "8,car"))
     samples = datasets.load_training_samples(tiny_settings(data_dir))
@@ -277,6 +303,7 @@ def test_classes_csv_must_list_all_values(data_dir):
         ("value,name,color\n1,car,red\n255,ignore,\n", "two or more different names"),
         (CLASSES.replace("green", "greenish"), "unknown color specifier: 'greenish'"),
         (CLASSES.replace("value", "id"), "expected the header value,name,color"),
+        ("value,name,color\n0,background,0,0,0\n1,car,0,0,255\n", "more cells than the header"),
     ],
 )
 def test_classes_csv_is_checked(data_dir, classes, message):

@@ -8,6 +8,7 @@ from core.errors import InputError
 from data.image_files import IMAGE_SUFFIXES, describe_folder, list_images, require_paths
 from data.photographs import find_photographs
 
+DATA_FOLDERS = ("train", "train_masks")
 HEIC = b"\0\0\0\x18ftypheic"
 
 
@@ -89,6 +90,12 @@ def test_require_paths_compares_what_is_there_with_what_is_expected(tmp_path):
         f"{tmp_path}: holds images/, masks/; expected x/folds.csv"
     )
     require_paths(tmp_path / "images", tmp_path / "masks")
+
+
+def test_require_paths_in_a_file_names_the_file(tmp_path):
+    touch(tmp_path, "a.jpg")
+    line = f"{tmp_path}/a.jpg: is not a folder; expected train/, train_masks/"
+    assert error_line(require_paths, *(tmp_path / "a.jpg" / name for name in DATA_FOLDERS)) == line
 
 
 def test_messages_hold_absolute_paths(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from PIL import Image
 from tiny_datasets import draw_car, write_mask
 
 from core.errors import InputError
-from data import image_io
+from data import image_io, mask_io
 
 
 @pytest.mark.parametrize(
@@ -125,10 +125,10 @@ def test_image_mask_and_size_are_turned_as_exif_demands(tmp_path, suffix, orient
     Image.fromarray(L_SHAPE).save(path, exif=exif, quality=100)
     expected = UPRIGHT[orientation]
     assert_shows(image_io.read_image(path), np.dstack([expected] * 3))
-    assert np.array_equal(image_io.read_mask(path, 128), expected > 0)
+    assert np.array_equal(mask_io.read_mask(path, 128), expected > 0)
     assert image_io.read_image_size(path) == expected.shape
     if suffix in ("png", "tif"):
-        assert np.array_equal(image_io.read_label_values(path), expected)
+        assert np.array_equal(mask_io.read_label_values(path), expected)
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
@@ -149,7 +149,7 @@ def test_read_image_compares_min_size_with_the_upright_image(tmp_path, orientati
 def test_reading_rejects_a_file_of_several_pictures(tmp_path, suffix):
     path, picture = tmp_path / f"a.{suffix}", Image.fromarray(PHOTOGRAPH)
     picture.save(path, save_all=True, append_images=[picture.rotate(180)])
-    for read in (image_io.read_image, image_io.read_mask, image_io.read_image_size):
+    for read in (image_io.read_image, mask_io.read_mask, image_io.read_image_size):
         with pytest.raises(InputError, match=f"a.{suffix}: contains 2 pictures; save the one"):
             read(path)
 
@@ -158,7 +158,7 @@ def test_reading_rejects_a_file_of_several_pictures(tmp_path, suffix):
 @pytest.mark.parametrize("n_channels", [1, 3])
 def test_read_image_rejects_12_bits_in_16(tmp_path, suffix, n_channels):
     path, values = tmp_path / f"a.{suffix}", gray_photograph().astype(np.uint16)
-    for scale, is_valid in ((16, False), (257, True), (0, True)):
+    for scale, is_valid in ((16, False), (257, True), (1, True), (0, True)):
         cv2.imwrite(str(path), np.dstack([values * scale] * n_channels))
         if is_valid:
             expected = gray_photograph() * np.uint8(scale > 0)
@@ -184,8 +184,8 @@ def test_read_image_rejects_values_of_32_bits(tmp_path):
         (b"\0\0\0\x14ftypqt  ", "ffmpeg"),
         (b"\x1aE\xdf\xa3 a webm", "ffmpeg"),
         (b"RIFF\0\0\0\0AVI ", "ffmpeg"),
-        (b"something else", "download it again"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "download it again"),
+        (b"something else", "download it again, or save it as JPEG or PNG"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "save it as JPEG or PNG"),
     ],
 )
 def test_reading_explains_what_to_do_with_heic_and_videos(tmp_path, start, remedy):
@@ -210,7 +210,7 @@ def test_read_mask_of_damaged_file_has_the_declared_size_or_is_one_line(folder, 
     path.write_bytes(apply_edits(path.read_bytes(), edits))
     try:
         size = image_io.read_image_size(path)
-        mask = image_io.read_mask(path)
+        mask = mask_io.read_mask(path)
     except InputError as error:
         assert "\n" not in str(error) and str(path) in str(error)
     else:

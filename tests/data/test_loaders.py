@@ -11,7 +11,7 @@ from tiny_datasets import make_data, write_mask
 
 from core import config, machine
 from core.errors import InputError
-from data import datasets, image_io, loaders
+from data import datasets, image_io, loaders, mask_io
 from data.cache import build_ram_cache
 from data.preprocess import Preprocessing
 from data.sampler import EpochBatchSampler, smallest_batch
@@ -209,7 +209,7 @@ def test_prediction_loader_yields_samples_in_order_at_every_size(settings, num_w
         image = image_io.read_image(loaded.sample.image)
         assert loaded.native_size == (48, 72) and loaded.images[small].shape == (3, *SIZE)
         assert np.array_equal(loaded.images[native].permute(1, 2, 0), image)
-        assert np.array_equal(loaded.mask, image_io.read_mask(loaded.sample.mask))
+        assert np.array_equal(loaded.mask, mask_io.read_mask(loaded.sample.mask))
 
 
 def test_prediction_loader_reads_the_native_size_when_it_decodes_less(settings):

@@ -9,7 +9,7 @@ from conftest import REAL, needs_real_data
 from PIL import Image
 
 from core.errors import InputError
-from data import image_io
+from data import mask_io
 
 MASK = np.zeros((12, 20), bool)
 MASK[2:6, 3:13] = MASK[4:9, 3:6] = True  # L-shaped, so that each turn and mirror image differs
@@ -90,21 +90,47 @@ def save(folder: Path, name: str, image: Image.Image, **options) -> Path:
 @pytest.mark.parametrize("name", SAME_MASKS)
 def test_read_mask_reads_the_same_mask_from_every_file(tmp_path, name):
     image, options = SAME_MASKS[name]
-    mask = image_io.read_mask(save(tmp_path, name, image, **options))
+    mask = mask_io.read_mask(save(tmp_path, name, image, **options))
     assert mask.dtype == bool and np.array_equal(mask, MASK)
+
+
+@pytest.mark.parametrize("name", SAME_MASKS)
+def test_read_mask_needs_no_threshold_for_two_values(tmp_path, name):
+    image, options = SAME_MASKS[name]
+    path = save(tmp_path, name, image, **options)
+    assert np.array_equal(mask_io.read_mask(path, 128), MASK)
+
+
+COLORS_16_BITS = {  # BGR or BGRA as OpenCV writes it, for background and object
+    "rgb_1": [(0, 0, 0), (1, 1, 1)],
+    "rgb_255": [(0, 0, 0), (255, 255, 255)],
+    "red_65535": [(0, 0, 0), (0, 0, 65535)],
+    "opaque_1": [(0, 0, 0, 65535), (1, 1, 1, 65535)],
+    "cutout_1": [(0, 0, 0, 0), (0, 0, 0, 1)],
+    "cutout_65535": [(0, 0, 0, 0), (65535, 65535, 65535, 65535)],
+}
+
+
+@pytest.mark.parametrize("name", COLORS_16_BITS)
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("threshold", [0, 128])
+def test_read_mask_reads_16_bits_of_several_channels(tmp_path, name, suffix, threshold):
+    path = tmp_path / f"{name}.{suffix}"
+    cv2.imwrite(str(path), np.array(COLORS_16_BITS[name], np.uint16)[GRAY])
+    assert np.array_equal(mask_io.read_mask(path, threshold), MASK)
 
 
 @pytest.mark.parametrize("value", [0, 1, 255])
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P"])
 def test_read_mask_of_one_value_is_empty_or_full(tmp_path, mode, value):
     image = Image.fromarray(np.full((4, 6), value, np.uint8)).convert(mode)
-    mask = image_io.read_mask(save(tmp_path, "m.png", image))
+    mask = mask_io.read_mask(save(tmp_path, "m.png", image))
     assert mask.all() if value else not mask.any()
 
 
 def test_read_mask_of_a_transparent_file_of_one_color_is_empty(tmp_path):
     image = Image.fromarray(np.full((4, 6, 4), (255, 255, 255, 0), np.uint8))
-    assert not image_io.read_mask(save(tmp_path, "m.png", image)).any()
+    assert not mask_io.read_mask(save(tmp_path, "m.png", image)).any()
 
 
 # ---------------------------------------------------------------- more than two values
@@ -116,6 +142,9 @@ SOFT_MASKS = {
     "soft_rgb.bmp": (Image.fromarray(np.dstack([SOFT] * 3)), {}),
     "soft_blue.png": (Image.fromarray(np.dstack([SOFT * 0, SOFT * 0, SOFT])), {}),
     "soft_16_bits.png": (Image.fromarray(SOFT.astype(np.uint16) * 257), {}),
+    "soft_8_of_16_bits.png": (Image.fromarray(SOFT.astype(np.uint16)), {}),
+    "soft_float.tif": (Image.fromarray(SOFT.astype(np.float32)), {}),
+    "soft_fraction.tif": (Image.fromarray(SOFT.astype(np.float32) / 255), {}),
     "soft_alpha.png": (Image.fromarray(ALPHA_SOFT), {}),
     "soft_premultiplied.png": (Image.fromarray(np.dstack([SOFT] * 4)), {}),
 }
@@ -126,9 +155,9 @@ def test_read_mask_needs_a_threshold_for_soft_edges(tmp_path, name):
     path = save(tmp_path, name, SOFT_MASKS[name][0])
     n_values = len(np.unique(SOFT))
     with pytest.raises(InputError, match=rf"{name}: shows {n_values} .*mask_threshold=128"):
-        image_io.read_mask(path)
-    assert np.array_equal(image_io.read_mask(path, 128), SOFT >= 128)
-    assert np.array_equal(image_io.read_mask(path, 1), SOFT >= 1)
+        mask_io.read_mask(path)
+    assert np.array_equal(mask_io.read_mask(path, 128), SOFT >= 128)
+    assert np.array_equal(mask_io.read_mask(path, 1), SOFT >= 1)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "jfif", "webp"])
@@ -136,8 +165,8 @@ def test_read_mask_with_threshold_reads_lossy_files(tmp_path, suffix):
     large = np.kron(GRAY * 255, np.ones((7, 7), np.uint8))
     path = save(tmp_path, f"m.{suffix}", Image.fromarray(large), quality=80)
     with pytest.raises(InputError, match="mask_threshold=128"):
-        image_io.read_mask(path)
-    assert (image_io.read_mask(path, 128) == (large > 0)).mean() > 0.995
+        mask_io.read_mask(path)
+    assert (mask_io.read_mask(path, 128) == (large > 0)).mean() > 0.995
 
 
 UNCLEAR_MASKS = {
@@ -163,7 +192,7 @@ def test_read_mask_rejects_unclear_masks_in_one_line(tmp_path, name):
     pixels, message = UNCLEAR_MASKS[name]
     path = save(tmp_path, name, Image.fromarray(pixels))
     with pytest.raises(InputError, match=f"{name}: .*{message}") as raised:
-        image_io.read_mask(path)
+        mask_io.read_mask(path)
     assert "\n" not in str(raised.value)
 
 
@@ -171,7 +200,7 @@ def test_read_mask_rejects_unclear_masks_in_one_line(tmp_path, name):
 def test_read_mask_of_competition_files_is_the_palette_index():
     for path in sorted((REAL / "carvana/train_masks").iterdir())[:8]:
         with Image.open(path) as image:
-            assert np.array_equal(image_io.read_mask(path), np.asarray(image) > 0)
+            assert np.array_equal(mask_io.read_mask(path), np.asarray(image) > 0)
 
 
 # ---------------------------------------------------------------- labels of several classes
@@ -192,10 +221,55 @@ LABELS = np.arange(240, dtype=np.uint8).reshape(12, 20) % 5
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_read_label_values_reads_gray_values_and_palette_indices(tmp_path, name, image):
-    assert np.array_equal(image_io.read_label_values(save(tmp_path, name, image)), LABELS)
+    assert np.array_equal(mask_io.read_label_values(save(tmp_path, name, image)), LABELS)
 
 
 def test_read_label_values_rejects_colors(tmp_path):
     path = save(tmp_path, "color.png", Image.fromarray(paint(BLUE, RED)))
     with pytest.raises(InputError, match=r"color\.png: shows colors; expected a gray or palette"):
-        image_io.read_label_values(path)
+        mask_io.read_label_values(path)
+
+
+COLOR_VALUES = ((0x000000, 0), (0x800000, 3), (0x0000FF, 7))
+COLOR_LABELS = np.array([BLACK, RED, BLUE], np.uint8)[LABELS % 3]
+COLOR_LABEL_VALUES = np.array([0, 3, 7])[LABELS % 3]
+
+
+@pytest.mark.parametrize("name", ["rgb.png", "rgb.bmp", "rgba.png", "16_bits.png"])
+def test_read_label_values_reads_listed_colors(tmp_path, name):
+    path = tmp_path / name
+    if name == "16_bits.png":
+        cv2.imwrite(str(path), COLOR_LABELS[..., ::-1].astype(np.uint16) * 257)
+    else:
+        Image.fromarray(COLOR_LABELS).convert(name[:-4].upper()[:4]).save(path)
+    assert np.array_equal(mask_io.read_label_values(path, COLOR_VALUES), COLOR_LABEL_VALUES)
+
+
+def test_read_label_values_reads_gray_values_and_indices_although_colors_are_listed(tmp_path):
+    for image in (Image.fromarray(np.dstack([LABELS] * 3)), Image.fromarray(LABELS)):
+        path = save(tmp_path, "gray.png", image)
+        assert np.array_equal(mask_io.read_label_values(path, COLOR_VALUES), LABELS)
+    path = save(tmp_path, "p.png", palette_image(LABELS, WHITE, RED, BLUE, BLACK, RED))
+    assert np.array_equal(mask_io.read_label_values(path, COLOR_VALUES), LABELS)
+
+
+def test_read_label_values_reads_16_bit_values_of_three_channels(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), np.dstack([LABELS] * 3).astype(np.uint16))
+    assert np.array_equal(mask_io.read_label_values(tmp_path / "a.png"), LABELS)
+
+
+def test_read_label_values_names_a_color_that_is_not_listed(tmp_path):
+    path = save(tmp_path, "color.png", Image.fromarray(paint(BLACK, (128, 0, 1))))
+    message = r"or only the colors of classes\.csv, #000000, #800000, #0000ff; found #800001"
+    with pytest.raises(InputError, match=message):
+        mask_io.read_label_values(path, COLOR_VALUES)
+
+
+def test_read_label_values_rejects_a_palette_in_another_order_than_the_values(tmp_path):
+    Image.fromarray(COLOR_LABELS).convert("P", palette=Image.Palette.ADAPTIVE).save(
+        tmp_path / "a.png"
+    )
+    with pytest.raises(InputError, match="its palette indices and its colors are different"):
+        mask_io.read_label_values(tmp_path / "a.png", COLOR_VALUES)
+    path = save(tmp_path, "b.png", palette_image(LABELS % 2 * 3, BLACK, BLUE, BLUE, RED))
+    assert np.array_equal(mask_io.read_label_values(path, COLOR_VALUES), LABELS % 2 * 3)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from pycocotools import mask as coco
 
-from data import csv_files, image_io, rle
+from data import csv_files, mask_io, rle
 
 VALID_TEXT = "1 3 9 2 100 72 3000 1"
 masks = arrays(bool, array_shapes(min_dims=2, max_dims=2, max_side=12))
@@ -86,7 +86,7 @@ def test_encode_equals_every_row_of_train_masks_csv():
     assert len(table) == 512
     for name, text in zip(table["img"], table["rle_mask"], strict=True):
         stem = name.removesuffix(".jpg")
-        mask = image_io.read_mask(REAL / f"carvana/train_masks/{stem}_mask.gif")
+        mask = mask_io.read_mask(REAL / f"carvana/train_masks/{stem}_mask.gif")
         assert rle.encode(mask) == text, name
         assert (rle.decode(text, mask.shape) == mask).all(), name
 

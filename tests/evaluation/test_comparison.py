@@ -68,6 +68,14 @@ def test_build_leaderboards_names_folds_groups_and_dice_per_fold():
     assert row["oof_dice"] == pytest.approx(0.9) and row["standard_error"] == pytest.approx(0)
 
 
+def test_format_costs_leaves_unknown_costs_empty():
+    entry = make_entry("a")
+    entry.columns = COLUMNS | {"seconds": np.nan, "images_per_second": np.nan}
+    (table,) = comparison.build_leaderboards([entry])
+    row = comparison.format_costs(table).iloc[0]
+    assert row["training"] == row["images/s"] == "" and row["parameters"] == "5.0M"
+
+
 def test_compare_to_calls_difference_within_spread_of_cars_chance():
     noise = comparison.compare_to(make_entry("a", 0.001, seed=1), make_entry("b", seed=2))
     assert comparison.format_difference(noise).endswith("not significant")

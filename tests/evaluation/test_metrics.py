@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import REAL, needs_real_data
 
-from data import image_io
+from data import mask_io
 from data.preprocess import Preprocessing
 from evaluation import metrics
 from evaluation.pixel_counts import confusion_matrix, probability_histograms
@@ -70,7 +70,7 @@ def test_dice_curve_of_empty_mask_has_no_nan():
 def test_dice_curve_of_real_masks_equals_brute_force():
     """Masks of cars, shrunk and enlarged as a network's probability would be."""
     for path in sorted((REAL / "carvana" / "train_masks").iterdir())[:2]:
-        true = image_io.read_mask(path)
+        true = mask_io.read_mask(path)
         small = cv2.resize(true.astype(np.float32), (96, 64), interpolation=cv2.INTER_AREA)
         small = torch.from_numpy(small)[None]
         probability = resize_to_original(small, true.shape, Preprocessing(None))[0].numpy()

@@ -15,7 +15,7 @@ from tiny_datasets import draw_car
 import predict
 from core.errors import InputError
 from core.settings import Settings
-from data import image_io
+from data import image_io, mask_io
 from data.datasets import get_class_map
 from evaluation.photographs import predict_photographs
 from inference.members import make_member
@@ -58,7 +58,7 @@ def test_predict_writes_mask_cutout_and_overlay_of_a_photograph(
     assert f"1 photograph of {photograph}: see {folder}" in capsys.readouterr().out
     names = {"mask.png", "cutout.png", "overlay.jpg"}
     assert {path.name for path in folder.iterdir()} == {f"my holiday_{name}" for name in names}
-    mask = image_io.read_mask(folder / "my holiday_mask.png")
+    mask = mask_io.read_mask(folder / "my holiday_mask.png")
     cutout = read_cutout(folder / "my holiday_cutout.png")
     assert mask.shape == (50, 80) and cutout.shape == (50, 80, 4)
     assert cv2.imread(str(folder / "my holiday_mask.png"), cv2.IMREAD_UNCHANGED).max() == 255
@@ -84,7 +84,7 @@ def test_predict_takes_a_folder_of_photographs_of_any_size_and_orientation(
     predict.main([*arguments, f"images={photos}/"])
     assert f"3 photographs of {photos}: see {run_dir / 'photos'}" in capsys.readouterr().out
     masks = {
-        name: image_io.read_mask(run_dir / "photos" / f"{name}_mask.png")
+        name: mask_io.read_mask(run_dir / "photos" / f"{name}_mask.png")
         for name in ("turned", "upright", "large")
     }
     assert masks["large"].shape == (480, 330)

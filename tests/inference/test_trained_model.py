@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import cv2
 import numpy as np
@@ -88,6 +89,11 @@ def test_load_finds_a_run_that_was_copied_without_its_scores(trained_run, tmp_pa
         load(tmp_path / "renamed", "cpu")(photograph),
     )
     assert (copied.probability == expected.probability).all()
+
+
+def test_load_rejects_a_device_that_does_not_exist(trained_run):
+    for device in ("gpu", "cuda:1"):
+        assert_input_error(partial(load, device=device), trained_run.output_dir / "tiny", "device=")
 
 
 def test_load_of_an_ensemble_uses_the_networks_of_its_runs(run_copy, photograph):

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from core import run_folder
 from evaluation.statistics import clustered_standard_error
 from reporting import charts
 
@@ -59,16 +58,3 @@ def test_breakdown_charts_are_those_that_the_table_allows():
 def test_draw_confusion_matrix_names_the_classes():
     svg = decode(charts.draw_confusion_matrix(np.diag([5, 0]), ("road", "sky")))
     assert svg.count("road") == svg.count("sky") and "road" in svg
-
-
-@pytest.mark.parametrize("val_dice", ["dice", "val_dice"])
-def test_load_histories_reads_column_names_of_the_first_release_too(tmp_path, val_dice):
-    folder = run_folder.fold_dir(tmp_path, 1)
-    folder.mkdir()
-    run_folder.weights_path(tmp_path, 1).touch()
-    (folder / "oof.npz").touch()
-    history = pd.DataFrame({"epoch": [1, 2], "loss": [1.0, 0.5], val_dice: [np.nan, 0.9]})
-    history.to_csv(run_folder.history_path(tmp_path, 1), index=False)
-    loaded = charts.load_histories(tmp_path)
-    assert list(loaded) == ["fold 1"]
-    assert loaded["fold 1"]["val_dice"].tolist() == pytest.approx([np.nan, 0.9], nan_ok=True)

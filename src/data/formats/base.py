@@ -6,7 +6,7 @@ import numpy as np
 
 from core.errors import InputError
 from core.settings import Settings
-from data import image_io
+from data import image_io, mask_io
 from data.classes import ClassMap, decode_values
 from data.sample import Sample
 
@@ -39,7 +39,7 @@ class DatasetFormat:
 
     def read_mask(self, sample: Sample) -> np.ndarray:
         """Read the mask at native size: H×W bool for one class, else uint8 class ids or IGNORE."""
-        values = image_io.read_label_values(sample.mask)
+        values = mask_io.read_label_values(sample.mask, sample.class_map.color_values)
         classes = decode_values(values, sample.class_map, str(sample.mask))
         return classes == 1 if sample.class_map.is_binary else classes
 

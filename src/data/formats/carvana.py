@@ -13,7 +13,7 @@ import numpy as np
 from core.config import ROOT
 from core.errors import InputError
 from core.settings import FIELDS, Settings
-from data import image_io, rle
+from data import mask_io, rle
 from data.classes import ClassMap
 from data.csv_files import read_class_map, read_csv_strict, read_submission_names
 from data.formats.base import DatasetFormat, FilePairs
@@ -51,11 +51,14 @@ class Carvana(DatasetFormat):
         return images_dir_of(settings, "test")
 
     def read_mask(self, sample: Sample) -> np.ndarray:
+        is_csv = sample.mask.suffix == ".csv"
         if not sample.class_map.is_binary:
+            if is_csv:
+                raise InputError(f"{sample.mask}: holds masks of one class; delete classes.csv")
             return super().read_mask(sample)
-        if sample.mask.suffix == ".csv":
+        if is_csv:
             return decode_from_csv(sample, self.read_native_size(sample))
-        return image_io.read_mask(sample.mask, sample.class_map.mask_threshold)
+        return mask_io.read_mask(sample.mask, sample.class_map.mask_threshold)
 
     def check_size(self, sample: Sample) -> tuple[int, int]:
         if sample.mask.suffix == ".csv":

@@ -1,0 +1,137 @@
+"""Mask and label files to arrays, upright as their EXIF orientation demands."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from core.errors import InputError
+from data.image_files import list_names
+from data.image_io import exif_orientation, has_16_bits, open_image, read_16_bits, turn_upright
+
+GRAY_MODES = ("1", "L", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+FULL_SCALES = (1, 255, 65535, np.inf)  # of mask values, as float, 8-bit and 16-bit files have
+
+
+def read_mask(path: Path, threshold: int = 0) -> np.ndarray:
+    """Read a mask as H×W bool: what a viewer shows in white, or in one other color, on black.
+
+    The value of the object may be 1 as well as 255. If all that is visible has one color, the
+    alpha channel is the mask. In files of more values the object is where the brightest channel
+    reaches `threshold`, 1…255; without a threshold InputError is raised.
+    """
+    with open_image(path) as image:
+        orientation, pixels = exif_orientation(image), _shown_pixels(path, image)
+    is_gray = pixels.ndim == 2
+    mask = _to_mask(path, pixels, threshold) if is_gray else _rgba_mask(path, pixels, threshold)
+    return turn_upright(mask, orientation)
+
+
+def _shown_pixels(path: Path, image: Image.Image) -> np.ndarray:
+    """Return what a viewer shows: gray values H×W of any type, or H×W×4 uint8 RGBA."""
+    if "transparency" not in image.info:
+        if image.mode in GRAY_MODES:
+            return np.asarray(image)
+        if image.mode == "P":
+            palette = np.zeros((256, 3), np.uint8)
+            colors = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+            palette[: len(colors)] = colors
+            if (palette == palette[:, :1]).all():
+                return cv2.LUT(np.asarray(image), palette[:, 0])
+    return _to_rgba(path, image)
+
+
+def _to_rgba(path: Path, image: Image.Image) -> np.ndarray:
+    is_16_bit = has_16_bits(image)
+    rgba = np.asarray(image.convert("RGBA"))  # fails if the file is truncated
+    return read_16_bits(path) if is_16_bit else rgba
+
+
+def _to_mask(path: Path, values: np.ndarray, threshold: int) -> np.ndarray:
+    """Convert H×W values, 0 for black, to bool. Where there is more than black and one other value,
+    the object is where `threshold` is reached, and InputError is raised without a threshold."""
+    mask = values != 0
+    if np.count_nonzero(values == values.max()) == np.count_nonzero(mask) or not mask.any():
+        return mask
+    if threshold:
+        full_scale = min(s for s in FULL_SCALES if values.max() <= s)
+        return values >= threshold / 255 * full_scale
+    raise InputError(
+        f"{path}: shows {len(np.unique(values))} values or colors; expected black and one "
+        "other, the object; set mask_threshold=128 to read soft edges and lossy files"
+    )
+
+
+def _rgba_mask(path: Path, rgba: np.ndarray, threshold: int) -> np.ndarray:
+    """Convert H×W×4 to bool from the alpha channel if all visible colors are equal, from the colors
+    if alpha is constant, else from both, which must agree."""
+    colors, alpha = rgba.view("<u4")[..., 0] & 0xFFFFFF, rgba[..., 3]
+    values = rgba[..., :3].max(axis=2) if threshold else colors
+    if alpha.min() == alpha.max() > 0:
+        return _to_mask(path, values, threshold)
+    mask = _to_mask(path, alpha if threshold else alpha - alpha.min(), threshold)
+    visible, hidden = colors[alpha > 0], colors[alpha == 0]
+    if _is_constant(visible):
+        agrees = visible.any() or _is_constant(hidden)
+    else:
+        shown = np.where(alpha > 0, values, 0)
+        same = _to_mask(path, shown, threshold) if threshold else shown == shown.max()
+        agrees = (same == mask).all()
+    if not agrees:
+        raise InputError(
+            f"{path}: its colors and its alpha channel show different shapes; save it without "
+            "alpha, or in one color"
+        )
+    return mask
+
+
+def _is_constant(values: np.ndarray) -> bool:
+    return not values.size or bool(values.min() == values.max())
+
+
+def read_label_values(path: Path, color_values: Sequence[tuple[int, int]] = ()) -> np.ndarray:
+    """Read the values of a label file as H×W integers: gray values, the indices of a palette file,
+    or of a file whose colors are all in `color_values`, pairs of 0xRRGGBB and value, these values.
+
+    Raises InputError for other colors, and for a palette file whose colors are listed with other
+    values than its indices.
+    """
+    with open_image(path) as image:
+        orientation = exif_orientation(image)
+        values = np.asarray(image) if image.mode in ("P", *GRAY_MODES) else None
+        rgb = None if image.mode in GRAY_MODES else _to_rgba(path, image)[..., :3]
+    if rgb is not None:
+        values = _values_of_colors(path, rgb, values, color_values)
+    return turn_upright(values, orientation)
+
+
+def _values_of_colors(
+    path: Path,
+    rgb: np.ndarray,
+    indices: np.ndarray | None,
+    color_values: Sequence[tuple[int, int]],
+) -> np.ndarray:
+    packed = rgb @ np.array([1 << 16, 1 << 8, 1])
+    values = np.full(packed.shape, -1)
+    for color, value in color_values:
+        values[packed == color] = value
+    unlisted = packed[values < 0]
+    if indices is None and not unlisted.size:
+        return values
+    if indices is not None:
+        if not unlisted.size and (indices != values).any():
+            raise InputError(
+                f"{path}: its palette indices and its colors are different values in classes.csv; "
+                "save it as RGB, or write the colors of its palette into classes.csv"
+            )
+        return indices
+    if (rgb == rgb[..., :1]).all():
+        return rgb[..., 0]
+    listed = list_names([f"#{color:06x}" for color, _ in color_values])
+    hint = f", or only the colors of classes.csv, {listed}; found #{unlisted[0]:06x}"
+    raise InputError(
+        f"{path}: shows colors; expected a gray or palette file of class values"
+        + hint * bool(color_values)
+    )

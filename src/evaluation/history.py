@@ -1,0 +1,38 @@
+"""The history.csv of the folds of a run."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from core import run_folder
+from core.errors import InputError
+
+
+def load_histories(run_dir: Path) -> dict[int, pd.DataFrame]:
+    """Return fold → history.csv, indexed by epoch, of the finished folds that have this file; also
+    with the column names of the first release."""
+    renamed = {"dice": "val_dice", "accuracy": "val_accuracy"}
+    histories = {}
+    for fold in run_folder.finished_folds(run_dir):
+        path = run_folder.history_path(run_dir, fold)
+        if not path.exists():
+            continue
+        try:
+            histories[fold] = pd.read_csv(path, index_col="epoch").rename(columns=renamed)
+        except ValueError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(f"{path}: not a history of epochs: {reason}; delete it") from None
+    return histories
+
+
+def training_costs(run_dir: Path) -> dict[str, float]:
+    """Return the seconds of all finished folds and the median of the images per second; NaN if the
+    history.csv of a fold is missing."""
+    histories = load_histories(run_dir)
+    if len(histories) < len(run_folder.finished_folds(run_dir)):
+        return {"seconds": float("nan"), "images_per_second": float("nan")}
+    epochs = pd.concat(histories.values())
+    return {
+        "seconds": round(epochs["seconds"].sum()),
+        "images_per_second": round(epochs["images_per_second"].median(), 1),
+    }
