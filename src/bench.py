@@ -116,7 +116,7 @@ def format_time_to_dice(result: dict[str, Any]) -> str:
     else:
         best = f"{max(point['dice'] for point in curve):.5f}" if curve else "not known"
         found = (
-            f"not reached in {result['budget_minutes']:.1f} min, {len(curve)} epochs; best {best}"
+            f"not reached in {result['minutes_in_all']:.1f} min, {len(curve)} epochs; best {best}"
         )
     return f"{name}: Dice {target} on fold {result['fold']} {found}"
 

@@ -168,6 +168,6 @@ def measure_time_to_dice(
         "fold": fold,
         "target_dice": TARGET_DICE,
         "minutes": curve[-1]["minutes"] if curve and curve[-1]["dice"] >= TARGET_DICE else None,
-        "budget_minutes": (time.monotonic() - start) / 60,
+        "minutes_in_all": (time.monotonic() - start) / 60,
         "curve": curve,
     }

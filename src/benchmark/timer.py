@@ -27,7 +27,12 @@ class StepTimer:
 
 
 def median_seconds(fn: Callable, inputs: Sequence) -> float:
-    """Return the median time of fn(x), x in `inputs` in turn; includes the work of a GPU."""
+    """Return the median time of fn(x), x in `inputs` in turn; includes the work of a GPU.
+
+    The first call, which may compile, is not timed: Timer decides by its first calls how many it
+    makes before it waits for the GPU.
+    """
+    fn(inputs[0])
     names = {"fn": fn, "inputs": cycle(inputs)}
     timer = Timer("fn(next(inputs))", globals=names, num_threads=torch.get_num_threads())
     return timer.blocked_autorange(min_run_time=MIN_STEP_SECONDS).median

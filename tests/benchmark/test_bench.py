@@ -89,7 +89,7 @@ def test_bench_trains_until_the_dice_is_reached(report):
     assert result["recipe"] == "carvana_small" and result["fold"] == 0
     *earlier, last = result["curve"]
     assert last["dice"] >= 0.1 and all(point["dice"] < 0.1 for point in earlier)
-    assert 0 < result["minutes"] == last["minutes"] <= result["budget_minutes"]
+    assert 0 < result["minutes"] == last["minutes"] <= result["minutes_in_all"]
 
 
 def test_bench_prints_steps_table_and_dice(output_dir, report):
@@ -192,7 +192,7 @@ def test_format_row_is_a_row_of_markdown():
 
 def test_format_time_to_dice_names_the_minutes_or_the_best_dice():
     curve = [{"minutes": 1.0, "dice": 0.98765}, {"minutes": 2.0, "dice": 0.98}]
-    result = {"recipe": "carvana_smp", "fold": 0, "target_dice": 0.99, "budget_minutes": 2.5}
+    result = {"recipe": "carvana_smp", "fold": 0, "target_dice": 0.99, "minutes_in_all": 2.5}
     formatted = bench.format_time_to_dice(result | {"minutes": None, "curve": curve})
     assert formatted == (
         "carvana_smp: Dice 0.99 on fold 0 not reached in 2.5 min, 2 epochs; best 0.98765"
@@ -213,7 +213,7 @@ def test_measure_time_to_dice_ends_at_the_deadline(data_dir, tmp_path, monkeypat
     monkeypatch.setattr(measurements.time, "monotonic", lambda: float(next(clock)))
     result = measurements.measure_time_to_dice(settings, 0, samples, CPU, deadline=20.0)
     assert result["minutes"] is None
-    assert 20 <= 60 * result["budget_minutes"] < 30
+    assert 20 <= 60 * result["minutes_in_all"] < 30
     assert not (tmp_path / "output").exists()
 
 
