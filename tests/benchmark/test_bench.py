@@ -128,25 +128,38 @@ def test_recipes_to_measure_are_those_named_else_those_for_the_device(
 
 @pytest.fixture
 def two_recipes(data_dir, tmp_path, monkeypatch):
-    """Arguments for two recipes, of which the first is measured before they are over."""
+    """Arguments for two recipes that take 40 s each, and a minute for both."""
     clock = [0.0]
 
     def measure_recipe(settings, samples, device):
-        clock[0] += 100
+        clock[0] += 40
         return RESULT
+
+    def measure_time_to_dice(settings, fold, samples, device, deadline):
+        return {
+            "fold": fold,
+            "target_dice": 0.99,
+            "minutes": 0.5,
+            "curve": [],
+            "left": deadline - 40,
+        }
 
     monkeypatch.setattr(timer, "MIN_STEP_SECONDS", 0.001)
     monkeypatch.setattr(bench.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(measurements, "measure_recipe", measure_recipe)
+    monkeypatch.setattr(measurements, "measure_time_to_dice", measure_time_to_dice)
     args = tiny_settings_args(data_dir, tmp_path / "output")
     return [*args, "bench_recipes=demo,carvana", "bench_minutes=1"]
 
 
-def test_bench_leaves_out_what_would_begin_after_its_minutes(two_recipes, tmp_path, capsys):
+def test_bench_leaves_out_a_recipe_for_which_it_has_too_little_time(two_recipes, tmp_path, capsys):
     bench.main(two_recipes)
     report = json.loads((tmp_path / "output/bench.json").read_text())
-    assert report["recipes"].keys() == {"demo"} and report["time_to_dice"] is None
-    assert "carvana: not measured, as bench_minutes=1 are over\n" in capsys.readouterr().out
+    assert report["recipes"].keys() == {"demo"} and report["time_to_dice"]["left"] == 20
+    assert "carvana: not measured, it takes more than bench_minutes=1\n" in capsys.readouterr().out
+    bench.main([*two_recipes, "bench_minutes=1.5"])
+    report = json.loads((tmp_path / "output/bench.json").read_text())
+    assert report["recipes"].keys() == {"demo", "carvana"}
 
 
 def test_bench_keeps_what_it_has_measured_before_an_error(two_recipes, tmp_path, monkeypatch):
