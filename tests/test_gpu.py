@@ -3,6 +3,7 @@
 These alone: bash tests/run.sh tests/test_gpu.py -n 0
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -18,14 +19,21 @@ from conftest import ROOT, prediction_args, tiny_settings_args
 from tiny_datasets import make_data
 from tqdm import tqdm
 
+import bench
 import predict
 import train
+from benchmark import measurements, timer
 from core import run_folder
 from core.config import load_settings
 from core.device import compile_obstacle, explain_out_of_memory
 from core.errors import InputError
 from data import rle
 from data.datasets import load_training_samples
+from data.loaders import prediction_loader
+from evaluation import oof
+from inference.members import make_member
+from inference.predictor import BatchForward
+from models.build import build_model
 from training import snapshots
 from training.snapshots import SnapshotWriter
 from training.trainer import FoldTrainer
@@ -165,6 +173,20 @@ def test_snapshot_holds_the_values_of_its_moment(tmp_path):
         assert saved["step"] == step and saved["w"].double().sum().item() == expected
 
 
+@pytest.mark.parametrize("compiles", ["false", "true"])
+def test_bench_measures_the_gpu(shared_data_dir, tmp_path, monkeypatch, compiles):
+    monkeypatch.setattr(timer, "MIN_STEP_SECONDS", 0.05)
+    monkeypatch.setattr(timer, "LOOP_SECONDS", 0.5)
+    args = ["precision=bf16", f"compile={compiles}", "recipe=carvana", "bench_minutes=2"]
+    monkeypatch.setattr(measurements, "TARGET_DICE", 0.5)
+    bench.main(gpu_args(shared_data_dir, tmp_path, *args))
+    report = json.loads((tmp_path / "bench.json").read_text())
+    [result] = report["recipes"].values()
+    assert all(value > 0 for value in result.values() if isinstance(value, float))
+    assert result["matrix_product_tflops"] > result["training_tflops"]
+    assert report["machine"]["gpu"] and report["time_to_dice"]["minutes"] > 0
+
+
 # ---------------------------------------------------------------- memory and prediction
 
 
@@ -174,6 +196,22 @@ def test_out_of_memory_is_explained():
         explain_out_of_memory(load_settings([])),
     ):
         torch.empty(2**46, dtype=torch.uint8, device=GPU)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "auto"])
+def test_predicting_a_batch_never_waits_for_the_gpu(shared_data_dir, tmp_path, precision):
+    settings = load_settings(gpu_args(shared_data_dir, tmp_path, f"precision={precision}"))
+    samples = load_training_samples(settings)[:4]
+    member = make_member(build_model(settings, pretrained=False).eval().to(GPU), settings)
+    [batch] = prediction_loader(samples, {member.preprocessing}, settings, with_mask=True)
+    forward = BatchForward([member], settings, oof.keep_statistics)
+    forward(batch)()  # loads kernels
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        collect = forward(batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert [prediction.sample for prediction in collect()] == samples
 
 
 @pytest.mark.parametrize("precision", ["fp32", "auto"])

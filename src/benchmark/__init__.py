@@ -1,1 +1,1 @@
-"""Timers and baselines of bench.py."""
+"""Measurements, timers and baselines of bench.py."""

@@ -1,7 +1,6 @@
-"""Baselines for bench.py: a plain training loop and the usual RLE encoder."""
+"""What bench.py compares with: a plain training loop, the usual RLE encoder, a matrix product."""
 
-import os
-import time
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -9,10 +8,15 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from benchmark import timer
+from core import machine
+from core.device import DTYPES
 from core.settings import Settings
 from data.sample import Sample
 from models.build import build_model
 from training.losses import LOSSES
+
+MATRIX_SIDE = {"cuda": 8192, "cpu": 2048}
 
 
 class PlainDataset(Dataset):
@@ -33,25 +37,44 @@ class PlainDataset(Dataset):
 
 def plain_images_per_second(
     settings: Settings, samples: list[Sample], device: torch.device
-) -> float:
-    """Train the settings' network for an epoch as most published solutions do: float32, NCHW,
-    eager, without a cache, reading the loss at every step. The first step is not timed."""
-    network = build_model(settings, pretrained=False).network.to(device)
-    network.to(memory_format=torch.contiguous_format)
+) -> float | None:
+    """Train the settings' network as most published solutions do: float32, NCHW, eager, without a
+    cache, reading the loss at every step. None if the memory of a GPU is too small for it."""
+    model = build_model(settings, pretrained=False)
+    network = model.network.to(device, memory_format=torch.contiguous_format)
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr)
-    dataset = PlainDataset(samples, *settings.size)
-    loader = DataLoader(dataset, settings.batch_size, num_workers=os.cpu_count(), shuffle=True)
-    count, start = -settings.batch_size, 0.0
-    for images, masks in loader:
-        loss = LOSSES["bce_dice"](network(images.to(device)), masks.to(device))
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        loss.item()
-        start = start or time.perf_counter()
-        count += len(images)
-    return count / (time.perf_counter() - start)
+    height, width = map(model.input_size, settings.train_size)
+    batch_bytes = 16 * settings.batch_size * height * width
+    fitting = machine.free_shared_memory() // batch_bytes // 3  # as each worker prepares two
+    workers = min(machine.available_cores(), fitting)
+    dataset = PlainDataset(samples, height, width)
+    loader = DataLoader(dataset, settings.batch_size, num_workers=workers, shuffle=True)
+    loop = timer.LoopTimer(device, timer.LOOP_SECONDS)
+
+    def train_epoch() -> None:
+        for images, masks in loader:
+            logits = network(images.to(device))
+            # A network without padding lacks the border.
+            masks = masks[..., : logits.shape[-2], : logits.shape[-1]].to(device)
+            loss = LOSSES["bce_dice"](logits, masks)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimizer.step()
+            loss.item()
+            loop.update(len(images))
+
+    with suppress(torch.OutOfMemoryError):
+        loop.run(train_epoch)
+        return loop.images_per_second
+    return None
+
+
+def matrix_product_tflops(device: torch.device, precision: str) -> float:
+    """Return the TFLOP/s of the device's product of two large matrices in a precision."""
+    side = MATRIX_SIDE[device.type]
+    matrix = torch.rand(side, side, device=device, dtype=DTYPES[precision] or torch.float32)
+    return 2 * side**3 / timer.median_seconds(lambda m: m @ m, [matrix]) / 1e12
 
 
 def rle_encode_kaggle(mask: np.ndarray) -> str:

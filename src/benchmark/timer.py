@@ -1,13 +1,17 @@
-"""StepTimer: the time per image of single steps."""
+"""StepTimer: the time per image of single steps; LoopTimer: the images per second of a loop."""
 
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import cycle
 from typing import Any
 
 import torch
 from torch.utils.benchmark import Timer
+from tqdm import tqdm
 
-MIN_SECONDS = 0.5  # per step
+MIN_STEP_SECONDS = 0.5
+LOOP_SECONDS = 10.0
 
 
 class StepTimer:
@@ -18,8 +22,58 @@ class StepTimer:
         self, name: str, fn: Callable, inputs: Sequence, images_per_input: int = 1
     ) -> list[Any]:
         """Time fn(x) for x in `inputs` in turn, on all cores; return the results of one round."""
-        names = {"fn": fn, "inputs": cycle(inputs)}
-        timer = Timer("fn(next(inputs))", globals=names, num_threads=torch.get_num_threads())
-        median = timer.blocked_autorange(min_run_time=MIN_SECONDS).median
-        self.ms[name] = 1000 * median / images_per_input
+        self.ms[name] = 1000 * median_seconds(fn, inputs) / images_per_input
         return [fn(x) for x in inputs]
+
+
+def median_seconds(fn: Callable, inputs: Sequence) -> float:
+    """Return the median time of fn(x), x in `inputs` in turn; includes the work of a GPU.
+
+    The first call, which may compile, is not timed: Timer decides by its first calls how many it
+    makes before it waits for the GPU.
+    """
+    fn(inputs[0])
+    names = {"fn": fn, "inputs": cycle(inputs)}
+    timer = Timer("fn(next(inputs))", globals=names, num_threads=torch.get_num_threads())
+    return timer.blocked_autorange(min_run_time=MIN_STEP_SECONDS).median
+
+
+class LoopDone(Exception):
+    """The loop has run for long enough."""
+
+
+class LoopTimer(tqdm):
+    """Takes the place of a loop's progress bar, and ends the loop by LoopDone after `seconds`.
+
+    The clock starts at the end of the first step, which starts workers and fills pipelines. At both
+    ends it waits for a GPU, in between it does not.
+    """
+
+    def __init__(self, device: torch.device, seconds: float):
+        super().__init__(disable=True)
+        self.device, self.seconds = device, seconds
+        self.images, self.start, self.elapsed = 0, None, 0.0
+
+    def update(self, n: float = 1) -> None:
+        if self.start is None:
+            self.start = self.synchronized_time()
+            return
+        self.images += n
+        if time.monotonic() - self.start > self.seconds:
+            self.elapsed = self.synchronized_time() - self.start
+            raise LoopDone
+
+    def synchronized_time(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.monotonic()
+
+    def run(self, loop: Callable[[], None]) -> None:
+        """Run the loop, several times if it is short, until LoopDone."""
+        with suppress(LoopDone):
+            while True:
+                loop()
+
+    @property
+    def images_per_second(self) -> float:
+        return self.images / self.elapsed

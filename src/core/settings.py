@@ -165,7 +165,8 @@ class Settings:
     save_masks: bool = setting(False, "predict.py: also write PNG masks and overlays", scope="machine")
     submission_csv: str = setting("", "csv to write or check; empty: output/submission.csv, or the one in the run's folder", scope="machine", is_path=True)
     truth_csv: str = setting("", "score.py: csv of the true masks (img,rle_mask)", scope="machine", is_path=True)
-    bench_baselines: bool = setting(False, "bench.py: also measure a plain training loop and the usual RLE encoders", scope="machine")
+    bench_recipes: list[str] = setting([], "bench.py: recipes to measure; empty: `recipe` if it is set, else carvana_smp and carvana on a GPU, carvana_small on a CPU", scope="machine")
+    bench_minutes: float = setting(8, "bench.py: minutes in all; those left after measuring speeds go into training to Dice 0.99", POSITIVE, scope="machine")
 
     @property
     def train_size(self) -> list[int] | None:
@@ -208,7 +209,6 @@ RENAMED = {
     "border": "trimap_border",
     "classes": "cityscapes_classes",
     "clip": "grad_clip",
-    "compare": "bench_baselines",
     "convs": "convs_per_level",
     "dataset": "dataset_name",
     "decode": "jpeg_decode",
@@ -241,7 +241,7 @@ RENAMED = {
     "validate_every": "validate_every_epochs",
     "workers": "num_workers",
 }
-REMOVED = {"augment_on", "minutes"}  # settings of the first release that no longer exist
+REMOVED = {"augment_on", "bench_baselines", "compare", "minutes"}  # settings that no longer exist
 
 
 def find_paths(values: dict[str, Any]) -> dict[str, str]:

@@ -23,7 +23,7 @@ def map_in_threads(fn: Callable[[Item], Result], items: Iterable[Item]) -> Itera
     return run_ahead(fn, items, n_threads, 2 * n_threads)
 
 
-def prefetch(items: Generator[Item, None, None], n_ahead: int) -> Iterator[Item]:
+def prefetch(items: Generator[Item, None, None], n_ahead: int) -> Generator[Item, None, None]:
     """Iterate over the items in order, up to `n_ahead` of them ahead in a background thread."""
     end = object()
     fetched = run_ahead(lambda _: next(items, end), repeat(None), 1, n_ahead)

@@ -1,8 +1,9 @@
 """The single path from image to probability: validation, out-of-fold scores and prediction.
 
-Three stages run at the same time: workers load batches; a thread runs the networks, up to two
-batches ahead; and the caller uses the results, in threads if it takes long (map_in_threads()). The
-GPU is never waited for but by the caller, for the batch that it uses next.
+Three stages run at the same time on a GPU: workers, or a thread if the images are cached, load
+batches; a thread runs the networks, up to two batches ahead; and the caller uses the results, in
+threads if it takes long (map_in_threads()). The GPU is never waited for but by the caller, for the
+batch that it uses next.
 """
 
 from collections.abc import Callable, Iterator
@@ -86,12 +87,14 @@ def predict(
 ) -> Iterator[Prediction]:
     """Predict the samples in order; `with_mask` loads the masks as well."""
     preprocessings = {member.preprocessing for member in members}
-    batches = iter(prediction_loader(samples, preprocessings, settings, with_mask, cache))
-    forward = BatchForward(members, settings, reduce)
+    loader = prediction_loader(samples, preprocessings, settings, with_mask, cache)
+    batches, forward = (batch for batch in loader), BatchForward(members, settings, reduce)
     if len(samples) >= TUNED_FROM:
         forward.tune()
+    if forward.device.type == "cuda":  # on a CPU, loading would slow the networks down
+        batches = prefetch(batches, 1)
     pending = prefetch((forward(batch) for batch in batches), PREFETCHED_BATCHES)
-    with closing(pending):
+    with closing(batches), closing(pending):
         for collect in pending:
             yield from collect()
 

@@ -1,64 +1,257 @@
-"""bench.py on the tiny data set: steps, loops, baselines, and bench.json."""
+"""bench.py on the tiny data set: steps, loops, the time to a Dice, its table and bench.json."""
 
 import json
+from contextlib import redirect_stdout
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from conftest import assert_input_error, once_per_session, tiny_settings_args
 from tiny_datasets import make_data
 
 import bench
-from benchmark import baselines, timer
+from benchmark import baselines, measurements, timer
+from core.config import load_settings
+from core.errors import InputError
+from core.settings import Settings
 from data import rle
 
+CPU = torch.device("cpu")
 STEPS = {
     *("decode image", "decode mask", "resize image", "resize mask", "augment", "assemble batch"),
     *("copy to device", "training step", "network with tta", "enlarge", "binarize", "encode"),
 }
-ENCODERS = {"encode true mask", "encode true mask, kaggle kernel", "encode true mask, pycocotools"}
+RESULT = {
+    "settings": {"batch_size": 4},
+    "precision": "bf16",
+    "ms": {"training step": 6.0},
+    **{"training_images_per_second": 165.0, "training_busy": 0.99, "training_tflops": 186.0},
+    **{"matrix_product_tflops": 800.0, "plain_training_images_per_second": 50.0, "peak_gib": 5.06},
+    **{"prediction_images_per_second": 230.0, "prediction_busy": 0.97},
+}
+MACHINE = {"gpu": "a GPU", "cpu": "a CPU", "cores": 16}
 
 
 @pytest.fixture(scope="module")
 def output_dir(tmp_path_factory):
-    """What bench.py writes with its baselines, and in stdout.txt what it prints. Read-only."""
+    """What bench.py writes, and in stdout.txt what it prints. Read-only."""
 
     def run(folder):
         args = tiny_settings_args(make_data(folder / "data"), folder / "output")
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(timer, "MIN_SECONDS", 0.01)
-            patch.setattr(bench, "N_LOOP_IMAGES", 4)
-            bench.main([*args, "batch_size=2", "lr_schedule=onecycle", "bench_baselines=true"])
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            open(folder / "stdout.txt", "w") as stdout,
+            redirect_stdout(stdout),
+        ):
+            patch.setattr(timer, "MIN_STEP_SECONDS", 0.01)
+            patch.setattr(timer, "LOOP_SECONDS", 0.1)
+            patch.setattr(baselines, "MATRIX_SIDE", {"cpu": 64})
+            patch.setattr(measurements, "TARGET_DICE", 0.1)
+            bench.main([*args, "batch_size=2", "lr_schedule=onecycle"])
 
     return once_per_session(tmp_path_factory, "bench", run) / "output"
 
 
-def test_bench_writes_the_time_of_every_step_and_encoder(output_dir):
-    report = json.loads((output_dir / "bench.json").read_text())
-    assert report["ms"].keys() == STEPS | ENCODERS
-    assert all(ms > 0 for ms in report["ms"].values())
-    assert report["settings"]["batch_size"] == 2 and report["machine"]["cores"] >= 1
-    assert report["machine"]["precision"] == "fp32"
+@pytest.fixture
+def report(output_dir):
+    return json.loads((output_dir / "bench.json").read_text())
 
 
-def test_bench_relates_both_loops_to_their_upper_bounds(output_dir):
-    report = json.loads((output_dir / "bench.json").read_text())
-    rate, ms = report["training loop, images/s"], report["ms"]["training step"]
-    ratio = report["training loop / its step on a resident batch"]
-    assert rate > 0 and ratio == pytest.approx(rate * ms / 1000)
-    assert report["prediction loop, images/s"] > 0
-    assert report["prediction loop / its upper bound"] > 0
-    assert report["plain training loop, images/s"] > 0
+# ---------------------------------------------------------------- a whole run
+
+
+def test_bench_writes_the_time_of_every_step_and_encoder(report):
+    [result] = report["recipes"].values()
+    assert result["ms"].keys() == STEPS
+    assert report["rle_ms"].keys() == {"encode", "encode, kaggle kernel", "encode, pycocotools"}
+    assert all(ms > 0 for ms in [*result["ms"].values(), *report["rle_ms"].values()])
+    assert result["settings"]["batch_size"] == 2 and result["precision"] == "fp32"
+    assert report["machine"]["cores"] >= 1 and "src/bench.py" in report["command"]
+
+
+def test_bench_measures_training_and_prediction_of_a_recipe(report):
+    [(name, result)] = report["recipes"].items()
+    assert name == "carvana_small"  # on a CPU, where no recipe is named
+    assert result.keys() == RESULT.keys()
+    assert all(result[key] > 0 for key in RESULT.keys() - {"settings", "precision", "ms"})
+    for kind, steps in (
+        ("training", ["training step"]),
+        ("prediction", ["network with tta", "enlarge", "binarize"]),
+    ):
+        ms = sum(result["ms"][step] for step in steps)
+        busy = result[f"{kind}_images_per_second"] * ms / 1000
+        assert result[f"{kind}_busy"] == pytest.approx(busy)
+
+
+def test_bench_trains_until_the_dice_is_reached(report):
+    result = report["time_to_dice"]
+    assert result["recipe"] == "carvana_small" and result["fold"] == 0
+    *earlier, last = result["curve"]
+    assert last["dice"] >= 0.1 and all(point["dice"] < 0.1 for point in earlier)
+    assert 0 < result["minutes"] == last["minutes"] <= result["minutes_in_all"]
+
+
+def test_bench_prints_steps_table_and_dice(output_dir, report):
+    lines = (output_dir.parent / "stdout.txt").read_text().splitlines()
+    assert sum(line.endswith(" ms") for line in lines) == len(STEPS) + 3
+    header, rule, row = (line for line in lines if line.startswith("|"))
+    assert header.count("|") == rule.count("|") == row.count("|") == len(bench.SPEED_COLUMNS) + 1
+    assert bench.format_time_to_dice(report["time_to_dice"]) in lines
 
 
 def test_bench_leaves_only_its_json(output_dir):
     assert [path.name for path in output_dir.iterdir()] == ["bench.json"]
 
 
-@pytest.mark.parametrize("arg", ["size=null", "cache=none"])
-def test_bench_without_size_or_cache_is_rejected(data_dir, tmp_path, arg):
+# ---------------------------------------------------------------- recipes and minutes
+
+
+@pytest.mark.parametrize(
+    ("device", "args", "expected"),
+    [
+        ("cuda", [], ["carvana_smp", "carvana"]),
+        ("cpu", [], ["carvana_small"]),
+        ("cuda", ["recipe=demo"], ["demo"]),
+        ("cpu", ["bench_recipes=demo,carvana", "lr=0.5"], ["demo", "carvana"]),
+    ],
+)
+def test_recipes_to_measure_are_those_named_else_those_for_the_device(
+    monkeypatch, device, args, expected
+):
+    monkeypatch.setattr(bench, "pick_device", lambda settings: torch.device(device))
+    recipes = bench.recipes_to_measure(args)
+    assert [settings.recipe for settings in recipes.values()] == list(recipes) == expected
+    if "lr=0.5" in args:
+        assert all(settings.lr == 0.5 for settings in recipes.values())
+
+
+@pytest.fixture
+def two_recipes(data_dir, tmp_path, monkeypatch):
+    """Arguments for two recipes that take 40 s each, and a minute for both."""
+    clock = [0.0]
+
+    def measure_recipe(settings, samples, device):
+        clock[0] += 40
+        return RESULT
+
+    def measure_time_to_dice(settings, fold, samples, device, deadline):
+        return {
+            "fold": fold,
+            "target_dice": 0.99,
+            "minutes": 0.5,
+            "curve": [],
+            "left": deadline - 40,
+        }
+
+    monkeypatch.setattr(timer, "MIN_STEP_SECONDS", 0.001)
+    monkeypatch.setattr(bench.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(measurements, "measure_recipe", measure_recipe)
+    monkeypatch.setattr(measurements, "measure_time_to_dice", measure_time_to_dice)
+    args = tiny_settings_args(data_dir, tmp_path / "output")
+    return [*args, "bench_recipes=demo,carvana", "bench_minutes=1"]
+
+
+def test_bench_leaves_out_a_recipe_for_which_it_has_too_little_time(two_recipes, tmp_path, capsys):
+    bench.main(two_recipes)
+    report = json.loads((tmp_path / "output/bench.json").read_text())
+    assert report["recipes"].keys() == {"demo"} and report["time_to_dice"]["left"] == 20
+    assert "carvana: not measured, it takes more than bench_minutes=1\n" in capsys.readouterr().out
+    bench.main([*two_recipes, "bench_minutes=1.5"])
+    report = json.loads((tmp_path / "output/bench.json").read_text())
+    assert report["recipes"].keys() == {"demo", "carvana"}
+
+
+def test_bench_keeps_what_it_has_measured_before_an_error(two_recipes, tmp_path, monkeypatch):
+    def measure_recipe(settings, samples, device):
+        if settings.recipe == "carvana":
+            raise InputError("out of memory with batch_size=4")
+        return RESULT
+
+    monkeypatch.setattr(measurements, "measure_recipe", measure_recipe)
+    assert_input_error(bench.main, two_recipes, "out of memory with batch_size=4")
+    report = json.loads((tmp_path / "output/bench.json").read_text())
+    assert report["recipes"].keys() == {"demo"}
+
+
+@pytest.mark.parametrize(
+    ("arg", "message"),
+    [
+        ("size=null", "recipe=carvana_small: bench.py needs size=h,w and a cache"),
+        ("cache=none", "recipe=carvana_small: bench.py needs size=h,w and a cache"),
+        ("fold=7", "fold=7: needs groups inside and outside it"),
+        ("loss=ce", "loss=ce"),
+        ("bench_recipes=carvana,carvanna", "recipe=carvanna: no such recipe"),
+        ("bench_minutes=0", "bench_minutes=0: must be above 0"),
+    ],
+)
+def test_bench_rejects_what_it_cannot_measure(data_dir, tmp_path, arg, message):
     args = [*tiny_settings_args(data_dir, tmp_path / "output"), arg]
-    assert_input_error(bench.main, args, "needs size=h,w and a cache")
+    assert_input_error(bench.main, args, message)
+
+
+# ---------------------------------------------------------------- formatting
+
+
+def test_format_row_is_a_row_of_markdown():
+    assert bench.format_row("carvana_smp", MACHINE, RESULT) == (
+        "| `carvana_smp` | a GPU, bf16, batch 4 | 165.0 | 99% | 186 (23%) | 3.3 | 5.1 "
+        "| 230.0 | 97% |"
+    )
+    without = RESULT | {"plain_training_images_per_second": None}
+    assert "| 186 (23%) | – | 5.1 |" in bench.format_row("carvana_smp", MACHINE, without)
+    assert "| 16 cores of a CPU, bf16" in bench.format_row("a", MACHINE | {"gpu": None}, RESULT)
+
+
+def test_format_time_to_dice_names_the_minutes_or_the_best_dice():
+    curve = [{"minutes": 1.0, "dice": 0.98765}, {"minutes": 2.0, "dice": 0.98}]
+    result = {"recipe": "carvana_smp", "fold": 0, "target_dice": 0.99, "minutes_in_all": 2.5}
+    formatted = bench.format_time_to_dice(result | {"minutes": None, "curve": curve})
+    assert formatted == (
+        "carvana_smp: Dice 0.99 on fold 0 not reached in 2.5 min, 2 epochs; best 0.98765"
+    )
+    formatted = bench.format_time_to_dice(result | {"minutes": None, "curve": []})
+    assert formatted.endswith("not reached in 2.5 min, 0 epochs; best not known")
+    formatted = bench.format_time_to_dice(result | {"minutes": 2.0, "curve": curve})
+    assert formatted == "carvana_smp: Dice 0.99 on fold 0 reached in 2.0 min, 2 epochs"
+
+
+# ---------------------------------------------------------------- parts
+
+
+def test_measure_time_to_dice_ends_at_the_deadline(data_dir, tmp_path, monkeypatch):
+    settings = load_settings(tiny_settings_args(data_dir, tmp_path / "output"))
+    samples = bench.load_data(settings)[0]
+    clock = iter(range(10**6))  # a second passes whenever it is read
+    monkeypatch.setattr(measurements.time, "monotonic", lambda: float(next(clock)))
+    result = measurements.measure_time_to_dice(settings, 0, samples, CPU, deadline=20.0)
+    assert result["minutes"] is None
+    assert 20 <= 60 * result["minutes_in_all"] < 30
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "teraflops"), [("carvana", 2.31), ("carvana_smp", 0.375)]
+)  # of a forward pass, as in docs/several-gpus.md
+def test_count_training_flops_is_three_times_the_forward_pass(recipe, teraflops):
+    settings = load_settings([f"recipe={recipe}"])
+    counted = measurements.count_training_flops(settings, 1)
+    assert counted == pytest.approx(3e12 * teraflops, rel=2e-3)
+
+
+def test_matrix_product_tflops_counts_multiplications_and_additions(monkeypatch):
+    monkeypatch.setattr(timer, "median_seconds", lambda fn, inputs: 0.5)
+    monkeypatch.setattr(baselines, "MATRIX_SIDE", {"cpu": 10})
+    assert baselines.matrix_product_tflops(CPU, "bf16") == pytest.approx(2 * 1000 / 0.5 / 1e12)
+
+
+def test_plain_images_per_second_is_none_without_memory(monkeypatch):
+    def run_out_of_memory(self, loop):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(timer.LoopTimer, "run", run_out_of_memory)
+    settings = Settings(channels=[2, 4], size=[16, 16])
+    assert baselines.plain_images_per_second(settings, [None] * 4, CPU) is None
 
 
 def test_rle_encode_kaggle_equals_ours_if_no_run_crosses_rows():
@@ -74,3 +267,34 @@ def test_step_timer_returns_results_and_time_per_image(monkeypatch):
     assert steps.measure("one", lambda x: x + 1, [1, 2]) == [2, 3]
     steps.measure("ten", lambda x: x + 1, [1, 2], images_per_input=10)
     assert steps.ms == {"one": 500, "ten": 50}
+
+
+def test_loop_timer_leaves_out_the_first_step_and_repeats_a_short_loop(monkeypatch):
+    clock, runs = [0.0], []
+    monkeypatch.setattr(timer.time, "monotonic", lambda: clock[0])
+    loop = timer.LoopTimer(CPU, seconds=10)
+
+    def run():
+        runs.append(1)
+        for seconds in (30, 2, 2):  # the first step starts workers, also of the next round
+            clock[0] += seconds if len(runs) == 1 else 2
+            loop.update(4)
+
+    loop.run(run)
+    # 2 + 2 s of the first round, 3 of 2 s of the second and 1 of the third.
+    assert len(runs) == 3 and loop.images == 24 and loop.elapsed == 12
+    assert loop.images_per_second == 2
+
+
+def test_loop_timer_waits_for_a_gpu_at_both_ends_only(monkeypatch):
+    waits, clock = [], [0.0]
+    monkeypatch.setattr(timer.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: waits.append(clock[0]))
+    loop = timer.LoopTimer(torch.device("cuda", 0), seconds=10)
+
+    def step():
+        clock[0] += 1
+        loop.update()
+
+    loop.run(step)
+    assert waits == [1, 12] and loop.images == loop.elapsed == 11

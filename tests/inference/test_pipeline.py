@@ -138,21 +138,40 @@ class ClockedPool:
         pass
 
 
-def gpu_busy_share(monkeypatch, network_ms, host_ms, n_cores=8, batch_size=4, n_batches=300):
-    """Predict with a network that takes `network_ms` a batch, and use each prediction for
-    `host_ms`; return the fraction of the time in which the GPU works."""
-    clock, settings = Clock(), Settings(batch_size=batch_size, device="cpu", precision="fp32")
+@pytest.fixture
+def clock(monkeypatch):
+    """The Clock of a GPU that predicts; threads and events live by it. 8 cores."""
+    clock = Clock()
+    monkeypatch.setattr(pipeline, "ThreadPoolExecutor", partial(ClockedPool, clock))
+    monkeypatch.setattr(pipeline, "available_cores", lambda: 8)
+    monkeypatch.setattr(predictor, "pick_device", lambda settings: torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(predictor, "record_event", clock.record_event)
+    return clock
+
+
+def predict_on_clock(
+    monkeypatch, clock, network_ms, load_ms=0.2, copy_ms=0.1, batch_size=4, n_batches=300
+):
+    """Yield predictions of images with masks, by a network that takes `network_ms` a batch. To load
+    a batch takes the CPU `load_ms`, to copy an image or a mask `copy_ms`."""
+    settings = Settings(batch_size=batch_size, precision="fp32")
     network = nn.Module()
     member = EnsembleMember(network, Preprocessing(None))
-    image = torch.zeros(3, 2, 2, dtype=torch.uint8)
+    images = {member.preprocessing: torch.zeros(3, 2, 2, dtype=torch.uint8)}
+    loaded = LoadedSample(None, (2, 2), images, np.zeros((2, 2), bool))
 
     def load_batches(*args):
         for _ in range(n_batches):
-            clock.spend(0.2)  # workers have decoded the images
-            yield [LoadedSample(None, (2, 2), {member.preprocessing: image}, None)] * batch_size
+            clock.spend(load_ms)
+            yield [loaded] * batch_size
+
+    def copy(tensor, device):
+        clock.spend(copy_ms)
+        return tensor
 
     def launch(images):
-        clock.spend(0.25)  # the whole batch takes the CPU 0.5 ms, of two views
+        clock.spend(0.25)  # twice a batch, for two views
         clock.queue_on_gpu(network_ms / 2)
         return images[:, :1].float()
 
@@ -161,32 +180,89 @@ def gpu_busy_share(monkeypatch, network_ms, host_ms, n_cores=8, batch_size=4, n_
         return {"probability": image.mean()}
 
     network.forward = launch
-    monkeypatch.setattr(pipeline, "ThreadPoolExecutor", partial(ClockedPool, clock))
-    monkeypatch.setattr(pipeline, "available_cores", lambda: n_cores)
+    monkeypatch.setattr(predictor, "to_device", copy)
     monkeypatch.setattr(predictor, "prediction_loader", load_batches)
-    monkeypatch.setattr(predictor, "record_event", clock.record_event)
-    predictions = predictor.predict([member], [], settings, reduce)
-    n_results = sum(1 for _ in map_in_threads(lambda _: clock.spend(host_ms), predictions))
-    assert n_results == n_batches * batch_size
-    return clock.gpu_busy / clock.now
+    return predictor.predict([member], [], settings, reduce)
+
+
+TEST_IMAGES = {"load_ms": 0.2, "copy_ms": 0.7}  # workers have decoded them
+CACHED = {"load_ms": 6, "copy_ms": 0.7}  # four threads take images and masks from the cache
 
 
 @pytest.mark.parametrize(
-    "network_ms",
-    [310, 84, 8.4, 31, 62, 3],
-    ids=[
-        "carvana, 5 networks, hflip",
-        "carvana_smp, 5 networks, hflip",
-        "carvana_smp, validation",
-        "carvana, validation",
-        "carvana, out of fold",
-        "carvana_small, 5 networks, hflip",
+    ("network_ms", "host_ms", "times"),
+    [
+        pytest.param(310, 8, TEST_IMAGES, id="carvana, 5 networks, hflip"),
+        pytest.param(84, 8, TEST_IMAGES, id="carvana_smp, 5 networks, hflip"),
+        pytest.param(62, 25, CACHED, id="carvana, out of fold"),
+        pytest.param(16.8, 8, CACHED, id="carvana_smp, out of fold"),
+        pytest.param(3, 8, {"load_ms": 0.2, "copy_ms": 0.1}, id="carvana_small, 5 networks, hflip"),
     ],
 )
-def test_gpu_is_busy_while_predictions_take_8_ms_an_image_of_a_core(monkeypatch, network_ms):
-    """The times of a batch of 4 on a GPU are estimates for an H100."""
-    assert gpu_busy_share(monkeypatch, network_ms, host_ms=8) > 0.95
+def test_gpu_is_busy_while_threads_use_the_predictions(
+    monkeypatch, clock, network_ms, host_ms, times
+):
+    """The times of a batch of 4 on a GPU are estimates for an H100, those of the CPU measured."""
+    predictions = predict_on_clock(monkeypatch, clock, network_ms, **times)
+    results = map_in_threads(lambda _: clock.spend(host_ms), predictions)
+    assert sum(1 for _ in results) == 1200
+    assert clock.gpu_busy / clock.now > 0.95
 
 
-def test_gpu_waits_where_the_cores_are_too_few(monkeypatch):
-    assert gpu_busy_share(monkeypatch, network_ms=3, host_ms=8, n_cores=1) < 0.15
+@pytest.mark.parametrize(
+    ("network_ms", "images_per_second"), [(8.4, 400), (31, 110)], ids=["carvana_smp", "carvana"]
+)
+def test_gpu_is_busy_while_validation_scores_the_predictions(
+    monkeypatch, clock, network_ms, images_per_second
+):
+    """Validation takes images and masks from the cache, and uses no threads."""
+    for _ in predict_on_clock(monkeypatch, clock, network_ms, **CACHED):
+        clock.spend(0.1)
+    assert clock.gpu_busy / clock.now > 0.95
+    assert 1200 / clock.now * 1000 >= images_per_second
+
+
+def test_gpu_waits_where_the_cores_are_too_few(monkeypatch, clock):
+    monkeypatch.setattr(pipeline, "available_cores", lambda: 1)
+    predictions = predict_on_clock(monkeypatch, clock, network_ms=3)
+    assert sum(1 for _ in map_in_threads(lambda _: clock.spend(8), predictions)) == 1200
+    assert clock.gpu_busy / clock.now < 0.15
+
+
+def test_the_caller_waits_for_the_event_of_its_own_batch_only(monkeypatch, clock):
+    recorded, waited_for, waits_after_each = [], [], []
+
+    def record_event(device):
+        recorded.append(len(recorded))
+        return partial(waited_for.append, recorded[-1])
+
+    monkeypatch.setattr(predictor, "record_event", record_event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: pytest.fail("waits for everything"))
+    n_ahead = []
+    for _ in predict_on_clock(monkeypatch, clock, network_ms=8, batch_size=2, n_batches=6):
+        waits_after_each.append(list(waited_for))
+        n_ahead.append(len(recorded) - len(waited_for))
+    assert waits_after_each == [list(range(i // 2 + 1)) for i in range(12)]
+    assert n_ahead == [2] * 8 + [1, 1, 0, 0]
+
+
+def test_record_event_returns_what_waits_for_this_event_only(monkeypatch):
+    events = []
+
+    class Event:
+        def __init__(self, blocking):
+            assert blocking
+            events.append(self)
+            self.calls = []
+
+        def record(self):
+            self.calls.append("record")
+
+        def synchronize(self):
+            self.calls.append("synchronize")
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    waits = [pipeline.record_event(torch.device("cuda", 0)) for _ in range(2)]
+    waits[0]()
+    assert [event.calls for event in events] == [["record", "synchronize"], ["record"]]
+    assert pipeline.record_event(torch.device("cpu"))() is None and len(events) == 2

@@ -1,5 +1,6 @@
 """Test-time augmentation, ensemble members, sizes, batches and precision of predict()."""
 
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -214,6 +215,28 @@ def test_predict_puts_images_of_several_native_sizes_into_one_batch(tiny):
     assert batch_sizes == [3, 3]  # with a flip
     predict_all([EnsembleMember(network, NATIVE)], mixed, settings)
     assert batch_sizes[2:] == [1] * 6
+
+
+def test_predict_on_a_gpu_loads_ahead_in_a_thread(tiny, tmp_path, monkeypatch):
+    samples, settings, networks = tiny
+    members = [EnsembleMember(networks[0], SMALL)]
+    expected = predict_all(members, samples, settings)
+    monkeypatch.setattr(predictor, "pick_device", lambda settings: torch.device("cuda", 0))
+    monkeypatch.setattr(predictor, "to_device", lambda tensor, device: tensor)
+    monkeypatch.setattr(predictor, "record_event", lambda device: lambda: None)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    threads = threading.active_count()
+    assert all_close(predict_all(members, samples, settings), expected)
+    predictions = predictor.predict(members, samples, settings)
+    next(predictions)
+    assert threading.active_count() > threads
+    predictions.close()
+    assert threading.active_count() == threads
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"broken\.jpg"):
+        predict_all(members, [*samples, replace(samples[1], image=broken)], settings)
+    assert threading.active_count() == threads
 
 
 # ---------------------------------------------------------------- precision and compilation

@@ -1,0 +1,173 @@
+"""The measurements of bench.py: the speed of a recipe, and its time to a Dice."""
+
+import gc
+import time
+from contextlib import closing
+from dataclasses import asdict, replace
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmark import baselines, timer
+from benchmark.steps import BINARIZER, time_loading, time_prediction
+from benchmark.timer import LoopDone, LoopTimer, StepTimer
+from core.device import explain_out_of_memory
+from core.settings import Settings
+from data import rle
+from data.cache import make_cache
+from data.sample import Sample
+from inference.combine import ImageProbabilities
+from inference.pipeline import map_in_threads
+from inference.predictor import Prediction, predict
+from models.build import build_model
+from training.epoch_metrics import peak_memory
+from training.trainer import FoldTrainer
+
+N_STEP_IMAGES = 8
+MIN_LOOP_IMAGES = 2048  # to which images are repeated, so that loops seldom start again
+TARGET_DICE = 0.99
+
+
+def make_trial(settings: Settings, folder: str) -> Settings:
+    """Return settings for a training of any length, alone, without snapshots."""
+    changes = {"stages": [], "init_run": "", "lr_schedule": "constant", "snapshot_seconds": 1e9}
+    return replace(settings, output_dir=folder, **changes)
+
+
+def measure_recipe(
+    settings: Settings, samples: list[Sample], device: torch.device
+) -> dict[str, Any]:
+    """Measure training and prediction of a recipe.
+
+    `training_busy` and `prediction_busy` are the shares of a loop's time in which the device works
+    for it: the time of an image in steps on data that is on the device already, over its time in
+    the loop.
+    """
+    steps, repeated = StepTimer(), samples * -(-MIN_LOOP_IMAGES // len(samples))
+    with TemporaryDirectory() as folder, explain_out_of_memory(settings):
+        trial = make_trial(settings, folder)
+        trainer = FoldTrainer(trial, -1, repeated, make_cache(trial, samples), device)
+        batch = time_loading(steps, trainer, samples[:N_STEP_IMAGES])
+        training = measure_training(steps, trainer, batch)
+        peak_bytes = peak_memory(device)
+        prediction_ms = time_prediction(steps, trainer, samples[:N_STEP_IMAGES])
+        prediction = measure_prediction(trainer, repeated)
+        precision, is_binary = trainer.state.precision, trainer.class_map.is_binary
+        del trainer, batch
+        free_memory(device)
+        plain = baselines.plain_images_per_second(trial, repeated, device) if is_binary else None
+        free_memory(device)
+    tflop = count_training_flops(settings, len(samples[0].class_map.names)) / 1e12
+    return {
+        "settings": asdict(settings),
+        "precision": precision,
+        "ms": steps.ms,
+        "training_images_per_second": training,
+        "training_busy": training * steps.ms["training step"] / 1000,
+        "training_tflops": training * tflop,
+        "matrix_product_tflops": baselines.matrix_product_tflops(device, precision),
+        "plain_training_images_per_second": plain,
+        "peak_gib": peak_bytes / 2**30,
+        "prediction_images_per_second": prediction,
+        "prediction_busy": prediction * prediction_ms / 1000,
+    }
+
+
+def free_memory(device: torch.device) -> None:
+    gc.collect()  # networks are in circles of references
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def measure_training(steps: StepTimer, trainer: FoldTrainer, batch: list[Tensor]) -> float:
+    """Return images/s of the training loop; time its step on a batch on the device."""
+
+    def train_epoch() -> None:
+        trainer.train_epoch(loop)
+        trainer.next_epoch()
+
+    def time_step() -> float:
+        steps.measure(
+            "training step", lambda b: trainer.state.train_step(*b), [batch], len(batch[0])
+        )
+        return steps.ms["training step"]
+
+    before = time_step()
+    loop = LoopTimer(trainer.device, timer.LOOP_SECONDS)
+    loop.run(train_epoch)
+    # A drifting clock speed affects both.
+    steps.ms["training step"] = (before + time_step()) / 2
+    return loop.images_per_second
+
+
+def measure_prediction(trainer: FoldTrainer, samples: list[Sample]) -> float:
+    """Return images/s of the prediction pipeline, from files to run lengths."""
+    loop = LoopTimer(torch.device("cpu"), timer.LOOP_SECONDS)  # results are on the host
+
+    def keep(image: ImageProbabilities) -> dict[str, Tensor]:
+        return BINARIZER.reduce(image.mean())
+
+    def encode(prediction: Prediction) -> None:
+        mask = BINARIZER.finish(prediction.values)
+        if trainer.class_map.is_binary:
+            rle.encode(mask)
+
+    def predict_all() -> None:
+        predictions = predict([trainer.ema_member()], samples, trainer.settings, keep)
+        with closing(map_in_threads(encode, predictions)) as results:
+            for _ in results:
+                loop.update()
+
+    loop.run(predict_all)
+    return loop.images_per_second
+
+
+@torch.no_grad()
+def count_training_flops(settings: Settings, n_classes: int) -> float:
+    """Return the floating point operations of a training step for one image, two for each
+    multiplication and addition: three times those of the forward pass.
+
+    torch counts those of the backward pass as if no convolution had groups.
+    """
+    model = build_model(settings, n_classes, pretrained=False).to("meta")
+    images = torch.empty(2, 3, *settings.train_size, dtype=torch.uint8, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        model(images)
+    return 3 * counter.get_total_flops() / len(images)
+
+
+def measure_time_to_dice(
+    settings: Settings, fold: int, samples: list[Sample], device: torch.device, deadline: float
+) -> dict[str, Any]:
+    """Train all folds but one until its Dice, validated after every epoch, is TARGET_DICE, or
+    until `deadline` of time.monotonic().
+
+    `minutes` include decoding, and are None if the Dice was not reached. The learning rate is
+    constant, as the number of epochs is not known.
+    """
+    start, curve = time.monotonic(), []
+    with TemporaryDirectory() as folder, explain_out_of_memory(settings):
+        cache = make_cache(settings, samples)
+        trainer = FoldTrainer(make_trial(settings, folder), fold, samples, cache, device)
+        loop = LoopTimer(device, deadline - time.monotonic())
+
+        def train_epoch() -> None:
+            trainer.train_epoch(loop)
+            dice = trainer.validate()["val_dice"]
+            trainer.next_epoch()
+            curve.append({"minutes": (time.monotonic() - start) / 60, "dice": dice})
+            if dice >= TARGET_DICE:
+                raise LoopDone
+
+        loop.run(train_epoch)
+        trainer.log.close()
+    return {
+        "fold": fold,
+        "target_dice": TARGET_DICE,
+        "minutes": curve[-1]["minutes"] if curve and curve[-1]["dice"] >= TARGET_DICE else None,
+        "minutes_in_all": (time.monotonic() - start) / 60,
+        "curve": curve,
+    }

@@ -1,0 +1,88 @@
+"""Times of the single steps of training and prediction."""
+
+import numpy as np
+import torch
+from pycocotools import mask as coco
+from torch import Tensor
+
+from benchmark.baselines import rle_encode_kaggle
+from benchmark.timer import StepTimer
+from core.device import autocast
+from data import datasets, preprocess, rle
+from data.augment import Augmenter
+from data.loaders import collate
+from data.sample import Sample
+from inference.combine import resize_to_original
+from inference.postprocess import Binarizer
+from inference.predictor import BatchForward, keep_mean, predict_probability_tta
+from training.trainer import FoldTrainer
+
+BINARIZER = Binarizer(0.5, [])
+
+
+def time_loading(timer: StepTimer, trainer: FoldTrainer, samples: list[Sample]) -> list[Tensor]:
+    """Time the steps from files to a training batch on the device; return the batch."""
+    settings, cache, batch_size = trainer.settings, trainer.cache, trainer.settings.batch_size
+    preprocessing, class_map = preprocess.preprocessing_from(settings), trainer.class_map
+    to_target = preprocess.mask_to_soft_target if class_map.is_binary else preprocess.resize_classes
+    augment = Augmenter(settings.augmentation, settings.seed, class_map, settings.crop_size)
+
+    def read_image(sample: Sample) -> np.ndarray:
+        return datasets.read_sample_image(sample, preprocessing.min_decode_size)
+
+    def resize_image(image: np.ndarray) -> np.ndarray:
+        return preprocess.preprocess_image(image, preprocessing)
+
+    images = timer.measure("decode image", read_image, samples)
+    masks = timer.measure("decode mask", datasets.read_sample_mask, samples)
+    timer.measure("resize image", resize_image, images)
+    timer.measure("resize mask", lambda mask: to_target(mask, preprocessing), masks)
+    timer.measure("augment", lambda s: augment(*cache.image_and_target(s), 0, s.image_id), samples)
+    chosen = (samples * batch_size)[:batch_size]
+    pairs = [augment(*cache.image_and_target(s), 0, s.image_id) for s in chosen]
+    [batch] = timer.measure("assemble batch", collate, [pairs], batch_size)
+
+    def to_device(tensors: list[Tensor]) -> list[Tensor]:
+        return [tensor.to(trainer.device) for tensor in tensors]
+
+    return timer.measure("copy to device", to_device, [batch], batch_size)[0]
+
+
+@torch.inference_mode()
+def time_prediction(timer: StepTimer, trainer: FoldTrainer, samples: list[Sample]) -> float:
+    """Time the steps from a batch of images on the device to RLE; return the milliseconds that the
+    device takes for an image."""
+    settings, device = trainer.settings, trainer.device
+    chosen = (samples * settings.batch_size)[: settings.batch_size]
+    native_size = datasets.read_native_size(samples[0])
+    images = collate([trainer.cache.image_and_target(s) for s in chosen])[0].to(device)
+    member = trainer.ema_member()
+    batch_forward = BatchForward([member], settings, keep_mean)
+    batch_forward.tune()  # as for all test images
+
+    def forward(images: Tensor) -> Tensor:
+        with autocast(device, batch_forward.precision):
+            return predict_probability_tta(batch_forward.networks[0], images, settings)
+
+    def enlarge(probability: Tensor) -> Tensor:
+        return resize_to_original(probability, native_size, member.preprocessing)
+
+    [small] = timer.measure("network with tta", forward, [images], len(images))
+    large = timer.measure("enlarge", enlarge, list(small))
+    kept = timer.measure("binarize", BINARIZER.reduce, large)
+    if trainer.class_map.is_binary:
+        masks = [BINARIZER.finish({name: x.cpu() for name, x in k.items()}) for k in kept]
+        timer.measure("encode", rle.encode, masks)
+    return sum(timer.ms[name] for name in ("network with tta", "enlarge", "binarize"))
+
+
+def time_rle_encoders(samples: list[Sample]) -> dict[str, float]:
+    """Return the milliseconds of three RLE encoders for a true mask; none for several classes."""
+    timer = StepTimer()
+    if samples[0].class_map.is_binary:
+        masks = [datasets.read_sample_mask(sample) for sample in samples]
+        timer.measure("encode", rle.encode, masks)
+        timer.measure("encode, kaggle kernel", rle_encode_kaggle, masks)
+        columns = [np.asfortranarray(mask.view(np.uint8)) for mask in masks]
+        timer.measure("encode, pycocotools", coco.encode, columns)
+    return timer.ms
