@@ -11,12 +11,8 @@ from core import run_folder
 from core.errors import InputError
 from core.files import atomic_write
 from evaluation import ensemble, metrics, oof, statistics
-<<<<<<< HEAD
-from evaluation.postprocess_choice import choose_steps, cross_fitted_steps, explain_steps
-=======
 from evaluation.history import training_costs
-from evaluation.postprocess_choice import choose_steps, explain_steps
->>>>>>> h16
+from evaluation.postprocess_choice import choose_steps, cross_fitted_steps, explain_steps
 from evaluation.predictor_choice import store_predictor
 from evaluation.statistics import format_gain
 from models import checkpoint

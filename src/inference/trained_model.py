@@ -70,8 +70,7 @@ def load(run_dir: str | os.PathLike, device: str = "auto") -> TrainedModel:
     """
     run_dir = Path(os.path.expanduser(run_dir))
     stored = read_predictor(run_dir)
-<<<<<<< HEAD
-    target = pick_device(Settings(device=device))
+    target = pick_device(load_settings([f"device={device}"]))
     loaded = [checkpoint.load_model(run_dir / n.path, target) for n in stored.networks]
     weights = [network.weight for network in stored.networks]
     members = [
@@ -80,13 +79,6 @@ def load(run_dir: str | os.PathLike, device: str = "auto") -> TrainedModel:
     ]
     _, first_settings, _ = loaded[0]  # precision and tiles, as predict.py takes the first run's
     settings = replace(first_settings, device=device, tta=stored.tta)
-=======
-    target, members = pick_device(load_settings([f"device={device}"])), []
-    for network in stored.networks:
-        model, settings, _ = checkpoint.load_model(run_dir / network.path, target)
-        members.append(make_member(model, settings, network.weight))
-    settings = replace(settings, device=device, tta=stored.tta)
->>>>>>> h16
     return TrainedModel(members, stored.binarizer, settings)
 
 
