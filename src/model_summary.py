@@ -12,13 +12,14 @@ if __name__ == "__main__":
 import torchinfo
 
 from data.datasets import get_class_map
+from data.formats.carvana import IMAGE_SIZE
 from models.build import build_model
 
 
 def main(args: list[str]) -> None:
     settings = load_settings(args)
     model = build_model(settings, len(get_class_map(settings).names), pretrained=False)
-    size = settings.size or (1280, 1918)  # that of Carvana's images
+    size = settings.size or IMAGE_SIZE
     height, width = (model.input_size(side) for side in size)
     summary = torchinfo.summary(
         model.network.to("meta"),  # computes shapes only

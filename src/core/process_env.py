@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_")
@@ -53,6 +54,12 @@ def silence_other_ranks() -> None:
     """Discard what processes other than the main one print."""
     if not is_main_process():
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+
+
+@cache
+def print_once(line: str) -> None:
+    """Print a line, but not a second time in this process."""
+    print(line)
 
 
 def report_error(message: str) -> None:

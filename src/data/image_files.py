@@ -4,9 +4,9 @@ import difflib
 import re
 from collections import Counter
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
+from core import process_env
 from core.errors import InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -47,7 +47,7 @@ def list_images(folder: Path) -> list[Path]:
         )
     if left_out:
         kinds = Counter(map(_kind_of, left_out)).items()
-        _print_once(
+        process_env.print_once(  # scripts list a folder several times
             f"{folder}: {len(images)} images; left out "
             f"{', '.join(f'{count} {kind}' for kind, count in kinds)}, the first is "
             f"{left_out[0].name}{remedy}"
@@ -59,12 +59,6 @@ def _kind_of(path: Path) -> str:
     if path.name.startswith("."):
         return "hidden"
     return "folder" if path.is_dir() else path.suffix.lower() or "without suffix"
-
-
-@cache
-def _print_once(line: str) -> None:
-    """Print a line once per process; scripts list the same folder several times."""
-    print(line)
 
 
 def foreign_file_remedy(path: Path) -> str:

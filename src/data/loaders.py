@@ -1,6 +1,5 @@
 """Batches of samples, for training and for prediction."""
 
-import functools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from core.settings import Settings
 from data.augment import Augmenter
 from data.cache import Cache, ImageAndTarget, load_image_and_target
 from data.datasets import read_native_size, read_sample_image, read_sample_mask
+from data.formats.carvana import IMAGE_SIZE
 from data.preprocess import Preprocessing, Size, preprocess_image, preprocessing_from
 from data.sample import Sample
 from data.sampler import EpochBatchSampler
@@ -51,7 +51,7 @@ class TrainDataset(Dataset):
 def collate(pairs: Sequence[ImageAndTarget]) -> list[Tensor]:
     """Stack B images h×w×3 and targets h×w to B×3×h×w and B×1×h×w, uint8."""
     return default_collate(
-        [(_channels_first(image), torch.from_numpy(target)[None]) for image, target in pairs]
+        [(channels_first(image), torch.from_numpy(target)[None]) for image, target in pairs]
     )
 
 
@@ -123,7 +123,7 @@ class PredictionDataset(Dataset):
         """Read a sample from the cache or its files; InputError if a file is unreadable."""
         if self.cache:
             image, mask = self.cache.image_and_target(sample)[0], self.cache.mask(sample)
-            images = {self.cache.preprocessing: _channels_first(image)}
+            images = {self.cache.preprocessing: channels_first(image)}
             return LoadedSample(sample, mask.shape, images, mask)
         decode_sizes = {preprocessing.min_decode_size for preprocessing in self.preprocessings}
         images_by_size = {size: read_sample_image(sample, size) for size in decode_sizes}
@@ -133,7 +133,7 @@ class PredictionDataset(Dataset):
         if mask is not None and mask.shape != native_size:
             raise InputError(f"{sample.mask}: its size is not that of {sample.image.name}")
         images = {
-            preprocessing: _channels_first(
+            preprocessing: channels_first(
                 preprocess_image(images_by_size[preprocessing.min_decode_size], preprocessing)
             )
             for preprocessing in self.preprocessings
@@ -174,7 +174,7 @@ def prediction_loader(
     )
 
 
-def _channels_first(image: np.ndarray) -> Tensor:
+def channels_first(image: np.ndarray) -> Tensor:
     """Convert h×w×3 to a contiguous 3×h×w tensor."""
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
@@ -185,7 +185,7 @@ def network_size(sample: Sample, preprocessing: Preprocessing) -> Size:
     try:
         return preprocessing.size or read_native_size(sample)
     except InputError:
-        return 1280, 1918
+        return IMAGE_SIZE
 
 
 def _num_workers(settings: Settings, batch_bytes: int, is_cheap: bool) -> int:
@@ -210,13 +210,8 @@ def _num_workers(settings: Settings, batch_bytes: int, is_cheap: bool) -> int:
     if is_cheap and pick_device(settings).type == "cpu":
         return 0
     if fitting < _num_cores():
-        _print_once(f"num_workers={fitting}: {explanation}")
+        process_env.print_once(f"num_workers={fitting}: {explanation}")
     return min(_num_cores(), fitting)
-
-
-@functools.cache
-def _print_once(line: str) -> None:
-    print(line)
 
 
 def _num_cores() -> int:

@@ -14,11 +14,11 @@ from core.errors import InputError
 from core.files import atomic_write
 from core.settings import Settings
 from data import csv_files, datasets, image_io, rle
+from data.formats.carvana import IMAGE_SIZE
 from evaluation.metrics import mask_dice
 from evaluation.statistics import clustered_standard_error, format_mean
 
 SUBMISSION_COLUMNS = ["img", "rle_mask"]
-CARVANA_SIZE = (1280, 1918)  # height and width of all images of the competition
 # Of rle.vertical_continuity(); at 0.8 the columns of a mask are 5 pixels on average.
 MIN_CONTINUITY = 0.8
 MIN_REPEATS = 3  # images with the same mask
@@ -83,10 +83,10 @@ def expected_file_names(settings: Settings) -> list[str]:
 
 
 def read_image_sizes(settings: Settings, names: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """Read (height, width) of the test images from their headers; CARVANA_SIZE for images that are
+    """Read (height, width) of the test images from their headers; IMAGE_SIZE for images that are
     not on this machine or, with skip_unreadable=true, unreadable."""
     folder = datasets.get_format(settings).find_test_images_dir(settings)
-    sizes = dict.fromkeys(names, CARVANA_SIZE)
+    sizes = dict.fromkeys(names, IMAGE_SIZE)
     for name in tqdm(sizes, "sizes", leave=False, unit="image", disable=None):
         try:
             if (folder / name).exists():

@@ -5,14 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from core.config import load_settings
 from core.device import pick_device
 from core.settings import Settings
 from data.image_io import read_image
-from data.loaders import LoadedSample
+from data.loaders import LoadedSample, channels_first
 from data.preprocess import preprocess_image
 from inference.cutout import edge_radius
 from inference.members import EnsembleMember, make_member
@@ -54,7 +53,7 @@ class TrainedModel:
     def _predict(self, image: np.ndarray) -> Tensor:
         """Return the weighted mean of the members' probabilities, float32 C×H×W."""
         images = {
-            member.preprocessing: _channels_first(preprocess_image(image, member.preprocessing))
+            member.preprocessing: channels_first(preprocess_image(image, member.preprocessing))
             for member in self.members
         }
         loaded = LoadedSample(None, image.shape[:2], images, None)
@@ -80,7 +79,3 @@ def load(run_dir: str | os.PathLike, device: str = "auto") -> TrainedModel:
     _, first_settings, _ = loaded[0]  # precision and tiles, as predict.py takes the first run's
     settings = replace(first_settings, device=device, tta=stored.tta)
     return TrainedModel(members, stored.binarizer, settings)
-
-
-def _channels_first(image: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))

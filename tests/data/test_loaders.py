@@ -9,7 +9,7 @@ import torch
 from conftest import ROOT, assert_rejected, tiny_settings_args
 from tiny_datasets import make_data, write_mask
 
-from core import config, machine
+from core import config, machine, process_env
 from core.errors import InputError
 from data import datasets, image_io, loaders, mask_io
 from data.cache import build_ram_cache
@@ -265,7 +265,7 @@ MB = 10**6
 @pytest.fixture
 def many_cores(monkeypatch):
     monkeypatch.setattr(machine, "available_cores", lambda: 64)
-    loaders._print_once.cache_clear()
+    process_env.print_once.cache_clear()
 
 
 def training_workers(settings, cache=None):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from core.config import ROOT
+from core.environment import ROOT
 from core.errors import InputError
 from core.settings import FIELDS, Settings
 from data import mask_io, rle
@@ -20,6 +20,7 @@ from data.formats.base import DatasetFormat, FilePairs
 from data.image_files import list_images, require_paths
 from data.sample import Sample
 
+IMAGE_SIZE = (1280, 1918)  # height and width of all images of the competition
 DOWNLOAD_REMEDY = (
     "; download the competition's data with `kaggle competitions download -c "
     "carvana-image-masking-challenge` and unzip it as input/README.md describes, set data_dir=..., "
