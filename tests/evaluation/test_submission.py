@@ -181,7 +181,7 @@ def test_suspicious_masks_are_counted_down_the_columns(size):
 def test_suspicious_masks_of_the_competition_are_those_counted_down_the_columns():
     path = REAL / "carvana/train_masks.csv"
     table = csv_files.read_csv_strict(path, submission.SUBMISSION_COLUMNS)[:32]
-    masks = [rle.decode(text, submission.CARVANA_SIZE) for text in table["rle_mask"]]
+    masks = [rle.decode(text, submission.IMAGE_SIZE) for text in table["rle_mask"]]
     assert worth_a_look(masks) == {}
     lines = worth_a_look([mask.T.reshape(mask.shape) for mask in masks])
     assert len(lines) == 32 and all("is scattered" in line for line in lines.values())
@@ -257,7 +257,7 @@ def test_dice_of_shifted_and_transposed_real_masks():
     """A mask shifted by one pixel still scores 0.99: only a check against a truth notices."""
     path = REAL / "carvana/test_truth.csv"
     table = csv_files.read_csv_strict(path, submission.SUBMISSION_COLUMNS)
-    masks = [rle.decode(text, submission.CARVANA_SIZE) for text in table["rle_mask"][:16]]
+    masks = [rle.decode(text, submission.IMAGE_SIZE) for text in table["rle_mask"][:16]]
     shifted = [mask_dice(np.roll(mask, 1), mask) for mask in masks]
     assert 0.998 < np.mean(shifted) < 0.9996
     column_major = [mask_dice(mask.T.reshape(mask.shape), mask) for mask in masks]
