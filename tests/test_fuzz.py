@@ -27,12 +27,12 @@ def check_submission(folder, data: bytes) -> None:
     except InputError as error:
         assert "\n" not in str(error)
         return
-    sizes = dict.fromkeys(table["img"], submission.CARVANA_SIZE)
+    sizes = dict.fromkeys(table["img"], submission.IMAGE_SIZE)
     errors = submission.name_errors(table, NAMES) + submission.mask_errors(table, sizes)[0]
     if not errors:
         assert sorted(table["img"]) == NAMES
         for text in table["rle_mask"]:
-            mask = rle.decode(text, submission.CARVANA_SIZE)
+            mask = rle.decode(text, submission.IMAGE_SIZE)
             assert mask.sum() == sum(map(int, text.split(" ")[1::2] if text else []))
 
 
