@@ -21,6 +21,7 @@ from data import datasets, image_io
 from data.photographs import find_photographs
 from data.preprocess import Preprocessing, preprocess_image
 from evaluation import ensemble, oof
+from inference import load_runs
 from inference.onnx_export import MeanProbability, check_exportable, export_onnx
 
 
@@ -45,10 +46,10 @@ def to_check_images(photograph: np.ndarray, preprocessing: Preprocessing) -> lis
 
 
 def main(args: list[str]) -> None:
-    settings = replace(ensemble.settings_for_prediction(args), device="cpu")
+    settings = replace(load_runs.settings_for_prediction(args), device="cpu")
     photograph = read_photograph(settings)
     run_weights, scores = ensemble.weights_and_scores(settings)
-    members = [*ensemble.load_members(settings, run_weights).values()]
+    members = [*load_runs.load_members(settings, run_weights).values()]
     check_exportable(members, settings)
     preprocessing, binarizer = members[0].preprocessing, oof.choose_binarizer(settings, scores)
     size = "x".join(map(str, preprocessing.size or ["native"]))

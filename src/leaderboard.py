@@ -11,12 +11,13 @@ if __name__ == "__main__":
     cli.check_arguments()  # before the imports that take seconds
 
 from evaluation import comparison, ensemble
+from inference import load_runs
 
 
 def main(args: list[str]) -> None:
     settings = config.load_settings(args)
     if len(settings.runs) > 1:
-        ensemble.score_ensemble(ensemble.settings_for_prediction(args))
+        ensemble.score_ensemble(load_runs.settings_for_prediction(args))
     comparison.write_leaderboard(Path(settings.output_dir))
 
 

@@ -30,6 +30,7 @@ from data.sample import Sample
 from evaluation import ensemble, oof, submission, visualize
 from evaluation.photographs import predict_photographs
 from evaluation.pixel_counts import count_pixels
+from inference import load_runs
 from inference.chunks import ChunkedPrediction, ImageResult, prediction_key
 from inference.combine import ImageProbabilities
 from inference.members import EnsembleMember
@@ -164,13 +165,13 @@ def end_with_errors(errors: list[str]) -> None:
 def predict_own_photographs(settings: Settings) -> None:
     """Write masks and cut-outs of the setting `images`, with the same networks and threshold."""
     run_weights, scores = ensemble.weights_and_scores(settings)
-    members = ensemble.load_members(settings, run_weights)
+    members = load_runs.load_members(settings, run_weights)
     model = TrainedModel([*members.values()], oof.choose_binarizer(settings, scores), settings)
     end_with_errors(predict_photographs(settings, model))
 
 
 def main(args: list[str]) -> None:
-    settings = ensemble.settings_for_prediction(args)
+    settings = load_runs.settings_for_prediction(args)
     if settings.images:
         predict_own_photographs(settings)
         return
@@ -181,7 +182,7 @@ def main(args: list[str]) -> None:
     if distributed.requested_processes() > 1:
         distributed.launch_processes(device)
         return
-    members = ensemble.load_members(settings, run_weights)
+    members = load_runs.load_members(settings, run_weights)
     binarizer = oof.choose_binarizer(settings, scores)
     line = f"{len(samples)} images of {settings.data_dir}, {len(members)} networks, "
     line += f"tta={settings.tta}"

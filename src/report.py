@@ -31,6 +31,7 @@ from evaluation import comparison, ensemble, label_errors, oof
 from evaluation.metrics import dataset_scores, per_class
 from evaluation.postprocess_choice import explain_steps
 from evaluation.statistics import prediction_interval
+from inference import load_runs
 from inference.postprocess import Binarizer
 from reporting import charts, gallery
 
@@ -122,7 +123,7 @@ class Report:
         agreement = dict(zip(stats["img"], stats["agreement"], strict=True))
         by_name = {sample.image.name: sample for sample in self.test_samples}
         samples = [by_name[name] for name in agreement if name in by_name]
-        members = list(ensemble.load_members(self.settings, self.weights).values())
+        members = list(load_runs.load_members(self.settings, self.weights).values())
         summary = (
             f"The {len(samples)} images of {path} on which the {len(members)} networks agree least."
         )
@@ -156,7 +157,7 @@ def report_settings(args: list[str]) -> Settings:
         is_ensemble = run_folder.ensemble_path(leader).exists()
         runs = ensemble.read_ensemble(leader)["runs"] if is_ensemble else [leader.name]
         args = [*args, f"runs={','.join(runs)}"]
-    return ensemble.settings_for_prediction(args)
+    return load_runs.settings_for_prediction(args)
 
 
 def to_html_table(table: pd.DataFrame, linked: Container[str] = ()) -> Markup:

@@ -12,7 +12,7 @@ from data import datasets, preprocess, rle
 from data.augment import Augmenter
 from data.loaders import collate
 from data.sample import Sample
-from inference.combine import resize_to_original
+from inference.combine import resize_to_native
 from inference.postprocess import Binarizer
 from inference.predictor import BatchForward, keep_mean, predict_probability_tta
 from training.trainer import FoldTrainer
@@ -65,7 +65,7 @@ def time_prediction(timer: StepTimer, trainer: FoldTrainer, samples: list[Sample
             return predict_probability_tta(batch_forward.networks[0], images, settings)
 
     def enlarge(probability: Tensor) -> Tensor:
-        return resize_to_original(probability, native_size, member.preprocessing)
+        return resize_to_native(probability, native_size, member.preprocessing)
 
     [small] = timer.measure("network with tta", forward, [images], len(images))
     large = timer.measure("enlarge", enlarge, list(small))

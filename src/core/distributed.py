@@ -23,7 +23,7 @@ from core.errors import InputError
 
 T = TypeVar("T")
 PROCESS_GROUP_TIMEOUT = timedelta(minutes=10)  # for the processes of one training step
-PATIENT_TIMEOUT = timedelta(days=2)  # for those that predict many images each
+LONG_TIMEOUT = timedelta(days=2)  # for those that predict many images each
 
 # ---------------------------------------------------------------- start
 
@@ -91,14 +91,14 @@ def init_process_group(device: torch.device) -> None:
 def destroy_process_group() -> None:
     """Destroy the process group, if there is one."""
     if dist.is_initialized():
-        _patient_group.cache_clear()
+        _long_timeout_group.cache_clear()
         dist.destroy_process_group()
 
 
 @cache
-def _patient_group() -> dist.ProcessGroup:
+def _long_timeout_group() -> dist.ProcessGroup:
     """Processes that may be hours apart, as GPUs of different speed are after 100,064 images."""
-    return dist.new_group(backend="gloo", timeout=PATIENT_TIMEOUT)
+    return dist.new_group(backend="gloo", timeout=LONG_TIMEOUT)
 
 
 def assert_equal_on_all_ranks(values: dict[str, Any]) -> None:
@@ -120,7 +120,7 @@ def gather(items: list[T]) -> list[T]:
     if process_env.world_size() == 1:
         return items
     lists = [None] * process_env.world_size()
-    dist.all_gather_object(lists, items, _patient_group())
+    dist.all_gather_object(lists, items, _long_timeout_group())
     return [item for each in lists for item in each]
 
 
@@ -163,4 +163,4 @@ def broadcast_module(module: torch.nn.Module) -> None:
 def barrier() -> None:
     """Wait until all ranks arrive, for hours if need be."""
     if process_env.world_size() > 1:
-        dist.barrier(_patient_group())
+        dist.barrier(_long_timeout_group())

@@ -17,7 +17,7 @@ from core.errors import InputError
 from core.files import atomic_write, remove_stale_tmp_files
 from core.settings import Settings
 from data import preprocess
-from data.datasets import check_sizes, read_sample_image, read_sample_mask
+from data.datasets import read_sample_image, read_sample_mask, read_sizes
 from data.preprocess import Preprocessing, Size, preprocessing_from
 from data.sample import Sample
 
@@ -164,7 +164,7 @@ def make_cache(settings: Settings, samples: Sequence[Sample]) -> Cache | None:
     """Build or open the cache that the setting asks for, and print where it is; None: decode the
     images in every epoch."""
     preprocessing = preprocessing_from(settings)
-    sizes = {preprocessing.size} if preprocessing.size else check_sizes(samples)
+    sizes = {preprocessing.size} if preprocessing.size else read_sizes(samples)
     size = min(sizes)
     name = f"{settings.dataset_name}_{size[0]}x{size[1]}_{cache_key(samples, preprocessing)}.npy"
     path = Path(settings.output_dir) / "cache" / name

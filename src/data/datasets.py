@@ -55,13 +55,13 @@ def read_native_size(sample: Sample) -> tuple[int, int]:
     return FORMATS[sample.dataset_format].read_native_size(sample)
 
 
-def check_sizes(samples: Sequence[Sample]) -> set[tuple[int, int]]:
+def read_sizes(samples: Sequence[Sample]) -> set[tuple[int, int]]:
     """Return all image sizes (h, w) from the files' headers; InputError with the first file that is
     no image or whose mask has another size, and the number of such files."""
     sizes, errors = set(), []
     for sample in samples:
         try:
-            sizes.add(FORMATS[sample.dataset_format].check_size(sample))
+            sizes.add(FORMATS[sample.dataset_format].read_size(sample))
         except InputError as error:
             errors.append(error)
     if errors:

@@ -1,4 +1,4 @@
-"""Image files to arrays, upright as their EXIF orientation demands."""
+"""Image files to arrays, rotated according to EXIF."""
 
 import struct
 import warnings

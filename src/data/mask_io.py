@@ -1,4 +1,4 @@
-"""Mask and label files to arrays, upright as their EXIF orientation demands."""
+"""Mask and label files to arrays, rotated according to EXIF."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,77 +1,23 @@
-"""Ensembles of runs: settings for prediction, members, out-of-fold scores and ensemble.json."""
+"""Ensembles of runs: out-of-fold scores and ensemble.json."""
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from core import config, provenance, run_folder
-from core.device import pick_device
+from core import provenance, run_folder
 from core.errors import InputError
 from core.files import atomic_write, file_sha256
-from core.settings import MODEL_SETTINGS, Settings
-from data.datasets import dataset_fingerprint, get_class_map, load_training_samples
+from core.settings import Settings
+from data.datasets import dataset_fingerprint, load_training_samples
 from data.sample import Sample
 from evaluation import oof
 from evaluation.ensemble_weights import MAX_RUNS, WeightChoice, choose_weights
-from inference.members import EnsembleMember, make_member
+from inference.load_runs import load_oof_members
 from inference.pipeline import map_in_threads
 from inference.predictor import Prediction, Reduce, keep_each, keep_mean, predict
-from models import checkpoint
 
-# ---------------------------------------------------------------- settings
-
-# Settings of a run that prediction does not inherit: those of the machine, and of the selection.
-NOT_INHERITED_BY_PREDICTION = {
-    *("device", "precision", "compile", "num_workers", "cache"),
-    *("run", "runs", "fold", "resume", "max_images", "output_dir", "images", "background"),
-}
-
-
-def settings_for_prediction(args: list[str]) -> Settings:
-    """Return the settings of the first run with those in `args`, which may not change the model.
-
-    The `run` of several runs a and b is `a+b`, whatever their order in `runs`.
-    """
-    settings = config.load_settings(args)
-    overridden = [name for name in config.parse_overrides(args) if name in MODEL_SETTINGS]
-    if overridden:
-        raise InputError(f"{overridden[0]} cannot be changed at prediction; leave it out")
-    first_run = Path(settings.output_dir) / min(settings.runs)
-    if not run_folder.finished_folds(first_run):
-        raise InputError(
-            f"{first_run}: has no trained fold; train it with "
-            f"`bash train.sh recipe={settings.recipe}`, or set run= or runs=a,b"
-        )
-    stored = run_folder.read_run_settings(first_run)
-    inherited = {k: v for k, v in stored.items() if k not in NOT_INHERITED_BY_PREDICTION}
-    selected = {"run": settings.run, "runs": settings.runs}
-    path = run_folder.config_path(first_run)
-    merged = config.load_settings(args, inherited | selected, path)
-    for run in merged.runs:
-        check_classes_match(merged, Path(merged.output_dir) / run)
-    return replace(merged, run="+".join(sorted(merged.runs)))
-
-
-def check_classes_match(settings: Settings, run_dir: Path) -> None:
-    """Raise InputError if the run was trained with other classes than the settings select."""
-    for fold in run_folder.finished_folds(run_dir)[:1]:
-        path, names = run_folder.weights_path(run_dir, fold), get_class_map(settings).names
-        trained = tuple(checkpoint.read_metadata(path).get("names", ()))
-        if trained != names and (len(trained) > 1 or len(names) > 1):
-            raise InputError(
-                f"{path}: was trained with {_format_classes(trained)}, the settings select "
-                f"{_format_classes(names)}: set dataset_format=, cityscapes_classes=, "
-                "trimap_border= and data_dir= (its classes.csv) as in training"
-            )
-
-
-def _format_classes(names: tuple[str, ...]) -> str:
-    return f"{len(names)} classes ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-
-
-# ---------------------------------------------------------------- members
+# ---------------------------------------------------------------- out-of-fold scores
 
 
 def common_folds(settings: Settings) -> list[int]:
@@ -86,57 +32,6 @@ def common_folds(settings: Settings) -> list[int]:
         by_run = ", ".join(f"{run}: {sorted(folds)}" for run, folds in finished.items())
         raise InputError(f"runs={settings.runs}: no fold is trained in all of them ({by_run})")
     return sorted(common)
-
-
-def load_oof_members(
-    settings: Settings, weights: dict[str, float], fold: int, data_fingerprint: str
-) -> list[EnsembleMember]:
-    """Load the network that held out `fold` of each run with a weight above 0; InputError if it was
-    trained on other data or held out another fold, since its scores would not be out of fold."""
-    members = []
-    for run in [run for run, weight in weights.items() if weight]:
-        path = run_folder.weights_path(Path(settings.output_dir) / run, fold)
-        network, trained, metadata = checkpoint.load_model(path, pick_device(settings))
-        if metadata.get("fold") != fold:
-            raise InputError(
-                f"{path}: held out fold {metadata.get('fold')}, not {fold}; the file was moved"
-            )
-        if metadata.get("data") != data_fingerprint:
-            hint = f" (set max_images={trained.max_images}, as in training)"
-            raise InputError(
-                f"{path}: was trained on other images or folds than {settings.data_dir} and "
-                f"{settings.folds_csv} hold now; its score would not be out of fold"
-                + (hint if trained.max_images != settings.max_images else "")
-            )
-        members.append(make_member(network, trained, weights[run]))
-    return members
-
-
-def load_members(settings: Settings, weights: dict[str, float]) -> dict[str, EnsembleMember]:
-    """Load the networks of all runs with a weight above 0, by their path; the folds of a run share
-    its weight equally."""
-    members = {}
-    for run, weight in weights.items():
-        run_dir = Path(settings.output_dir) / run
-        folds, lack = run_folder.finished_folds(run_dir), "has no trained fold"
-        if settings.fold is not None:
-            folds, lack = [k for k in folds if k == settings.fold], f"lacks fold {settings.fold}"
-        if not folds:
-            raise InputError(f"{run_dir}: {lack}; train it with `bash train.sh`")
-        for fold in folds:
-            path = run_folder.weights_path(run_dir, fold)
-            network, trained, _ = checkpoint.load_model(path, pick_device(settings))
-            members[str(path)] = make_member(network, trained, weight / len(folds))
-    sizes = [member.preprocessing.size for member in members.values()]
-    if settings.tile_size and all(size and max(size) <= settings.tile_size for size in sizes):
-        raise InputError(
-            f"tile_size={settings.tile_size}: no network has a larger input (the largest has "
-            f"{max(map(max, sizes))} pixels); set tile_size=0, or train at size=null"
-        )
-    return {path: member for path, member in members.items() if member.weight}
-
-
-# ---------------------------------------------------------------- out-of-fold scores
 
 
 def weights_and_scores(settings: Settings) -> tuple[dict[str, float], oof.Scores]:

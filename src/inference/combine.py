@@ -32,7 +32,7 @@ class ImageProbabilities:
     def each(self) -> Tensor:
         """Return the probabilities of all members, float32 M×C×H×W at native size."""
         native = [
-            resize_to_original(probability, self.native_size, member.preprocessing)
+            resize_to_native(probability, self.native_size, member.preprocessing)
             for member, probability in self.probabilities
         ]
         return torch.stack(native)
@@ -42,7 +42,7 @@ class ImageProbabilities:
         return member_agreement(self.probabilities, mean, self.native_size)
 
 
-def resize_to_original(
+def resize_to_native(
     probability: Tensor, native_size: Size, preprocessing: Preprocessing
 ) -> Tensor:
     """Resize a probability to the image's native size and cut off its letterbox.
@@ -67,7 +67,7 @@ def weighted_mean(probabilities: list[MemberProbability], native_size: Size) -> 
         same = [(m.weight, p) for m, p in probabilities if m.preprocessing == preprocessing]
         weights.append(sum(weight for weight, _ in same))
         small = sum(weight / weights[-1] * p for weight, p in same)
-        means.append(resize_to_original(small, native_size, preprocessing))
+        means.append(resize_to_native(small, native_size, preprocessing))
     if len(means) == 1:
         return means[0]
     total_weight = sum(member.weight for member, _ in probabilities)

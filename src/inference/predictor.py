@@ -41,7 +41,7 @@ TTA_FLIPS: dict[str, list[tuple[int, ...]]] = {
     "flips": [(), (-1,), (-2,), (-1, -2)],
 }
 PREFETCHED_BATCHES = 2
-TUNED_FROM = 500  # images, from which on tuning pays; an estimate
+TUNE_MIN_IMAGES = 500  # with fewer, tuning takes longer than it saves; not measured
 
 # What is kept of an image: tensors by name, computed from its probabilities on the device. Must not
 # wait for the device, as by reading a value.
@@ -89,7 +89,7 @@ def predict(
     preprocessings = {member.preprocessing for member in members}
     loader = prediction_loader(samples, preprocessings, settings, with_mask, cache)
     batches, forward = (batch for batch in loader), BatchForward(members, settings, reduce)
-    if len(samples) >= TUNED_FROM:
+    if len(samples) >= TUNE_MIN_IMAGES:
         forward.tune()
     if forward.device.type == "cuda":  # on a CPU, loading would slow the networks down
         batches = prefetch(batches, 1)

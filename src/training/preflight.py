@@ -62,7 +62,7 @@ def check_data(settings: Settings, samples: list[Sample]) -> int:
     group_folds = {sample.group: sample.fold for sample in samples}
     listed = csv_files.read_folds(settings)
     n_folds = max(listed.values()) + 1
-    sizes = datasets.check_sizes(samples)
+    sizes = datasets.read_sizes(samples)
     if settings.train_size is None and len(sizes) > 1 and settings.batch_size > 1:
         raise InputError(f"{settings.data_dir}: has images of {len(sizes)} sizes; set size=h,w")
     _check_crop_size(settings, sizes)
@@ -136,7 +136,7 @@ def check_folds(settings: Settings, folds: list[int], samples: list[Sample]) -> 
             checkpoint.load_weights(path, model, "the network of this run")
     counts = [sum(sample.fold != fold for sample in samples) for fold in folds]
     # The smallest native size: at most 32 pixels a side are one pixel after the encoder.
-    size = tuple(settings.train_size or min(datasets.check_sizes(samples), key=max))
+    size = tuple(settings.train_size or min(datasets.read_sizes(samples), key=max))
     check_batches(settings, model, size, counts, processes)
 
 

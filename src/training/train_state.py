@@ -118,8 +118,8 @@ class TrainState:
         no_sync = isinstance(self.network, DistributedDataParallel) and not is_update
         with self.network.no_sync() if no_sync else nullcontext():
             logits = self.forward(images)
-            soft_targets = targets.float() / 255 if self.is_binary else targets
-            loss = LOSSES[self.settings.loss](logits, soft_targets)
+            expected = targets.float() / 255 if self.is_binary else targets
+            loss = LOSSES[self.settings.loss](logits, expected)
             self.scaler.scale(loss * weight / self.settings.grad_accumulation).backward()
         if is_update:
             self.update_weights()

@@ -151,7 +151,7 @@ def test_load_samples_accepts_every_image_type_for_images_and_masks(data_dir, su
             path.unlink()
             image.save(path.with_suffix(f".{suffix}"), lossless=True, quality=100)
     samples = datasets.load_training_samples(tiny_settings(data_dir, "mask_threshold=128"))
-    assert len(samples) == 12 and datasets.check_sizes(samples) == {(48, 72)}
+    assert len(samples) == 12 and datasets.read_sizes(samples) == {(48, 72)}
     expected = draw_car(0, 1, (48, 72))[1]
     assert (datasets.read_sample_mask(samples[0]) == expected).mean() > 0.995
 
@@ -163,7 +163,7 @@ def test_check_sizes_counts_all_masks_of_another_size(data_dir):
         )
     samples = datasets.load_training_samples(tiny_settings(data_dir))
     with pytest.raises(InputError) as raised:
-        datasets.check_sizes(samples)
+        datasets.read_sizes(samples)
     assert str(raised.value) == (
         f"{samples[3].mask}: is 48×72 but 000000000001_01.jpg is 72×48; EXIF turns only one of the "
         "two upright: turn the other (2 such files)"
@@ -211,7 +211,7 @@ def write_masks_csv(data_dir):
 def test_train_masks_csv_stands_in_for_the_folder(data_dir):
     masks = write_masks_csv(data_dir)
     samples = datasets.load_training_samples(tiny_settings(data_dir))
-    assert datasets.check_sizes(samples) == {(48, 72)} and len(samples) == len(masks) == 12
+    assert datasets.read_sizes(samples) == {(48, 72)} and len(samples) == len(masks) == 12
     for sample in samples:
         assert np.array_equal(datasets.read_sample_mask(sample), masks[sample.image_id])
 
@@ -229,7 +229,7 @@ def test_train_masks_csv_is_checked(data_dir):
     other.write_text(text.replace("000000000001_02.jpg,", "000000000001_02.jpg,3456 2 "))
     samples = datasets.load_samples(tiny_settings(other.parent), "train")
     with pytest.raises(InputError, match=r"train_masks\.csv: 000000000001_02\.jpg: run .* begins"):
-        datasets.check_sizes(samples)
+        datasets.read_sizes(samples)
 
 
 # ---------------------------------------------------------------- classes.csv
@@ -283,7 +283,7 @@ def test_classes_csv_needs_masks_in_image_files(data_dir):
     (data_dir / "classes.csv").write_text(CLASSES)
     samples = datasets.load_samples(tiny_settings(data_dir), "train")
     with pytest.raises(InputError, match=r"train_masks\.csv: holds masks of one class; delete"):
-        datasets.check_sizes(samples)
+        datasets.read_sizes(samples)
 
 
 def test_classes_csv_must_list_all_values(data_dir):

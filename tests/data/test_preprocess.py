@@ -34,12 +34,12 @@ def test_letterbox_contains_the_whole_image_in_its_proportions(native_size, size
     assert (classes == IGNORE).sum() == classes.size - height * width
 
 
-def test_resize_to_original_inverts_the_letterbox():
+def test_resize_to_native_inverts_the_letterbox():
     _, mask = draw_car(0, 0, (80, 120))
     preprocessing = Preprocessing((64, 64), letterbox=True)
     target = preprocess.mask_to_soft_target(mask, preprocessing) / np.float32(255)
     probability = torch.from_numpy(target)[None]
-    restored = combine.resize_to_original(probability, mask.shape, preprocessing)[0].numpy()
+    restored = combine.resize_to_native(probability, mask.shape, preprocessing)[0].numpy()
     assert ((restored >= 0.5) != mask).mean() < 0.01
 
 

@@ -21,6 +21,7 @@ from core import config, run_folder
 from core.errors import InputError
 from data.datasets import dataset_fingerprint, load_training_samples
 from evaluation import comparison, ensemble, oof
+from inference import load_runs
 from models import checkpoint
 from models.build import build_model
 
@@ -40,7 +41,7 @@ class Runs:
         return [*tiny_settings_args(self.data_dir, self.output_dir), *more]
 
     def settings(self, *more):
-        return ensemble.settings_for_prediction([*prediction_args(self.args()), *more])
+        return load_runs.settings_for_prediction([*prediction_args(self.args()), *more])
 
     @property
     def ensemble_settings(self):
@@ -78,7 +79,7 @@ def save_constant_fold(settings, fold, probability, samples):
     fingerprint = dataset_fingerprint(samples)
     save_constant_network(settings, fold, probability, fingerprint)
     held_out = [sample for sample in samples if sample.fold == fold]
-    members = ensemble.load_oof_members(settings, {settings.run: 1.0}, fold, fingerprint)
+    members = load_runs.load_oof_members(settings, {settings.run: 1.0}, fold, fingerprint)
     scores = oof.score_out_of_fold(members, held_out, settings, "")
     oof.save_scores(run_folder.fold_dir(settings.run_dir, fold), scores)
     history = "epoch,loss,seconds,images_per_second,val_dice\n1,1,60,10,0.5\n"
@@ -117,11 +118,11 @@ def test_settings_for_prediction_inherits_training_settings_but_not_the_machines
     assert settings.run == "a+b"
     assert config.load_settings(runs.args()).precision == "fp32"
     args = [f"output_dir={runs.output_dir}", "run=a"]
-    assert ensemble.settings_for_prediction(args).precision == "auto"
+    assert load_runs.settings_for_prediction(args).precision == "auto"
 
 
 def test_settings_not_inherited_are_settings():
-    assert config.FIELDS.keys() >= ensemble.NOT_INHERITED_BY_PREDICTION
+    assert config.FIELDS.keys() >= load_runs.NOT_INHERITED_BY_PREDICTION
 
 
 @pytest.mark.parametrize(
@@ -153,37 +154,37 @@ def test_load_oof_members_of_network_in_another_folds_folder_is_rejected(runs_co
     shutil.copy(runs_copy.weights_path("a", 2), runs_copy.weights_path("a", 1))
     settings = runs_copy.ensemble_settings
     with pytest.raises(InputError, match="held out fold 2, not 1; the file was moved"):
-        ensemble.load_oof_members(settings, EQUAL, 1, fingerprint)
-    assert len(ensemble.load_oof_members(settings, EQUAL, 0, fingerprint)) == 2
-    (member,) = ensemble.load_oof_members(settings, {"a": 0.0, "b": 0.7}, 0, fingerprint)
+        load_runs.load_oof_members(settings, EQUAL, 1, fingerprint)
+    assert len(load_runs.load_oof_members(settings, EQUAL, 0, fingerprint)) == 2
+    (member,) = load_runs.load_oof_members(settings, {"a": 0.0, "b": 0.7}, 0, fingerprint)
     assert member.weight == 0.7
 
 
 def test_load_oof_members_of_networks_of_other_data_is_rejected(runs):
     fewer = dataset_fingerprint(runs.samples[1:])
     with pytest.raises(InputError, match=r"would not be out of fold$"):
-        ensemble.load_oof_members(runs.ensemble_settings, EQUAL, 0, fewer)
+        load_runs.load_oof_members(runs.ensemble_settings, EQUAL, 0, fewer)
     limited = runs.settings("runs=[a,b]", "max_images=1")
     fewer = dataset_fingerprint(load_training_samples(limited))
     with pytest.raises(InputError, match=r"\(set max_images=0, as in training\)"):
-        ensemble.load_oof_members(limited, EQUAL, 0, fewer)
+        load_runs.load_oof_members(limited, EQUAL, 0, fewer)
 
 
 def test_load_members_shares_a_runs_weight_among_its_folds(runs):
-    members = ensemble.load_members(runs.ensemble_settings, {"a": 0.75, "b": 0.25})
+    members = load_runs.load_members(runs.ensemble_settings, {"a": 0.75, "b": 0.25})
     assert [*members] == [str(runs.weights_path(run, k)) for run in "ab" for k in range(N_FOLDS)]
     weights = [member.weight for member in members.values()]
     assert weights == pytest.approx([0.25] * 3 + [0.25 / 3] * 3)
 
 
 def test_load_members_leaves_out_runs_without_weight_and_other_folds(runs):
-    members = ensemble.load_members(runs.ensemble_settings, {"a": 1.0, "b": 0.0})
+    members = load_runs.load_members(runs.ensemble_settings, {"a": 1.0, "b": 0.0})
     assert len(members) == 3
     one_fold = runs.settings("runs=[a,b]", "fold=1")
-    members = ensemble.load_members(one_fold, {"a": 0.5, "b": 0.5})
+    members = load_runs.load_members(one_fold, {"a": 0.5, "b": 0.5})
     assert [*members] == [str(runs.weights_path(run, 1)) for run in "ab"]
     with pytest.raises(InputError, match="a: lacks fold 7; train it"):
-        ensemble.load_members(runs.settings("runs=[a,b]", "fold=7"), {"a": 1.0})
+        load_runs.load_members(runs.settings("runs=[a,b]", "fold=7"), {"a": 1.0})
 
 
 def test_common_folds_are_those_of_all_runs(runs_copy):

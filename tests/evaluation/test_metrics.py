@@ -10,7 +10,7 @@ from data import mask_io
 from data.preprocess import Preprocessing
 from evaluation import metrics
 from evaluation.pixel_counts import confusion_matrix, probability_histograms
-from inference.combine import quantize_probability, resize_to_original
+from inference.combine import quantize_probability, resize_to_native
 
 
 def brute_force_dice(a, b):
@@ -73,7 +73,7 @@ def test_dice_curve_of_real_masks_equals_brute_force():
         true = mask_io.read_mask(path)
         small = cv2.resize(true.astype(np.float32), (96, 64), interpolation=cv2.INTER_AREA)
         small = torch.from_numpy(small)[None]
-        probability = resize_to_original(small, true.shape, Preprocessing(None))[0].numpy()
+        probability = resize_to_native(small, true.shape, Preprocessing(None))[0].numpy()
         curve = metrics.dice_curve(histograms_of(probability, true))
         for i in range(0, 255, 6):
             predicted = probability >= metrics.THRESHOLDS[i]

@@ -14,28 +14,28 @@ NATIVE = Preprocessing(None)
 # ---------------------------------------------------------------- native size
 
 
-def test_resize_to_original_keeps_constants_and_the_unit_interval():
+def test_resize_to_native_keeps_constants_and_the_unit_interval():
     for value in (0.0, 0.3, 1.0):
         constant = torch.full((1, 5, 7), value)
-        enlarged = combine.resize_to_original(constant, (50, 71), NATIVE)[0]
+        enlarged = combine.resize_to_native(constant, (50, 71), NATIVE)[0]
         assert torch.allclose(enlarged, torch.tensor(value))
-    steep = combine.resize_to_original(torch.eye(8)[None], (40, 40), NATIVE)[0]
+    steep = combine.resize_to_native(torch.eye(8)[None], (40, 40), NATIVE)[0]
     assert steep.min() >= 0 and steep.max() <= 1 and steep.shape == (40, 40)
     small = torch.rand(1, 5, 7)
-    assert torch.equal(combine.resize_to_original(small, (5, 7), NATIVE), small)
+    assert torch.equal(combine.resize_to_native(small, (5, 7), NATIVE), small)
 
 
-def test_resize_to_original_equals_opencv_bicubic():
+def test_resize_to_native_equals_opencv_bicubic():
     small = np.random.default_rng(0).random((6, 8)).astype(np.float32)
     expected = cv2.resize(small, (24, 18), interpolation=cv2.INTER_CUBIC).clip(0, 1)
-    enlarged = combine.resize_to_original(torch.from_numpy(small)[None], (18, 24), NATIVE)[0]
+    enlarged = combine.resize_to_native(torch.from_numpy(small)[None], (18, 24), NATIVE)[0]
     assert np.allclose(enlarged, expected, atol=1e-5)
 
 
-def test_resize_to_original_cuts_off_the_letterbox():
+def test_resize_to_native_cuts_off_the_letterbox():
     boxed = torch.zeros(1, 16, 16)
     boxed[:, 4:12] = 1  # an image of 20×40 fills 8×16 pixels
-    probability = combine.resize_to_original(boxed, (20, 40), Preprocessing((16, 16), True))
+    probability = combine.resize_to_native(boxed, (20, 40), Preprocessing((16, 16), True))
     assert probability.shape == (1, 20, 40)
     assert torch.allclose(probability, torch.ones(1, 20, 40))
 

@@ -15,6 +15,7 @@ from core.errors import InputError
 from core.settings import Settings
 from data.preprocess import Preprocessing
 from evaluation import ensemble
+from inference import load_runs
 from inference.members import EnsembleMember
 from inference.onnx_export import MeanProbability, check_exportable, export_onnx, smallest_side
 from inference.predictor import predict_probability_tta
@@ -48,9 +49,9 @@ def test_export_writes_the_mean_of_all_folds_and_flips(trained_run, tmp_path, ca
     printed = capsys.readouterr().out
     assert f"{path}: 2 networks, tta=hflip" in printed and "differs from torch's by" in printed
 
-    settings = ensemble.settings_for_prediction(prediction_args(trained_run.args))
+    settings = load_runs.settings_for_prediction(prediction_args(trained_run.args))
     weights, _ = ensemble.weights_and_scores(settings)
-    members = [*ensemble.load_members(settings, weights).values()]
+    members = [*load_runs.load_members(settings, weights).values()]
     for shape in ((1, 3, 32, 48), (3, 3, 41, 77), (2, 3, 100, 33)):
         images = random_images(*shape)
         with torch.inference_mode():

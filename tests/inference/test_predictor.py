@@ -308,7 +308,7 @@ def test_tuned_predict_makes_one_graph_for_all_members_and_odd_batches(tiny, mon
     members = [make_member(build_model(settings).eval(), settings) for _ in range(3)]
     expected = predict_all(members, samples[:7], replace(settings, compile="true"))
     assert not graphs  # too few images
-    monkeypatch.setattr(predictor, "TUNED_FROM", 7)
+    monkeypatch.setattr(predictor, "TUNE_MIN_IMAGES", 7)
     tuned = predict_all(members, samples[:7], replace(settings, compile="true"))
     assert len(graphs) == 1 and torch.backends.cudnn.benchmark
     assert all_close(tuned, expected)
@@ -319,7 +319,7 @@ def test_tuned_predict_makes_one_graph_for_all_members_and_odd_batches(tiny, mon
 
 @pytest.mark.parametrize(
     ("module", "function"),
-    [(predictor, "predict_probability_tta"), (combine, "resize_to_original")],
+    [(predictor, "predict_probability_tta"), (combine, "resize_to_native")],
 )
 def test_predict_explains_when_memory_runs_out(tiny, monkeypatch, module, function):
     samples, settings, networks = tiny

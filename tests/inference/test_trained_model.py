@@ -13,7 +13,7 @@ import leaderboard
 from core import run_folder
 from data import datasets, image_io
 from evaluation import ensemble, oof
-from inference import load, predictor
+from inference import load, load_runs, predictor
 
 
 @pytest.fixture
@@ -22,9 +22,9 @@ def photograph(trained_run):
 
 
 def test_loaded_model_predicts_as_predict_does(trained_run, photograph):
-    settings = ensemble.settings_for_prediction(prediction_args(trained_run.args))
+    settings = load_runs.settings_for_prediction(prediction_args(trained_run.args))
     weights, scores = ensemble.weights_and_scores(settings)
-    members = [*ensemble.load_members(settings, weights).values()]
+    members = [*load_runs.load_members(settings, weights).values()]
     [first, *_] = datasets.load_test_samples(settings)
     expected = next(iter(predictor.predict(members, [first], settings))).probability
     result = load(trained_run.output_dir / "tiny", device="cpu")(photograph)

@@ -46,7 +46,7 @@ class DatasetFormat:
     def read_native_size(self, sample: Sample) -> tuple[int, int]:
         return image_io.read_image_size(sample.image)
 
-    def check_size(self, sample: Sample) -> tuple[int, int]:
+    def read_size(self, sample: Sample) -> tuple[int, int]:
         """Return (height, width) from the headers; InputError if image and mask differ in size."""
         height, width = self.read_native_size(sample)
         mask_height, mask_width = image_io.read_image_size(sample.mask)

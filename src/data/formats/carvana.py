@@ -61,10 +61,10 @@ class Carvana(DatasetFormat):
             return decode_from_csv(sample, self.read_native_size(sample))
         return mask_io.read_mask(sample.mask, sample.class_map.mask_threshold)
 
-    def check_size(self, sample: Sample) -> tuple[int, int]:
+    def read_size(self, sample: Sample) -> tuple[int, int]:
         if sample.mask.suffix == ".csv":
             return self.read_mask(sample).shape
-        return super().check_size(sample)
+        return super().read_size(sample)
 
 
 def images_dir_of(settings: Settings, split: str) -> Path:

@@ -113,7 +113,7 @@ class CityscapesPairs(Cityscapes):
         height, width = image_io.read_image_size(sample.image)
         return height, width // 2
 
-    def check_size(self, sample: Sample) -> tuple[int, int]:
+    def read_size(self, sample: Sample) -> tuple[int, int]:
         height, width = image_io.read_image_size(sample.image)
         if width != 2 * height:
             raise InputError(f"{sample.image}: is {width}×{height}, expected twice as wide as high")
