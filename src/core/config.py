@@ -128,13 +128,15 @@ def split_runs(args: list[str]) -> list[list[str]]:
 def _assign_last_stage(conf: DictConfig, overrides: dict[str, Any]) -> DictConfig:
     """Return `conf` with the settings of the last of its stages, after checking those of all."""
     base, stages = conf, []
+    keys = dict.fromkeys(key for stage in base.stages for key in stage)
     for number, stage in enumerate(OmegaConf.to_container(base.stages), 1):
         if both := sorted(stage.keys() & overrides.keys()):
             raise InputError(f"{both[0]}=: is set by stage {number}; change `stages` instead")
         conf = base
         for key, value in stage.items():
             conf = _assign(conf, key, value, f"stage {number}: ")
-        stages.append({key: conf[key] for key in stage})  # of their types: YAML reads 1e-3 as text
+        # Of their types: YAML reads 1e-3 as text. What another stage sets is the base's here.
+        stages.append({key: conf[key] for key in keys})
     return OmegaConf.merge(conf, {"stages": stages})
 
 

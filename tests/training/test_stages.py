@@ -11,26 +11,34 @@ STAGES = "stages=[{size: [64,96], epochs: 2, lr: 1e-3}, {lr: 2e-3}, {size: [128,
 
 
 def test_split_stages_gives_each_its_settings_folder_and_predecessor():
-    settings = config.load_settings(["recipe=demo", STAGES])
+    settings = config.load_settings(["recipe=carvana_small", STAGES])
     stages = split_stages(settings)
-    assert [stage.run for stage in stages] == ["demo/stage1", "demo/stage2", "demo"]
+    assert [stage.run for stage in stages] == ["carvana_small/stage1", "carvana_small/stage2", "carvana_small"]
     assert stages[0].size == [64, 96] and stages[2].size == [128, 192]
-    recipe = config.load_settings(["recipe=demo"])
+    recipe = config.load_settings(["recipe=carvana_small"])
     assert [stage.lr for stage in stages] == [1e-3, 2e-3, recipe.lr]
-    assert [find_init_run(stage) for stage in stages] == ["", "demo/stage1", "demo/stage2"]
+    assert [find_init_run(stage) for stage in stages] == ["", "carvana_small/stage1", "carvana_small/stage2"]
     assert stages[-1] is settings
 
 
+def test_a_setting_of_one_stage_is_not_that_of_the_others():
+    stages = "stages=[{epochs: 1}, {crop_size: [32,48]}, {size: null, epochs: 2}]"
+    first, second, last = split_stages(config.load_settings(["recipe=carvana_small", stages]))
+    assert [first.crop_size, second.crop_size, last.crop_size] == [None, [32, 48], None]
+    assert [first.size, second.size, last.size] == [[256, 384], [256, 384], None]
+    assert [first.epochs, second.epochs, last.epochs] == [1, 24, 2]
+
+
 def test_split_stages_without_stages_is_the_run_itself():
-    settings = config.load_settings(["recipe=demo", "init_run=other"])
+    settings = config.load_settings(["recipe=carvana_small", "init_run=other"])
     assert split_stages(settings) == [settings] and find_init_run(settings) == "other"
 
 
 def test_first_of_several_stages_starts_from_init_run():
     first, last = split_stages(
-        config.load_settings(["recipe=demo", "init_run=other", "stages=[{lr: 1}, {lr: 2}]"])
+        config.load_settings(["recipe=carvana_small", "init_run=other", "stages=[{lr: 1}, {lr: 2}]"])
     )
-    assert find_init_run(first) == "other" and find_init_run(last) == "demo/stage1"
+    assert find_init_run(first) == "other" and find_init_run(last) == "carvana_small/stage1"
 
 
 @pytest.mark.parametrize(
@@ -45,4 +53,4 @@ def test_first_of_several_stages_starts_from_init_run():
 )
 def test_load_settings_rejects_invalid_stages(args, message):
     with pytest.raises(InputError, match=message.replace("[", r"\[")):
-        config.load_settings(["recipe=demo", *args])
+        config.load_settings(["recipe=carvana_small", *args])
