@@ -131,7 +131,10 @@ def _assign_last_stage(conf: DictConfig, overrides: dict[str, Any]) -> DictConfi
     keys = dict.fromkeys(key for stage in base.stages for key in stage)
     for number, stage in enumerate(OmegaConf.to_container(base.stages), 1):
         if both := sorted(stage.keys() & overrides.keys()):
-            raise InputError(f"{both[0]}=: is set by stage {number}; change `stages` instead")
+            raise InputError(
+                f"{both[0]}=: is set by stage {number}; change `stages`, or add stages=[] to train "
+                "without them"
+            )
         conf = base
         for key, value in stage.items():
             conf = _assign(conf, key, value, f"stage {number}: ")

@@ -112,8 +112,8 @@ def test_bench_leaves_only_its_json(output_dir):
     [
         ("cuda", [], ["carvana_smp", "carvana"]),
         ("cpu", [], ["carvana_small"]),
-        ("cuda", ["recipe=demo"], ["demo"]),
-        ("cpu", ["bench_recipes=demo,carvana", "lr=0.5"], ["demo", "carvana"]),
+        ("cuda", ["recipe=carvana_small"], ["carvana_small"]),
+        ("cpu", ["bench_recipes=carvana_small,carvana", "lr=0.5"], ["carvana_small", "carvana"]),
     ],
 )
 def test_recipes_to_measure_are_those_named_else_those_for_the_device(
@@ -149,17 +149,17 @@ def two_recipes(data_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(measurements, "measure_recipe", measure_recipe)
     monkeypatch.setattr(measurements, "measure_time_to_dice", measure_time_to_dice)
     args = tiny_settings_args(data_dir, tmp_path / "output")
-    return [*args, "bench_recipes=demo,carvana", "bench_minutes=1"]
+    return [*args, "bench_recipes=carvana_small,carvana", "bench_minutes=1"]
 
 
 def test_bench_leaves_out_a_recipe_for_which_it_has_too_little_time(two_recipes, tmp_path, capsys):
     bench.main(two_recipes)
     report = json.loads((tmp_path / "output/bench.json").read_text())
-    assert report["recipes"].keys() == {"demo"} and report["time_to_dice"]["left"] == 20
+    assert report["recipes"].keys() == {"carvana_small"} and report["time_to_dice"]["left"] == 20
     assert "carvana: not measured, it takes more than bench_minutes=1\n" in capsys.readouterr().out
     bench.main([*two_recipes, "bench_minutes=1.5"])
     report = json.loads((tmp_path / "output/bench.json").read_text())
-    assert report["recipes"].keys() == {"demo", "carvana"}
+    assert report["recipes"].keys() == {"carvana_small", "carvana"}
 
 
 def test_bench_keeps_what_it_has_measured_before_an_error(two_recipes, tmp_path, monkeypatch):
@@ -171,7 +171,7 @@ def test_bench_keeps_what_it_has_measured_before_an_error(two_recipes, tmp_path,
     monkeypatch.setattr(measurements, "measure_recipe", measure_recipe)
     assert_input_error(bench.main, two_recipes, "out of memory with batch_size=4")
     report = json.loads((tmp_path / "output/bench.json").read_text())
-    assert report["recipes"].keys() == {"demo"}
+    assert report["recipes"].keys() == {"carvana_small"}
 
 
 @pytest.mark.parametrize(

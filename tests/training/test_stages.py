@@ -13,11 +13,19 @@ STAGES = "stages=[{size: [64,96], epochs: 2, lr: 1e-3}, {lr: 2e-3}, {size: [128,
 def test_split_stages_gives_each_its_settings_folder_and_predecessor():
     settings = config.load_settings(["recipe=carvana_small", STAGES])
     stages = split_stages(settings)
-    assert [stage.run for stage in stages] == ["carvana_small/stage1", "carvana_small/stage2", "carvana_small"]
+    assert [stage.run for stage in stages] == [
+        "carvana_small/stage1",
+        "carvana_small/stage2",
+        "carvana_small",
+    ]
     assert stages[0].size == [64, 96] and stages[2].size == [128, 192]
     recipe = config.load_settings(["recipe=carvana_small"])
     assert [stage.lr for stage in stages] == [1e-3, 2e-3, recipe.lr]
-    assert [find_init_run(stage) for stage in stages] == ["", "carvana_small/stage1", "carvana_small/stage2"]
+    assert [find_init_run(stage) for stage in stages] == [
+        "",
+        "carvana_small/stage1",
+        "carvana_small/stage2",
+    ]
     assert stages[-1] is settings
 
 
@@ -36,7 +44,9 @@ def test_split_stages_without_stages_is_the_run_itself():
 
 def test_first_of_several_stages_starts_from_init_run():
     first, last = split_stages(
-        config.load_settings(["recipe=carvana_small", "init_run=other", "stages=[{lr: 1}, {lr: 2}]"])
+        config.load_settings(
+            ["recipe=carvana_small", "init_run=other", "stages=[{lr: 1}, {lr: 2}]"]
+        )
     )
     assert find_init_run(first) == "other" and find_init_run(last) == "carvana_small/stage1"
 
