@@ -28,16 +28,16 @@ def list_images(folder: Path) -> list[Path]:
     """
     require_paths(folder)
     images: dict[str, Path] = {}
-    doubled, left_out = [], []
+    duplicates, left_out = [], []
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
             left_out.append(path)
         elif images.setdefault(path.stem, path) is not path:
-            doubled.append(path)
-    if doubled:
+            duplicates.append(path)
+    if duplicates:
         raise InputError(
-            f"{doubled[0].absolute()}: {images[doubled[0].stem].name} has the same stem; remove "
-            f"one ({len(doubled)} such pairs)"
+            f"{duplicates[0].absolute()}: {images[duplicates[0].stem].name} has the same stem; remove "
+            f"one ({len(duplicates)} such pairs)"
         )
     remedy = next(filter(None, map(foreign_file_remedy, left_out)), "")
     if not images:

@@ -63,7 +63,7 @@ def check_submission(settings: Settings) -> None:
     if errors:
         print_limited(f"{path}: errors", errors, sys.stderr)
         raise InputError(f"{path}: invalid submission, {len(errors)} errors")
-    print_limited("worth a look", suspicious_masks(table, statistics))
+    print_limited(f"{path}: warnings", suspicious_masks(table, statistics))
     if settings.max_images:
         print(f"max_images={settings.max_images}: these are not all test images")
     print(f"{path}: {len(table)} rows, valid")

@@ -127,7 +127,7 @@ def test_read_image_sizes_of_unreadable_image_raises_unless_skipped(args, data_d
     assert submission.read_image_sizes(settings, [path.name]) == {path.name: (1280, 1918)}
 
 
-def worth_a_look(masks):
+def warnings_of(masks):
     """Return the warnings of masks of equal size, without the names of the images."""
     names = pd.Series([f"{i}.jpg" for i in range(len(masks))])
     table = pd.DataFrame({"img": names, "rle_mask": [rle.encode(mask) for mask in masks]})
@@ -144,24 +144,24 @@ def draw_masks(count, size=(48, 72)):
 
 def test_suspicious_masks_are_empty_or_outliers():
     masks = draw_masks(20)
-    assert worth_a_look(masks) == {}
+    assert warnings_of(masks) == {}
     masks[3], masks[7] = np.zeros((48, 72), bool), np.ones((48, 72), bool)
     masks[7][:5] = False
-    assert worth_a_look(masks) == {3: "is empty", 7: "covers 89.6%"}
-    assert worth_a_look([masks[3]] * 3) == dict.fromkeys(range(3), "is empty")
+    assert warnings_of(masks) == {3: "is empty", 7: "covers 89.6%"}
+    assert warnings_of([masks[3]] * 3) == dict.fromkeys(range(3), "is empty")
 
 
 def test_suspicious_masks_cover_the_whole_image():
     masks = [np.ones((48, 72), bool) for _ in range(3)]
     masks[1][0, 0] = masks[2][-1, -1] = False
-    assert worth_a_look(masks) == dict.fromkeys(range(3), "covers 100.0%")
+    assert warnings_of(masks) == dict.fromkeys(range(3), "covers 100.0%")
 
 
 def test_suspicious_masks_are_repeated():
     masks = draw_masks(6)
-    assert worth_a_look([*masks, masks[1]]) == {}
+    assert warnings_of([*masks, masks[1]]) == {}
     repeated = [*masks, masks[1], masks[1], masks[4], masks[4], masks[4]]
-    assert worth_a_look(repeated) == {
+    assert warnings_of(repeated) == {
         1: "is the same mask as in 2 other rows",
         4: "is the same mask as in 3 other rows",
     }
@@ -170,8 +170,8 @@ def test_suspicious_masks_are_repeated():
 @pytest.mark.parametrize("size", [(48, 72), (72, 48), (400, 600)])
 def test_suspicious_masks_are_counted_down_the_columns(size):
     masks = draw_masks(4, size)
-    assert worth_a_look(masks) == {}
-    lines = worth_a_look([mask.T.reshape(size) for mask in masks])
+    assert warnings_of(masks) == {}
+    lines = warnings_of([mask.T.reshape(size) for mask in masks])
     assert lines.keys() == {0, 1, 2, 3}
     for line in lines.values():
         assert line.startswith("is scattered (") and "down the columns, not along the rows" in line
@@ -182,8 +182,8 @@ def test_suspicious_masks_of_the_competition_are_those_counted_down_the_columns(
     path = REAL / "carvana/train_masks.csv"
     table = csv_files.read_csv_strict(path, submission.SUBMISSION_COLUMNS)[:32]
     masks = [rle.decode(text, submission.IMAGE_SIZE) for text in table["rle_mask"]]
-    assert worth_a_look(masks) == {}
-    lines = worth_a_look([mask.T.reshape(mask.shape) for mask in masks])
+    assert warnings_of(masks) == {}
+    lines = warnings_of([mask.T.reshape(mask.shape) for mask in masks])
     assert len(lines) == 32 and all("is scattered" in line for line in lines.values())
 
 
