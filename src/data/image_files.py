@@ -35,9 +35,10 @@ def list_images(folder: Path) -> list[Path]:
         elif images.setdefault(path.stem, path) is not path:
             duplicates.append(path)
     if duplicates:
+        first = duplicates[0]
         raise InputError(
-            f"{duplicates[0].absolute()}: {images[duplicates[0].stem].name} has the same stem; remove "
-            f"one ({len(duplicates)} such pairs)"
+            f"{first.absolute()}: {images[first.stem].name} has the same stem; remove one "
+            f"({len(duplicates)} such pairs)"
         )
     remedy = next(filter(None, map(foreign_file_remedy, left_out)), "")
     if not images:
