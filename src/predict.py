@@ -208,4 +208,4 @@ def main(args: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run_main(main, "run the same command again to resume")
+    cli.run_main(main, "run the same command again")

@@ -107,9 +107,11 @@ def main(args: list[str]) -> None:
     device = pick_device(runs[0])
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
-    if distributed.requested_processes() > 1:
+    launches = distributed.requested_processes() > 1
+    if launches or (not process_env.is_distributed() and (len(runs) > 1 or runs[0].stages)):
         for settings in runs:
             preflight.check_before_launch(settings)
+    if launches:
         distributed.launch_processes(device)
         return
     for settings in runs:

@@ -12,6 +12,7 @@ from benchmark import timer
 from core import machine
 from core.device import DTYPES
 from core.settings import Settings
+from data.datasets import read_sample_mask
 from data.sample import Sample
 from models.build import build_model
 from training.losses import LOSSES
@@ -29,8 +30,9 @@ class PlainDataset(Dataset):
         return len(self.samples)
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
-        image = Image.open(self.samples[i].image).resize(self.pillow_size, Image.Resampling.BICUBIC)
-        mask = Image.open(self.samples[i].mask).resize(self.pillow_size, Image.Resampling.NEAREST)
+        sample, size = self.samples[i], self.pillow_size
+        image = Image.open(sample.image).convert("RGB").resize(size, Image.Resampling.BICUBIC)
+        mask = Image.fromarray(read_sample_mask(sample)).resize(size, Image.Resampling.NEAREST)
         pixels = torch.from_numpy(np.array(image, np.float32)).permute(2, 0, 1) / 255
         return pixels, torch.from_numpy(np.array(mask) > 0)[None].float()
 

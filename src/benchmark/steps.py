@@ -61,8 +61,9 @@ def time_prediction(timer: StepTimer, trainer: FoldTrainer, samples: list[Sample
     batch_forward.tune()  # as for all test images
 
     def forward(images: Tensor) -> Tensor:
-        with autocast(device, batch_forward.precision):
-            return predict_probability_tta(batch_forward.networks[0], images, settings)
+        precision, networks = batch_forward.precision_and_networks
+        with autocast(device, precision):
+            return predict_probability_tta(networks[0], images, settings)
 
     def enlarge(probability: Tensor) -> Tensor:
         return resize_to_native(probability, native_size, member.preprocessing)

@@ -62,10 +62,10 @@ def _parse_value(annotation: Any, text: str) -> Any:
 def _locate_in_repository(values: dict[str, Any]) -> dict[str, Any]:
     """Return settings whose relative paths start at the repository with paths that are valid in
     the current directory."""
-    if Path.cwd() == ROOT:
-        return values
-    paths = find_paths(values).items()
-    return values | {name: str(ROOT / os.path.expanduser(path)) for name, path in paths}
+    paths = {name: os.path.expanduser(path) for name, path in find_paths(values).items()}
+    if Path.cwd() != ROOT:
+        paths = {name: str(ROOT / path) for name, path in paths.items()}
+    return values | paths
 
 
 def to_stored_settings(settings: Settings) -> dict[str, Any]:
@@ -116,12 +116,15 @@ def split_runs(args: list[str]) -> list[list[str]]:
     """Return the arguments that train each of the setting `runs`, by the recipe of its name: one
     next to the recipe in `args`, if that is a file."""
     settings = load_settings(args)
-    if len(settings.runs) == 1:
+    if settings.runs == [settings.run]:
         return [args]
+    if "run" in parse_overrides(args):
+        raise InputError(f"run={settings.run}: runs={','.join(settings.runs)} have their own names")
     others = [arg for arg in args if arg.partition("=")[0] not in ("recipe", "runs")]
     recipes = settings.runs
     if is_recipe_file(settings.recipe):
-        recipes = [Path(settings.recipe).with_name(f"{run}.yaml") for run in settings.runs]
+        path = Path(settings.recipe)
+        recipes = [path.with_name(run + path.suffix) for run in settings.runs]
     return [[*others, f"recipe={recipe}", f"runs={Path(recipe).stem}"] for recipe in recipes]
 
 

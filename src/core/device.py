@@ -150,7 +150,10 @@ def explain_out_of_memory(settings: Settings) -> Iterator[None]:
         else:
             name = "crop_size" if settings.crop_size else "size"
             fix = f"{name}={height // 2},{width // 2}"
+        # An earlier stage is a run of its own, named <run>/stage<n>.
+        is_stage = bool(settings.stages) or "/" in settings.run
+        where = " in `stages`, with another run=" if is_stage else ""
         raise InputError(
             f"out of memory with batch_size={settings.batch_size} at "
-            f"size={settings.train_size or 'native'}: try {fix}"
+            f"size={settings.train_size or 'native'}: try {fix}{where}"
         ) from None

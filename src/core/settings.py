@@ -25,6 +25,7 @@ DILATIONS: Check = ("0 to 8", lambda v: 0 <= v <= 8)
 TILE_SIZE: Check = ("0, or 128 or more", lambda v: v == 0 or v >= 128)
 TILE_OVERLAP: Check = ("0 or more and at most 0.75", lambda v: 0 <= v <= 0.75)
 NAME: Check = ("a plain folder name", lambda v: re.fullmatch(r"([\w+][\w.+-]*)?", v) is not None)
+RUN_OR_STAGE: Check = ("run or run/stage1", lambda v: NAME[1](re.sub(r"/stage\d+$", "", v)))
 NAMES: Check = ("distinct names", lambda v: all(map(NAME[1], v)) and len({*v}) == len(v))
 POSTPROCESS_STEPS: Check = (
     "auto, none, or names such as specks,fill",
@@ -134,7 +135,7 @@ class Settings:
     half_size_decoder: bool = setting(False, "smp, arch=Unet: end the decoder at half size and enlarge by a pixel shuffle: faster, as space_to_depth=2 is for unet", scope="model")
 
     epochs: int = setting(20, "passes over the training images", POSITIVE)
-    init_run: str = setting("", "run whose weights of fold k are the initial weights of fold k, on the same data and folds; empty: none", NAME)
+    init_run: str = setting("", "run whose weights of fold k are the initial weights of fold k, on the same data and folds; empty: none", RUN_OR_STAGE)
     stages: list[dict[str, Any]] = setting([], "train in stages, each from the weights of the one before; a list of settings that differ, as {size: [256,384], epochs: 4, lr: 1e-3}", STAGES)
     crop_size: list[int] | None = setting(None, "height,width of a random crop of each image at `size`, to train on; prediction takes whole images; null: whole images", SIZE)
     batch_size: int = setting(4, "images per step, over all GPUs", POSITIVE)

@@ -25,7 +25,8 @@ def settings_for_prediction(args: list[str]) -> Settings:
 
     The `run` of several runs a and b is `a+b`, whatever their order in `runs`.
     """
-    settings = config.load_settings(args)
+    no_stages = "stages=[]"  # the settings stored with a run are those of its last stage
+    settings = config.load_settings([*args, no_stages])
     overridden = [name for name in config.parse_overrides(args) if name in MODEL_SETTINGS]
     if overridden:
         raise InputError(f"{overridden[0]} cannot be changed at prediction; leave it out")
@@ -39,7 +40,7 @@ def settings_for_prediction(args: list[str]) -> Settings:
     inherited = {k: v for k, v in stored.items() if k not in NOT_INHERITED_BY_PREDICTION}
     selected = {"run": settings.run, "runs": settings.runs}
     path = run_folder.config_path(first_run)
-    merged = config.load_settings(args, inherited | selected, path)
+    merged = config.load_settings([*args, no_stages], inherited | selected, path)
     for run in merged.runs:
         check_classes_match(merged, Path(merged.output_dir) / run)
     return replace(merged, run="+".join(sorted(merged.runs)))
@@ -93,7 +94,7 @@ def load_members(settings: Settings, weights: dict[str, float]) -> dict[str, Ens
     """Load the networks of all runs with a weight above 0, by their path; the folds of a run share
     its weight equally."""
     members = {}
-    for run, weight in weights.items():
+    for run, weight in [(run, weight) for run, weight in weights.items() if weight]:
         run_dir = Path(settings.output_dir) / run
         folds, lack = run_folder.finished_folds(run_dir), "has no trained fold"
         if settings.fold is not None:
@@ -110,4 +111,4 @@ def load_members(settings: Settings, weights: dict[str, float]) -> dict[str, Ens
             f"tile_size={settings.tile_size}: no network has a larger input (the largest has "
             f"{max(map(max, sizes))} pixels); set tile_size=0, or train at size=null"
         )
-    return {path: member for path, member in members.items() if member.weight}
+    return members

@@ -111,14 +111,18 @@ class BatchForward:
 
     def set_precision(self, precision: str) -> None:
         """Predict in 'bf16', 'fp16' or 'fp32' from the next batch on."""
-        self.precision = precision
-        self.networks = [member.network_for(precision) for member in self.members]
+        # Replaced as one: a thread may be in forward().
+        self.precision_and_networks = (
+            precision,
+            [member.network_for(precision) for member in self.members],
+        )
 
     def tune(self) -> None:
         """Look for the fastest kernels, which takes up to some minutes on a GPU."""
         torch.backends.cudnn.benchmark = True
         if wants_compile(self.settings, self.device) and not compile_obstacle(self.device):
-            for member, network in zip(self.members, self.networks, strict=True):
+            _, networks = self.precision_and_networks
+            for member, network in zip(self.members, networks, strict=True):
                 compile_network(network.network, member.preprocessing.size is not None)
             self.is_compiled = True
 
@@ -162,10 +166,10 @@ class BatchForward:
         }
         is_odd = len(group) != self.settings.batch_size  # would be compiled again
         eager = torch.compiler.set_stance("force_eager") if self.is_compiled and is_odd else None
-        probabilities = []
-        with eager or nullcontext(), autocast(self.device, self.precision):
-            for member, network in zip(self.members, self.networks, strict=True):
-                if self.precision == "fp16":
+        probabilities, (precision, networks) = [], self.precision_and_networks
+        with eager or nullcontext(), autocast(self.device, precision):
+            for member, network in zip(self.members, networks, strict=True):
+                if precision == "fp16":
                     network = partial(checked, network)
                 images = stacked[member.preprocessing]
                 probabilities.append(predict_probability_tta(network, images, self.settings))
@@ -176,10 +180,11 @@ class BatchForward:
 
     def avoid_fp16(self) -> None:
         """Continue in the precision that training takes, but in fp32 if that is fp16 as well."""
-        if self.precision == "fp16":
+        if self.precision_and_networks[0] == "fp16":
             precision = pick_precision(replace(self.settings, precision="auto"), self.device)
-            self.set_precision("fp32" if precision == "fp16" else precision)
-            print(f"precision=fp16 overflows in this network: predicting in {self.precision}")
+            precision = "fp32" if precision == "fp16" else precision
+            self.set_precision(precision)
+            print(f"precision=fp16 overflows in this network: predicting in {precision}")
 
 
 def pick_inference_precision(settings: Settings, device: torch.device) -> str:

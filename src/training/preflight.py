@@ -165,12 +165,12 @@ def _check_loss(settings: Settings, class_map: ClassMap) -> None:
 
 
 def check_before_launch(settings: Settings) -> None:
-    """Run all checks silently, before several processes start that would repeat each error."""
+    """Run all checks silently, before several processes start that would repeat each error, or
+    before an earlier run or stage trains for hours."""
     with redirect_stdout(None):
-        samples = datasets.load_training_samples(settings)
-        first_stage = split_stages(settings)[0]
-        folds = folds_to_train(first_stage, check_data(first_stage, samples))
-        check_folds(first_stage, folds, samples)
+        samples, stages = datasets.load_training_samples(settings), split_stages(settings)
+        n_folds = [check_data(stage, samples) for stage in stages]
+        check_folds(stages[0], folds_to_train(stages[0], n_folds[0]), samples)
 
 
 def lock_fold(settings: Settings, fold: int) -> AbstractContextManager:

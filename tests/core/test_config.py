@@ -28,6 +28,9 @@ def test_split_runs_gives_each_run_the_recipe_of_its_name_and_all_other_argument
     assert config.split_runs(["recipe=carvana", "fold=1"]) == [["recipe=carvana", "fold=1"]]
     both = [["fold=1", "recipe=carvana", "runs=carvana"], ["fold=1", "recipe=demo", "runs=demo"]]
     assert config.split_runs(["runs=carvana,demo", "fold=1"]) == both
+    assert config.split_runs(["runs=demo"]) == [["recipe=demo", "runs=demo"]]
+    with pytest.raises(InputError, match="run=x: runs=carvana,demo have their own names"):
+        config.split_runs(["runs=carvana,demo", "run=x"])
     first = tmp_path / "first.yaml"
     first.write_text("runs: [first, second]\n")
     assert config.split_runs([f"recipe={first}"]) == [

@@ -275,10 +275,10 @@ def test_predict_in_fp16_continues_in_another_precision_where_logits_are_infinit
 def test_avoid_fp16_takes_the_precision_of_training_or_fp32(tiny, monkeypatch, picked, continued):
     _, settings, _ = tiny
     forward = predictor.BatchForward([], settings, predictor.keep_mean)
-    forward.precision = "fp16"
+    forward.set_precision("fp16")
     monkeypatch.setattr(predictor, "pick_precision", lambda settings, device: picked)
     forward.avoid_fp16()
-    assert forward.precision == continued
+    assert forward.precision_and_networks[0] == continued
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def test_predicting_a_batch_on_a_fake_gpu_never_waits(monkeypatch, args, n_class
         for network in networks:
             network.to(torch.device("cuda", 0))
         forward = predictor.BatchForward(members, settings, reduce)
-        assert forward.precision == ("fp16" if precision == "auto" else precision)
+        assert forward.precision_and_networks[0] == ("fp16" if precision == "auto" else precision)
         with Watch() as watch:
             collect = forward(batch)
         with Watch() as reading:
