@@ -58,9 +58,12 @@ def _to_mask(path: Path, values: np.ndarray, threshold: int) -> np.ndarray:
     if threshold:
         full_scale = min(s for s in FULL_SCALES if values.max() <= s)
         return values >= threshold / 255 * full_scale
+    fix = "mask_threshold=128 to read soft edges and lossy files"
+    if 1 < values.max() < 128:  # numbers of classes or of single objects
+        fix = "mask_threshold=1 if all of them are the object"
     raise InputError(
         f"{path}: shows {len(np.unique(values))} values or colors; expected black and one "
-        "other, the object; set mask_threshold=128 to read soft edges and lossy files"
+        f"other, the object; set {fix}"
     )
 
 

@@ -273,3 +273,12 @@ def test_read_label_values_rejects_a_palette_in_another_order_than_the_values(tm
         mask_io.read_label_values(tmp_path / "a.png", COLOR_VALUES)
     path = save(tmp_path, "b.png", palette_image(LABELS % 2 * 3, BLACK, BLUE, BLUE, RED))
     assert np.array_equal(mask_io.read_label_values(path, COLOR_VALUES), LABELS % 2 * 3)
+
+
+def test_mask_of_object_numbers_suggests_a_threshold_that_keeps_all_of_them(tmp_path):
+    values = np.zeros((4, 6), np.uint8)
+    values[1, 1:3], values[2, 3:5] = 1, 2
+    Image.fromarray(values).save(tmp_path / "mask.png")
+    with pytest.raises(InputError, match=r"3 values or colors.*mask_threshold=1 if all"):
+        mask_io.read_mask(tmp_path / "mask.png", 0)
+    assert np.array_equal(mask_io.read_mask(tmp_path / "mask.png", 1), values > 0)
