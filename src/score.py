@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from core import cli, config
+from core import cli, config, run_folder
 
 if __name__ == "__main__":
     cli.check_arguments()  # before the imports that take seconds
@@ -12,7 +12,7 @@ from evaluation.submission import check_submission
 
 def main(args: list[str]) -> None:
     settings = config.load_settings(args)
-    check_submission(replace(settings, run="+".join(sorted(settings.runs))))
+    check_submission(replace(settings, run=run_folder.ensemble_name(settings.runs)))
 
 
 if __name__ == "__main__":

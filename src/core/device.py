@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sysconfig
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 
@@ -131,6 +131,12 @@ def compile_network(network: torch.nn.Module, has_one_size: bool) -> None:
     """
     torch._dynamo.config.suppress_errors = True
     network.compile(dynamic=False if has_one_size else None)
+
+
+def force_eager(is_needed: bool) -> AbstractContextManager:
+    """Return a context in which compiled networks run eagerly, if `is_needed`: for a batch of
+    another size they would be compiled again."""
+    return torch.compiler.set_stance("force_eager") if is_needed else nullcontext()
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import psutil
 
+from core import process_env
+
 CGROUPS, MY_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 SHARED_MEMORY = Path("/dev/shm")
 # Limit, use, and the part of the use in memory.stat that is file cache: cgroup versions 2 and 1.
@@ -21,6 +23,7 @@ MEMORY_FILES = [
 ]
 # Files that together hold quota and period.
 CPU_FILES = [("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")]
+MAX_CORES_USED = 8  # by a process that loads images or encodes masks
 
 
 def set_thread_defaults() -> None:
@@ -49,6 +52,11 @@ def available_cores() -> int:
             if len(numbers) == 2 and numbers[0] > 0:  # v1 has the quota -1 for no limit
                 cores = min(cores, math.ceil(numbers[0] / numbers[1]))
     return max(1, cores)
+
+
+def cores_per_process() -> int:
+    """Return the number of cores for each process on this machine, at most MAX_CORES_USED."""
+    return max(1, min(available_cores() // process_env.local_world_size(), MAX_CORES_USED))
 
 
 def _affinity_cores() -> int:

@@ -1,6 +1,7 @@
 """Paths of the files under output/<run>, and the run's config.yaml."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,11 @@ def masks_dir(run_dir: Path) -> Path:
 def onnx_path(run_dir: Path, fold: int | None) -> Path:
     """output/<run>/<run>.onnx, or <run>_fold<k>.onnx of a single fold"""
     return run_dir / (f"{run_dir.name}.onnx" if fold is None else f"{run_dir.name}_fold{fold}.onnx")
+
+
+def ensemble_name(runs: Sequence[str]) -> str:
+    """Return the name of the ensemble of runs, whatever their order; of one run its own."""
+    return "+".join(sorted(runs))
 
 
 def photographs_dir(run_dir: Path, name: str) -> Path:

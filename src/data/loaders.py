@@ -163,7 +163,7 @@ def prediction_loader(
         with_mask,
         cache if use_cache else None,
         skip_unreadable=settings.skip_unreadable and not with_mask,
-        n_threads=1 if workers else _num_cores(),
+        n_threads=1 if workers else machine.cores_per_process(),
     )
     return DataLoader(
         dataset,
@@ -209,14 +209,9 @@ def _num_workers(settings: Settings, batch_bytes: int, is_cheap: bool) -> int:
         return settings.num_workers
     if is_cheap and pick_device(settings).type == "cpu":
         return 0
-    if fitting < _num_cores():
+    if fitting < machine.cores_per_process():
         process_env.print_once(f"num_workers={fitting}: {explanation}")
-    return min(_num_cores(), fitting)
-
-
-def _num_cores() -> int:
-    """Return the number of cores for this process, at most 8."""
-    return max(1, min(machine.available_cores() // process_env.local_world_size(), 8))
+    return min(machine.cores_per_process(), fitting)
 
 
 def _init_worker(_: int) -> None:

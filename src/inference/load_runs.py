@@ -43,7 +43,7 @@ def settings_for_prediction(args: list[str]) -> Settings:
     merged = config.load_settings([*args, no_stages], inherited | selected, path)
     for run in merged.runs:
         check_classes_match(merged, Path(merged.output_dir) / run)
-    return replace(merged, run="+".join(sorted(merged.runs)))
+    return replace(merged, run=run_folder.ensemble_name(merged.runs))
 
 
 def check_classes_match(settings: Settings, run_dir: Path) -> None:

@@ -9,17 +9,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from core import process_env
-from core.machine import available_cores
-
-MAX_THREADS = 8
+from core import machine
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 def map_in_threads(fn: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """Yield fn(item) of each item, in order, computed by a thread for each core."""
-    n_threads = max(1, min(available_cores() // process_env.local_world_size(), MAX_THREADS))
+    n_threads = machine.cores_per_process()
     return run_ahead(fn, items, n_threads, 2 * n_threads)
 
 

@@ -7,7 +7,7 @@ batch that it uses next.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -20,6 +20,7 @@ from core.device import (
     compile_network,
     compile_obstacle,
     explain_out_of_memory,
+    force_eager,
     pick_device,
     pick_precision,
     wants_compile,
@@ -164,10 +165,9 @@ class BatchForward:
             preprocessing: torch.stack([self.to_device(b.images[preprocessing]) for b in group])
             for preprocessing in {member.preprocessing for member in self.members}
         }
-        is_odd = len(group) != self.settings.batch_size  # would be compiled again
-        eager = torch.compiler.set_stance("force_eager") if self.is_compiled and is_odd else None
+        eager = force_eager(self.is_compiled and len(group) != self.settings.batch_size)
         probabilities, (precision, networks) = [], self.precision_and_networks
-        with eager or nullcontext(), autocast(self.device, precision):
+        with eager, autocast(self.device, precision):
             for member, network in zip(self.members, networks, strict=True):
                 if precision == "fp16":
                     network = partial(checked, network)

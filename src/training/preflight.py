@@ -1,6 +1,6 @@
 """Checks before the first training step: settings, data, folds and model."""
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
@@ -63,9 +63,7 @@ def check_data(settings: Settings, samples: list[Sample]) -> int:
     listed = csv_files.read_folds(settings)
     n_folds = max(listed.values()) + 1
     sizes = datasets.read_sizes(samples)
-    if settings.train_size is None and len(sizes) > 1 and settings.batch_size > 1:
-        raise InputError(f"{settings.data_dir}: has images of {len(sizes)} sizes; set size=h,w")
-    _check_crop_size(settings, sizes)
+    check_sizes(settings, sizes)
     shapes = list_names([f"{width}×{height}" for height, width in sorted(sizes)])
     per_fold = "+".join(str(list(group_folds.values()).count(k)) for k in range(n_folds))
     print(
@@ -82,8 +80,11 @@ def check_data(settings: Settings, samples: list[Sample]) -> int:
     return n_folds
 
 
-def _check_crop_size(settings: Settings, native_sizes: Iterable[Size]) -> None:
-    """Raise InputError if images are smaller than crop_size."""
+def check_sizes(settings: Settings, native_sizes: Collection[Size]) -> None:
+    """Raise InputError if images of these sizes make no batch, or are smaller than crop_size."""
+    if settings.train_size is None and len(native_sizes) > 1 and settings.batch_size > 1:
+        found = f"has images of {len(native_sizes)} sizes"
+        raise InputError(f"{settings.data_dir}: {found}; set size=h,w")
     for size in [settings.size] if settings.size else native_sizes:
         crop = settings.crop_size or size
         if crop[0] > size[0] or crop[1] > size[1]:
@@ -169,8 +170,12 @@ def check_before_launch(settings: Settings) -> None:
     before an earlier run or stage trains for hours."""
     with redirect_stdout(None):
         samples, stages = datasets.load_training_samples(settings), split_stages(settings)
-        n_folds = [check_data(stage, samples) for stage in stages]
-        check_folds(stages[0], folds_to_train(stages[0], n_folds[0]), samples)
+        folds = folds_to_train(stages[0], check_data(stages[0], samples))
+        if later_stages := stages[1:]:
+            sizes = datasets.read_sizes(samples)
+            for stage in later_stages:
+                check_sizes(stage, sizes)
+        check_folds(stages[0], folds, samples)
 
 
 def lock_fold(settings: Settings, fold: int) -> AbstractContextManager:

@@ -14,6 +14,7 @@ from core.device import (
     autocast,
     compile_network,
     compile_obstacle,
+    force_eager,
     pick_precision,
     wants_compile,
 )
@@ -100,10 +101,10 @@ class TrainState:
         compiled again.
         """
         is_odd = len(images) != local_batch_size(self.settings)
-        eager = torch.compiler.set_stance("force_eager") if self.is_compiled and is_odd else None
         is_slow = self.device.type == "cpu" and self.precision == "bf16" and not self.is_compiled
         depthwise = DepthwiseInFp32() if is_slow else nullcontext()
-        with eager or nullcontext(), autocast(self.device, self.precision), depthwise:
+        eager = force_eager(self.is_compiled and is_odd)
+        with eager, autocast(self.device, self.precision), depthwise:
             return self.network(images).float()
 
     def train_step(

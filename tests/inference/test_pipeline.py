@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from core import machine
 from core.errors import InputError
 from core.settings import Settings
 from data.loaders import LoadedSample
@@ -50,7 +51,7 @@ def test_prefetch_is_bounded_and_closes_its_source():
 
 
 def test_map_in_threads_works_on_all_cores_at_once_and_keeps_order(monkeypatch):
-    monkeypatch.setattr(pipeline, "available_cores", lambda: 4)
+    monkeypatch.setattr(machine, "available_cores", lambda: 4)
     barrier = threading.Barrier(4)  # four items must be in work together
 
     def square(i):
@@ -61,7 +62,7 @@ def test_map_in_threads_works_on_all_cores_at_once_and_keeps_order(monkeypatch):
 
 
 def test_map_in_threads_shares_the_cores_with_the_other_processes(monkeypatch):
-    monkeypatch.setattr(pipeline, "available_cores", lambda: 8)
+    monkeypatch.setattr(machine, "available_cores", lambda: 8)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     names = map_in_threads(lambda _: threading.current_thread().name, range(20))
     assert len(set(names)) == 1
@@ -143,7 +144,7 @@ def clock(monkeypatch):
     """The Clock of a GPU that predicts; threads and events live by it. 8 cores."""
     clock = Clock()
     monkeypatch.setattr(pipeline, "ThreadPoolExecutor", partial(ClockedPool, clock))
-    monkeypatch.setattr(pipeline, "available_cores", lambda: 8)
+    monkeypatch.setattr(machine, "available_cores", lambda: 8)
     monkeypatch.setattr(predictor, "pick_device", lambda settings: torch.device("cuda", 0))
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(predictor, "record_event", clock.record_event)
@@ -223,7 +224,7 @@ def test_gpu_is_busy_while_validation_scores_the_predictions(
 
 
 def test_gpu_waits_where_the_cores_are_too_few(monkeypatch, clock):
-    monkeypatch.setattr(pipeline, "available_cores", lambda: 1)
+    monkeypatch.setattr(machine, "available_cores", lambda: 1)
     predictions = predict_on_clock(monkeypatch, clock, network_ms=3)
     assert sum(1 for _ in map_in_threads(lambda _: clock.spend(8), predictions)) == 1200
     assert clock.gpu_busy / clock.now < 0.15
