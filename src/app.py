@@ -88,7 +88,7 @@ def build_page(model: TrainedModel, title: str) -> "Blocks":
 
 
 def main(args: list[str]) -> None:
-    settings = config.load_settings(args)
+    settings = config.load_settings_without_stages(args)
     if importlib.util.find_spec("gradio") is None:
         raise InputError("gradio is missing; install it with `pip install -r requirements-app.txt`")
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")

@@ -150,7 +150,7 @@ def load_report(settings: Settings) -> Report:
 
 def report_settings(args: list[str]) -> Settings:
     """Return the settings of the runs in `args`, or else of the first of the leaderboard."""
-    output_dir = Path(config.load_settings(args).output_dir)
+    output_dir = Path(config.load_settings_without_stages(args).output_dir)
     if not {"run", "runs", "recipe"} & config.parse_overrides(args).keys():
         entries = comparison.load_entries(output_dir)
         leader = output_dir / comparison.build_leaderboards(entries)[0].loc[0, "run"]

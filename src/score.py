@@ -11,7 +11,7 @@ from evaluation.submission import check_submission
 
 
 def main(args: list[str]) -> None:
-    settings = config.load_settings(args)
+    settings = config.load_settings_without_stages(args)
     check_submission(replace(settings, run=run_folder.ensemble_name(settings.runs)))
 
 

@@ -5,7 +5,7 @@ import shutil
 
 import pandas as pd
 import pytest
-from conftest import ROOT, assert_input_error, prediction_args, run_script
+from conftest import ROOT, assert_input_error, assert_rejected, prediction_args, run_script
 from tiny_datasets import make_data
 
 import predict
@@ -57,6 +57,17 @@ def test_predict_gives_the_same_bytes_for_every_batch_size_and_worker(trained_ru
 )
 def test_predict_rejects_settings_that_do_not_fit_the_run(trained_run, args, parts):
     assert_input_error(predict.main, [*prediction_args(trained_run.args), *args], *parts)
+
+
+def test_predict_takes_other_values_than_the_stages_of_the_recipe(trained_run, tmp_path):
+    recipe = tmp_path / "staged.yaml"
+    recipe.write_text("stages: [{batch_size: 8}, {batch_size: 4}]\n")
+    args = [f"recipe={recipe}", f"submission_csv={tmp_path / 's.csv'}", "batch_size=2"]
+    completed = run_script("predict.py", *prediction_args(trained_run.args), *args)
+    assert completed.returncode == 0, completed.stderr
+    assert len(read_submission(tmp_path / "s.csv")) == 6
+    completed = run_script("train.py", f"recipe={recipe}", "batch_size=2")
+    assert_rejected(completed, "batch_size=: is set by stage 1", "add stages=[]")
 
 
 def test_predict_with_a_run_of_the_first_release_gives_its_submission(tmp_path, capsys):

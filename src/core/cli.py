@@ -17,7 +17,7 @@ environment.reject_windows()
 sys.excepthook = environment.explain_missing_package  # before the first import of a package
 
 from core import machine, process_env, signals
-from core.config import SRC, load_settings
+from core.config import SRC, load_settings_without_stages
 from core.errors import DISK_FULL_ERRNOS, NOT_WRITABLE_ERRNOS, InputError
 from core.signals import StopRequested
 
@@ -30,8 +30,8 @@ ASCII_LOOKALIKES = {
 
 def check_arguments() -> None:
     """Answer `help` and invalid settings before the script imports torch, which takes seconds, and
-    set the environment variables that torch's libraries read."""
-    run_main(load_settings)
+    set the environment variables that torch's libraries read. Stages are checked by train.py."""
+    run_main(load_settings_without_stages)
     machine.set_thread_defaults()
 
 

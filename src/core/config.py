@@ -112,6 +112,14 @@ def load_settings(
     return settings
 
 
+def load_settings_without_stages(
+    args: list[str], base: dict[str, Any] | None = None, base_path: Path | None = None
+) -> Settings:
+    """Return load_settings() for scripts that do not train, where `args` may have other values than
+    the stages of a recipe. The settings that a run has stored are those of its last stage."""
+    return load_settings([*args, "stages=[]"], base, base_path)
+
+
 def split_runs(args: list[str]) -> list[list[str]]:
     """Return the arguments that train each of the setting `runs`, by the recipe of its name: one
     next to the recipe in `args`, if that is a file."""

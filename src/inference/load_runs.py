@@ -25,8 +25,7 @@ def settings_for_prediction(args: list[str]) -> Settings:
 
     The `run` of several runs a and b is `a+b`, whatever their order in `runs`.
     """
-    no_stages = "stages=[]"  # the settings stored with a run are those of its last stage
-    settings = config.load_settings([*args, no_stages])
+    settings = config.load_settings_without_stages(args)
     overridden = [name for name in config.parse_overrides(args) if name in MODEL_SETTINGS]
     if overridden:
         raise InputError(f"{overridden[0]} cannot be changed at prediction; leave it out")
@@ -40,7 +39,7 @@ def settings_for_prediction(args: list[str]) -> Settings:
     inherited = {k: v for k, v in stored.items() if k not in NOT_INHERITED_BY_PREDICTION}
     selected = {"run": settings.run, "runs": settings.runs}
     path = run_folder.config_path(first_run)
-    merged = config.load_settings([*args, no_stages], inherited | selected, path)
+    merged = config.load_settings_without_stages(args, inherited | selected, path)
     for run in merged.runs:
         check_classes_match(merged, Path(merged.output_dir) / run)
     return replace(merged, run=run_folder.ensemble_name(merged.runs))
