@@ -26,13 +26,16 @@ def load_histories(run_dir: Path) -> dict[int, pd.DataFrame]:
 
 
 def training_costs(run_dir: Path) -> dict[str, float]:
-    """Return the seconds of all finished folds and the median of the images per second; NaN if the
-    history.csv of a fold is missing."""
+    """Return the seconds of all finished folds, in all stages of training, and the median of the
+    images per second in the last stage; NaN if the history.csv of a fold is missing."""
     histories = load_histories(run_dir)
     if len(histories) < len(run_folder.finished_folds(run_dir)):
         return {"seconds": float("nan"), "images_per_second": float("nan")}
-    epochs = pd.concat(histories.values())
+    epochs, seconds = pd.concat(histories.values()), 0.0
+    for folder in (run_dir, *run_folder.earlier_stage_dirs(run_dir)):
+        of_folder = load_histories(folder)
+        seconds += sum(of_folder[fold]["seconds"].sum() for fold in histories.keys() & of_folder)
     return {
-        "seconds": round(epochs["seconds"].sum()),
+        "seconds": round(seconds),
         "images_per_second": round(epochs["images_per_second"].median(), 1),
     }

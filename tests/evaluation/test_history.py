@@ -44,3 +44,14 @@ def test_training_costs_are_unknown_while_a_history_is_missing(run_dir):
     assert np.isnan([*training_costs(run_dir).values()]).all()
     write_history(run_dir, 0)
     assert training_costs(run_dir) == {"seconds": 122, "images_per_second": 10.5}
+
+
+def test_training_costs_include_earlier_stages_of_the_same_folds(run_dir):
+    write_history(run_dir, 0)
+    for fold in (0, 2):  # the last stage of fold 2 is not finished
+        folder = run_folder.fold_dir(run_dir / "stage1", fold)
+        folder.mkdir(parents=True)
+        run_folder.weights_path(run_dir / "stage1", fold).touch()
+        (folder / "oof.npz").touch()
+        write_history(run_dir / "stage1", fold)
+    assert training_costs(run_dir) == {"seconds": 182, "images_per_second": 10.5}
