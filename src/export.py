@@ -18,7 +18,6 @@ import numpy as np
 from core import run_folder
 from core.errors import InputError
 from data import datasets, image_io
-from data.photographs import find_photographs
 from data.preprocess import Preprocessing, preprocess_image
 from evaluation import ensemble, oof
 from inference import load_runs
@@ -28,7 +27,7 @@ from inference.onnx_export import MeanProbability, check_exportable, export_onnx
 def read_photograph(settings: Settings) -> np.ndarray:
     """Return the first photograph of the setting `images`, or the first test image."""
     if settings.images:
-        return image_io.read_image(find_photographs(Path(settings.images))[0])
+        return image_io.read_image(image_io.find_photographs(Path(settings.images))[0])
     try:
         return datasets.read_sample_image(datasets.load_test_samples(settings)[0])
     except InputError as error:

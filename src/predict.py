@@ -28,7 +28,6 @@ from data import classes, datasets, rle
 from data.image_writer import write_image
 from data.sample import Sample
 from evaluation import ensemble, oof, submission, visualize
-from evaluation.photographs import predict_photographs
 from evaluation.pixel_counts import count_pixels
 from inference import load_runs
 from inference.chunks import ChunkedPrediction, ImageResult, prediction_key
@@ -38,6 +37,7 @@ from inference.pipeline import map_in_threads
 from inference.postprocess import Binarizer
 from inference.predictor import Prediction, predict
 from inference.trained_model import TrainedModel
+from reporting.pictures import predict_photographs
 
 
 def predict_pending_chunks(

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from core.errors import InputError
-from data.image_files import foreign_file_remedy
+from data.image_files import foreign_file_remedy, list_images, require_paths
 
 # Exceptions that Pillow raises for files that are truncated, damaged or not images.
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, LookupError, struct.error)
@@ -64,6 +64,19 @@ def read_image_size(path: Path) -> tuple[int, int]:
     with open_image(path) as image:
         width, height = image.size
         return (width, height) if exif_orientation(image) >= 5 else (height, width)
+
+
+def find_photographs(path: Path, check_headers: bool = True) -> list[Path]:
+    """Return the image at `path`, or the images in the folder `path`, sorted by name.
+
+    Raises InputError if there is none or, with `check_headers`, if the header of a file is not that
+    of an image.
+    """
+    require_paths(path)
+    images = list_images(path) if path.is_dir() else [path]
+    for image in images if check_headers else []:
+        read_image_size(image)
+    return images
 
 
 def exif_orientation(image: Image.Image) -> int:

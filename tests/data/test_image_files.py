@@ -6,7 +6,7 @@ import pytest
 
 from core.errors import InputError
 from data.image_files import IMAGE_SUFFIXES, describe_folder, list_images, require_paths
-from data.photographs import find_photographs
+from data.image_io import find_photographs
 
 DATA_FOLDERS = ("train", "train_masks")
 HEIC = b"\0\0\0\x18ftypheic"

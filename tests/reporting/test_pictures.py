@@ -17,11 +17,11 @@ from core.errors import InputError
 from core.settings import Settings
 from data import image_io, mask_io
 from data.datasets import get_class_map
-from evaluation.photographs import predict_photographs
 from inference.members import make_member
 from inference.postprocess import Binarizer
 from inference.trained_model import TrainedModel
 from models.build import build_model
+from reporting.pictures import predict_photographs
 
 
 @pytest.fixture

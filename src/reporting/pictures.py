@@ -12,9 +12,8 @@ from core.errors import InputError
 from core.settings import Settings
 from data.classes import ClassMap, colorize
 from data.datasets import get_class_map
-from data.image_io import read_image
+from data.image_io import find_photographs, read_image
 from data.image_writer import write_image
-from data.photographs import find_photographs
 from evaluation import visualize
 from inference.cutout import read_background
 from inference.segmentation import Segmentation
