@@ -13,14 +13,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from core.environment import ROOT
 from core.errors import InputError
+from core.old_settings import RENAMED, rename_old_settings
 from core.settings import (
     FIELDS,
     HELP_SECTIONS,
     PATH_SETTINGS,
-    RENAMED,
     Settings,
     find_paths,
-    rename_old_settings,
 )
 
 SRC = ROOT / "src"

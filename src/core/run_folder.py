@@ -10,7 +10,8 @@ import yaml
 from core.config import YAML_ERRORS, to_stored_settings
 from core.errors import InputError
 from core.files import atomic_write
-from core.settings import Settings, rename_old_settings
+from core.old_settings import rename_old_settings
+from core.settings import Settings
 
 
 def fold_dir(run_dir: Path, fold: int) -> Path:

@@ -149,6 +149,7 @@ class Settings:
     warmup: float = setting(0.05, "fraction of all updates in which lr rises to its peak", HALF_OPEN_UNIT)
     grad_clip: float = setting(1.0, "maximum gradient norm; 0: off", NON_NEGATIVE)
     ema_decay: float = setting(0.99, "decay of the averaged weights, which are validated and saved; 0: off", HALF_OPEN_UNIT)
+    update_bn_batches: int = setting(0, "training batches over which the averaged network's batch normalization is measured anew before validation; 0: moving averages", NON_NEGATIVE)
     loss: Literal["bce_dice", "bce", "dice", "focal", "lovasz", "ce", "ce_dice"] = setting("bce_dice", "training loss, in fp32 on logits; ce and ce_dice are multiclass")
     validate_every_epochs: int = setting(1, "epochs between two validations", POSITIVE)
     checkpoint_metric: Literal["dice", "accuracy"] = setting("dice", "validation metric that selects the saved epoch")
@@ -199,51 +200,6 @@ PATH_SETTINGS = {name for name, f in FIELDS.items() if f.metadata["is_path"]}
 MODEL_SETTINGS = [name for name, f in FIELDS.items() if f.metadata["scope"] == "model"]
 MAY_DIFFER_ON_RESUME = {name for name, f in FIELDS.items() if f.metadata["scope"] == "machine"}
 
-# Names of the first release → today's. Weights, config.yaml and recipes with old names are read;
-# an old name on the command line is an error that suggests the new one.
-RENAMED = {
-    "amp": "precision",
-    "accumulate": "grad_accumulation",
-    "augment": "augmentation",
-    "batch": "batch_size",
-    "best_by": "checkpoint_metric",
-    "border": "trimap_border",
-    "classes": "cityscapes_classes",
-    "clip": "grad_clip",
-    "convs": "convs_per_level",
-    "dataset": "dataset_name",
-    "decode": "jpeg_decode",
-    "decoder": "decoder_channels",
-    "ema": "ema_decay",
-    "fit": "resize_mode",
-    "group_by": "group_regex",
-    "hq": "use_hq_images",
-    "init": "weight_init",
-    "k": "n_folds",
-    "layout": "dataset_format",
-    "limit": "max_images",
-    "lr_batch": "lr_reference_batch",
-    "lr_rule": "lr_scaling",
-    "masks": "save_masks",
-    "overlap": "tile_overlap",
-    "prepare": "prepare_scripts",
-    "quantize": "reduce_colors",
-    "schedule": "lr_schedule",
-    "skip_bad": "skip_unreadable",
-    "snapshot_every": "snapshot_seconds",
-    "stem": "space_to_depth",
-    "submission": "submission_csv",
-    "tail": "refine_channels",
-    "tile": "tile_size",
-    "truth": "truth_csv",
-    "unsure": "label_color_tolerance",
-    "up": "upsampling",
-    "ups": "upsample_channels",
-    "validate_every": "validate_every_epochs",
-    "workers": "num_workers",
-}
-REMOVED = {"augment_on", "bench_baselines", "compare", "minutes"}  # settings that no longer exist
-
 
 def find_paths(values: dict[str, Any]) -> dict[str, str]:
     """Return those of the settings that are paths, without empty ones."""
@@ -253,8 +209,3 @@ def find_paths(values: dict[str, Any]) -> dict[str, str]:
         if value and (is_path is True or is_path(value)):
             found[name] = value
     return found
-
-
-def rename_old_settings(values: dict[str, Any]) -> dict[str, Any]:
-    """Return `values` with the first release's names replaced and its removed settings dropped."""
-    return {RENAMED.get(name, name): v for name, v in values.items() if name not in REMOVED}

@@ -11,7 +11,8 @@ from safetensors.torch import save
 
 from core.errors import InputError
 from core.files import atomic_write
-from core.settings import Settings, rename_old_settings
+from core.old_settings import rename_old_settings
+from core.settings import Settings
 from models.build import build_model
 from models.segmenter import Segmenter
 

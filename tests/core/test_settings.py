@@ -6,7 +6,8 @@ from typing import get_args
 import pytest
 
 from core import device
-from core.settings import FIELDS, MODEL_SETTINGS, REMOVED, RENAMED, Settings, rename_old_settings
+from core.old_settings import REMOVED, RENAMED, rename_old_settings
+from core.settings import FIELDS, MODEL_SETTINGS, Settings
 from data import augment, datasets
 from inference import predictor
 from models import unet

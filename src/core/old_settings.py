@@ -1,0 +1,55 @@
+"""Settings of the first release: weights, config.yaml and recipes with old names are read.
+
+An old name on the command line is an error that suggests the new one.
+"""
+
+from typing import Any
+
+# Old name → today's.
+RENAMED = {
+    "amp": "precision",
+    "accumulate": "grad_accumulation",
+    "augment": "augmentation",
+    "batch": "batch_size",
+    "best_by": "checkpoint_metric",
+    "border": "trimap_border",
+    "classes": "cityscapes_classes",
+    "clip": "grad_clip",
+    "convs": "convs_per_level",
+    "dataset": "dataset_name",
+    "decode": "jpeg_decode",
+    "decoder": "decoder_channels",
+    "ema": "ema_decay",
+    "fit": "resize_mode",
+    "group_by": "group_regex",
+    "hq": "use_hq_images",
+    "init": "weight_init",
+    "k": "n_folds",
+    "layout": "dataset_format",
+    "limit": "max_images",
+    "lr_batch": "lr_reference_batch",
+    "lr_rule": "lr_scaling",
+    "masks": "save_masks",
+    "overlap": "tile_overlap",
+    "prepare": "prepare_scripts",
+    "quantize": "reduce_colors",
+    "schedule": "lr_schedule",
+    "skip_bad": "skip_unreadable",
+    "snapshot_every": "snapshot_seconds",
+    "stem": "space_to_depth",
+    "submission": "submission_csv",
+    "tail": "refine_channels",
+    "tile": "tile_size",
+    "truth": "truth_csv",
+    "unsure": "label_color_tolerance",
+    "up": "upsampling",
+    "ups": "upsample_channels",
+    "validate_every": "validate_every_epochs",
+    "workers": "num_workers",
+}
+REMOVED = {"augment_on", "bench_baselines", "compare", "minutes"}
+
+
+def rename_old_settings(values: dict[str, Any]) -> dict[str, Any]:
+    """Return `values` with the first release's names replaced and its removed settings dropped."""
+    return {RENAMED.get(name, name): v for name, v in values.items() if name not in REMOVED}
