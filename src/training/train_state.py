@@ -1,5 +1,6 @@
 """TrainState: the network and everything that an update changes, in plain torch."""
 
+from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.swa_utils import update_bn
 
 from core import process_env
 from core.device import (
@@ -138,6 +140,12 @@ class TrainState:
         if process_env.is_main_process():
             self.ema.update(self.model)
         self.optimizer.zero_grad()
+
+    def update_bn(self, batches: Iterable[list[Tensor]]) -> None:
+        """Set the statistics of the EMA's batch normalization to their means over batches (images,
+        targets). Those of its moving average belong to other weights than the averaged ones."""
+        with autocast(self.device, self.precision):
+            update_bn(batches, self.ema.module, self.device)
 
     def report_metric(self, metric: float) -> None:
         """Pass a validation score to the plateau schedule."""

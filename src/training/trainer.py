@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -174,6 +175,8 @@ class FoldTrainer:
     def validate(self) -> dict[str, float]:
         """Return mean Dice and accuracy of the EMA network on the held-out images, at native size
         and without TTA; save the network if checkpoint_metric has improved."""
+        if self.settings.update_bn_batches and process_env.is_main_process():
+            self.update_bn()
         distributed.broadcast_module(self.state.ema.module)
         scores = distributed.map_sharded(self.score_samples, self.val_samples)
         means = pd.DataFrame(scores).mean().to_dict()
@@ -186,6 +189,14 @@ class FoldTrainer:
                 metadata = self.checkpoint_metadata() | means
                 checkpoint.save_model(path, self.state.ema.module, self.settings, metadata)
         return means
+
+    def update_bn(self) -> None:
+        """Measure the batch normalization of the EMA network on the first batches of the epoch."""
+        sampler = self.loader.batch_sampler
+        sampler.epoch, sampler.start = self.epoch, 0
+        batches = islice(iter(self.loader), self.settings.update_bn_batches)
+        torch.manual_seed(self.step_seed())  # dropout; a first iter() draws a number itself
+        self.state.update_bn(batches)
 
     def ema_member(self) -> EnsembleMember:
         """Return the EMA network as an ensemble member."""

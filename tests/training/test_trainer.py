@@ -1,10 +1,11 @@
-"""FoldTrainer: seeds of the steps, gradient accumulation, and the time of an epoch."""
+"""FoldTrainer: seeds of the steps, accumulation, batch normalization, and the time of an epoch."""
 
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import tiny_settings_args
+from torch import nn
 from tqdm import tqdm
 
 from core.config import load_settings
@@ -62,6 +63,38 @@ def test_train_step_accumulating_two_half_batches_equals_one_batch(loss):
         assert all(p.grad is None for p in state.model.parameters())
     for one, two in zip(*weights, strict=True):
         assert torch.allclose(one, two, atol=1e-4)
+
+
+# ---------------------------------------------------------------- batch normalization
+
+
+def test_update_bn_measures_the_averaged_network_on_the_first_batches(data_dir, tmp_path):
+    args = [*tiny_settings_args(data_dir, tmp_path), "batch_size=2", "update_bn_batches=2"]
+    settings = load_settings(args)
+    samples = load_training_samples(settings)
+    fold = FoldTrainer(settings, 0, samples, None, torch.device("cpu"))
+    fold.train_epoch(tqdm(disable=True))
+    network, averaged = fold.state.model, fold.state.ema.module
+    weights = [p.clone() for p in averaged.parameters()]
+    trained = {k: v.clone() for k, v in network.state_dict().items()}
+    fold.update_bn()
+
+    inputs = []
+    conv = next(m for m in averaged.modules() if isinstance(m, nn.Conv2d))
+    conv.register_forward_hook(lambda module, args, output: inputs.append(output))
+    fold.loader.batch_sampler.start = 0
+    with torch.no_grad():
+        for images, _ in list(fold.loader)[:2]:
+            averaged(images)
+    norm = next(m for m in averaged.modules() if isinstance(m, nn.BatchNorm2d))
+    means = torch.stack([x.mean(dim=(0, 2, 3)) for x in inputs])
+    variances = torch.stack([x.transpose(0, 1).flatten(1).var(dim=1) for x in inputs])
+    assert len(inputs) == 2
+    assert torch.allclose(norm.running_mean, means.mean(0), atol=1e-5)
+    assert torch.allclose(norm.running_var, variances.mean(0), rtol=1e-4)
+    assert not averaged.training
+    assert all(map(torch.equal, weights, averaged.parameters()))
+    assert all(torch.equal(trained[k], v) for k, v in network.state_dict().items())
 
 
 # ---------------------------------------------------------------- time and memory
