@@ -30,9 +30,10 @@ ASCII_LOOKALIKES = {
 
 def check_arguments() -> None:
     """Answer `help` and invalid settings before the script imports torch, which takes seconds, and
-    set the environment variables that torch's libraries read. Stages are checked by train.py."""
+    set what torch's libraries read as they are loaded. Stages are checked by train.py."""
     run_main(load_settings_without_stages)
     machine.set_thread_defaults()
+    machine.keep_freed_memory()
 
 
 def run_main(main: Callable[[list[str]], object], resume_hint: str = "") -> None:

@@ -3,6 +3,7 @@
 Imports no torch: set_thread_defaults() must run before.
 """
 
+import ctypes
 import math
 import os
 import shutil
@@ -24,6 +25,8 @@ MEMORY_FILES = [
 # Files that together hold quota and period.
 CPU_FILES = [("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")]
 MAX_CORES_USED = 8  # by a process that loads images or encodes masks
+# glibc's malloc.h: options of mallopt(), and the largest value that it takes.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, LARGEST_INT = -1, -3, 2**31 - 1
 
 
 def set_thread_defaults() -> None:
@@ -41,6 +44,16 @@ def set_thread_defaults() -> None:
     is_launcher = os.environ.get("GPUS", "1") != "1"  # its processes share the cores
     if not is_launcher and available_cores() < _affinity_cores():
         os.environ.setdefault("OMP_NUM_THREADS", str(available_cores()))
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed buffers up to 2 GiB for the next allocation. By default it returns those
+    from 32 MiB on to the system, which clears the pages of each new one: a third of a training
+    step on a CPU (docs/experiments.md). Other C libraries are left alone."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        mallopt(M_MMAP_THRESHOLD, LARGEST_INT)
+        mallopt(M_TRIM_THRESHOLD, LARGEST_INT)
 
 
 def available_cores() -> int:

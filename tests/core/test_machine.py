@@ -1,5 +1,6 @@
-"""Limits of containers, from made-up cgroup files of both versions, and OpenMP's variables."""
+"""Limits of containers, from made-up cgroup files of both versions; OpenMP's variables; malloc."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -112,6 +113,32 @@ def test_set_thread_defaults_keeps_what_the_user_has_set(cgroups, monkeypatch, u
         monkeypatch.setenv(name, value)
     machine.set_thread_defaults()
     assert tuple(map(os.environ.get, names)) == expected
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc")
+def test_keep_freed_memory_spares_the_next_allocation_its_page_faults():
+    program = """
+import ctypes, resource, sys
+sys.path.insert(0, "src")
+from core import machine
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+def page_faults():
+    start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    buffer = libc.malloc(50_000_000)
+    ctypes.memset(buffer, 1, 50_000_000)
+    libc.free(buffer)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - start
+print(page_faults(), page_faults())
+machine.keep_freed_memory()
+print(page_faults(), page_faults())
+"""
+    names = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
+    env = {name: value for name, value in os.environ.items() if name not in names}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    before, after = (list(map(int, line.split())) for line in done.stdout.splitlines())
+    assert min(*before, after[0]) > 10 > after[1]  # 10_000, or 24 huge pages
 
 
 def test_scripts_set_thread_defaults_before_torch_loads_libgomp():
