@@ -1,4 +1,4 @@
-"""The measurements of bench.py: the speed of a recipe, and its time to a Dice."""
+"""Measurements of bench.py: the speed of a recipe, and its training time to a target Dice."""
 
 import gc
 import time

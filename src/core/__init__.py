@@ -1,1 +1,1 @@
-"""Settings, processes, devices and files. Nothing here knows about images."""
+"""Settings, processes, devices and files. These modules do not depend on image data."""

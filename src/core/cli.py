@@ -1,4 +1,4 @@
-"""How scripts start and end: early checks, one-line errors, exit codes."""
+"""Common start and end of all scripts: argument checks, one-line errors and exit codes."""
 # ruff: noqa: E402
 
 import codecs
@@ -29,8 +29,10 @@ ASCII_LOOKALIKES = {
 
 
 def check_arguments() -> None:
-    """Answer `help` and invalid settings before the script imports torch, which takes seconds, and
-    set what torch's libraries read as they are loaded. Stages are checked by train.py."""
+    """Check the settings, or print the help, before the script imports torch, which takes seconds.
+
+    Also sets the variables that torch's libraries read at import. Stages are checked by train.py.
+    """
     run_main(load_settings_without_stages)
     machine.set_thread_defaults()
     machine.keep_freed_memory()

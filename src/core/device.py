@@ -1,4 +1,4 @@
-"""Device and precision of the forward pass, and what to do when memory runs out."""
+"""Device, precision and compilation of the network, and the error for too little memory."""
 
 import os
 import shutil

@@ -116,7 +116,7 @@ def assert_equal_on_all_ranks(values: dict[str, Any]) -> None:
 
 
 def gather(items: list[T]) -> list[T]:
-    """Return the items of all processes, in rank order. Waits for hours if need be."""
+    """Return the items of all processes, in rank order. Waits up to LONG_TIMEOUT."""
     if process_env.world_size() == 1:
         return items
     lists = [None] * process_env.world_size()
@@ -161,6 +161,6 @@ def broadcast_module(module: torch.nn.Module) -> None:
 
 
 def barrier() -> None:
-    """Wait until all ranks arrive, for hours if need be."""
+    """Wait until all ranks arrive, up to LONG_TIMEOUT."""
     if process_env.world_size() > 1:
         dist.barrier(_long_timeout_group())

@@ -1,6 +1,6 @@
-"""Explains a Python that lacks our packages, and Windows, in one line.
+"""Check the Python version and packages; exit with one line if they do not fit, or on Windows.
 
-environment.sh calls check_python() for a Python that the user chose with PYTHON=...
+environment.sh calls check_python() for a Python that the user has set by PYTHON=...
 
 Imports no package and runs on Python 3.7 and later: cli.py imports it first.
 """

@@ -16,22 +16,22 @@ def is_distributed() -> bool:
 
 
 def rank() -> int:
-    """Rank of this process among all processes."""
+    """Return the rank of this process among all processes."""
     return int(os.environ.get("RANK", "0"))
 
 
 def world_size() -> int:
-    """Number of processes."""
+    """Return the number of processes."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def local_rank() -> int:
-    """Rank of this process on its machine: the index of its GPU."""
+    """Return the rank of this process on its machine: the index of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def local_world_size() -> int:
-    """Number of processes on this machine."""
+    """Return the number of processes on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
@@ -41,12 +41,12 @@ def is_main_process() -> bool:
 
 
 def restart_count() -> int:
-    """How often torchrun has restarted all processes after one failed."""
+    """Return how often torchrun has restarted all processes after one failed."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def env_without_torchrun() -> dict[str, str]:
-    """The environment without torchrun's variables, for a script that runs in one process."""
+    """Return the environment without torchrun's variables, for a script in one process."""
     return {k: v for k, v in os.environ.items() if not k.startswith(TORCHRUN_VARIABLES)}
 
 

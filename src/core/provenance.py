@@ -18,7 +18,7 @@ from core.files import atomic_write
 
 
 def current_commit() -> str:
-    """Short hash of the checked-out commit, with + if files differ; 'unknown' outside git."""
+    """Return the short hash of the checked-out commit, with + if files differ; 'unknown' outside git."""
     git = ["git", "-C", str(ROOT)]
     try:
         head = subprocess.run(
@@ -33,13 +33,13 @@ def current_commit() -> str:
 
 
 def train_command() -> str:
-    """The command that repeats this training from scratch."""
+    """Return the command that repeats this training from scratch."""
     args = [arg for arg in sys.argv[1:] if not arg.startswith("resume=")]
     return shlex.join(["bash", "train.sh", *args])
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of Python and of those packages in requirements.txt that are installed."""
+    """Return the versions of Python and of those packages in requirements.txt that are installed."""
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     versions = {"python": platform.python_version()}
     for name in (line.partition("==")[0] for line in lines if "==" in line):
@@ -49,7 +49,7 @@ def package_versions() -> dict[str, str]:
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Processor, cores, GPU, torch version, commit and date."""
+    """Return processor, cores, GPU, torch version, commit and date."""
     cpuinfo = Path("/proc/cpuinfo")  # Linux only
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]

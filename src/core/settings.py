@@ -1,4 +1,4 @@
-"""All settings: defaults, help texts, allowed values, and old names that are still read."""
+"""All settings of the scripts: defaults, help texts, allowed values and scopes."""
 
 import re
 from collections.abc import Callable
@@ -68,7 +68,7 @@ def setting(
     scope: Scope = "run",
     is_path: bool | Callable[[str], bool] = False,
 ) -> Any:
-    """A dataclass field with its help text, check and scope, and which of its values are paths."""
+    """Return a dataclass field with its help text, check and scope, and which of its values are paths."""
     metadata = {"help": help, "check": check, "scope": scope, "is_path": is_path}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
@@ -102,7 +102,7 @@ class Settings:
     mask_name: str = setting("", "carvana: name of the masks, such as {stem}_seg or {stem}_seg.png; empty: {stem}_mask or {stem}", MASK_NAME)
     mask_threshold: int = setting(0, "carvana: value from which a mask's pixel is the object, for soft edges and lossy files; 0: masks must have two values", BYTE)
     use_hq_images: bool = setting(False, "read train_hq/ and test_hq/ instead of train/ and test/")
-    group_regex: str = setting(r"(.+)_\d+", "regular expression for file stems; its one group names the car, which is never split", REGEX)
+    group_regex: str = setting(r"(.+)_\d+", "regular expression for file stems; its one group captures the name of the car; all images of a car are in one fold", REGEX)
     folds_csv: str = setting("folds.csv", "csv that assigns each group (car) to a fold; empty: folds.csv in data_dir", scope="machine", is_path=True)
     n_folds: int = setting(5, "folds that folds.py writes; the other scripts count the folds in folds_csv", TWO_OR_MORE, scope="machine")
     size: list[int] | None = setting(None, "height,width of the network's input; null: native size", SIZE, scope="model")
@@ -110,7 +110,7 @@ class Settings:
     reduce_colors: int = setting(0, "number of colors per image after quantization; 0: off", COLOR_COUNT, scope="model")
     jpeg_decode: Literal["full", "scaled"] = setting("full", "scaled: decode JPEGs at 1/2, 1/4 or 1/8 where `size` needs no more; faster, slightly different pixels", scope="model")
     cache: Literal["auto", "ram", "disk", "none"] = setting("auto", "where decoded images are kept; auto: in memory if they take at most half of it, else on disk", scope="machine")
-    augmentation: Literal["none", "flip", "light", "strong", "paper"] = setting("light", "changes of training images: flip: mirror only; light, strong: also shift, zoom, rotation, color; paper: those of Jois & Aygar 2017")
+    augmentation: Literal["none", "flip", "light", "strong", "paper"] = setting("light", "random changes of training images: flip: horizontal flip only; light, strong: also shift, zoom, rotation, color; paper: those of Jois & Aygar 2017")
     prepare_scripts: list[str] = setting([], "scripts that create data_dir or folds_csv if missing", scope="machine")
     demo_cars: int = setting(12, "training cars that demo.py renders", TWO_OR_MORE)
     demo_test_cars: int = setting(4, "test cars that demo.py renders", POSITIVE)
@@ -118,7 +118,7 @@ class Settings:
     model: Literal["unet", "smp"] = setting("unet", "the U-Net of src/models/unet.py, or one of segmentation_models_pytorch", scope="model")
     channels: list[int] = setting([64, 128, 256, 512, 1024], "unet: channels of each level, top to bottom", CHANNELS, scope="model")
     norm: Literal["batch", "none"] = setting("batch", "unet: normalization after each convolution", scope="model")
-    upsampling: Literal["transpose", "transpose3", "nearest", "repeat", "bilinear"] = setting("transpose", "unet: upsampling of the decoder", scope="model")
+    upsampling: Literal["transpose", "transpose3", "nearest", "repeat", "bilinear"] = setting("transpose", "unet: upsampling of the decoder by 2: transpose: 2×2 transposed convolution; transpose3: 3×3 transposed convolution; nearest: nearest neighbor, then a 2×2 convolution; repeat: nearest neighbor alone; bilinear: 1×1 convolution, then bilinear", scope="model")
     decoder_channels: list[int] = setting([], "unet: channels of each decoder level, bottom to top; empty: as `channels`", ALL_POSITIVE, scope="model")
     upsample_channels: list[int] = setting([], "unet: channels after each upsampling, bottom to top; empty: as `decoder_channels`", ALL_POSITIVE, scope="model")
     refine_channels: list[int] = setting([], "unet: extra 3×3 convolutions before the output layer", ALL_POSITIVE, scope="model")
@@ -136,7 +136,7 @@ class Settings:
 
     epochs: int = setting(20, "passes over the training images", POSITIVE)
     init_run: str = setting("", "run whose weights of fold k are the initial weights of fold k, on the same data and folds; empty: none", RUN_OR_STAGE)
-    stages: list[dict[str, Any]] = setting([], "train in stages, each from the weights of the one before; a list of settings that differ, as {size: [256,384], epochs: 4, lr: 1e-3}", STAGES)
+    stages: list[dict[str, Any]] = setting([], "train in stages, each from the weights of the stage before; a list of the settings that differ, as stages='[{size: [256,384], epochs: 4, lr: 1e-3}, {size: [512,768], epochs: 2}]'", STAGES)
     crop_size: list[int] | None = setting(None, "height,width of a random crop of each image at `size`, to train on; prediction takes whole images; null: whole images", SIZE)
     batch_size: int = setting(4, "images per step, over all GPUs", POSITIVE)
     grad_accumulation: int = setting(1, "steps whose gradients are accumulated for one update", POSITIVE)
@@ -149,16 +149,16 @@ class Settings:
     warmup: float = setting(0.05, "fraction of all updates in which lr rises to its peak", HALF_OPEN_UNIT)
     grad_clip: float = setting(1.0, "maximum gradient norm; 0: off", NON_NEGATIVE)
     ema_decay: float = setting(0.99, "decay of the averaged weights, which are validated and saved; 0: off", HALF_OPEN_UNIT)
-    update_bn_batches: int = setting(0, "training batches over which the averaged network's batch normalization is measured anew before validation; 0: moving averages", NON_NEGATIVE)
+    update_bn_batches: int = setting(0, "training batches from which the batch normalization statistics of the averaged weights are recomputed before validation; 0: use the moving averages", NON_NEGATIVE)
     loss: Literal["bce_dice", "bce", "dice", "focal", "lovasz", "ce", "ce_dice"] = setting("bce_dice", "training loss, in fp32 on logits; ce and ce_dice are multiclass")
     validate_every_epochs: int = setting(1, "epochs between two validations", POSITIVE)
     checkpoint_metric: Literal["dice", "accuracy"] = setting("dice", "validation metric that selects the saved epoch")
     seed: int = setting(0, "seed of all random numbers", NON_NEGATIVE)
 
-    runs: list[str] = setting([], "runs to ensemble, weighted by their out-of-fold scores; train.py trains each with the recipe of its name; empty: only `run`", NAMES, scope="machine")
-    images: str = setting("", "photograph, or folder of photographs, that predict.py cuts out instead of predicting the test images", scope="machine", is_path=True)
+    runs: list[str] = setting([], "runs to ensemble; weights are equal, unless for 2 or 3 runs of one class others have a better cross-fitted out-of-fold Dice; train.py trains each run with the recipe of its name; empty: only `run`", NAMES, scope="machine")
+    images: str = setting("", "a photograph or a folder of photographs: predict.py writes their masks and cut-outs instead of predicting the test images", scope="machine", is_path=True)
     background: str = setting("", "images: color (#rrggbb or a name) or picture to put behind the object", scope="machine")
-    tta: Literal["none", "hflip", "flips"] = setting("hflip", "test-time augmentation: flips whose probabilities are averaged")
+    tta: Literal["none", "hflip", "flips"] = setting("hflip", "test-time augmentation, whose probabilities are averaged: hflip: the image and its horizontal flip; flips: also its vertical flip and both together")
     tile_size: int = setting(0, "predict network inputs larger than this in tiles of this side, for large images at size=null; 0: whole", TILE_SIZE, scope="machine")
     tile_overlap: float = setting(0.25, "fraction of a tile that overlaps its neighbor", TILE_OVERLAP, scope="machine")
     threshold: float | None = setting(None, "foreground threshold; null: the best one out of fold", OPEN_UNIT_INTERVAL, scope="machine")

@@ -36,7 +36,7 @@ def ignore_signals_in_worker(seconds: int = 5) -> None:
     """Ignore SIGINT in a DataLoader worker, and exit `seconds` after SIGTERM.
 
     Ctrl-C and Slurm signal the workers as well, while the parent finishes its step. A parent that
-    exits sends SIGTERM and waits for the workers, so they must not ignore it for ever.
+    exits sends SIGTERM and waits for the workers, so the workers must exit.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, lambda *_: os._exit(0))  # else torch reports a killed worker
@@ -47,7 +47,7 @@ class DeferSignals:
     """Record the first signal in `signum`, for a loop that stops after its current step.
 
     At the end of the block a recorded signal raises StopRequested. A second signal kills the
-    process: snapshots and chunks on disk survive that.
+    process: snapshots and chunks on disk are kept.
     """
 
     signum = 0

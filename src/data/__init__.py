@@ -1,1 +1,1 @@
-"""From files on disk to batches."""
+"""Data sets: file formats, folds, decoding, augmentation, cache and batches."""

@@ -1,4 +1,4 @@
-"""Image files in folders: which there are, what is left out, what is there if one is missing."""
+"""List the image files of a folder, and describe folders in error messages."""
 
 import difflib
 import re

@@ -11,7 +11,7 @@ MAX_DIGITS = 18  # a number with more may overflow int64
 def encode(mask: np.ndarray) -> str:
     """Return "start length start length ..." of an H×W mask, bool or integer (non-zero is inside).
 
-    Pixels count from 1, along the rows. An empty mask gives an empty text.
+    Pixels are numbered from 1, row by row. An empty mask returns an empty string.
     """
     flat = (mask if mask.dtype == bool else mask != 0).ravel()
     bounds = np.flatnonzero(flat[1:] != flat[:-1]) + 1  # begin, end, begin, end, ...; 0-indexed

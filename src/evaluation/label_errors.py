@@ -13,7 +13,7 @@ MIN_GROUP_SIZE = 5  # images in a group for a group median
 
 
 def find_label_errors(scores: Scores) -> pd.DataFrame:
-    """Return images whose masks may be wrong (or else the network), most suspicious first: columns
+    """Return images on which mask and network disagree strongly, most suspicious first: columns
     image_id, group, view, fold, dice and reason."""
     errors, z_scores = confident_errors(scores.histograms), turntable_outliers(scores.table)
     ratios = errors.sum(axis=1) / typical_error(errors.sum(axis=1), scores.groups)

@@ -44,7 +44,7 @@ def highlight_mask(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 def error_map(image: np.ndarray, predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
     """Draw false negatives in red and false positives in blue on the dimmed image, both dilated so
-    that they survive downscaling."""
+    that they stay visible after downscaling."""
     errors = dim_gray(image)
     kernel = np.ones((max(1, image.shape[0] // 320),) * 2, np.uint8)
     for wrong, color in (

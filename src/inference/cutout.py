@@ -18,8 +18,8 @@ EDGE_WIDTH = 2  # of the soft edge on each side of the outline, in pixels of the
 def edge_radius(native_size: Size, preprocessings: Iterable[Preprocessing]) -> float:
     """Return the width in native pixels of the soft edge on each side of the outline.
 
-    Networks that see the image smaller than it is cannot locate the outline better than to a few
-    of their own pixels; the coarsest one decides.
+    It is EDGE_WIDTH pixels of the coarsest network's input: a network locates the outline only to
+    within a few pixels of its input.
     """
     scale = 1.0
     for preprocessing in preprocessings:

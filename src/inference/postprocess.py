@@ -26,7 +26,7 @@ class Binarizer:
     steps: list[str]  # names of STEPS
 
     def __call__(self, probability: Tensor) -> np.ndarray:
-        """C×H×W probability → H×W bool if C is 1, else H×W uint8 classes."""
+        """Convert a C×H×W probability to an H×W bool mask if C is 1, else to uint8 class ids."""
         return self.finish({name: x.cpu() for name, x in self.reduce(probability).items()})
 
     def reduce(self, probability: Tensor) -> dict[str, Tensor]:

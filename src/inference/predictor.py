@@ -1,9 +1,8 @@
-"""The single path from image to probability: validation, out-of-fold scores and prediction.
+"""Predict the probabilities of images, for validation, out-of-fold scores and test images.
 
-Three stages run at the same time on a GPU: workers, or a thread if the images are cached, load
-batches; a thread runs the networks, up to two batches ahead; and the caller uses the results, in
-threads if it takes long (map_in_threads()). The GPU is never waited for but by the caller, for the
-batch that it uses next.
+On a GPU three stages overlap: worker processes, or a thread for cached images, load batches; a
+second thread runs the networks, up to two batches ahead; the caller uses the results, in threads
+if that takes long (map_in_threads()). Only the caller waits for the GPU, for its next batch.
 """
 
 from collections.abc import Callable, Iterator

@@ -20,8 +20,8 @@ class Segmenter(nn.Module):
     the network's strides.
 
     Args:
-        network: Maps normalized float images to logits, which may lack the same border on both
-            sides of an axis.
+        network: Maps normalized float images to logits, which may be smaller by the same number of
+            pixels on both sides of an axis.
         input_size: Function of a height or width in pixels. Returns the smallest input size at
             which the network yields at least so many output pixels.
         mean: Mean of the RGB values in [0, 1], subtracted first. Stored with the weights.

@@ -1,4 +1,4 @@
-"""SMP's Unet with another end of its decoder: a skip connection at full size, a pixel shuffle."""
+"""SMP's Unet with a different last decoder block: full-size skip connection or pixel shuffle."""
 
 from functools import partial
 

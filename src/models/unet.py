@@ -27,7 +27,7 @@ def conv_block(
 ) -> nn.Sequential:
     """Return `n_convs` times: 3×3 convolution, normalization, ReLU.
 
-    Padding 'same' keeps height and width; with 'valid' each convolution reduces them by 2.
+    Padding 'same' keeps height and width; with 'valid' each reduces them by 2 · `dilation`.
     """
     norm_layer = NORMS[norm]
     layers: list[nn.Module] = []
@@ -46,9 +46,10 @@ class DilatedBottom(nn.Module):
     """`n_convs` 3×3 convolutions one after the other, with dilation 1, 2, 4, ..., each followed by
     normalization and ReLU; returns the sum of their outputs.
 
-    It joins context of many sizes without pooling: six convolutions see 3×3, 7×7, ..., 127×127
-    pixels of the lowest resolution. The U-Net of lyakaap, 3rd in the competition, has six in place
-    of the bottleneck: https://github.com/lyakaap/Kaggle-Carvana-3rd-Place-Solution, model.py.
+    The sum combines receptive fields of several sizes without pooling: with six convolutions 3×3,
+    7×7, ..., 127×127 pixels of the lowest resolution. The U-Net of lyakaap, 3rd in the
+    competition, has six in place of the bottleneck:
+    https://github.com/lyakaap/Kaggle-Carvana-3rd-Place-Solution, model.py.
     """
 
     def __init__(self, in_channels: int, out_channels: int, n_convs: int, norm: str):
@@ -118,8 +119,9 @@ class UNet(nn.Module):
     """U-Net with the options of the published variants in src/recipes.
 
     Maps float images B×3×H×W to logits B×n_classes×H×W. With padding 'same', H and W must be
-    multiples of `space_to_depth` · 2^(levels − 1); with 'valid' the logits are smaller than the
-    images. `input_size` returns the sizes that fit.
+    multiples of `space_to_depth` · 2^(levels − 1): for others the skip connections are cropped, and
+    the logits are smaller than the images, as they always are with padding 'valid'. H and W that
+    are no multiples of `space_to_depth` raise RuntimeError; `input_size` returns those that fit.
 
     Args:
         channels: Channels of each encoder level, top to bottom; the last level is the bottleneck.

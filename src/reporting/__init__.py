@@ -1,1 +1,1 @@
-"""The HTML report."""
+"""The HTML report, and the images that predict.py writes for photographs."""

@@ -39,7 +39,7 @@ def oof_cards(
     binarizer: Binarizer,
     image_ids: list[str],
 ) -> dict[str, Card]:
-    """Predict training images by the networks that never saw their group; return cards by id."""
+    """Predict training images by the networks that held out their group; return cards by id."""
     chosen = [sample for sample in samples if sample.image_id in image_ids]
     fingerprint = datasets.dataset_fingerprint(samples)
     predictions = ensemble.predict_out_of_fold(settings, weights, chosen, fingerprint)

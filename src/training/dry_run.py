@@ -1,4 +1,4 @@
-"""Whether a network can be trained on the smallest batch that will occur, before it is."""
+"""Check before training that a network can be trained on the smallest batch of an epoch."""
 
 from copy import deepcopy
 

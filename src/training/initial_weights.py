@@ -16,7 +16,7 @@ def find_initial_weights(settings: Settings, fold: int, samples: list[Sample]) -
     is neither.
 
     Raises InputError unless that run held out the same fold of the same samples: otherwise its
-    network has seen images that this one is scored on.
+    network was trained on images that this one is scored on.
     """
     init_run = find_init_run(settings)
     if not init_run:

@@ -81,9 +81,9 @@ def make_schedule(
 class ModelEMA:
     """Exponential moving average of a network's weights and normalization statistics.
 
-    The first update copies the weights; then the decay rises from 2/11 to `decay`, so that the
-    initial weights fade quickly. `num_updates` is an int on the CPU: that of torch's AveragedModel
-    is a tensor, and reading it waits for the GPU.
+    Update 0 copies the weights; update n uses the decay min(`decay`, (1 + n) / (10 + n)).
+    `num_updates` is an int on the CPU: that of torch's AveragedModel is a tensor, and reading it
+    waits for the GPU.
     """
 
     def __init__(self, network: nn.Module, decay: float):

@@ -78,5 +78,5 @@ def load_snapshot(folder: Path) -> dict[str, Any] | None:
 
 
 def checksum(data: bytes | memoryview) -> str:
-    """First 16 hex digits of the SHA-256."""
+    """Return the first 16 hex digits of the SHA-256."""
     return hashlib.sha256(data).hexdigest()[:16]

@@ -99,7 +99,7 @@ class TrainState:
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits in fp32, as half precision overflows in the sums of the losses.
 
-        A compiled network takes an odd last batch eagerly; for another batch size it would be
+        A compiled network runs a last batch of another size eagerly, as it would otherwise be
         compiled again.
         """
         is_odd = len(images) != local_batch_size(self.settings)

@@ -129,13 +129,13 @@ class FoldTrainer:
         return is_update
 
     def step_seed(self) -> int:
-        """Seed of this rank's random numbers in the current step, such as dropout."""
+        """Return the seed of this rank's random numbers in the current step, such as dropout."""
         step = self.step * process_env.world_size() + process_env.rank()
         key = [self.settings.seed, self.fold + 1, self.epoch, step]
         return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
 
     def epoch_summary(self) -> dict[str, float]:
-        """Columns of history.csv for the training part of the epoch (collective)."""
+        """Return the columns of history.csv for the training part of the epoch (collective)."""
         sums, images = self.metrics.reduced()
         loss, dice, accuracy = (sums / images).tolist()
         return {
@@ -150,7 +150,7 @@ class FoldTrainer:
         }
 
     def elapsed(self, start: float) -> float:
-        """Seconds since `start`, including the work that the GPU still has queued."""
+        """Return the seconds since `start`, including the work that the GPU still has queued."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.monotonic() - start
@@ -218,7 +218,7 @@ class FoldTrainer:
             yield oof.validation_scores(prediction)
 
     def checkpoint_metadata(self) -> dict[str, Any]:
-        """Metadata stored with the weights."""
+        """Return the metadata stored with the weights."""
         return {
             "classes": len(self.class_map.names),
             "names": self.class_map.names,
