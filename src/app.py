@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core import cli, config
+from core import cli, config, run_folder
 from core.errors import InputError
 
 if __name__ == "__main__":
@@ -92,9 +92,10 @@ def main(args: list[str]) -> None:
     if importlib.util.find_spec("gradio") is None:
         raise InputError("gradio is missing; install it with `pip install -r requirements-app.txt`")
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    model = load(settings.run_dir, settings.device)
+    run_dir = Path(settings.output_dir) / run_folder.ensemble_name(settings.runs)
+    model = load(run_dir, settings.device, settings.precision)
     model(np.zeros((64, 64, 3), np.uint8)).cutout()  # a run of several classes ends here
-    page = build_page(model, f"{settings.run}: mask and cut-out of a photograph")
+    page = build_page(model, f"{run_dir.name}: mask and cut-out of a photograph")
     try:
         _, url, _ = page.launch(quiet=True, prevent_thread_lock=True, footer_links=[])
     except OSError as error:  # the port is in use

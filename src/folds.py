@@ -96,7 +96,7 @@ def write_folds(settings: Settings, folds: pd.Series) -> None:
 
 
 def main(args: list[str]) -> None:
-    settings = config.load_settings(args)
+    settings = config.load_settings_without_stages(args)
     samples = datasets.load_samples(settings, "train")
     check_groups(settings, samples)
     areas = mean_mask_area(samples)

@@ -1,5 +1,6 @@
 """Train one fold or all folds, score each out of fold, and update the leaderboard."""
 
+import gc
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -61,15 +62,15 @@ def train_fold(
     score_fold(settings, fold, held_out, cache, device)
     remove_snapshots(settings)
     if device.type == "cuda":
+        gc.collect()  # a compiled network refers to itself
         torch.cuda.empty_cache()
 
 
 def remove_snapshots(settings: Settings) -> None:
     """Delete the snapshots of finished folds, also those of a run killed just before this."""
-    for fold in (
-        run_folder.finished_folds(settings.run_dir) if process_env.is_main_process() else []
-    ):
-        shutil.rmtree(run_folder.snapshot_dir(settings.run_dir, fold), ignore_errors=True)
+    if process_env.is_main_process():
+        for fold in run_folder.finished_folds(settings.run_dir):
+            shutil.rmtree(run_folder.snapshot_dir(settings.run_dir, fold), ignore_errors=True)
 
 
 def score_fold(

@@ -8,6 +8,7 @@
 set -euo pipefail
 source src/environment.sh
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=110 # seconds that torchrun waits for the last snapshot
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 # otherwise a restarted machine cannot rejoin
 exec srun "$PYTHON" -m torch.distributed.run --nnodes "$SLURM_NNODES" \
   --nproc-per-node "${GPUS:-gpu}" --max-restarts 3 --rdzv-backend c10d \

@@ -74,7 +74,7 @@ def training_job(folder: Path, epochs: int = 12) -> Job:
     """Train a fold of small images, with a snapshot after every update and a worker process."""
     args = tiny_settings_args(make_data(folder / "data", views=8), folder / "output")
     args += ["fold=0", f"epochs={epochs}", "validate_every_epochs=2", "dropout=[0,0.2]"]
-    args += ["snapshot_seconds=0", "num_workers=1", "update_bn_batches=2", "resume=true"]
+    args += ["snapshot_seconds=0", "num_workers=1", "resume=true"]
     return Job("train.py", args, folder / "output/tiny/fold0", "resume/*.pt")
 
 

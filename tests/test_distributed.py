@@ -116,6 +116,15 @@ def test_prediction_gives_the_submission_of_one_process(runs, tmp_path, count):
 # ---------------------------------------------------------------- failures
 
 
+@pytest.mark.slow
+def test_two_processes_train_an_encoder_with_unused_parameters(tmp_path):
+    args = tiny_settings_args(make_data(tmp_path / "data"), tmp_path)
+    args += ["fold=0", "size=[64,64]", "model=smp", "encoder=efficientnet-b0"]
+    code, out, err = run(2, "train.py", *args, "encoder_weights=none", "epochs=1")
+    assert code == 0, err
+    assert "out-of-fold dice" in out
+
+
 def test_prediction_with_a_killed_process_ends_and_resumes(runs, tmp_path):
     data_dir, path = make_data(tmp_path / "data", test_cars=3, views=60), tmp_path / "s.csv"
     args = [*prediction_args(runs.args), f"data_dir={data_dir}", "run=by1", "batch_size=1"]

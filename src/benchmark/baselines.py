@@ -77,11 +77,3 @@ def matrix_product_tflops(device: torch.device, precision: str) -> float:
     side = MATRIX_SIDE[device.type]
     matrix = torch.rand(side, side, device=device, dtype=DTYPES[precision] or torch.float32)
     return 2 * side**3 / timer.median_seconds(lambda m: m @ m, [matrix]) / 1e12
-
-
-def rle_encode_kaggle(mask: np.ndarray) -> str:
-    """Encode an H×W bool mask as most notebooks of the competition do."""
-    pixels = np.concatenate([[0], mask.flatten(), [0]])
-    runs = np.where(pixels[1:] != pixels[:-1])[0] + 1
-    runs[1::2] -= runs[::2]
-    return " ".join(str(x) for x in runs)

@@ -2,10 +2,8 @@
 
 import numpy as np
 import torch
-from pycocotools import mask as coco
 from torch import Tensor
 
-from benchmark.baselines import rle_encode_kaggle
 from benchmark.timer import StepTimer
 from core.device import autocast
 from data import datasets, preprocess, rle
@@ -24,7 +22,6 @@ def time_loading(timer: StepTimer, trainer: FoldTrainer, samples: list[Sample]) 
     """Time the steps from files to a training batch on the device; return the batch."""
     settings, cache, batch_size = trainer.settings, trainer.cache, trainer.settings.batch_size
     preprocessing, class_map = preprocess.preprocessing_from(settings), trainer.class_map
-    to_target = preprocess.mask_to_soft_target if class_map.is_binary else preprocess.resize_classes
     augment = Augmenter(settings.augmentation, settings.seed, class_map, settings.crop_size)
 
     def read_image(sample: Sample) -> np.ndarray:
@@ -33,10 +30,13 @@ def time_loading(timer: StepTimer, trainer: FoldTrainer, samples: list[Sample]) 
     def resize_image(image: np.ndarray) -> np.ndarray:
         return preprocess.preprocess_image(image, preprocessing)
 
+    def resize_mask(mask: np.ndarray) -> np.ndarray:
+        return preprocess.preprocess_mask(mask, preprocessing)
+
     images = timer.measure("decode image", read_image, samples)
     masks = timer.measure("decode mask", datasets.read_sample_mask, samples)
     timer.measure("resize image", resize_image, images)
-    timer.measure("resize mask", lambda mask: to_target(mask, preprocessing), masks)
+    timer.measure("resize mask", resize_mask, masks)
     timer.measure("augment", lambda s: augment(*cache.image_and_target(s), 0, s.image_id), samples)
     chosen = (samples * batch_size)[:batch_size]
     pairs = [augment(*cache.image_and_target(s), 0, s.image_id) for s in chosen]
@@ -61,9 +61,9 @@ def time_prediction(timer: StepTimer, trainer: FoldTrainer, samples: list[Sample
     batch_forward.tune()  # as for all test images
 
     def forward(images: Tensor) -> Tensor:
-        precision, networks = batch_forward.precision_and_networks
+        precision, models = batch_forward.precision_and_models
         with autocast(device, precision):
-            return predict_probability_tta(networks[0], images, settings)
+            return predict_probability_tta(models[0], images, settings)
 
     def enlarge(probability: Tensor) -> Tensor:
         return resize_to_native(probability, native_size, member.preprocessing)
@@ -75,15 +75,3 @@ def time_prediction(timer: StepTimer, trainer: FoldTrainer, samples: list[Sample
         masks = [BINARIZER.finish({name: x.cpu() for name, x in k.items()}) for k in kept]
         timer.measure("encode", rle.encode, masks)
     return sum(timer.ms[name] for name in ("network with tta", "enlarge", "binarize"))
-
-
-def time_rle_encoders(samples: list[Sample]) -> dict[str, float]:
-    """Return the milliseconds of three RLE encoders for a true mask; none for several classes."""
-    timer = StepTimer()
-    if samples[0].class_map.is_binary:
-        masks = [datasets.read_sample_mask(sample) for sample in samples]
-        timer.measure("encode", rle.encode, masks)
-        timer.measure("encode, kaggle kernel", rle_encode_kaggle, masks)
-        columns = [np.asfortranarray(mask.view(np.uint8)) for mask in masks]
-        timer.measure("encode, pycocotools", coco.encode, columns)
-    return timer.ms

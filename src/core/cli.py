@@ -93,9 +93,11 @@ def _is_peer_failure(error: Exception) -> bool:
 
 
 def run_script_in_subprocess(name: str, args: list[str]) -> None:
-    """Run another script; if it fails, exit with its code (it has printed its error)."""
+    """Run another script; if it fails, exit with its code."""
     sys.stdout.flush()
     command, env = [sys.executable, str(SRC / name), *args], process_env.env_without_torchrun()
-    result = subprocess.run(command, check=False, env=env)
-    if result.returncode:
-        sys.exit(result.returncode)
+    code = subprocess.run(command, check=False, env=env).returncode
+    if code < 0:
+        process_env.report_error(f"{name}: killed by {signal.Signals(-code).name}")
+    if code:
+        sys.exit(code if code > 0 else 128 - code)

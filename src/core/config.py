@@ -180,6 +180,7 @@ def _assign(conf: DictConfig, key: str, value: Any, source: str) -> DictConfig:
     typed = f"{source}{key}={format_value(value)}"
     try:
         conf = OmegaConf.merge(conf, {key: value})
+        assigned = conf[key]  # fails for ${name}, which has a meaning in OmegaConf
     except (OmegaConfBaseException, TypeError) as error:
         reason = str(error).splitlines()[0]  # the other lines repeat the key and the class
         if "ListConfig" in reason or isinstance(error, TypeError):
@@ -187,8 +188,8 @@ def _assign(conf: DictConfig, key: str, value: Any, source: str) -> DictConfig:
         raise InputError(f"{typed}: {reason}; {HELP_HINT}") from None
     check = FIELDS[key].metadata["check"]
     try:
-        valid = not check or conf[key] is None or check[1](conf[key])
-    except TypeError:  # list elements are of any type
+        valid = not check or assigned is None or check[1](assigned)
+    except (OmegaConfBaseException, TypeError):  # list elements are of any type
         valid = False
     if not valid:
         raise InputError(f"{typed}: must be {check[0]}")

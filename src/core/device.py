@@ -1,6 +1,7 @@
 """Device, precision and compilation of the network, and the error for too little memory."""
 
 import os
+import re
 import shutil
 import subprocess
 import sysconfig
@@ -10,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+import torch._functorch.config as functorch_config
 
 from core import process_env
 from core.errors import InputError
@@ -22,6 +24,7 @@ OLDEST_DRIVERS = {"12": 525, "13": 580}  # by major version of CUDA
 OUT_OF_MEMORY_TEXTS = (
     *("out of memory", "alloc_failed", "allocation_failed"),
     *("not enough memory", "can't allocate memory"),
+    "unable to find an engine",  # of cuDNN, which tries them all
 )
 
 
@@ -40,6 +43,12 @@ def pick_device(settings: Settings) -> torch.device:
                 f"{process_env.local_world_size()} processes on this machine, which has {count} "
                 f"GPUs: start {count} (GPUS={count}, or torchrun --nproc-per-node {count})"
             )
+        if not can_run_kernels(index):
+            raise InputError(
+                f"{torch.cuda.get_device_name(index)}: torch {torch.__version__} was built for "
+                f"{', '.join(torch.cuda.get_arch_list())}, not for this GPU; install a build for "
+                "an older CUDA version, or set device=cpu"
+            )
         if index:  # a new thread's is 0, where kernels and copies would open a second context
             torch.cuda.set_device(index)
         return torch.device("cuda", index)
@@ -49,6 +58,19 @@ def pick_device(settings: Settings) -> torch.device:
     if settings.device == "cuda":
         raise InputError("device=cuda: torch sees no GPU; check the driver or set device=cpu")
     return torch.device("cpu")
+
+
+@cache
+def can_run_kernels(index: int) -> bool:
+    """Whether torch was built for the architecture of this GPU, such as sm_86, or for one whose
+    code also runs on it: an earlier one of the same generation, or PTX of any earlier one."""
+    major, minor = torch.cuda.get_device_capability(index)
+    for arch in torch.cuda.get_arch_list():
+        kind, number = re.match(r"(sm|compute)_(\d+)", arch).groups()
+        built_for = divmod(int(number), 10)
+        if built_for <= (major, minor) and (kind == "compute" or built_for[0] == major):
+            return True
+    return False
 
 
 @cache
@@ -119,7 +141,8 @@ def compile_obstacle(device: torch.device) -> str:
     try:
         torch.compile(torch.nn.functional.relu)(torch.ones(8, device=device))
     except Exception as error:
-        return f"torch.compile fails: {str(error).strip().splitlines()[0]}"
+        reason = str(error).strip() or type(error).__name__
+        return f"torch.compile fails: {reason.splitlines()[0]}"
     return ""
 
 
@@ -130,6 +153,10 @@ def compile_network(network: torch.nn.Module, has_one_size: bool) -> None:
     compiler fails on runs eagerly; torch logs the error.
     """
     torch._dynamo.config.suppress_errors = True
+    # Compiled with the forward graph, so that its errors are suppressed as well.
+    functorch_config.force_non_lazy_backward_lowering = True
+    # All networks count together: several stages and runs, for training and for validation.
+    torch._dynamo.config.recompile_limit = 64
     network.compile(dynamic=False if has_one_size else None)
 
 
@@ -140,8 +167,9 @@ def force_eager(is_needed: bool) -> AbstractContextManager:
 
 
 @contextmanager
-def explain_out_of_memory(settings: Settings) -> Iterator[None]:
-    """Turn an out-of-memory error into an InputError that suggests smaller settings."""
+def explain_out_of_memory(settings: Settings, is_training: bool = True) -> Iterator[None]:
+    """Turn an out-of-memory error into an InputError that suggests smaller settings: those of
+    training, or those that can be changed at prediction."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -149,17 +177,20 @@ def explain_out_of_memory(settings: Settings) -> Iterator[None]:
         is_oom = isinstance(error, torch.OutOfMemoryError | MemoryError)
         if not is_oom and not any(words in text for words in OUT_OF_MEMORY_TEXTS):
             raise
-        height, width = settings.train_size or (1024, 1536)
+        size = settings.train_size if is_training else settings.size
+        height, width = size or (1024, 1536)
         if settings.batch_size > 1:
-            halved, doubled = settings.batch_size // 2, settings.grad_accumulation * 2
-            fix = f"batch_size={halved} grad_accumulation={doubled}"
-        else:
+            fix = f"batch_size={settings.batch_size // 2}"
+            fix += f" grad_accumulation={settings.grad_accumulation * 2}" if is_training else ""
+        elif is_training:
             name = "crop_size" if settings.crop_size else "size"
             fix = f"{name}={height // 2},{width // 2}"
+        else:
+            fix = f"tile_size={max(128, (settings.tile_size or max(height, width)) // 2)}"
         # An earlier stage is a run of its own, named <run>/stage<n>.
-        is_stage = bool(settings.stages) or "/" in settings.run
+        is_stage = is_training and (settings.stages or "/" in settings.run)
         where = " in `stages`, with another run=" if is_stage else ""
         raise InputError(
-            f"out of memory with batch_size={settings.batch_size} at "
-            f"size={settings.train_size or 'native'}: try {fix}{where}"
+            f"out of memory with batch_size={settings.batch_size} at size={size or 'native'}: "
+            f"try {fix}{where}"
         ) from None

@@ -43,8 +43,11 @@ def launch_processes(device: torch.device) -> None:
         raise InputError(f"GPUS={count}: this machine has {torch.cuda.device_count()}")
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # its report is 40 lines
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, machine.available_cores() // count)))
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "60")  # seconds for the last snapshot
     config = LaunchConfig(
-        *(1, 1, count),
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
         run_id=str(os.getpid()),
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",

@@ -40,7 +40,7 @@ def atomic_write(path: Path | str, size: int = 0) -> Iterator[Path]:
         raise InputError(_write_error_message(path, error, size)) from None
 
 
-def remove_stale_tmp_files(folder: Path, name: str = "") -> None:
+def remove_stale_tmp_files(folder: Path, name: str) -> None:
     """Remove the temporary files of killed processes for files whose names start with `name`.
 
     The caller must hold the lock: another process may be writing.
@@ -94,7 +94,8 @@ def folder_lock(folder: Path, hint: str) -> Iterator[None]:
     except Timeout:
         raise InputError(f"{folder}: another process is using this folder; {hint}") from None
     try:
-        remove_stale_tmp_files(folder)
+        for tmp_path in folder.rglob(".*.tmp"):  # also of snapshots, in fold<k>/resume
+            tmp_path.unlink()
         yield
     finally:
         lock.release()

@@ -51,8 +51,8 @@ def keep_freed_memory() -> None:
     from 32 MiB on to the system, which clears the pages of each new one: a third of a training
     step on a CPU (docs/experiments.md). Other C libraries are left alone."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt:
-        mallopt(M_MMAP_THRESHOLD, LARGEST_INT)
+    # Before glibc 2.35 the largest mmap threshold is 32 MiB.
+    if mallopt and (mallopt(M_MMAP_THRESHOLD, LARGEST_INT) or mallopt(M_MMAP_THRESHOLD, 2**25)):
         mallopt(M_TRIM_THRESHOLD, LARGEST_INT)
 
 

@@ -18,7 +18,7 @@ from core.files import atomic_write
 
 
 def current_commit() -> str:
-    """Return the short hash of the checked-out commit, with + if files differ; 'unknown' outside git."""
+    """Return the checked-out commit's short hash, with + if files differ; 'unknown' outside git."""
     git = ["git", "-C", str(ROOT)]
     try:
         head = subprocess.run(
@@ -39,7 +39,7 @@ def train_command() -> str:
 
 
 def package_versions() -> dict[str, str]:
-    """Return the versions of Python and of those packages in requirements.txt that are installed."""
+    """Return the versions of Python and of the installed packages of requirements.txt."""
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     versions = {"python": platform.python_version()}
     for name in (line.partition("==")[0] for line in lines if "==" in line):

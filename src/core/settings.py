@@ -33,6 +33,7 @@ POSTPROCESS_STEPS: Check = (
 )
 MASK_NAME: Check = ("a name with {stem}", lambda v: not v or ("{stem}" in v and "/" not in v))
 BYTE: Check = ("0 to 255", lambda v: 0 <= v <= 255)
+CSV_FILE: Check = ("a .csv file", lambda v: not v or v.endswith(".csv"))
 # Settings that a stage of training may have of its own.
 STAGE_SETTINGS = ("size", "crop_size", "epochs", "batch_size", "grad_accumulation", "lr", "warmup")
 STAGE_SETTINGS += ("augmentation", "loss", "ema_decay", "validate_every_epochs")
@@ -52,7 +53,7 @@ def _count_regex_groups(pattern: str) -> int:
 
 def is_weights_file(encoder_weights: str) -> bool:
     """Whether `encoder_weights` is the path of a file, not a name."""
-    return str(encoder_weights).endswith((".safetensors", ".pth", ".pt"))
+    return encoder_weights.endswith((".safetensors", ".pth", ".pt"))
 
 
 # A run is trained with its `run` settings from beginning to end. `model` settings are stored with
@@ -88,7 +89,7 @@ class Settings:
     max_images: int = setting(0, "use only the first N images of each fold, for a quick trial; 0: all", NON_NEGATIVE)
     output_dir: str = setting("output", "folder for runs and submissions", scope="machine", is_path=True)
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "device of the network", scope="machine")
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = setting("auto", "autocast dtype of the forward pass; auto: the fastest the device supports natively, for prediction on a GPU fp16", scope="machine")
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = setting("auto", "autocast dtype of the forward pass; auto: the fastest the device supports natively, for prediction on a GPU fp16; fp32: convolutions in TF32 on GPUs that have it", scope="machine")
     compile: Literal["auto", "true", "false"] = setting("auto", "torch.compile the network for training and for predicting 500 images or more; auto: on a GPU", scope="machine")
     num_workers: int | None = setting(None, "processes that load images; null: chosen from cores and shared memory", NON_NEGATIVE, scope="machine")
 
@@ -149,7 +150,6 @@ class Settings:
     warmup: float = setting(0.05, "fraction of all updates in which lr rises to its peak", HALF_OPEN_UNIT)
     grad_clip: float = setting(1.0, "maximum gradient norm; 0: off", NON_NEGATIVE)
     ema_decay: float = setting(0.99, "decay of the averaged weights, which are validated and saved; 0: off", HALF_OPEN_UNIT)
-    update_bn_batches: int = setting(0, "training batches from which the batch normalization statistics of the averaged weights are recomputed before validation; 0: use the moving averages", NON_NEGATIVE)
     loss: Literal["bce_dice", "bce", "dice", "focal", "lovasz", "ce", "ce_dice"] = setting("bce_dice", "training loss, in fp32 on logits; ce and ce_dice are multiclass")
     validate_every_epochs: int = setting(1, "epochs between two validations", POSITIVE)
     checkpoint_metric: Literal["dice", "accuracy"] = setting("dice", "validation metric that selects the saved epoch")
@@ -165,7 +165,7 @@ class Settings:
     postprocess: str = setting("auto", "mask post-processing: none, or any of specks (remove them), largest (keep one component), fill (holes), hull (of uncertain roofs); auto: steps that gain on every fold", POSTPROCESS_STEPS, scope="machine")
     skip_unreadable: bool = setting(False, "give unreadable test images empty masks, list them at the end, and exit with code 3", scope="machine")
     save_masks: bool = setting(False, "predict.py: also write PNG masks and overlays", scope="machine")
-    submission_csv: str = setting("", "csv to write or check; empty: output/submission.csv, or the one in the run's folder", scope="machine", is_path=True)
+    submission_csv: str = setting("", "csv to write or check; empty: output/submission.csv, or the one in the run's folder", CSV_FILE, scope="machine", is_path=True)
     truth_csv: str = setting("", "score.py: csv of the true masks (img,rle_mask)", scope="machine", is_path=True)
     bench_recipes: list[str] = setting([], "bench.py: recipes to measure; empty: `recipe` if it is set, else carvana_smp and carvana on a GPU, carvana_small on a CPU", scope="machine")
     bench_minutes: float = setting(8, "bench.py: minutes in all; those left after measuring speeds go into training to Dice 0.99", POSITIVE, scope="machine")
@@ -206,6 +206,6 @@ def find_paths(values: dict[str, Any]) -> dict[str, str]:
     found = {}
     for name in PATH_SETTINGS & values.keys():
         is_path, value = FIELDS[name].metadata["is_path"], values[name]
-        if value and (is_path is True or is_path(value)):
+        if value and isinstance(value, str) and (is_path is True or is_path(value)):
             found[name] = value
     return found

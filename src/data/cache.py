@@ -30,9 +30,8 @@ def load_image_and_target(
     """Read and preprocess a sample's image; make its target (coverage 0…255, or class ids) from
     `mask`."""
     image = read_sample_image(sample, preprocessing.min_decode_size)
-    is_binary = sample.class_map.is_binary
-    make_target = preprocess.mask_to_soft_target if is_binary else preprocess.resize_classes
-    return preprocess.preprocess_image(image, preprocessing), make_target(mask, preprocessing)
+    target = preprocess.preprocess_mask(mask, preprocessing)
+    return preprocess.preprocess_image(image, preprocessing), target
 
 
 class Cache:
@@ -119,6 +118,8 @@ def open_disk_cache(
     with FileLock(path.with_suffix(".lock")):
         if not path.exists():
             remove_stale_tmp_files(path.parent, path.stem)
+            n_bytes = len(samples) * 4 * size[0] * size[1]
+            require_space("disk", n_bytes, free_disk_bytes(path.parent))
             write_disk_cache(samples, preprocessing, size, path)
     with np.load(path.with_suffix(".npz")) as file:
         masks = np.split(file["packed"], file["ends"][:-1])
@@ -179,6 +180,7 @@ def make_cache(settings: Settings, samples: Sequence[Sample]) -> Cache | None:
     description["none"] = "not cached, decoded in every epoch"
     print(f"decoded images ({n_bytes / 2**30:.1f} GiB): {description[location]}")
     if location == "ram":
+        require_space("ram", n_bytes, available_ram())
         return build_ram_cache(samples, preprocessing, size)
     if location == "disk":
         return open_disk_cache(samples, preprocessing, size, path)
@@ -186,22 +188,30 @@ def make_cache(settings: Settings, samples: Sequence[Sample]) -> Cache | None:
 
 
 def choose_location(cache: str, n_bytes: int, path: Path) -> str:
-    """Return "ram", "disk" or "none" for the setting `cache`; InputError if the requested location
-    has too little space. "auto" takes at most half of the available space."""
-    bytes_per_process = machine.available_memory() // process_env.local_world_size()
-    available = {"ram": bytes_per_process, "disk": free_disk_bytes(path.parent)}
-    location = cache
-    if cache == "auto":
-        # Several processes share one file, but not their memory.
-        candidates = ("ram", "disk") if process_env.local_world_size() == 1 else ("disk", "ram")
-        fitting = [candidate for candidate in candidates if n_bytes < available[candidate] / 2]
-        location = "disk" if path.exists() else next(iter(fitting), "none")
-    if location != "none" and n_bytes > available[location] and not path.exists():
+    """Return "ram", "disk" or "none" for the setting `cache`. "auto" takes at most half of the
+    available space, and a file that exists or that another process is writing."""
+    if cache != "auto":
+        return cache
+    if path.exists() or any(path.parent.glob(f".{path.name}.*.tmp")):
+        return "disk"
+    available = {"ram": available_ram(), "disk": free_disk_bytes(path.parent)}
+    # Several processes share one file, but not their memory.
+    order = ("ram", "disk") if process_env.local_world_size() == 1 else ("disk", "ram")
+    return next((place for place in order if n_bytes < available[place] / 2), "none")
+
+
+def require_space(cache: str, n_bytes: int, available: int) -> None:
+    """Raise InputError if the location has too little space."""
+    if n_bytes > available:
         raise InputError(
-            f"cache={location}: needs {n_bytes / 2**30:.1f} GiB but only "
-            f"{available[location] / 2**30:.1f} are free; set cache=none or a smaller size"
+            f"cache={cache}: needs {n_bytes / 2**30:.1f} GiB but only {available / 2**30:.1f} are "
+            "free; set cache=none or a smaller size"
         )
-    return location
+
+
+def available_ram() -> int:
+    """Return the bytes of memory that each process on this machine may take."""
+    return machine.available_memory() // process_env.local_world_size()
 
 
 def free_disk_bytes(folder: Path) -> int:

@@ -41,9 +41,10 @@ def decode_values(values: np.ndarray, class_map: ClassMap, name: str) -> np.ndar
     """
     lookup = np.full(65536, -1, np.int16)
     lookup[: len(class_map.value_to_class)] = class_map.value_to_class
-    classes = lookup[values.astype(np.uint16)]
+    index = values.astype(np.uint16)
+    classes = np.where(index == values, lookup[index], -1)
     if classes.min(initial=0) < 0:
-        invalid = int(values[classes < 0][0])
+        invalid = values[classes < 0][0].item()
         valid = ", ".join(str(v) for v, c in enumerate(class_map.value_to_class) if c >= 0)
         raise InputError(f"{name}: contains the value {invalid}; expected only {valid}")
     return classes.astype(np.uint8)

@@ -27,13 +27,22 @@ def read_csv_strict(path: Path | str, columns: list[str]) -> pd.DataFrame:
     return table
 
 
+def require_distinct(path: Path | str, names: pd.Series) -> None:
+    """Raise InputError if two rows of a csv have the same name."""
+    repeated = names[names.duplicated()]
+    if len(repeated):
+        raise InputError(f"{path}: {repeated.iloc[0]} is listed twice; remove one of the rows")
+
+
 def read_car_metadata(settings: Settings) -> pd.DataFrame | None:
     """Return the columns make and car ("year make model") of each group from metadata.csv, or None
     if there is no such file."""
     path = Path(settings.data_dir) / "metadata.csv"
     if not path.exists():
         return None
-    cars = read_csv_strict(path, ["id", "year", "make", "model", "trim1", "trim2"]).set_index("id")
+    cars = read_csv_strict(path, ["id", "year", "make", "model", "trim1", "trim2"])
+    require_distinct(path, cars["id"])
+    cars = cars.set_index("id")
     return cars.assign(car=cars["year"] + " " + cars["make"] + " " + cars["model"])[["make", "car"]]
 
 
@@ -47,9 +56,7 @@ def read_folds(settings: Settings) -> dict[str, int]:
         raise InputError(
             f"{path}: has no row of dataset {settings.dataset_name}; see `python src/folds.py`"
         )
-    duplicates = table["group"][table["group"].duplicated()]
-    if len(duplicates):
-        raise InputError(f"{path}: {duplicates.iloc[0]} is listed twice; remove one of the rows")
+    require_distinct(path, table["group"])
     non_numeric = table["fold"][~table["fold"].str.fullmatch(r"\d{1,3}")]
     if len(non_numeric):
         raise InputError(
@@ -67,7 +74,11 @@ def read_folds(settings: Settings) -> dict[str, int]:
 def read_submission_names(settings: Settings) -> list[str] | None:
     """Return the image names of sample_submission.csv in order, or None if it does not exist."""
     path = Path(settings.data_dir) / "sample_submission.csv"
-    return read_csv_strict(path, ["img", "rle_mask"])["img"].tolist() if path.exists() else None
+    if not path.exists():
+        return None
+    names = read_csv_strict(path, ["img", "rle_mask"])["img"]
+    require_distinct(path, names)
+    return names.tolist()
 
 
 def read_class_map(path: Path) -> ClassMap:

@@ -73,9 +73,9 @@ def read_sizes(samples: Sequence[Sample]) -> set[tuple[int, int]]:
 
 
 def group_from_stem(stem: str, group_regex: str) -> str:
-    """Return the group (car) that the stem of an image file names; the stem if it names none."""
+    """Return the group (car) that the stem of an image file names; '' if it names none."""
     match = re.fullmatch(group_regex, stem, re.DOTALL)
-    return match[1] if match else stem
+    return (match[1] or "") if match else ""
 
 
 def load_samples(settings: Settings, split: str) -> list[Sample]:
@@ -85,7 +85,8 @@ def load_samples(settings: Settings, split: str) -> list[Sample]:
     """
     class_map, regex = get_class_map(settings), settings.group_regex
     files = get_format(settings).list_files(settings, split)
-    unmatched = [i.stem for i, _ in files if not re.fullmatch(regex, i.stem, re.DOTALL)]
+    groups = [group_from_stem(image.stem, regex) for image, _ in files]
+    unmatched = [image.stem for (image, _), group in zip(files, groups, strict=True) if not group]
     if unmatched and split == "train":
         raise InputError(
             f"group_regex={regex}: does not match {len(unmatched)} of {len(files)} image names, "
@@ -93,8 +94,8 @@ def load_samples(settings: Settings, split: str) -> list[Sample]:
         )
     name = settings.dataset_format
     return [
-        Sample(image, group_from_stem(image.stem, regex), mask, -1, name, class_map)
-        for image, mask in files
+        Sample(image, group or image.stem, mask, -1, name, class_map)
+        for (image, mask), group in zip(files, groups, strict=True)
     ]
 
 

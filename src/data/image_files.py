@@ -40,6 +40,9 @@ def list_images(folder: Path) -> list[Path]:
             f"{first.absolute()}: {images[first.stem].name} has the same stem; remove one "
             f"({len(duplicates)} such pairs)"
         )
+    for image in images.values():
+        if image.name != image.name.encode(errors="ignore").decode():
+            raise InputError(f"{image.absolute()}: its name is not UTF-8; rename it")
     remedy = next(filter(None, map(foreign_file_remedy, left_out)), "")
     if not images:
         raise InputError(

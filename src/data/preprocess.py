@@ -51,6 +51,12 @@ def preprocess_image(image: np.ndarray, preprocessing: Preprocessing) -> np.ndar
     return reduce_colors(resized, n_colors) if n_colors else resized
 
 
+def preprocess_mask(mask: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    """Convert an H×W mask to its h×w uint8 target: bool to coverage 0…255, class ids to ids."""
+    convert = mask_to_soft_target if mask.dtype == bool else resize_classes
+    return convert(mask, preprocessing)
+
+
 def mask_to_soft_target(mask: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     """Convert an H×W bool mask to h×w uint8: the fraction of each pixel that it covers, 0…255."""
     return _resize(mask.astype(np.uint8) * 255, preprocessing, None, 0)

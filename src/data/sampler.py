@@ -25,6 +25,11 @@ def smallest_batch(count: int, batch_size: int, processes: int) -> int:
     return max(1, int(np.diff(step_bounds(count, batch_size)).min()) // processes)
 
 
+def local_count(total: int) -> int:
+    """Return how many of the `total` samples of a step this rank has."""
+    return len(range(process_env.rank(), total, process_env.world_size()))
+
+
 class EpochBatchSampler(Sampler):
     """This rank's part of each training step, as a list of keys (epoch, i).
 
@@ -53,5 +58,4 @@ class EpochBatchSampler(Sampler):
     def samples_in_step(self, step: int) -> tuple[int, int]:
         """Return how many samples count in a step: (on this rank, on all ranks)."""
         total = self.bounds[step + 1] - self.bounds[step]
-        world_size = process_env.world_size()
-        return total // world_size + (process_env.rank() < total % world_size), total
+        return local_count(total), total

@@ -13,7 +13,6 @@ from core.files import atomic_write
 from evaluation import ensemble, metrics, oof, statistics
 from evaluation.history import training_costs
 from evaluation.postprocess_choice import choose_steps, cross_fitted_steps, explain_steps
-from evaluation.predictor_choice import store_predictor
 from evaluation.statistics import format_gain
 from models import checkpoint
 
@@ -220,7 +219,7 @@ def write_leaderboard(output_dir: Path) -> None:
     one's predictor.json."""
     entries = load_entries(output_dir)
     for entry in entries:
-        store_predictor(output_dir / entry.name, entry.scores, entry.columns["tta"])
+        ensemble.store_predictor(output_dir / entry.name, entry.scores, entry.columns["tta"])
     tables = build_leaderboards(entries)
     with atomic_write(output_dir / "leaderboard.csv") as tmp_path:
         pd.concat(tables).to_csv(tmp_path, index=False, float_format="%.6f")

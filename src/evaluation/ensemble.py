@@ -16,6 +16,7 @@ from evaluation.ensemble_weights import MAX_RUNS, WeightChoice, choose_weights
 from inference.load_runs import load_oof_members
 from inference.pipeline import map_in_threads
 from inference.predictor import Prediction, Reduce, keep_each, keep_mean, predict
+from inference.predictor_file import write_predictor
 
 # ---------------------------------------------------------------- out-of-fold scores
 
@@ -128,3 +129,20 @@ def weight_file_hashes(output_dir: Path, runs: list[str]) -> dict[str, str]:
         for fold in run_folder.finished_folds(output_dir / run)
     ]
     return {path.relative_to(output_dir).as_posix(): file_sha256(path) for path in paths}
+
+
+# ---------------------------------------------------------------- output/<run>/predictor.json
+
+
+def store_predictor(run_dir: Path, scores: oof.Scores, tta: str) -> None:
+    """Write predictor.json: all finished networks, and the threshold and post-processing with the
+    best out-of-fold scores."""
+    runs = {run_dir.name: 1.0}
+    if run_folder.ensemble_path(run_dir).exists():
+        runs = read_ensemble(run_dir)["runs"]
+    weights = {}
+    for run, weight in runs.items():
+        folder = run_dir.parent / run
+        folds = run_folder.finished_folds(folder) if weight else []
+        weights |= {run_folder.weights_path(folder, k): weight / len(folds) for k in folds}
+    write_predictor(run_dir, weights, tta, oof.choose_binarizer(Settings(), scores))

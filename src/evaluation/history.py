@@ -31,11 +31,10 @@ def training_costs(run_dir: Path) -> dict[str, float]:
     histories = load_histories(run_dir)
     if len(histories) < len(run_folder.finished_folds(run_dir)):
         return {"seconds": float("nan"), "images_per_second": float("nan")}
-    epochs, seconds = pd.concat(histories.values()), 0.0
-    for folder in (run_dir, *run_folder.earlier_stage_dirs(run_dir)):
-        of_folder = load_histories(folder)
-        seconds += sum(of_folder[fold]["seconds"].sum() for fold in histories.keys() & of_folder)
+    stages = [histories, *map(load_histories, run_folder.earlier_stage_dirs(run_dir))]
+    finished = [(stage, fold) for stage in stages for fold in histories.keys() & stage]
+    speeds = pd.concat(histories.values())["images_per_second"]
     return {
-        "seconds": round(seconds),
-        "images_per_second": round(epochs["images_per_second"].median(), 1),
+        "seconds": round(sum(stage[fold]["seconds"].sum() for stage, fold in finished)),
+        "images_per_second": round(speeds.median(), 1),
     }

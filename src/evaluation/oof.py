@@ -144,7 +144,7 @@ def score_columns(statistics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         "dice": curve[:, metrics.HALF_INDEX],
         "dice_best_threshold": curve[:, metrics.best_threshold_index(curve.mean(axis=0))],
         "area": histograms[:, 1].sum(axis=1) / pixels,
-        "predicted_area": histograms[:, :, 128:].sum(axis=(1, 2)) / pixels,
+        "predicted_area": histograms[:, :, HALF_LEVEL:].sum(axis=(1, 2)) / pixels,
     }
 
 

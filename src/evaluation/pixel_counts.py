@@ -4,9 +4,8 @@ import torch
 from torch import Tensor
 
 from data.classes import IGNORE
+from evaluation.metrics import BINS
 from inference.combine import quantize_probability
-
-LEVELS = 256
 
 
 def count_pixels(probability: Tensor, true: Tensor) -> dict[str, Tensor]:
@@ -27,8 +26,8 @@ def probability_histograms(levels: Tensor, true: Tensor) -> Tensor:
     As `levels`, H×W uint8, are floor(256·probability) (255 for 1), `probability >= i/256` is
     exactly `levels >= i`, and the histograms give the exact Dice at all 255 thresholds.
     """
-    pairs = levels.to(torch.int16) + LEVELS * true.to(torch.int16)
-    return count_values(pairs, 2 * LEVELS).view(2, LEVELS)
+    pairs = levels.to(torch.int16) + BINS * true.to(torch.int16)
+    return count_values(pairs, 2 * BINS).view(2, BINS)
 
 
 def confusion_matrix(predicted: Tensor, true: Tensor, n_classes: int) -> Tensor:

@@ -27,10 +27,12 @@ def paired_bootstrap_interval(differences: np.ndarray, groups: np.ndarray) -> tu
     n_groups = len(group_ids)
     if n_groups < 2:
         return float("nan"), float("nan")
-    rng = np.random.default_rng(0)
-    resamples = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), 10_000)
+    rng, equal, means = np.random.default_rng(0), np.full(n_groups, 1 / n_groups), []
     sums, sizes = np.bincount(group_index, weights=differences), np.bincount(group_index)
-    low, high = np.percentile(resamples @ sums / (resamples @ sizes), [2.5, 97.5])
+    for _ in range(100):  # 100 resamples at a time, to save memory
+        resamples = rng.multinomial(n_groups, equal, 100)
+        means.append(resamples @ sums / (resamples @ sizes))
+    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
     return float(low), float(high)
 
 

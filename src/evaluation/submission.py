@@ -179,8 +179,8 @@ def score_submission(
     scores = pd.Series(dice, index=table["img"])
     worst = [f"{score:.5f} {name}" for name, score in scores.nsmallest(10).items()]
     print_limited("worst images", worst)
-    regex = settings.group_regex
-    groups = np.array([datasets.group_from_stem(Path(name).stem, regex) for name in table["img"]])
+    stems, regex = [Path(name).stem for name in table["img"]], settings.group_regex
+    groups = np.array([datasets.group_from_stem(stem, regex) or stem for stem in stems])
     mean = format_mean(scores.mean(), clustered_standard_error(scores.to_numpy(), groups), digits=6)
     print(f"mean dice {mean} on {len(scores)} images of {len(set(groups))} groups")
 
@@ -188,7 +188,9 @@ def score_submission(
 def _read_truth(settings: Settings, names: pd.Series) -> pd.Series:
     """Read the encoded true masks by file name; InputError if they are not of these images."""
     path = settings.truth_csv
-    truth = csv_files.read_csv_strict(path, SUBMISSION_COLUMNS).set_index("img")["rle_mask"]
+    table = csv_files.read_csv_strict(path, SUBMISSION_COLUMNS)
+    csv_files.require_distinct(path, table["img"])
+    truth = table.set_index("img")["rle_mask"]
     missing = names[~names.isin(truth.index)]
     if len(missing):
         raise InputError(f"{path}: has no mask of {missing.iloc[0]} ({len(missing)} in total)")

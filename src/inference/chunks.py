@@ -27,7 +27,7 @@ class ImageResult:
     file_name: str
     rle: str  # run lengths of the mask; empty for several classes
     area: float  # fraction of the image that is not background
-    agreement: float  # see combine.member_agreement()
+    agreement: float  # see ImageProbabilities.agreement()
     error: str = ""  # why there is no mask
     scores: dict[str, np.ndarray] = field(default_factory=dict)  # see oof.image_statistics()
 

@@ -27,7 +27,17 @@ class ImageProbabilities:
 
     def mean(self) -> Tensor:
         """Return the weighted mean of the members, float32 C×H×W at native size."""
-        return weighted_mean(self.probabilities, self.native_size)
+        pairs, weights, means = self.probabilities, [], []
+        for preprocessing in dict.fromkeys(member.preprocessing for member, _ in pairs):
+            # Members with the same preprocessing are averaged before enlarging, which is expensive.
+            same = [(m.weight, p) for m, p in pairs if m.preprocessing == preprocessing]
+            weights.append(sum(weight for weight, _ in same))
+            small = sum(weight / weights[-1] * p for weight, p in same)
+            means.append(resize_to_native(small, self.native_size, preprocessing))
+        if len(means) == 1:
+            return means[0]
+        total = sum(member.weight for member, _ in pairs)
+        return sum(weight / total * mean for weight, mean in zip(weights, means, strict=True))
 
     def each(self) -> Tensor:
         """Return the probabilities of all members, float32 M×C×H×W at native size."""
@@ -38,8 +48,25 @@ class ImageProbabilities:
         return torch.stack(native)
 
     def agreement(self, mean: Tensor) -> Tensor:
-        """Return how much the members agree with their `mean`, see member_agreement()."""
-        return member_agreement(self.probabilities, mean, self.native_size)
+        """Return how much the members agree with the ensemble: a scalar in [0, 1], on the device.
+
+        It is the weighted mean, over members, of the Dice between the member's mask and the mask of
+        the ensemble's `mean` (C×H×W), both at threshold 0.5; for several classes, of the fraction
+        of pixels with the same class. Compared at each member's network size.
+        """
+        agreement, total = 0.0, sum(member.weight for member, _ in self.probabilities)
+        for member, probability in self.probabilities:
+            region = letterbox_region(self.native_size, member.preprocessing)
+            probability = probability[:, *region]
+            joint = F.interpolate(mean[None], probability.shape[-2:])[0]
+            if len(probability) == 1:
+                mask, joint_mask = probability >= 0.5, joint >= 0.5
+                intersection, areas = (mask & joint_mask).sum(), mask.sum() + joint_mask.sum()
+                similarity = torch.where(areas > 0, 2 * intersection / areas.clamp(min=1), 1.0)
+            else:
+                similarity = (probability.argmax(0) == joint.argmax(0)).float().mean()
+            agreement = agreement + member.weight / total * similarity
+        return agreement
 
 
 def resize_to_native(
@@ -57,44 +84,6 @@ def resize_to_native(
         probability[None], size=native_size, mode="bicubic", align_corners=False
     )
     return enlarged.clamp_(0, 1)[0]
-
-
-def weighted_mean(probabilities: list[MemberProbability], native_size: Size) -> Tensor:
-    """Return the weighted mean of the members' probabilities, C×H×W at native size."""
-    weights, means = [], []
-    for preprocessing in dict.fromkeys(member.preprocessing for member, _ in probabilities):
-        # Members with the same preprocessing are averaged before enlarging, which is expensive.
-        same = [(m.weight, p) for m, p in probabilities if m.preprocessing == preprocessing]
-        weights.append(sum(weight for weight, _ in same))
-        small = sum(weight / weights[-1] * p for weight, p in same)
-        means.append(resize_to_native(small, native_size, preprocessing))
-    if len(means) == 1:
-        return means[0]
-    total_weight = sum(member.weight for member, _ in probabilities)
-    return sum(weight / total_weight * mean for weight, mean in zip(weights, means, strict=True))
-
-
-def member_agreement(
-    probabilities: list[MemberProbability], mean: Tensor, native_size: Size
-) -> Tensor:
-    """Return how much the members agree with the ensemble: a scalar in [0, 1], on the device.
-
-    It is the weighted mean, over members, of the Dice between the member's mask and the mask of
-    the ensemble's `mean` (C×H×W), both at threshold 0.5; for several classes, of the fraction of
-    pixels with the same class. Compared at each member's network size.
-    """
-    agreement, total_weight = 0.0, sum(member.weight for member, _ in probabilities)
-    for member, probability in probabilities:
-        probability = probability[:, *letterbox_region(native_size, member.preprocessing)]
-        joint = F.interpolate(mean[None], probability.shape[-2:])[0]
-        if len(probability) == 1:
-            mask, joint_mask = probability >= 0.5, joint >= 0.5
-            intersection, areas = (mask & joint_mask).sum(), mask.sum() + joint_mask.sum()
-            similarity = torch.where(areas > 0, 2 * intersection / areas.clamp(min=1), 1.0)
-        else:
-            similarity = (probability.argmax(0) == joint.argmax(0)).float().mean()
-        agreement = agreement + member.weight / total_weight * similarity
-    return agreement
 
 
 def quantize_probability(probability: Tensor) -> Tensor:

@@ -18,28 +18,28 @@ from models.segmenter import Segmenter
 class EnsembleMember:
     """One network of an ensemble, with its preprocessing and weight."""
 
-    network: Segmenter
+    model: Segmenter
     preprocessing: Preprocessing
     weight: float = 1.0
 
     @cached_property
-    def folded_network(self) -> Segmenter:
-        """The network without batch normalization, see fold_norms()."""
-        return fold_norms(self.network)
+    def folded_model(self) -> Segmenter:
+        """The model without batch normalization, see fold_norms()."""
+        return fold_norms(self.model)
 
-    def network_for(self, precision: str) -> Segmenter:
-        """Return the network to run in 'bf16', 'fp16' or 'fp32': the one with folded batch
+    def model_for(self, precision: str) -> Segmenter:
+        """Return the model to run in 'bf16', 'fp16' or 'fp32': the one with folded batch
         normalization except in bf16.
 
         1 − Dice between the masks of a recipe=carvana_small network with and without folding was
         8.9e-4 in bf16, 6.6e-5 in fp16 and 5e-8 in fp32 (docs/experiments.md).
         """
-        return self.network if precision == "bf16" else self.folded_network
+        return self.model if precision == "bf16" else self.folded_model
 
 
-def make_member(network: Segmenter, settings: Settings, weight: float = 1.0) -> EnsembleMember:
-    """Return the network as a member with the preprocessing of its training settings."""
-    return EnsembleMember(network, preprocessing_from(settings), weight)
+def make_member(model: Segmenter, settings: Settings, weight: float = 1.0) -> EnsembleMember:
+    """Return the model as a member with the preprocessing of its training settings."""
+    return EnsembleMember(model, preprocessing_from(settings), weight)
 
 
 # ---------------------------------------------------------------- batch normalization

@@ -25,7 +25,7 @@ class MeanProbability(nn.Module):
 
     def __init__(self, members: list[EnsembleMember], settings: Settings):
         super().__init__()
-        self.networks = nn.ModuleList(member.network for member in members)
+        self.networks = nn.ModuleList(member.model for member in members)
         self.weights = [member.weight for member in members]
         self.settings = settings
 
@@ -47,7 +47,7 @@ def check_exportable(members: list[EnsembleMember], settings: Settings) -> None:
         raise InputError(f"reduce_colors={settings.reduce_colors}: ONNX cannot reduce colors")
     if settings.tile_size:
         raise InputError(f"tile_size={settings.tile_size}: ONNX predicts whole images")
-    n_bytes = sum(t.nbytes for member in members for t in member.network.state_dict().values())
+    n_bytes = sum(t.nbytes for member in members for t in member.model.state_dict().values())
     if n_bytes > MAX_BYTES:
         raise InputError(
             f"{len(members)} networks have {n_bytes / 2**30:.1f} GiB of weights, and an ONNX file "

@@ -1,8 +1,9 @@
 """Work in background threads, and copies between host and GPU that wait for nothing."""
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from itertools import repeat, takewhile
 from typing import TypeVar
 
@@ -14,28 +15,39 @@ from core import machine
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
-def map_in_threads(fn: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+# A thread for the networks: cuDNN keeps the kernels that it has chosen for each thread.
+NETWORK_THREAD = ThreadPoolExecutor(1, "networks")
+
+
+def map_in_threads(
+    fn: Callable[[Item], Result], items: Iterable[Item]
+) -> Generator[Result, None, None]:
     """Yield fn(item) of each item, in order, computed by a thread for each core."""
     n_threads = machine.cores_per_process()
-    return run_ahead(fn, items, n_threads, 2 * n_threads)
+    with ThreadPoolExecutor(n_threads) as pool:
+        yield from run_ahead(fn, items, pool, 2 * n_threads)
 
 
-def prefetch(items: Generator[Item, None, None], n_ahead: int) -> Generator[Item, None, None]:
-    """Iterate over the items in order, up to `n_ahead` of them ahead in a background thread."""
+def prefetch(
+    items: Generator[Item, None, None], n_ahead: int, pool: ThreadPoolExecutor | None = None
+) -> Generator[Item, None, None]:
+    """Iterate over the items in order, up to `n_ahead` of them ahead in the thread of `pool`, or in
+    one of its own."""
     end = object()
-    fetched = run_ahead(lambda _: next(items, end), repeat(None), 1, n_ahead)
-    try:
-        yield from takewhile(lambda item: item is not end, fetched)
-    finally:
-        fetched.close()  # waits for the thread
-        items.close()
+    with nullcontext(pool) if pool else ThreadPoolExecutor(1) as thread:
+        fetched = run_ahead(lambda _: next(items, end), repeat(None), thread, n_ahead)
+        try:
+            yield from takewhile(lambda item: item is not end, fetched)
+        finally:
+            fetched.close()  # waits for the thread
+            items.close()
 
 
 def run_ahead(
-    fn: Callable[[Item], Result], items: Iterable[Item], n_threads: int, n_ahead: int
+    fn: Callable[[Item], Result], items: Iterable[Item], pool: ThreadPoolExecutor, n_ahead: int
 ) -> Generator[Result, None, None]:
-    """Yield fn(item) of each item, in order; the threads work on `n_ahead` items ahead."""
-    pool, pending = ThreadPoolExecutor(n_threads), deque()
+    """Yield fn(item) of each item, in order; the threads of `pool` are `n_ahead` items ahead."""
+    pending = deque()
     try:
         for item in items:
             pending.append(pool.submit(fn, item))
@@ -44,7 +56,9 @@ def run_ahead(
         while pending:
             yield pending.popleft().result()
     finally:
-        pool.shutdown(cancel_futures=True)
+        for future in pending:
+            future.cancel()
+        wait(pending)
         if isinstance(items, Generator):
             items.close()
 

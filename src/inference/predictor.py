@@ -30,7 +30,7 @@ from data.loaders import LoadedSample, prediction_loader
 from data.sample import Sample
 from inference.combine import ImageProbabilities
 from inference.members import EnsembleMember
-from inference.pipeline import prefetch, record_event, to_device, to_host
+from inference.pipeline import NETWORK_THREAD, prefetch, record_event, to_device, to_host
 from inference.sliding_window import sliding_window_logits
 from models.segmenter import Segmenter
 
@@ -41,10 +41,11 @@ TTA_FLIPS: dict[str, list[tuple[int, ...]]] = {
     "flips": [(), (-1,), (-2,), (-1, -2)],
 }
 PREFETCHED_BATCHES = 2
+MAX_TUNED_SHAPES = 8  # cuDNN looks for the fastest kernels again for each shape of a batch
 TUNE_MIN_IMAGES = 500  # with fewer, tuning takes longer than it saves; not measured
 
 # What is kept of an image: tensors by name, computed from its probabilities on the device. Must not
-# wait for the device, as by reading a value.
+# wait for the device, for example by reading a value.
 Reduce = Callable[[ImageProbabilities], dict[str, Tensor]]
 
 
@@ -93,7 +94,8 @@ def predict(
         forward.tune()
     if forward.device.type == "cuda":  # on a CPU, loading would slow the networks down
         batches = prefetch(batches, 1)
-    pending = prefetch((forward(batch) for batch in batches), PREFETCHED_BATCHES)
+    results = (forward(batch) for batch in batches)
+    pending = prefetch(results, PREFETCHED_BATCHES, NETWORK_THREAD)
     with closing(batches), closing(pending):
         for collect in pending:
             yield from collect()
@@ -107,23 +109,23 @@ class BatchForward:
         self.device = pick_device(settings)
         self.set_precision(pick_inference_precision(settings, self.device))
         self.to_device = partial(to_device, device=self.device)
-        self.is_compiled = False
+        self.is_compiled, self.shapes = False, set()
 
     def set_precision(self, precision: str) -> None:
         """Predict in 'bf16', 'fp16' or 'fp32' from the next batch on."""
         # Replaced as one: a thread may be in forward().
-        self.precision_and_networks = (
+        self.precision_and_models = (
             precision,
-            [member.network_for(precision) for member in self.members],
+            [member.model_for(precision) for member in self.members],
         )
 
     def tune(self) -> None:
         """Look for the fastest kernels, which takes up to some minutes on a GPU."""
         torch.backends.cudnn.benchmark = True
         if wants_compile(self.settings, self.device) and not compile_obstacle(self.device):
-            _, networks = self.precision_and_networks
-            for member, network in zip(self.members, networks, strict=True):
-                compile_network(network.network, member.preprocessing.size is not None)
+            _, models = self.precision_and_models
+            for member, model in zip(self.members, models, strict=True):
+                compile_network(model.network, member.preprocessing.size is not None)
             self.is_compiled = True
 
     @torch.inference_mode()
@@ -132,7 +134,7 @@ class BatchForward:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # a new thread starts with the first one
         kept, are_finite = [], []
-        with explain_out_of_memory(self.settings):
+        with explain_out_of_memory(self.settings, is_training=False):
             for group in group_by_shape([loaded for loaded in batch if not loaded.error]):
                 for image in self.forward(group, are_finite):
                     kept.append({k: to_host(x) for k, x in self.reduce(image).items()})
@@ -155,8 +157,8 @@ class BatchForward:
         """Run all members on images of one shape. Add to `are_finite` whether logits are finite, a
         bool for each forward pass in fp16."""
 
-        def checked(network: Segmenter, images: Tensor) -> Tensor:
-            logits = network(images)
+        def checked(model: Segmenter, images: Tensor) -> Tensor:
+            logits = model(images)
             are_finite.append(logits.isfinite().all())
             return logits
 
@@ -164,14 +166,17 @@ class BatchForward:
             preprocessing: torch.stack([self.to_device(b.images[preprocessing]) for b in group])
             for preprocessing in {member.preprocessing for member in self.members}
         }
+        self.shapes |= {images.shape for images in stacked.values()}
+        if len(self.shapes) > MAX_TUNED_SHAPES:
+            torch.backends.cudnn.benchmark = False
         eager = force_eager(self.is_compiled and len(group) != self.settings.batch_size)
-        probabilities, (precision, networks) = [], self.precision_and_networks
+        probabilities, (precision, models) = [], self.precision_and_models
         with eager, autocast(self.device, precision):
-            for member, network in zip(self.members, networks, strict=True):
+            for member, model in zip(self.members, models, strict=True):
                 if precision == "fp16":
-                    network = partial(checked, network)
+                    model = partial(checked, model)
                 images = stacked[member.preprocessing]
-                probabilities.append(predict_probability_tta(network, images, self.settings))
+                probabilities.append(predict_probability_tta(model, images, self.settings))
         for i, loaded in enumerate(group):
             pairs = [(member, p[i]) for member, p in zip(self.members, probabilities, strict=True)]
             mask = None if loaded.mask is None else self.to_device(torch.from_numpy(loaded.mask))
@@ -179,7 +184,7 @@ class BatchForward:
 
     def avoid_fp16(self) -> None:
         """Continue in the precision that training takes, but in fp32 if that is fp16 as well."""
-        if self.precision_and_networks[0] == "fp16":
+        if self.precision_and_models[0] == "fp16":
             precision = pick_precision(replace(self.settings, precision="auto"), self.device)
             precision = "fp32" if precision == "fp16" else precision
             self.set_precision(precision)
@@ -199,12 +204,12 @@ def group_by_shape(batch: list[LoadedSample]) -> Iterator[list[LoadedSample]]:
         yield list(group)
 
 
-def predict_probability_tta(network: Segmenter, images: Tensor, settings: Settings) -> Tensor:
+def predict_probability_tta(model: Segmenter, images: Tensor, settings: Settings) -> Tensor:
     """Return the mean probability over the flips: uint8 B×3×h×w → float32 B×C×h×w in [0, 1]."""
     probabilities = []
     for axes in TTA_FLIPS[settings.tta]:
         logits = sliding_window_logits(
-            network, images.flip(axes), settings.tile_size, settings.tile_overlap
+            model, images.flip(axes), settings.tile_size, settings.tile_overlap
         )
         probability = logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
         probabilities.append(probability.flip(axes))

@@ -61,21 +61,21 @@ class TrainedModel:
         return prediction.probability
 
 
-def load(run_dir: str | os.PathLike, device: str = "auto") -> TrainedModel:
+def load(run_dir: str | os.PathLike, device: str = "auto", precision: str = "auto") -> TrainedModel:
     """Return the networks of the run output/<run>, or of the ensemble output/<run>+<run>.
 
-    `device` is "auto", "cpu" or "cuda". Raises InputError for another `device`, or if the folder
-    holds no trained run.
+    `device` is "auto", "cpu" or "cuda", `precision` "auto", "bf16", "fp16" or "fp32". Raises
+    InputError for other values, or if the folder holds no trained run.
     """
     run_dir = Path(os.path.expanduser(run_dir))
     stored = read_predictor(run_dir)
-    target = pick_device(load_settings([f"device={device}"]))
+    target = pick_device(load_settings([f"device={device}", f"precision={precision}"]))
     loaded = [checkpoint.load_model(run_dir / n.path, target) for n in stored.networks]
     weights = [network.weight for network in stored.networks]
     members = [
         make_member(model, settings, weight)
         for (model, settings, _), weight in zip(loaded, weights, strict=True)
     ]
-    _, first_settings, _ = loaded[0]  # precision and tiles, as predict.py takes the first run's
-    settings = replace(first_settings, device=device, tta=stored.tta)
+    _, first_settings, _ = loaded[0]  # for its tiles
+    settings = replace(first_settings, device=device, precision=precision, tta=stored.tta)
     return TrainedModel(members, stored.binarizer, settings)

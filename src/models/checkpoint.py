@@ -61,7 +61,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 
 def load_model(path: Path, device: torch.device) -> tuple[Segmenter, Settings, dict[str, Any]]:
-    """Return the model on `device` in evaluation mode, its settings, and its metadata."""
+    """Return the model on `device`, for prediction only, its settings, and its metadata."""
     metadata = read_metadata(path)
     try:
         settings = Settings(**metadata["settings"])
@@ -69,7 +69,7 @@ def load_model(path: Path, device: torch.device) -> tuple[Segmenter, Settings, d
         raise InputError(f"{path}: has settings of another version ({error})") from None
     model = build_model(settings, metadata["classes"], pretrained=False)
     load_weights(path, model, "its own settings")
-    return model.to(device).eval(), settings, metadata
+    return model.to(device).eval().requires_grad_(False), settings, metadata
 
 
 def load_weights(path: Path, model: Segmenter, fitting: str) -> None:

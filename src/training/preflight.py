@@ -48,7 +48,9 @@ def load_run_settings(args: list[str]) -> Settings:
 
 def prepare_data(settings: Settings, args: list[str]) -> None:
     """Run the recipe's prepare_scripts if data_dir is missing, folds.py if only folds_csv is."""
-    if process_env.is_distributed():  # the launcher has done it
+    if (
+        process_env.is_distributed()
+    ):  # GPUS=n has done it before the launch; for torchrun the data must be there
         return
     if not Path(settings.data_dir).exists():
         for script in settings.prepare_scripts:

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from core.errors import InputError
 from core.files import atomic_write
+from inference.pipeline import record_event
 
 SNAPSHOTS_KEPT = 2
 
@@ -25,21 +27,30 @@ class SnapshotWriter:
         self.pending.set_result(None)
 
     def start(self, state: dict[str, Any]) -> None:
-        """Copy `state` on its device and start saving it, once the snapshot before is saved."""
+        """Queue the copies of `state` to the host, and start saving them, once the snapshot before
+        is saved. The updates of the weights that are queued later do not change them."""
         self.wait()
-        copied, stream = deepcopy(state), None
-        if self.device.type == "cuda":  # copies to the host run beside the training's kernels
-            stream = torch.cuda.Stream(self.device)
-            stream.wait_stream(torch.cuda.current_stream(self.device))
-        self.pending = self.thread.submit(self._save, copied, stream)
+        copied = copy_to_host(state)
+        self.pending = self.thread.submit(self._save, copied, record_event(self.device))
 
     def wait(self) -> None:
         """Wait until the last snapshot is saved; raise the error if it could not be."""
         self.pending.result()
 
-    def _save(self, state: dict[str, Any], stream: torch.cuda.Stream | None) -> None:
-        with torch.cuda.stream(stream):
-            save_snapshot(self.folder, state)
+    def _save(self, state: dict[str, Any], wait_for_copies: Callable[[], None]) -> None:
+        wait_for_copies()
+        save_snapshot(self.folder, state)
+
+
+def copy_to_host(state: Any) -> Any:
+    """Copy nested dicts and lists; tensors of a GPU to pinned memory, without waiting for it."""
+    if isinstance(state, dict):
+        return {key: copy_to_host(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [copy_to_host(value) for value in state]
+    if isinstance(state, torch.Tensor) and state.is_cuda:
+        return state.detach().to("cpu", non_blocking=True)
+    return deepcopy(state)
 
 
 def save_snapshot(folder: Path, state: dict[str, Any]) -> None:
@@ -57,10 +68,11 @@ def save_snapshot(folder: Path, state: dict[str, Any]) -> None:
         path.unlink()
 
 
-def load_snapshot(folder: Path) -> dict[str, Any] | None:
+def load_snapshot(folder: Path, fingerprint: str) -> dict[str, Any] | None:
     """Load the latest intact snapshot on the CPU; return None if there is no snapshot at all.
 
-    Prints which ones are damaged; raises InputError if all are. Runs no code from the file.
+    Prints which ones are damaged. Raises InputError if all are, or if the data has another
+    fingerprint now: the network would have seen held-out images. Runs no code from the file.
     """
     paths = sorted(folder.glob("*.pt"), reverse=True)
     for path in paths:
@@ -69,9 +81,16 @@ def load_snapshot(folder: Path) -> dict[str, Any] | None:
             # torch.load does not notice flipped bits.
             if checksum(data) != path.stem.rpartition("-")[2]:
                 raise ValueError("checksum mismatch")
-            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            snapshot = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         except (ValueError, RuntimeError, UnpicklingError) as error:
             print(f"{path}: damaged, skipped ({str(error).splitlines()[0]})")
+            continue
+        if snapshot.get("fingerprint", fingerprint) != fingerprint:  # older snapshots lack it
+            raise InputError(
+                f"{folder}: was trained on other images, masks or folds than data_dir and "
+                "folds_csv hold now; restore them, or set another run="
+            )
+        return snapshot
     if paths:
         raise InputError(f"{folder}: has no intact snapshot; delete it to train from scratch")
     return None

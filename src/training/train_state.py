@@ -1,7 +1,7 @@
 """TrainState: the network and everything that an update changes, in plain torch."""
 
-from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torch.optim.swa_utils import update_bn
 
 from core import process_env
 from core.device import (
@@ -21,6 +20,7 @@ from core.device import (
     wants_compile,
 )
 from core.settings import Settings
+from data.sampler import local_count
 from models import checkpoint
 from models.build import build_model
 from training.depthwise import DepthwiseInFp32
@@ -32,17 +32,41 @@ from training.optim import ModelEMA, make_optimizer, make_schedule
 SYNC_BN_BELOW = 2**22
 
 
-def local_batch_size(settings: Settings) -> int:
-    """Return the images of this rank in a whole step, as EpochBatchSampler yields them."""
-    batch_size, world_size = settings.batch_size, process_env.world_size()
-    return batch_size // world_size + (process_env.rank() < batch_size % world_size)
-
-
 def has_few_pixels(settings: Settings, device: torch.device, n_processes: int) -> bool:
     """Whether each of several GPUs has too few pixels for batch normalization on its own."""
     height, width = settings.train_size or (0, 0)  # native sizes are not known here
     pixels = settings.batch_size // n_processes * height * width
     return device.type != "cpu" and n_processes > 1 and pixels < SYNC_BN_BELOW
+
+
+def has_one_size(settings: Settings) -> bool:
+    """Whether all images of training have one size: batches of native images have."""
+    return settings.train_size is not None or settings.batch_size > 1
+
+
+def convert_sync_batch_norm(model: nn.Module) -> nn.Module:
+    """Replace batch normalization by one with the statistics of all GPUs. torch's conversion would
+    drop the activations that timm's layers include."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    if all(type(norm) is nn.BatchNorm2d for norm in norms):
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    from timm.layers import convert_sync_batchnorm  # takes seconds, and model=unet does without
+
+    return convert_sync_batchnorm(model)
+
+
+def freeze_unused(model: nn.Module, settings: Settings) -> None:
+    """Exclude parameters that the forward pass does not use from training, as in the last layer of
+    some encoders: DDP waits for the gradient of each that is not excluded."""
+    size, gradients = settings.train_size or (256, 256), {}
+    for device in ("meta", "cpu"):  # meta computes only shapes, but lacks some operations
+        with suppress(NotImplementedError):
+            trial = deepcopy(model).to(device).train()
+            trial(torch.zeros((2, 3, *size), dtype=torch.uint8, device=device)).sum().backward()
+            gradients = {name: p.grad for name, p in trial.named_parameters()}
+            break
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(gradients[name] is not None)
 
 
 class TrainState:
@@ -76,15 +100,17 @@ class TrainState:
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Return `model` compiled if the settings ask for it, and wrapped by DDP if needed."""
+        if process_env.world_size() > 1:
+            freeze_unused(model, self.settings)
         syncs = self.syncs_batch_norm(model)
         if syncs:
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            model = convert_sync_batch_norm(model)
         if wants_compile(self.settings, self.device):
             obstacle = "SyncBatchNorm" if syncs else compile_obstacle(self.device)
             if obstacle:
                 print(f"compile={self.settings.compile}: training without compiling, {obstacle}")
             else:
-                compile_network(model.network, has_one_size=self.settings.train_size is not None)
+                compile_network(model.network, has_one_size(self.settings))
                 self.is_compiled = True
         if process_env.world_size() == 1:
             return model
@@ -102,7 +128,7 @@ class TrainState:
         A compiled network runs a last batch of another size eagerly, as it would otherwise be
         compiled again.
         """
-        is_odd = len(images) != local_batch_size(self.settings)
+        is_odd = len(images) != local_count(self.settings.batch_size)
         is_slow = self.device.type == "cpu" and self.precision == "bf16" and not self.is_compiled
         depthwise = DepthwiseInFp32() if is_slow else nullcontext()
         eager = force_eager(self.is_compiled and is_odd)
@@ -140,12 +166,6 @@ class TrainState:
         if process_env.is_main_process():
             self.ema.update(self.model)
         self.optimizer.zero_grad()
-
-    def update_bn(self, batches: Iterable[list[Tensor]]) -> None:
-        """Set the statistics of the EMA's batch normalization to their means over batches (images,
-        targets). Those of its moving average belong to other weights than the averaged ones."""
-        with autocast(self.device, self.precision):
-            update_bn(batches, self.ema.module, self.device)
 
     def report_metric(self, metric: float) -> None:
         """Pass a validation score to the plateau schedule."""

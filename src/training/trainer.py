@@ -5,7 +5,6 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ import torch
 from tqdm import tqdm
 
 from core import distributed, process_env, provenance, run_folder
-from core.device import explain_out_of_memory
 from core.errors import InputError
 from core.settings import Settings
 from core.signals import DeferSignals, StopRequested
@@ -49,7 +47,7 @@ class FoldTrainer:
         self.settings, self.fold, self.device, self.cache = settings, fold, device, cache
         self.train_samples = [sample for sample in samples if sample.fold != fold]
         self.val_samples = [sample for sample in samples if sample.fold == fold]
-        self.class_map, self.data = samples[0].class_map, dataset_fingerprint(samples)
+        self.class_map, self.fingerprint = samples[0].class_map, dataset_fingerprint(samples)
         self.epoch, self.step, self.best_score = 0, 0, -1.0
         self.metrics, self.log = EpochMetrics(device), EpochLog(settings, fold)
         self.loader = train_loader(self.train_samples, settings, cache)
@@ -57,6 +55,7 @@ class FoldTrainer:
         self.snapshots = SnapshotWriter(folder, device)
         updates = math.ceil(len(self.loader) / settings.grad_accumulation) * settings.epochs
         if device.type == "cuda":
+            torch.cuda.init()
             torch.cuda.reset_peak_memory_stats(device)
         torch.manual_seed(self.step_seed())  # for the initial weights
         path = find_initial_weights(settings, fold, samples)
@@ -93,7 +92,7 @@ class FoldTrainer:
         sampler = self.loader.batch_sampler
         sampler.epoch, sampler.start = self.epoch, self.step
         start = time.monotonic()
-        with DeferSignals() as stop, explain_out_of_memory(self.settings):
+        with DeferSignals() as stop:
             for images, targets in self.loader if self.step < len(self.loader) else []:
                 images = images.to(self.device, non_blocking=True)
                 targets = targets.to(self.device, non_blocking=True)
@@ -175,8 +174,6 @@ class FoldTrainer:
     def validate(self) -> dict[str, float]:
         """Return mean Dice and accuracy of the EMA network on the held-out images, at native size
         and without TTA; save the network if checkpoint_metric has improved."""
-        if self.settings.update_bn_batches and process_env.is_main_process():
-            self.update_bn()
         distributed.broadcast_module(self.state.ema.module)
         scores = distributed.map_sharded(self.score_samples, self.val_samples)
         means = pd.DataFrame(scores).mean().to_dict()
@@ -189,14 +186,6 @@ class FoldTrainer:
                 metadata = self.checkpoint_metadata() | means
                 checkpoint.save_model(path, self.state.ema.module, self.settings, metadata)
         return means
-
-    def update_bn(self) -> None:
-        """Measure the batch normalization of the EMA network on the first batches of the epoch."""
-        sampler = self.loader.batch_sampler
-        sampler.epoch, sampler.start = self.epoch, 0
-        batches = islice(iter(self.loader), self.settings.update_bn_batches)
-        torch.manual_seed(self.step_seed())  # dropout; a first iter() draws a number itself
-        self.state.update_bn(batches)
 
     def ema_member(self) -> EnsembleMember:
         """Return the EMA network as an ensemble member."""
@@ -223,7 +212,7 @@ class FoldTrainer:
             "classes": len(self.class_map.names),
             "names": self.class_map.names,
             "fold": self.fold,
-            "data": self.data,
+            "data": self.fingerprint,
             "epoch": self.epoch + 1,
             "parameters": count_parameters(self.state.model),
             "precision": self.state.precision,
@@ -241,13 +230,14 @@ class FoldTrainer:
             "epoch": self.epoch,
             "step": self.step,
             "best_score": self.best_score,
+            "fingerprint": self.fingerprint,
         }
         if process_env.is_main_process():
             self.snapshots.start(snapshot)
 
     def resume(self) -> None:
         """Restore the latest snapshot, if there is one."""
-        if (snapshot := load_snapshot(self.snapshots.folder)) is None:
+        if (snapshot := load_snapshot(self.snapshots.folder, self.fingerprint)) is None:
             return
         self.state.load_state_dict(snapshot)
         if process_env.is_main_process():  # rank 0 continues the sums of all ranks

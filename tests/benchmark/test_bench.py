@@ -4,7 +4,6 @@ import json
 from contextlib import redirect_stdout
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from conftest import assert_input_error, once_per_session, tiny_settings_args
@@ -15,7 +14,6 @@ from benchmark import baselines, measurements, timer
 from core.config import load_settings
 from core.errors import InputError
 from core.settings import Settings
-from data import rle
 
 CPU = torch.device("cpu")
 STEPS = {
@@ -61,11 +59,10 @@ def report(output_dir):
 # ---------------------------------------------------------------- a whole run
 
 
-def test_bench_writes_the_time_of_every_step_and_encoder(report):
+def test_bench_writes_the_time_of_every_step(report):
     [result] = report["recipes"].values()
     assert result["ms"].keys() == STEPS
-    assert report["rle_ms"].keys() == {"encode", "encode, kaggle kernel", "encode, pycocotools"}
-    assert all(ms > 0 for ms in [*result["ms"].values(), *report["rle_ms"].values()])
+    assert all(ms > 0 for ms in result["ms"].values())
     assert result["settings"]["batch_size"] == 2 and result["precision"] == "fp32"
     assert report["machine"]["cores"] >= 1 and "src/bench.py" in report["command"]
 
@@ -94,7 +91,7 @@ def test_bench_trains_until_the_dice_is_reached(report):
 
 def test_bench_prints_steps_table_and_dice(output_dir, report):
     lines = (output_dir.parent / "stdout.txt").read_text().splitlines()
-    assert sum(line.endswith(" ms") for line in lines) == len(STEPS) + 3
+    assert sum(line.endswith(" ms") for line in lines) == len(STEPS)
     header, rule, row = (line for line in lines if line.startswith("|"))
     assert header.count("|") == rule.count("|") == row.count("|") == len(bench.SPEED_COLUMNS) + 1
     assert bench.format_time_to_dice(report["time_to_dice"]) in lines
@@ -252,12 +249,6 @@ def test_plain_images_per_second_is_none_without_memory(monkeypatch):
     monkeypatch.setattr(timer.LoopTimer, "run", run_out_of_memory)
     settings = Settings(channels=[2, 4], size=[16, 16])
     assert baselines.plain_images_per_second(settings, [None] * 4, CPU) is None
-
-
-def test_rle_encode_kaggle_equals_ours_if_no_run_crosses_rows():
-    mask = np.zeros((5, 7), bool)
-    mask[1:4, 2:6] = True
-    assert baselines.rle_encode_kaggle(mask) == rle.encode(mask)
 
 
 def test_step_timer_returns_results_and_time_per_image(monkeypatch):

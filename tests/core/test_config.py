@@ -84,6 +84,8 @@ def test_every_recipe_loads_and_starts_with_its_purpose(path):
         ("lr=2001-99-99", ["invalid value"]),
         ("size=" + "[" * 5000, ["invalid value"]),
         ("size=[8,{a: 1}]", ["size=", "each 8 or more"]),
+        ("mask_name=${stem}_seg", ["mask_name=${stem}_seg", "stem"]),
+        ("submission_csv=result.json", ["submission_csv=", "must be a .csv file"]),
         ("recipe=nope", ["no such recipe", "carvana_smp"]),
         ("recipe=absent.yaml", ["no such recipe"]),
         ("batch=8", ["batch=", "renamed", "set batch_size=8"]),
@@ -98,7 +100,7 @@ def test_load_settings_rejects_an_invalid_argument_in_one_line(arg, parts):
 
 
 @pytest.mark.parametrize(
-    "text", ["- a\n- b\n", "lr: [", "a: !!python/object:os.system x", "lrr: 1"]
+    "text", ["- a\n- b\n", "truth_csv: [1]", "lr: [", "a: !!python/object:os.system x", "lrr: 1"]
 )
 def test_load_settings_rejects_an_invalid_recipe_in_one_line_with_its_name(tmp_path, text):
     recipe = tmp_path / "bad.yaml"

@@ -61,6 +61,7 @@ def test_pick_device_is_the_cpu_where_the_user_hides_the_gpu(no_gpu, monkeypatch
 def test_pick_device_is_one_gpu_per_process_and_rejects_more_processes(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(device, "can_run_kernels", lambda index: True)
     current = []  # set in every thread that asks; a new one's is 0
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
@@ -70,6 +71,31 @@ def test_pick_device_is_one_gpu_per_process_and_rejects_more_processes(monkeypat
     assert current == [1]
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(InputError, match="3 processes on this machine, which has 2 GPUs: start 2"):
+        device.pick_device(load_settings([]))
+
+
+@pytest.mark.parametrize(
+    ("capability", "archs", "is_built_for_it"),
+    [
+        ((8, 6), ["sm_80", "sm_90"], True),  # code of sm_80 runs on sm_86
+        ((8, 0), ["sm_86", "sm_90a"], False),
+        ((6, 0), ["sm_75", "sm_120", "compute_120"], False),  # a P100 with CUDA 13
+        ((12, 1), ["sm_75", "compute_90"], True),
+        ((9, 0), ["sm_80", "sm_90a"], True),
+    ],
+)
+def test_pick_device_rejects_a_gpu_that_torch_was_not_built_for(
+    monkeypatch, capability, archs, is_built_for_it
+):
+    fakes = {"is_available": True, "device_count": 1, "get_arch_list": archs}
+    fakes |= {"get_device_capability": capability, "get_device_name": "Tesla P100"}
+    for name, value in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    device.can_run_kernels.cache_clear()
+    if is_built_for_it:
+        assert device.pick_device(load_settings([])).type == "cuda"
+        return
+    with pytest.raises(InputError, match=f"Tesla P100: torch .* was built for {archs[0]}, "):
         device.pick_device(load_settings([]))
 
 
@@ -171,6 +197,22 @@ def test_explain_out_of_memory_suggests_smaller_settings(args, message):
     with (
         pytest.raises(InputError, match=message),
         device.explain_out_of_memory(load_settings(args)),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["batch_size=8", "size=null", "crop_size=64,64"], r"at size=native: try batch_size=4$"),
+        (["batch_size=1", "size=[2048,1024]"], r"batch_size=1.*try tile_size=1024$"),
+        (["batch_size=1", "size=null", "tile_size=512"], r"at size=native: try tile_size=256$"),
+    ],
+)
+def test_explain_out_of_memory_at_prediction_suggests_what_can_be_changed_there(args, message):
+    with (
+        pytest.raises(InputError, match=message),
+        device.explain_out_of_memory(load_settings(args), is_training=False),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory")
 

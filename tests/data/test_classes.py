@@ -92,6 +92,13 @@ def test_decode_values_rejects_values_outside_the_class_map(value):
         decode_values(np.array([[1, value]], np.uint8), class_map, "t.png")
 
 
+@pytest.mark.parametrize("value", [65537, 1.5])  # 1 as uint16
+def test_decode_values_rejects_values_that_are_no_ids(value):
+    class_map = Pets().make_class_map(Settings())
+    with pytest.raises(InputError, match=f"contains the value {value}; expected"):
+        decode_values(np.array([[1, value]]), class_map, "t.tif")
+
+
 def test_colorize_is_inverted_by_decode_colors():
     colors = colorize(np.arange(34, dtype=np.uint8)[None], ALL_IDS)
     classes = decode_colors(colors, CITYSCAPES_COLORS, ALL_IDS, "x")

@@ -50,6 +50,20 @@ def test_read_car_metadata_joins_year_make_and_model(tmp_path):
     assert cars.loc["abc"].to_dict() == {"make": "Ford", "car": "2012 Ford Focus"}
 
 
+@pytest.mark.parametrize(
+    ("read", "name", "text"),
+    [
+        (csv_files.read_car_metadata, "metadata.csv", "id,year,make,model,trim1,trim2\n{row}{row}"),
+        (csv_files.read_submission_names, "sample_submission.csv", "img,rle_mask\n{row}{row}"),
+    ],
+)
+def test_csv_with_a_name_twice_is_rejected(tmp_path, read, name, text):
+    cells = text.splitlines()[0].count(",")
+    (tmp_path / name).write_text(text.format(row="abc" + "," * cells + "\n"))
+    with pytest.raises(InputError, match=f"{name}: abc is listed twice; remove one of the rows"):
+        read(Settings(data_dir=str(tmp_path)))
+
+
 def test_read_submission_names_keeps_order(tmp_path):
     settings = Settings(data_dir=str(tmp_path))
     assert csv_files.read_submission_names(settings) is None

@@ -86,6 +86,11 @@ def test_drop_empty_masks_rejects_a_data_set_without_object(data_dir):
         datasets.load_training_samples(tiny_settings(data_dir, "skip_empty=true"))
 
 
+def test_load_training_samples_rejects_names_in_which_the_group_takes_no_part(data_dir):
+    with pytest.raises(InputError, match="does not match 12 of 12 image names"):
+        datasets.load_training_samples(tiny_settings(data_dir, r"group_regex=(?:car(\d+))?.*"))
+
+
 # ---------------------------------------------------------------- images and masks
 
 
@@ -127,8 +132,8 @@ def test_load_samples_suggests_the_mask_name_of_the_files_that_are_there(data_di
     assert str(raised.value) == (
         f"{data_dir}/train_masks: 12 of 12 images have no mask, the first is 000000000000_01.jpg, "
         "whose mask is named 000000000000_01_mask or 000000000000_01; set "
-        "mask_name='{stem}_segmentation'; 12 masks have no image or are a second one, the first is "
-        "000000000000_01_segmentation.gif"
+        "mask_name='{stem}_segmentation'; 12 masks belong to no image, or to one that already has "
+        "a mask, the first is 000000000000_01_segmentation.gif"
     )
 
 
@@ -139,7 +144,9 @@ def test_load_samples_counts_all_mismatches_at_once(data_dir):
         (data_dir / f"train_masks/000000000002_0{view}_mask.gif").unlink()
     masks = data_dir / "train_masks"
     shutil.copy(masks / "000000000003_01_mask.gif", masks / "000000000003_01.png")
-    with pytest.raises(InputError, match=r"3 of 10 images have no mask.*; 3 masks have no"):
+    with pytest.raises(
+        InputError, match=r"3 of 10 images have no mask.*; 3 masks belong to no image"
+    ):
         datasets.load_samples(tiny_settings(data_dir), "train")
 
 
@@ -214,6 +221,14 @@ def test_train_masks_csv_stands_in_for_the_folder(data_dir):
     assert datasets.read_sizes(samples) == {(48, 72)} and len(samples) == len(masks) == 12
     for sample in samples:
         assert np.array_equal(datasets.read_sample_mask(sample), masks[sample.image_id])
+
+
+def test_train_masks_csv_with_an_image_twice_is_rejected(data_dir):
+    write_masks_csv(data_dir)
+    path = data_dir / "train_masks.csv"
+    path.write_text(path.read_text().replace("000000000001_02.jpg", "000000000001_01.jpg"))
+    with pytest.raises(InputError, match=r"train_masks\.csv: 000000000001_01 is listed twice"):
+        datasets.load_samples(tiny_settings(data_dir), "train")
 
 
 def test_train_masks_csv_is_checked(data_dir):

@@ -1,5 +1,6 @@
 """Listing of images, and messages about files that are missing."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,15 @@ def test_list_images_counts_all_pairs_of_one_stem(tmp_path):
 def test_list_images_without_an_image_shows_what_is_there(tmp_path, names, found):
     line = error_line(list_images, touch(tmp_path, *names))
     assert line.startswith(f"{tmp_path}: {found}; expected images, that is .jpg, .jpeg, ")
+
+
+def test_list_images_rejects_a_name_that_is_not_utf8(tmp_path):
+    try:
+        (tmp_path / os.fsdecode(b"caf\xe9.jpg")).touch()
+    except OSError:
+        pytest.skip("the file system accepts only UTF-8")
+    with pytest.raises(InputError, match="its name is not UTF-8; rename it"):
+        list_images(tmp_path)
 
 
 def test_list_images_of_heic_alone_explains_the_conversion(tmp_path):

@@ -235,6 +235,13 @@ def test_score_of_the_truth_is_one(args, data_dir, capsys):
     assert "mean dice 1.000000 ± 0.000000 on 6 images of 2 groups" in printed
 
 
+def test_score_against_a_truth_with_an_image_twice_is_rejected(args, data_dir, tmp_path):
+    truth = pd.read_csv(data_dir / "test_truth.csv")
+    path = tmp_path / "truth.csv"
+    pd.concat([truth, truth.iloc[[0]]]).to_csv(path, index=False)
+    assert_input_error(score.main, [*args, f"truth_csv={path}"], "is listed twice")
+
+
 def test_score_is_the_mean_dice_of_the_masks(csv_path, args, data_dir, capsys):
     table = pd.read_csv(csv_path)
     masks = [rle.decode(text, (48, 72)) for text in table["rle_mask"]]

@@ -7,6 +7,7 @@ import torch
 
 from data.preprocess import Preprocessing
 from inference import combine
+from inference.combine import ImageProbabilities
 from inference.members import EnsembleMember
 
 NATIVE = Preprocessing(None)
@@ -52,22 +53,22 @@ def test_quantize_probability_is_exact_at_every_threshold():
 # ---------------------------------------------------------------- agreement
 
 
-def test_member_agreement_is_the_weighted_mean_dice_with_the_ensemble():
+def test_agreement_is_the_weighted_mean_dice_with_the_ensemble():
     """The ensemble follows the member of weight 3; the masks of the two share 1 of 2 pixels."""
     first, second = torch.tensor([[[0.9, 0.9, 0.0]]]), torch.tensor([[[0.0, 0.9, 0.9]]])
     members = [(EnsembleMember(None, NATIVE, 3.0), first), (EnsembleMember(None, NATIVE), second)]
-    mean = combine.weighted_mean(members, (1, 3))
+    mean = ImageProbabilities(None, (1, 3), members, None).mean()
     assert torch.allclose(mean, (3 * first + second) / 4)
-    agreement = combine.member_agreement(members, mean, (1, 3))
+    agreement = ImageProbabilities(None, (1, 3), members, None).agreement(mean)
     assert float(agreement) == pytest.approx(3 / 4 * 1 + 1 / 4 * 1 / 2)
     empty = [(member, torch.zeros(1, 1, 3)) for member, _ in members]
-    assert float(combine.member_agreement(empty, torch.zeros(1, 1, 3), (1, 3))) == 1
+    assert float(ImageProbabilities(None, (1, 3), empty, None).agreement(torch.zeros(1, 1, 3))) == 1
 
 
-def test_member_agreement_of_several_classes_is_the_fraction_of_equal_pixels():
+def test_agreement_of_several_classes_is_the_fraction_of_equal_pixels():
     first = torch.tensor([[[0.9, 0.9, 0.1, 0.1]], [[0.1, 0.1, 0.9, 0.9]]])
     second = torch.tensor([[[0.8, 0.8, 0.8, 0.2]], [[0.2, 0.2, 0.2, 0.8]]])
     members = [(EnsembleMember(None, NATIVE, 3.0), first), (EnsembleMember(None, NATIVE), second)]
-    mean = combine.weighted_mean(members, (1, 4))
-    agreement = combine.member_agreement(members, mean, (1, 4))
+    mean = ImageProbabilities(None, (1, 4), members, None).mean()
+    agreement = ImageProbabilities(None, (1, 4), members, None).agreement(mean)
     assert float(agreement) == pytest.approx(3 / 4 * 1 + 1 / 4 * 3 / 4)

@@ -100,12 +100,12 @@ def test_fold_norms_keeps_norms_that_it_cannot_fold(network):
 def test_make_member_takes_the_preprocessing_of_training():
     network, settings = build_trained(["channels=[4,8]", "size=[32,48]"])
     member = make_member(network, settings, 0.5)
-    assert member.network is network and member.weight == 0.5
+    assert member.model is network and member.weight == 0.5
     assert member.preprocessing.size == (32, 48)
 
 
-def test_network_for_bf16_keeps_its_norms():
+def test_model_for_bf16_keeps_its_norms():
     member = make_member(*build_trained(["channels=[4,8]"]))
-    assert member.network_for("bf16") is member.network
-    assert count_norms(member.network_for("fp32")) == 0
-    assert member.network_for("fp16") is member.network_for("fp32")
+    assert member.model_for("bf16") is member.model
+    assert count_norms(member.model_for("fp32")) == 0
+    assert member.model_for("fp16") is member.model_for("fp32")

@@ -56,7 +56,7 @@ def test_export_writes_the_mean_of_all_folds_and_flips(trained_run, tmp_path, ca
         images = random_images(*shape)
         with torch.inference_mode():
             probabilities = [
-                predict_probability_tta(member.network, torch.from_numpy(images), settings)
+                predict_probability_tta(member.model, torch.from_numpy(images), settings)
                 for member in members
             ]
         expected = torch.stack(probabilities).mean(0).numpy()
@@ -81,12 +81,12 @@ def test_export_pads_and_weights_as_torch_does(tmp_path, model_args):
     settings = config.load_settings([*model_args, "tta=none", "device=cpu"])
     members = build_members(settings, weights=(0.25, 0.75))
     model, path = MeanProbability(members, settings), tmp_path / "model.onnx"
-    side = max(smallest_side(member.network) for member in members)
+    side = max(smallest_side(member.model) for member in members)
     images = [random_images(1, 3, side, side + 1), random_images(2, 3, side + 37, side + 10)]
     assert export_onnx(path, model, {}, images) < 1e-4
     with torch.inference_mode():
         alone = [
-            predict_probability_tta(member.network, torch.from_numpy(images[1]), settings).numpy()
+            predict_probability_tta(member.model, torch.from_numpy(images[1]), settings).numpy()
             for member in members
         ]
     np.testing.assert_allclose(
@@ -96,10 +96,10 @@ def test_export_pads_and_weights_as_torch_does(tmp_path, model_args):
 
 def test_smallest_side_is_the_first_that_can_be_reflected():
     [member] = build_members(Settings(channels=[8, 16, 16, 16]))
-    assert smallest_side(member.network) == 4  # 3 pixels become 8 by 2 and 3 more, which they lack
+    assert smallest_side(member.model) == 4  # 3 pixels become 8 by 2 and 3 more, which they lack
     [valid] = build_members(Settings(channels=[8, 16], padding="valid"))
-    side = smallest_side(valid.network)
-    border = [(valid.network.input_size(n) - n + 1) // 2 for n in (side - 1, side)]
+    side = smallest_side(valid.model)
+    border = [(valid.model.input_size(n) - n + 1) // 2 for n in (side - 1, side)]
     assert border[0] >= side - 1 and border[1] < side
 
 

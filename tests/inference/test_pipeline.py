@@ -1,6 +1,7 @@
 """Threads that work ahead: order, errors and bounds, and a GPU that is a clock."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import count, islice
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from data.loaders import LoadedSample
 from data.preprocess import Preprocessing
 from inference import pipeline, predictor
 from inference.members import EnsembleMember
-from inference.pipeline import map_in_threads, prefetch, run_ahead
+from inference.pipeline import NETWORK_THREAD, map_in_threads, prefetch, run_ahead
 
 # ---------------------------------------------------------------- threads
 
@@ -84,12 +85,21 @@ def test_run_ahead_is_bounded_and_closes_its_source_after_an_error():
             raise InputError("the fourth")
         return i
 
-    results = run_ahead(fail_at_three, generate(), 2, 4)
-    assert list(islice(results, 3)) == [0, 1, 2]
-    assert len(taken) == 3 + 4
-    with pytest.raises(InputError, match="the fourth"):
-        next(results)
-    assert closed
+    with ThreadPoolExecutor(2) as pool:
+        results = run_ahead(fail_at_three, generate(), pool, 4)
+        assert list(islice(results, 3)) == [0, 1, 2]
+        assert len(taken) == 3 + 4
+        with pytest.raises(InputError, match="the fourth"):
+            next(results)
+        assert closed
+
+
+def test_prefetch_runs_in_one_thread_again_and_again():
+    def names():
+        yield threading.current_thread().name
+
+    own = {name for _ in range(3) for name in prefetch(names(), 1, NETWORK_THREAD)}
+    assert own == {"networks_0"}
 
 
 # ---------------------------------------------------------------- a GPU that is a clock
@@ -133,9 +143,12 @@ class ClockedPool:
             clock.wait_until(done)
             return value
 
-        return SimpleNamespace(result=result)
+        return SimpleNamespace(result=result, cancel=lambda: None)
 
-    def shutdown(self, cancel_futures):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
         pass
 
 
@@ -144,6 +157,8 @@ def clock(monkeypatch):
     """The Clock of a GPU that predicts; threads and events live by it. 8 cores."""
     clock = Clock()
     monkeypatch.setattr(pipeline, "ThreadPoolExecutor", partial(ClockedPool, clock))
+    monkeypatch.setattr(pipeline, "wait", lambda futures: None)
+    monkeypatch.setattr(predictor, "NETWORK_THREAD", ClockedPool(clock, 1))
     monkeypatch.setattr(machine, "available_cores", lambda: 8)
     monkeypatch.setattr(predictor, "pick_device", lambda settings: torch.device("cuda", 0))
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)

@@ -278,7 +278,7 @@ def test_avoid_fp16_takes_the_precision_of_training_or_fp32(tiny, monkeypatch, p
     forward.set_precision("fp16")
     monkeypatch.setattr(predictor, "pick_precision", lambda settings, device: picked)
     forward.avoid_fp16()
-    assert forward.precision_and_networks[0] == continued
+    assert forward.precision_and_models[0] == continued
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def test_loaded_model_predicts_as_predict_does(trained_run, photograph):
     members = [*load_runs.load_members(settings, weights).values()]
     [first, *_] = datasets.load_test_samples(settings)
     expected = next(iter(predictor.predict(members, [first], settings))).probability
-    result = load(trained_run.output_dir / "tiny", device="cpu")(photograph)
+    result = load(trained_run.output_dir / "tiny", "cpu", "fp32")(photograph)
     assert first.image == photograph
     np.testing.assert_allclose(result.probability, expected[0], atol=1e-6)
     assert (result.mask == oof.choose_binarizer(settings, scores)(expected)).all()

@@ -23,11 +23,11 @@ def latest(folder):
 
 
 def test_save_snapshot_keeps_the_latest_two_and_load_snapshot_returns_the_last(tmp_path):
-    assert snapshots.load_snapshot(tmp_path / "resume") is None
+    assert snapshots.load_snapshot(tmp_path / "resume", "") is None
     for step in range(9, 13):
         save(tmp_path / "resume", step)
     assert len(list((tmp_path / "resume").iterdir())) == 2
-    state = snapshots.load_snapshot(tmp_path / "resume")
+    state = snapshots.load_snapshot(tmp_path / "resume", "")
     assert state["step"] == 12 and torch.equal(state["network"]["w"], torch.full((50,), 12))
 
 
@@ -41,7 +41,7 @@ def test_load_snapshot_with_a_flipped_bit_or_cut_off_returns_the_one_before(tmp_
         flipped[i] ^= 1 << i % 8
         for data in (bytes(flipped), intact[:i]):
             path.write_bytes(data)
-            assert snapshots.load_snapshot(tmp_path)["step"] == 1
+            assert snapshots.load_snapshot(tmp_path, "")["step"] == 1
             assert f"{path}: damaged" in capsys.readouterr().out
 
 
@@ -49,7 +49,17 @@ def test_load_snapshot_without_an_intact_one_raises_input_error(tmp_path):
     save(tmp_path, 1)
     latest(tmp_path).write_bytes(b"")
     with pytest.raises(InputError, match="no intact snapshot"):
-        snapshots.load_snapshot(tmp_path)
+        snapshots.load_snapshot(tmp_path, "")
+
+
+def test_load_snapshot_of_other_data_raises_input_error(tmp_path):
+    save(tmp_path, 1)  # without a fingerprint, as those of the first release
+    assert snapshots.load_snapshot(tmp_path, "now")["step"] == 1
+    state = {"epoch": 1, "step": 2, "fingerprint": "before"}
+    snapshots.save_snapshot(tmp_path, state)
+    assert snapshots.load_snapshot(tmp_path, "before")["step"] == 2
+    with pytest.raises(InputError, match="other images, masks or folds than data_dir"):
+        snapshots.load_snapshot(tmp_path, "now")
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -60,7 +70,7 @@ def test_load_snapshot_never_unpickles_objects_even_with_the_right_checksum(tmp_
         path = tmp_path / f"00001-0000002-{snapshots.checksum(data)}.pt"
         path.write_bytes(data)
         with pytest.raises(InputError):
-            snapshots.load_snapshot(tmp_path)
+            snapshots.load_snapshot(tmp_path, "")
         path.unlink()
     assert not created.exists()
 
@@ -94,7 +104,7 @@ def test_snapshot_writer_saves_what_the_state_was_while_training_continues(tmp_p
     assert not saved
     may_save.set()
     writer.wait()
-    loaded = snapshots.load_snapshot(tmp_path)
+    loaded = snapshots.load_snapshot(tmp_path, "")
     assert torch.equal(loaded["network"]["w"], torch.full((4, 3, 8, 8), 7.0))
     assert loaded["network"]["w"].is_contiguous(memory_format=torch.channels_last)
     assert loaded["history"] == [{"loss": 1.0}]

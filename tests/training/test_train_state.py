@@ -7,6 +7,7 @@ from conftest import run_script, tiny_settings_args
 from torch import nn
 
 from core.config import load_settings
+from models.build import build_model
 from training import train_state
 from training.train_state import TrainState
 
@@ -128,6 +129,37 @@ def test_syncs_batch_norm_if_a_gpu_has_few_pixels(monkeypatch, args, world_size,
     assert state.syncs_batch_norm(model) is syncs
     state.device = CPU
     assert state.syncs_batch_norm(model) is False
+
+
+def test_convert_sync_batch_norm_keeps_the_activations_of_timm():
+    args = ["model=smp", "encoder=tu-tf_efficientnet_lite0", "encoder_weights=none"]
+    model = build_model(load_settings(args), 1, pretrained=False)
+    activations = [type(m.act) for m in model.modules() if hasattr(m, "act")]
+    converted = train_state.convert_sync_batch_norm(model)
+    norms = [m for m in converted.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert norms and all(isinstance(norm, nn.SyncBatchNorm) for norm in norms)
+    kept = [m for m in converted.modules() if hasattr(m, "act")]
+    assert [type(m.act) for m in kept] == activations and nn.ReLU6 in activations
+    assert all(type(m).forward is not nn.SyncBatchNorm.forward for m in kept)
+
+
+@pytest.mark.parametrize(
+    ("args", "unused"),
+    [
+        (["model=smp", "encoder=efficientnet-b0"], {"_conv_head", "_bn1"}),
+        (["model=smp", "encoder=resnet18"], set()),
+        (["channels=[4,8]"], set()),
+    ],
+)
+def test_freeze_unused_excludes_what_has_no_gradient(args, unused):
+    settings = load_settings([*args, "encoder_weights=none", "size=[64,64]"])
+    model = build_model(settings, 1, pretrained=False)
+    train_state.freeze_unused(model, settings)
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert {name.split(".")[-2] for name in frozen} == unused
+    model(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)).sum().backward()
+    without = {name for name, p in model.named_parameters() if p.grad is None}
+    assert frozen == without
 
 
 def test_network_with_sync_batch_norm_is_not_compiled(monkeypatch, capsys):

@@ -1,14 +1,15 @@
-"""FoldTrainer: seeds of the steps, accumulation, batch normalization, and the time of an epoch."""
+"""FoldTrainer: seeds of the steps, accumulation, resume, and the time of an epoch."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import tiny_settings_args
-from torch import nn
 from tqdm import tqdm
 
 from core.config import load_settings
+from core.errors import InputError
 from data.datasets import load_training_samples
 from training import trainer
 from training.train_state import TrainState
@@ -65,36 +66,19 @@ def test_train_step_accumulating_two_half_batches_equals_one_batch(loss):
         assert torch.allclose(one, two, atol=1e-4)
 
 
-# ---------------------------------------------------------------- batch normalization
+# ---------------------------------------------------------------- resume
 
 
-def test_update_bn_measures_the_averaged_network_on_the_first_batches(data_dir, tmp_path):
-    args = [*tiny_settings_args(data_dir, tmp_path), "batch_size=2", "update_bn_batches=2"]
-    settings = load_settings(args)
+def test_resume_with_an_image_moved_to_another_fold_is_rejected(data_dir, tmp_path):
+    settings = load_settings(tiny_settings_args(data_dir, tmp_path))
     samples = load_training_samples(settings)
     fold = FoldTrainer(settings, 0, samples, None, torch.device("cpu"))
-    fold.train_epoch(tqdm(disable=True))
-    network, averaged = fold.state.model, fold.state.ema.module
-    weights = [p.clone() for p in averaged.parameters()]
-    trained = {k: v.clone() for k, v in network.state_dict().items()}
-    fold.update_bn()
-
-    inputs = []
-    conv = next(m for m in averaged.modules() if isinstance(m, nn.Conv2d))
-    conv.register_forward_hook(lambda module, args, output: inputs.append(output))
-    fold.loader.batch_sampler.start = 0
-    with torch.no_grad():
-        for images, _ in list(fold.loader)[:2]:
-            averaged(images)
-    norm = next(m for m in averaged.modules() if isinstance(m, nn.BatchNorm2d))
-    means = torch.stack([x.mean(dim=(0, 2, 3)) for x in inputs])
-    variances = torch.stack([x.transpose(0, 1).flatten(1).var(dim=1) for x in inputs])
-    assert len(inputs) == 2
-    assert torch.allclose(norm.running_mean, means.mean(0), atol=1e-5)
-    assert torch.allclose(norm.running_var, variances.mean(0), rtol=1e-4)
-    assert not averaged.training
-    assert all(map(torch.equal, weights, averaged.parameters()))
-    assert all(torch.equal(trained[k], v) for k, v in network.state_dict().items())
+    fold.save_snapshot()
+    fold.snapshots.wait()
+    FoldTrainer(settings, 0, samples, None, torch.device("cpu")).resume()
+    moved = [replace(samples[0], fold=1 - samples[0].fold), *samples[1:]]
+    with pytest.raises(InputError, match="other images, masks or folds"):
+        FoldTrainer(settings, 0, moved, None, torch.device("cpu")).resume()
 
 
 # ---------------------------------------------------------------- time and memory
@@ -155,6 +139,7 @@ def test_snapshots_do_not_count_as_training_time(data_dir, tmp_path, clock):
 def test_every_fold_has_a_peak_of_memory_of_its_own(data_dir, tmp_path, monkeypatch):
     """torch keeps one peak for the whole process."""
     reset = []
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset.append)
     monkeypatch.setattr(trainer, "EpochMetrics", lambda device: None)
     monkeypatch.setattr(trainer, "TrainState", lambda *args: None)

@@ -1,6 +1,7 @@
 """Write rendered cars as a data set in the competition's layout."""
 
 import csv
+import errno
 import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -13,6 +14,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from core.errors import InputError
 from data import rle
 from data.demo_cars.cars import build_car
 from data.demo_cars.designs import BODIES, MAKES_AND_MODELS, PAINTS
@@ -115,5 +117,10 @@ def write_demo_dataset(
         demo_cars = draw_cars(train_cars + test_cars, seed)
         write_files(tmp_folder, demo_cars, train_cars, seed, size)
         tmp_folder.rename(folder)  # replaces an empty folder
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        message = f"{folder}: another process has written it meanwhile; run this again"
+        raise InputError(message) from None
     finally:
         shutil.rmtree(tmp_folder, ignore_errors=True)

@@ -15,7 +15,12 @@ from core.errors import InputError
 from core.settings import FIELDS, Settings
 from data import mask_io, rle
 from data.classes import ClassMap
-from data.csv_files import read_class_map, read_csv_strict, read_submission_names
+from data.csv_files import (
+    read_class_map,
+    read_csv_strict,
+    read_submission_names,
+    require_distinct,
+)
 from data.formats.base import DatasetFormat, FilePairs
 from data.image_files import list_images, require_paths
 from data.sample import Sample
@@ -116,8 +121,8 @@ def pair_images_with_masks(images: list[Path], masks: Path, mask_name: str) -> F
             problems.append(f"set mask_name='{similar[0].replace(image.stem, '{stem}')}'")
     if unused:
         problems.append(
-            f"{len(unused)} masks have no image or are a second one, the first is "
-            f"{min(unused.values())}"
+            f"{len(unused)} masks belong to no image, or to one that already has a mask, the "
+            f"first is {min(unused.values())}"
         )
     if problems:
         raise InputError(f"{masks.absolute()}: {'; '.join(problems)}")
@@ -146,7 +151,9 @@ def order_by_names(images: list[Path], names: list[str]) -> list[Path]:
 def read_encoded_masks(path: Path) -> dict[str, str]:
     """Return image stem → run lengths of a csv as the submission."""
     table = read_csv_strict(path, ["img", "rle_mask"])
-    return dict(zip(table["img"].map(lambda name: Path(name).stem), table["rle_mask"], strict=True))
+    stems = table["img"].map(lambda name: Path(name).stem)
+    require_distinct(path, stems)
+    return dict(zip(stems, table["rle_mask"], strict=True))
 
 
 def decode_from_csv(sample: Sample, size: tuple[int, int]) -> np.ndarray:
