@@ -57,9 +57,9 @@ def load_data(settings: Settings) -> Data:
         raise InputError(f"recipe={settings.recipe}: bench.py needs size=h,w and a cache{fix}")
     samples = datasets.load_training_samples(settings)
     fold = min(s.fold for s in samples) if settings.fold is None else settings.fold
-    preflight.check_data(settings, samples)
+    _, sizes = preflight.check_data(settings, samples)
     trial = measurements.make_trial(settings, settings.output_dir)
-    preflight.check_folds(trial, [fold], samples)
+    preflight.check_folds(trial, [fold], samples, sizes)
     return samples, fold
 
 

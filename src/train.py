@@ -29,10 +29,11 @@ from training.trainer import FoldTrainer
 def train_folds(settings: Settings, device: torch.device) -> None:
     """Train the requested folds that are not finished, one after the other."""
     samples = datasets.load_training_samples(settings)
-    folds = preflight.folds_to_train(settings, preflight.check_data(settings, samples))
+    n_folds, sizes = preflight.check_data(settings, samples)
+    folds = preflight.folds_to_train(settings, n_folds)
     distributed.init_process_group(device)
     if folds:
-        preflight.check_folds(settings, folds, samples)
+        preflight.check_folds(settings, folds, samples, sizes)
         fingerprint, commit = datasets.dataset_fingerprint(samples), provenance.current_commit()
         distributed.assert_equal_on_all_ranks({"data_dir": fingerprint, "commit": commit})
         save_config(settings)

@@ -48,9 +48,7 @@ def load_run_settings(args: list[str]) -> Settings:
 
 def prepare_data(settings: Settings, args: list[str]) -> None:
     """Run the recipe's prepare_scripts if data_dir is missing, folds.py if only folds_csv is."""
-    if (
-        process_env.is_distributed()
-    ):  # GPUS=n has done it before the launch; for torchrun the data must be there
+    if process_env.is_distributed():  # GPUS=n did so before; torchrun expects the data to exist
         return
     if not Path(settings.data_dir).exists():
         for script in settings.prepare_scripts:
@@ -59,8 +57,11 @@ def prepare_data(settings: Settings, args: list[str]) -> None:
         cli.run_script_in_subprocess("folds.py", args)
 
 
-def check_data(settings: Settings, samples: list[Sample]) -> int:
-    """Print a summary of the data; return the number of folds. InputError for unequal sizes."""
+def check_data(settings: Settings, samples: list[Sample]) -> tuple[int, set[Size]]:
+    """Print a summary of the data; return the number of folds and the native sizes of all images.
+
+    Raises InputError for images that make no batch or are smaller than crop_size.
+    """
     group_folds = {sample.group: sample.fold for sample in samples}
     listed = csv_files.read_folds(settings)
     n_folds = max(listed.values()) + 1
@@ -79,7 +80,7 @@ def check_data(settings: Settings, samples: list[Sample]) -> int:
             f"warning: size={height},{width} is height,width, but no image is {shape}; try "
             f"size={width},{height}"
         )
-    return n_folds
+    return n_folds, sizes
 
 
 def check_sizes(settings: Settings, native_sizes: Collection[Size]) -> None:
@@ -115,7 +116,9 @@ def folds_to_train(settings: Settings, n_folds: int) -> list[int]:
     return [fold for fold in requested if fold not in finished]
 
 
-def check_folds(settings: Settings, folds: list[int], samples: list[Sample]) -> None:
+def check_folds(
+    settings: Settings, folds: list[int], samples: list[Sample], native_sizes: Collection[Size]
+) -> None:
     """Raise InputError if these folds, or this model, cannot be trained on these samples."""
     processes = max(distributed.requested_processes(), process_env.world_size())
     if settings.batch_size < processes:
@@ -139,7 +142,7 @@ def check_folds(settings: Settings, folds: list[int], samples: list[Sample]) -> 
             checkpoint.load_weights(path, model, "the network of this run")
     counts = [sum(sample.fold != fold for sample in samples) for fold in folds]
     # The smallest native size: at most 32 pixels a side are one pixel after the encoder.
-    size = tuple(settings.train_size or min(datasets.read_sizes(samples), key=max))
+    size = tuple(settings.train_size or min(native_sizes, key=max))
     check_batches(settings, model, size, counts, processes)
 
 
@@ -172,12 +175,10 @@ def check_before_launch(settings: Settings) -> None:
     before an earlier run or stage trains for hours."""
     with redirect_stdout(None):
         samples, stages = datasets.load_training_samples(settings), split_stages(settings)
-        folds = folds_to_train(stages[0], check_data(stages[0], samples))
-        if later_stages := stages[1:]:
-            sizes = datasets.read_sizes(samples)
-            for stage in later_stages:
-                check_sizes(stage, sizes)
-        check_folds(stages[0], folds, samples)
+        n_folds, sizes = check_data(stages[0], samples)
+        for stage in stages[1:]:
+            check_sizes(stage, sizes)
+        check_folds(stages[0], folds_to_train(stages[0], n_folds), samples, sizes)
 
 
 def lock_fold(settings: Settings, fold: int) -> AbstractContextManager:
