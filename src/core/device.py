@@ -66,8 +66,9 @@ def can_run_kernels(index: int) -> bool:
     code also runs on it: an earlier one of the same generation, or PTX of any earlier one."""
     major, minor = torch.cuda.get_device_capability(index)
     for arch in torch.cuda.get_arch_list():
-        kind, number = re.match(r"(sm|compute)_(\d+)", arch).groups()
-        built_for = divmod(int(number), 10)
+        if not (match := re.match(r"(sm|compute)_(\d+)", arch)):
+            return True  # a build for AMD's GPUs, such as gfx90a
+        kind, built_for = match[1], divmod(int(match[2]), 10)
         if built_for <= (major, minor) and (kind == "compute" or built_for[0] == major):
             return True
     return False
