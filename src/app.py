@@ -74,8 +74,8 @@ def build_page(model: TrainedModel, title: str) -> "Blocks":
             mask = gr.Image(image_mode="L", label="Mask", **options)
             cutout = gr.Image(image_mode="RGBA", label="Cut-out", **options)
         with gr.Row():
-            best = round(model.binarizer.threshold, 3)
-            threshold = gr.Slider(0.001, 0.999, best, step=0.001, label="Threshold")
+            best = model.binarizer.threshold
+            threshold = gr.Slider(1 / 256, 255 / 256, best, step=1 / 256, label="Threshold")
             background = gr.Radio([TRANSPARENT, COLORED], value=TRANSPARENT, label="Background")
             color = gr.ColorPicker("#ffffff", label="Color")
         drawing = {"fn": draw, "inputs": [result, threshold, background, color]}

@@ -57,6 +57,7 @@ def train_fold(
     if process_env.is_main_process():
         data = datasets.describe_dataset(settings, samples)
         folder = run_folder.fold_dir(settings.run_dir, fold)
+        (folder / "oof.npz").unlink(missing_ok=True)  # of deleted weights; it marks finished folds
         provenance.append_run_record(folder, device, data)
     FoldTrainer(settings, fold, samples, cache, device).fit()
     held_out = [sample for sample in samples if sample.fold == fold]

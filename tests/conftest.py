@@ -5,11 +5,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 from filelock import FileLock
 from hypothesis import settings
 from tiny_datasets import make_data
@@ -18,13 +18,20 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 REAL = Path(os.environ.get("REAL_DATA", ROOT.parent / "shared" / "data"))
 
-torch.set_num_threads(1)  # pytest-xdist runs one test a core
 settings.register_profile("reproducible", derandomize=True, database=None, deadline=None)
 settings.load_profile("reproducible")
 
 needs_real_data = pytest.mark.skipif(
     not (REAL / "carvana" / "train").is_dir(), reason="no real images; set REAL_DATA"
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """pytest-xdist runs one test a core. Not at import: its own process needs no torch."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture
@@ -89,16 +96,18 @@ def read_tiny_run(folder: Path) -> TinyRun:
 
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
-    """Both folds of the tiny data set, trained by the real command once a session. Read-only."""
+    """Both folds of the tiny data set, trained once a session. Read-only."""
 
-    def train(folder: Path) -> None:
+    def fill(folder: Path) -> None:
+        import train
+
         make_data(folder / "data")
         (folder / "stdout.txt").touch()
-        completed = run_script("train.py", *read_tiny_run(folder).args)
-        assert completed.returncode == 0, completed.stderr
-        (folder / "stdout.txt").write_text(completed.stdout)
+        args = read_tiny_run(folder).args
+        with open(folder / "stdout.txt", "w") as stdout, redirect_stdout(stdout):
+            train.main(args)
 
-    return read_tiny_run(once_per_session(tmp_path_factory, "trained_run", train))
+    return read_tiny_run(once_per_session(tmp_path_factory, "trained_run", fill))
 
 
 @pytest.fixture
@@ -163,4 +172,4 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("cannot mount a file system of 1 MB")
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)

@@ -21,6 +21,8 @@ import pandas as pd
 from conftest import ROOT, prediction_args, tiny_settings_args
 from tiny_datasets import make_data
 
+import train
+
 EXIT_CODES = {"SIGKILL": {-9}, "SIGTERM": {143, -15}, "SIGINT": {130, -2}}
 TIMES = ["seconds", "images_per_second", "peak_gb"]  # columns of history.csv that vary between runs
 UNCOMPARED = {"provenance.json", "submission.json", ".lock"}  # these record when a run started
@@ -83,7 +85,7 @@ def prediction_job(folder: Path, views: int = 200) -> Job:
     args = tiny_settings_args(
         make_data(folder / "data", test_cars=5, views=views), folder / "output"
     )
-    Job("train.py", [*args, "fold=0", "max_images=8", "epochs=1"], folder / "output/tiny/fold0")
+    train.main([*args, "fold=0", "max_images=8", "epochs=1"])
     args = [*prediction_args(args), "batch_size=1"]
     args += [f"submission_csv={folder / 'submitted/submission.csv'}"]
     return Job("predict.py", args, folder / "submitted", "*.chunks/0*.csv")
@@ -135,8 +137,9 @@ def kill_soon(
     """
     while after_progress and process.poll() is None and not any(job.folder.glob(job.progress)):
         time.sleep(0.01)
+    seconds = draw.uniform(0, 0.05) if after_progress else draw.uniform(0.2, 1) * job.seconds
     try:
-        process.wait(draw.uniform(*((0, 0.02) if after_progress else (0.2, 1))) * job.seconds)
+        process.wait(seconds)
         return False
     except subprocess.TimeoutExpired:
         signum = getattr(signal, signal_name)

@@ -4,4 +4,5 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source src/environment.sh
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE # the tests run on all cores already
+unset PYTHONDONTWRITEBYTECODE # else every process compiles all sources anew
 exec "$PYTHON" -m pytest -q -n logical --dist worksteal -m "not slow" "$@"

@@ -59,11 +59,8 @@ CASES = read_cases()
 MAINS = {"train": train.main, "predict": predict.main, "score": score.main, "folds": folds.main}
 PATH_SETTINGS = {"recipe", "submission_csv", "truth_csv", "output_dir", "images"}
 REAL_COMMANDS = {
-    *("truncated JPEG, training", "mask of three values", "folds.csv missing"),
-    *("a recipe with a Python object", "a value out of range", "an output folder that is a file"),
-    *("truncated JPEG, test", "truncated JPEG, test, skipped", "decompression bomb"),
-    *("weights of another architecture", "a pickle named best.safetensors"),
-    "truth of other images",
+    *("truncated JPEG, training", "truncated JPEG, test, skipped", "decompression bomb"),
+    *("a recipe with a Python object", "a value out of range"),
 }
 
 # ---------------------------------------------------------------- corruptions
@@ -486,8 +483,7 @@ def test_unusual_file_names_pass_through_folds_training_and_prediction(tmp_path)
     (data_dir / "sample_submission.csv").unlink()
     args = tiny_settings_args(data_dir, tmp_path / "output")
     args += [f"folds_csv={tmp_path / 'folds.csv'}"]
-    completed = run_script("folds.py", *args, "n_folds=2")
-    assert completed.returncode == 0, completed.stderr
+    folds.main([*args, "n_folds=2"])
     train.main([*args, "fold=0", "epochs=1"])
     predict.main(prediction_args(args))
     table = pd.read_csv(tmp_path / "output/tiny/submission.csv", keep_default_na=False)

@@ -5,10 +5,12 @@ import shutil
 
 import pandas as pd
 import pytest
-from conftest import ROOT, assert_input_error, assert_rejected, prediction_args, run_script
+from conftest import ROOT, assert_input_error, prediction_args
 from tiny_datasets import make_data
 
 import predict
+import train
+from core import config
 from data import mask_io, rle
 
 FIRST_RELEASE_RUN = ROOT / "tests" / "first_release_run"
@@ -18,12 +20,12 @@ def read_submission(path):
     return pd.read_csv(path, keep_default_na=False)
 
 
-def test_predict_writes_a_valid_submission_and_masks(trained_run, tmp_path):
-    data_dir, path = trained_run.data_dir, tmp_path / "s.csv"
-    args = [*prediction_args(trained_run.args), f"submission_csv={path}", "save_masks=true"]
-    completed = run_script("predict.py", *args, f"truth_csv={data_dir}/test_truth.csv")
-    assert completed.returncode == 0, completed.stderr
-    assert "6 rows" in completed.stdout and "mean dice 0." in completed.stdout
+def test_predict_writes_a_valid_submission_and_masks(run_copy, tmp_path, capsys):
+    data_dir, path = run_copy.data_dir, tmp_path / "s.csv"
+    args = [*prediction_args(run_copy.args), f"submission_csv={path}", "save_masks=true"]
+    predict.main([*args, f"truth_csv={data_dir}/test_truth.csv"])
+    printed = capsys.readouterr().out
+    assert "6 rows" in printed and "mean dice 0." in printed
     table = read_submission(path)
     assert list(table["img"]) == list(pd.read_csv(data_dir / "sample_submission.csv")["img"])
     metadata = json.loads(path.with_suffix(".json").read_text())
@@ -31,7 +33,7 @@ def test_predict_writes_a_valid_submission_and_masks(trained_run, tmp_path):
     statistics = pd.read_csv(tmp_path / "s_stats.csv")
     for name, text, area in zip(table["img"], table["rle_mask"], statistics["area"], strict=True):
         file_name = f"{name.removesuffix('.jpg')}_mask.png"
-        mask = mask_io.read_mask(trained_run.output_dir / "tiny/masks" / file_name)
+        mask = mask_io.read_mask(run_copy.output_dir / "tiny/masks" / file_name)
         assert (rle.decode(text, (48, 72)) == mask).all()
         assert mask.mean() == pytest.approx(area, abs=1e-6)
 
@@ -63,11 +65,12 @@ def test_predict_takes_other_values_than_the_stages_of_the_recipe(trained_run, t
     recipe = tmp_path / "staged.yaml"
     recipe.write_text("stages: [{batch_size: 8}, {batch_size: 4}]\n")
     args = [f"recipe={recipe}", f"submission_csv={tmp_path / 's.csv'}", "batch_size=2"]
-    completed = run_script("predict.py", *prediction_args(trained_run.args), *args)
-    assert completed.returncode == 0, completed.stderr
+    args = [*prediction_args(trained_run.args), *args]
+    config.load_settings_without_stages(args)  # as cli.check_arguments() does
+    predict.main(args)
     assert len(read_submission(tmp_path / "s.csv")) == 6
-    completed = run_script("train.py", f"recipe={recipe}", "batch_size=2")
-    assert_rejected(completed, "batch_size=: is set by stage 1", "add stages=[]")
+    typed = [f"recipe={recipe}", "batch_size=2"]
+    assert_input_error(train.main, typed, "batch_size=: is set by stage 1", "add stages=[]")
 
 
 def test_predict_with_a_run_of_the_first_release_gives_its_submission(tmp_path, capsys):

@@ -30,12 +30,12 @@ def prediction(tmp_path_factory):
     return prediction_job(tmp_path_factory.mktemp("prediction"), views=60)
 
 
-# The signals do the same to both, and test_train.py has more of them.
+# The other combinations run with -m slow; test_train.py has more moments, in process.
 @pytest.mark.parametrize(
     ("name", "signal_name"),
     [
         ("training", "SIGKILL"),
-        ("training", "SIGTERM"),
+        pytest.param("training", "SIGTERM", marks=pytest.mark.slow),
         pytest.param("training", "SIGINT", marks=pytest.mark.slow),
         pytest.param("prediction", "SIGKILL", marks=pytest.mark.slow),
         pytest.param("prediction", "SIGTERM", marks=pytest.mark.slow),
@@ -50,7 +50,10 @@ def test_killed_command_resumes_and_leaves_the_files_of_an_uninterrupted_one(
     assert counts["kills"] == counts["resumed"] == 1
 
 
-def test_train_and_predict_reject_a_folder_that_another_process_uses(run_copy, tmp_path):
+def test_train_and_predict_reject_a_folder_that_another_process_uses(
+    run_copy, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("core.files.LOCK_WAIT_S", 0.1)
     args = [*tiny_settings_args(run_copy.data_dir, tmp_path / "new"), "fold=0", "epochs=1"]
     with folder_lock(tmp_path / "new/tiny/fold0", ""):
         assert_input_error(train.main, args, "fold0: another process is using", "run=")
@@ -74,7 +77,7 @@ def test_train_on_a_full_disk_ends_in_one_line_and_resumes_when_there_is_space(
 def test_train_on_a_read_only_disk_names_the_folder(data_dir, small_disk):
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     args = [*tiny_settings_args(data_dir, small_disk), "fold=0"]
-    assert_rejected(run_script("train.py", *args), str(small_disk), "Read-only file system")
+    assert_input_error(train.main, args, str(small_disk), "Read-only file system")
 
 
 def test_train_and_predict_images_of_one_pixel_and_empty_masks_without_nan(tmp_path):

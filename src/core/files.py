@@ -14,6 +14,8 @@ from filelock import FileLock, Timeout
 from core import process_env
 from core.errors import DISK_FULL_ERRNOS, NOT_WRITABLE_ERRNOS, InputError
 
+LOCK_WAIT_S = 2  # for a lock that another process holds
+
 
 @contextmanager
 def atomic_write(path: Path | str, size: int = 0) -> Iterator[Path]:
@@ -90,7 +92,7 @@ def folder_lock(folder: Path, hint: str) -> Iterator[None]:
     lock = FileLock(folder / ".lock")
     try:
         # After a restart by torchrun the old process may still be exiting.
-        lock.acquire(timeout=30 if process_env.restart_count() else 2)
+        lock.acquire(timeout=30 if process_env.restart_count() else LOCK_WAIT_S)
     except Timeout:
         raise InputError(f"{folder}: another process is using this folder; {hint}") from None
     try:

@@ -12,6 +12,7 @@ from data.image_files import list_names
 from data.image_io import exif_orientation, has_16_bits, open_image, read_16_bits, turn_upright
 
 GRAY_MODES = ("1", "L", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+LOSSY_FORMATS = ("JPEG", "MPO", "JPEG2000")
 FULL_SCALES = (1, 255, 65535, np.inf)  # of mask values, as float, 8-bit and 16-bit files have
 
 
@@ -53,7 +54,9 @@ def _to_mask(path: Path, values: np.ndarray, threshold: int) -> np.ndarray:
     """Convert H×W values, 0 for black, to bool. Where there is more than black and one other value,
     the object is where `threshold` is reached, and InputError is raised without a threshold."""
     mask = values != 0
-    if np.count_nonzero(values == values.max()) == np.count_nonzero(mask) or not mask.any():
+    largest, inside = np.count_nonzero(values == values.max()), np.count_nonzero(mask)
+    # With a threshold, a single dark value is the background of lossy files.
+    if not inside or (largest == inside and not (threshold and inside == mask.size)):
         return mask
     if threshold:
         full_scale = min(s for s in FULL_SCALES if values.max() <= s)
@@ -102,12 +105,20 @@ def read_label_values(path: Path, color_values: Sequence[tuple[int, int]] = ()) 
     values than its indices.
     """
     with open_image(path) as image:
+        if image.format in LOSSY_FORMATS or _is_lossy_webp(path, image):
+            raise InputError(
+                f"{path}: lossy compression changes the classes along their edges; save it as PNG"
+            )
         orientation = exif_orientation(image)
         values = np.asarray(image) if image.mode in ("P", *GRAY_MODES) else None
         rgb = None if image.mode in GRAY_MODES else _to_rgba(path, image)[..., :3]
     if rgb is not None:
         values = _values_of_colors(path, rgb, values, color_values)
     return turn_upright(values, orientation)
+
+
+def _is_lossy_webp(path: Path, image: Image.Image) -> bool:
+    return image.format == "WEBP" and b"VP8 " in path.read_bytes()[:64]
 
 
 def _values_of_colors(

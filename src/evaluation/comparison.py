@@ -124,11 +124,14 @@ def task_columns(scores: oof.Scores) -> dict[str, Any]:
     dice_at_half = metrics.dice_curve(histograms)[:, metrics.HALF_INDEX]
     steps = choose_steps(step_dice, folds)
     step_gains = step_dice[:, 1:] - step_dice[:, :1]
+    postprocess_gain = (step_gains * cross_fitted_steps(step_dice, folds)).sum(axis=1).mean()
+    if steps and len(np.unique(folds)) < 3:
+        postprocess_gain = np.nan  # a step is chosen by two folds at least; a third is scored
     return {
         "threshold": metrics.best_threshold(histograms)[0],
         "threshold_gain": (metrics.cross_fitted_dice(histograms, folds) - dice_at_half).mean(),
         "postprocess": ",".join(steps) or "none",
-        "postprocess_gain": (step_gains * cross_fitted_steps(step_dice, folds)).sum(axis=1).mean(),
+        "postprocess_gain": postprocess_gain,
         "postprocess_why": "; ".join(explain_steps(step_dice, folds)),
     }
 

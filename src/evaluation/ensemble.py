@@ -42,8 +42,10 @@ def weights_and_scores(settings: Settings) -> tuple[dict[str, float], oof.Scores
     if len(settings.runs) == 1:
         folders = [run_folder.fold_dir(run_dir, k) for k in run_folder.finished_folds(run_dir)]
         return {settings.runs[0]: 1.0}, oof.load_scores(folders)
-    if not run_folder.ensemble_path(run_dir).exists() or not is_up_to_date(run_dir):
-        print(f"{settings.run}: ensemble not scored yet; predicting the training images")
+    is_scored = run_folder.ensemble_path(run_dir).exists() and is_up_to_date(run_dir)
+    if not is_scored or read_ensemble(run_dir)["tta"] != settings.tta:
+        how = f"with tta={settings.tta}" if is_scored else "yet"
+        print(f"{settings.run}: ensemble not scored {how}; predicting the training images")
         score_ensemble(settings)
     return read_ensemble(run_dir)["runs"], oof.load_scores([run_dir])
 
@@ -135,8 +137,8 @@ def weight_file_hashes(output_dir: Path, runs: list[str]) -> dict[str, str]:
 
 
 def store_predictor(run_dir: Path, scores: oof.Scores, tta: str) -> None:
-    """Write predictor.json: all finished networks, and the threshold and post-processing with the
-    best out-of-fold scores."""
+    """Write predictor.json: all finished networks, and the threshold and post-processing of the
+    first run's settings, or those with the best out-of-fold scores."""
     runs = {run_dir.name: 1.0}
     if run_folder.ensemble_path(run_dir).exists():
         runs = read_ensemble(run_dir)["runs"]
@@ -145,4 +147,6 @@ def store_predictor(run_dir: Path, scores: oof.Scores, tta: str) -> None:
         folder = run_dir.parent / run
         folds = run_folder.finished_folds(folder) if weight else []
         weights |= {run_folder.weights_path(folder, k): weight / len(folds) for k in folds}
-    write_predictor(run_dir, weights, tta, oof.choose_binarizer(Settings(), scores))
+    stored = run_folder.read_run_settings(run_dir.parent / min(runs))  # as predict.py does
+    chosen = {name: stored[name] for name in ("threshold", "postprocess") if name in stored}
+    write_predictor(run_dir, weights, tta, oof.choose_binarizer(Settings(**chosen), scores))

@@ -38,11 +38,13 @@ def find_label_errors(scores: Scores) -> pd.DataFrame:
 
 
 def confident_errors(histograms: np.ndarray) -> np.ndarray:
-    """Return confident false positives and false negatives relative to the true area: N×2×256
-    histograms (see pixel_counts.probability_histograms) → N×2 float64."""
+    """Return confident false positives and false negatives relative to the true area, or to 1% of
+    the image if that is more: N×2×256 histograms (see pixel_counts.probability_histograms) → N×2
+    float64."""
     false_positives = histograms[:, 0, -CONFIDENT_LEVELS:].sum(axis=1)
     false_negatives = histograms[:, 1, :CONFIDENT_LEVELS].sum(axis=1)
-    true_area = np.maximum(histograms[:, 1].sum(axis=1), 1)
+    least_area = 0.01 * histograms.sum(axis=(1, 2))  # else one pixel on an empty mask is the worst
+    true_area = np.maximum(histograms[:, 1].sum(axis=1), least_area)
     return np.stack([false_positives, false_negatives], axis=1) / true_area[:, None]
 
 

@@ -207,14 +207,21 @@ def load_scores(folders: list[Path]) -> Scores:
     for folder in folders:
         try:
             tables.append(_read_table(folder / "oof.csv"))
-            arrays.append(_read_arrays(folder / "oof.npz"))
+            arrays.append(_read_arrays(folder / "oof.npz", tables[-1]["image_id"].tolist()))
         except (OSError, ValueError, KeyError, BadZipFile) as error:
             raise InputError(
                 f"{folder}: oof.csv or oof.npz cannot be read ({error}); move the folder away or "
                 "train it again"
             ) from None
     per_image = {name: np.concatenate([each[name] for each in arrays]) for name in arrays[0]}
-    return Scores(pd.concat(tables, ignore_index=True), per_image)
+    table = pd.concat(tables, ignore_index=True)
+    twice = table["image_id"][table["image_id"].duplicated()]
+    if len(twice):
+        raise InputError(
+            f"{folders[0].parent}: {twice.iloc[0]} is held out in two folds: folds_csv has changed "
+            "between them; train all folds as another run"
+        )
+    return Scores(table, per_image)
 
 
 def _read_table(path: Path) -> pd.DataFrame:
@@ -227,8 +234,10 @@ def _read_table(path: Path) -> pd.DataFrame:
     return table
 
 
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+def _read_arrays(path: Path, image_ids: list[str]) -> dict[str, np.ndarray]:
     with np.load(path, allow_pickle=False) as file:
+        if file["image_id"].tolist() != image_ids:
+            raise ValueError("oof.csv lists other images, or in another order")
         arrays = {name: file[name] for name in file.files if name != "image_id"}
     if arrays.keys() == {"counts", "trials"}:
         # The first release: N×16 Dice of all subsets of the 4 steps, bit s of the index is step s.

@@ -19,8 +19,6 @@ from evaluation.metrics import mask_dice
 from evaluation.statistics import clustered_standard_error, format_mean
 
 SUBMISSION_COLUMNS = ["img", "rle_mask"]
-# Of rle.vertical_continuity(); at 0.8 the columns of a mask are 5 pixels on average.
-MIN_CONTINUITY = 0.8
 MIN_REPEATS = 3  # images with the same mask
 MAX_LISTED = 20  # errors or warnings that are printed; the others are only counted
 
@@ -138,7 +136,7 @@ def suspicious_masks(table: pd.DataFrame, statistics: pd.DataFrame) -> list[str]
     repeats = masks.map(masks.value_counts()).where((masks != "") & (areas > 0), 1)
     is_repeated = repeats >= MIN_REPEATS
     is_first = ~(is_repeated & masks.duplicated())
-    is_scattered = continued < MIN_CONTINUITY
+    is_scattered = continued < rle.MIN_CONTINUITY
     lines = []
     for i in np.flatnonzero(is_first & ((areas == 0) | is_outlier | is_repeated | is_scattered)):
         reasons = ["is empty"] if areas[i] == 0 else []

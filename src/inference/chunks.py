@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from core.files import atomic_write, folder_lock, remove_stale_tmp_files
+from core.files import atomic_write, file_sha256, folder_lock, remove_stale_tmp_files
 from core.settings import Settings
 from data.cache import cache_key
 from data.sample import Sample
@@ -111,6 +111,5 @@ def prediction_key(
         cache_key(samples, first_member.preprocessing),
     ]
     for path, member in members.items():
-        stat = Path(path).stat()
-        parts.append((path, stat.st_size, stat.st_mtime_ns, member.preprocessing, member.weight))
+        parts.append((path, file_sha256(Path(path)), member.preprocessing, member.weight))
     return hashlib.sha256("\n".join(map(repr, parts)).encode()).hexdigest()

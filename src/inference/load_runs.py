@@ -37,7 +37,7 @@ def settings_for_prediction(args: list[str]) -> Settings:
         )
     stored = run_folder.read_run_settings(first_run)
     inherited = {k: v for k, v in stored.items() if k not in NOT_INHERITED_BY_PREDICTION}
-    selected = {"run": settings.run, "runs": settings.runs}
+    selected = {name: getattr(settings, name) for name in ("run", "runs", "output_dir")}
     path = run_folder.config_path(first_run)
     merged = config.load_settings_without_stages(args, inherited | selected, path)
     for run in merged.runs:

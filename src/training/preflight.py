@@ -119,7 +119,9 @@ def folds_to_train(settings: Settings, n_folds: int) -> list[int]:
 def check_folds(
     settings: Settings, folds: list[int], samples: list[Sample], native_sizes: Collection[Size]
 ) -> None:
-    """Raise InputError if these folds, or this model, cannot be trained on these samples."""
+    """Raise InputError if these folds, or this model, cannot be trained on these samples, or if
+    finished folds of the run were trained on others."""
+    check_finished_folds(settings, datasets.dataset_fingerprint(samples))
     processes = max(distributed.requested_processes(), process_env.world_size())
     if settings.batch_size < processes:
         raise InputError(
@@ -144,6 +146,19 @@ def check_folds(
     # The smallest native size: at most 32 pixels a side are one pixel after the encoder.
     size = tuple(settings.train_size or min(native_sizes, key=max))
     check_batches(settings, model, size, counts, processes)
+
+
+def check_finished_folds(settings: Settings, fingerprint: str) -> None:
+    """Raise InputError if a finished fold of the run was trained on other data: an image could be
+    held out in two folds, or in none."""
+    for fold in run_folder.finished_folds(settings.run_dir):
+        path = run_folder.weights_path(settings.run_dir, fold)
+        metadata = checkpoint.read_metadata(path)
+        if metadata.get("fold", fold) != fold or metadata.get("data", fingerprint) != fingerprint:
+            raise InputError(
+                f"{path}: was trained on other images, masks or folds than data_dir and folds_csv "
+                "hold now; restore them, or set another run="
+            )
 
 
 def require_two_classes(samples: list[Sample]) -> None:

@@ -93,3 +93,12 @@ def test_error_in_our_own_imports_is_a_traceback():
 
 def test_windows_is_rejected_in_one_line():
     assert_rejected(run_train_with("sys.platform = 'win32'"), "Windows runs this through WSL")
+
+
+@pytest.mark.parametrize(("signum", "code"), [(2, 130), (15, 143)])
+def test_run_main_after_a_signal_prints_how_to_resume(signum, code):
+    kill = f"lambda args: os.kill(os.getpid(), {signum})"
+    program = f"import os; from core import cli; cli.run_main({kill}, 'set resume=true')"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT / "src", capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, "-c: stopped; set resume=true\n")

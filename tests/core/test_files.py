@@ -7,6 +7,7 @@ import time
 import pytest
 from conftest import ROOT
 
+from core import files
 from core.errors import InputError
 from core.files import atomic_write, folder_lock
 
@@ -71,7 +72,8 @@ def lock_holder(tmp_path):
     process.wait()
 
 
-def test_folder_lock_held_by_another_process_raises_input_error(tmp_path, lock_holder):
+def test_folder_lock_held_by_another_process_raises_input_error(tmp_path, lock_holder, monkeypatch):
+    monkeypatch.setattr(files, "LOCK_WAIT_S", 0.1)
     start = time.monotonic()
     with (
         pytest.raises(InputError, match="another process is using this folder; choose another"),

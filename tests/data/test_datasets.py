@@ -223,6 +223,15 @@ def test_train_masks_csv_stands_in_for_the_folder(data_dir):
         assert np.array_equal(datasets.read_sample_mask(sample), masks[sample.image_id])
 
 
+def test_train_masks_csv_counted_down_the_columns_is_rejected(data_dir):
+    masks = write_masks_csv(data_dir)
+    lines = [f"{image_id}.jpg,{rle.encode(mask.T)}" for image_id, mask in masks.items()]
+    (data_dir / "train_masks.csv").write_text("\n".join(["img,rle_mask", *lines]) + "\n")
+    samples = datasets.load_samples(tiny_settings(data_dir), "train")
+    with pytest.raises(InputError, match="its pixels seem to be counted down the columns"):
+        datasets.read_sizes(samples)
+
+
 def test_train_masks_csv_with_an_image_twice_is_rejected(data_dir):
     write_masks_csv(data_dir)
     path = data_dir / "train_masks.csv"

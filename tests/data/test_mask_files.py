@@ -128,6 +128,12 @@ def test_read_mask_of_one_value_is_empty_or_full(tmp_path, mode, value):
     assert mask.all() if value else not mask.any()
 
 
+@pytest.mark.parametrize(("value", "is_inside"), [(16, False), (127, False), (200, True)])
+def test_read_mask_of_one_value_with_threshold(tmp_path, value, is_inside):
+    path = save(tmp_path, "m.png", Image.fromarray(np.full((4, 6), value, np.uint8)))
+    assert (mask_io.read_mask(path, 128) == is_inside).all()
+
+
 def test_read_mask_of_a_transparent_file_of_one_color_is_empty(tmp_path):
     image = Image.fromarray(np.full((4, 6, 4), (255, 255, 255, 0), np.uint8))
     assert not mask_io.read_mask(save(tmp_path, "m.png", image)).any()
@@ -222,6 +228,19 @@ LABELS = np.arange(240, dtype=np.uint8).reshape(12, 20) % 5
 )
 def test_read_label_values_reads_gray_values_and_palette_indices(tmp_path, name, image):
     assert np.array_equal(mask_io.read_label_values(save(tmp_path, name, image)), LABELS)
+
+
+@pytest.mark.parametrize("name", ["labels.jpg", "labels.webp"])
+def test_read_label_values_rejects_lossy_files(tmp_path, name):
+    path = save(tmp_path, name, Image.fromarray(np.dstack([LABELS] * 3)))
+    with pytest.raises(InputError, match=f"{name}: lossy compression changes the classes"):
+        mask_io.read_label_values(path)
+
+
+def test_read_label_values_reads_lossless_webp(tmp_path):
+    image = Image.fromarray(np.dstack([LABELS] * 3))
+    path = save(tmp_path, "labels.webp", image, lossless=True, exact=True)
+    assert np.array_equal(mask_io.read_label_values(path), LABELS)
 
 
 def test_read_label_values_rejects_colors(tmp_path):

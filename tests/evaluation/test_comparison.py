@@ -135,6 +135,16 @@ def test_format_scores_shows_columns_of_each_task():
     assert text["mean IoU"][0] == f"{mean_iou:.4f}"
 
 
+@pytest.mark.parametrize(("folds", "is_known"), [((0, 1), False), ((0, 1, 2), True)])
+def test_task_columns_cross_fit_the_steps_of_three_folds(folds, is_known):
+    scores = make_entry("a", folds=folds).scores
+    scores.per_image["step_dice"][:, 3] += 0.01
+    columns = comparison.task_columns(scores)
+    assert columns["postprocess"] == "fill"
+    expected = pytest.approx(0.01) if is_known else pytest.approx(np.nan, nan_ok=True)
+    assert columns["postprocess_gain"] == expected
+
+
 def test_to_markdown_has_header_rule_and_rows():
     table = pd.DataFrame({"run": ["a", "b"], "dice": ["0.9", ""]})
     assert comparison.to_markdown(table) == (

@@ -6,7 +6,7 @@ The networks predict a constant, so that the scores show which of them were used
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from core.errors import InputError
 from data.datasets import dataset_fingerprint, load_training_samples
 from evaluation import comparison, ensemble, oof
 from inference import load_runs
+from inference.predictor_file import read_predictor
 from models import checkpoint
 from models.build import build_model
 
@@ -274,6 +275,30 @@ def test_weights_and_scores_scores_an_ensemble_once_and_again_after_a_change(run
     ensemble.weights_and_scores(settings)
     assert "ensemble not scored yet" in capsys.readouterr().out
     assert ensemble.is_up_to_date(settings.run_dir)
+
+
+def test_weights_and_scores_scores_an_ensemble_again_for_another_tta(runs_copy, capsys):
+    ensemble.weights_and_scores(runs_copy.settings("runs=[a,b]", "tta=none"))
+    settings = runs_copy.ensemble_settings
+    ensemble.weights_and_scores(settings)
+    assert f"ensemble not scored with tta={settings.tta}" in capsys.readouterr().out
+    assert ensemble.read_ensemble(settings.run_dir)["tta"] == settings.tta != "none"
+
+
+def test_store_predictor_keeps_the_settings_of_the_run(runs_copy):
+    settings = runs_copy.settings("run=a")
+    _, scores = ensemble.weights_and_scores(settings)
+    run_folder.save_run_settings(replace(settings, threshold=0.25, postprocess="fill"))
+    ensemble.store_predictor(settings.run_dir, scores, "none")
+    stored = read_predictor(settings.run_dir)
+    assert (stored.threshold, stored.postprocess) == (0.25, ["fill"])
+
+
+def test_settings_for_prediction_keep_the_output_folder_of_a_recipe(runs_copy, tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(f"output_dir: {runs_copy.output_dir}\n")
+    settings = load_runs.settings_for_prediction([f"recipe={recipe}", "run=a"])
+    assert settings.run_dir == runs_copy.output_dir / "a"
 
 
 def test_is_up_to_date_hashes_a_file_once_until_it_changes(runs_copy, monkeypatch):

@@ -55,6 +55,14 @@ def test_find_label_errors_lists_missing_window_and_enlarged_mask_first():
     assert len(suspects) <= 4  # with the neighbors of the enlarged one
 
 
+def test_confident_errors_of_an_empty_mask_count_from_one_percent_of_the_image():
+    histograms = np.zeros((2, 2, 256), int)
+    histograms[0, 0, [0, 255]] = 9_999, 1  # one stray pixel
+    histograms[1, 0, 0], histograms[1, 1, [0, 255]] = 5_000, (1_000, 4_000)
+    errors = label_errors.confident_errors(histograms)
+    assert errors.tolist() == [[0.01, 0.0], [0.0, 0.2]]
+
+
 def test_find_label_errors_does_not_suspect_car_that_is_hard_in_every_view():
     def change_mask(car, view, mask):
         mask[40:45] &= car != 5  # the network takes its shadow for car

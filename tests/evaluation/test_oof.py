@@ -155,10 +155,25 @@ def test_save_scores_names_columns_after_the_split(tmp_path, name):
 def test_load_scores_concatenates_folders(tmp_path):
     parts = [make_scores(2)[1], make_scores(3)[1]]
     for i, scores in enumerate(parts):
+        scores.table["image_id"] += f" of fold {i}"
         oof.save_scores(tmp_path / str(i), scores)
     loaded = oof.load_scores([tmp_path / "0", tmp_path / "1"])
     assert loaded.dice.tolist() == pytest.approx([*parts[0].dice, *parts[1].dice], abs=1e-8)
     assert len(loaded.histograms) == 5
+
+
+def test_load_scores_of_an_image_in_two_folds_is_rejected(tmp_path):
+    for name in "ab":
+        oof.save_scores(tmp_path / name, make_scores(2)[1])
+    with pytest.raises(InputError, match="is held out in two folds: folds_csv has changed"):
+        oof.load_scores([tmp_path / "a", tmp_path / "b"])
+
+
+def test_load_scores_of_rows_in_another_order_is_rejected(tmp_path):
+    oof.save_scores(tmp_path, make_scores(3)[1])
+    pd.read_csv(tmp_path / "oof.csv")[::-1].to_csv(tmp_path / "oof.csv", index=False)
+    with pytest.raises(InputError, match=r"oof\.csv lists other images, or in another order"):
+        oof.load_scores([tmp_path])
 
 
 def write_first_release(folder, n_images):

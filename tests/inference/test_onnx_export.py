@@ -7,7 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import REAL, assert_input_error, prediction_args
+from conftest import assert_input_error, prediction_args
 
 import export
 from core import config, run_folder
@@ -39,17 +39,16 @@ def build_members(settings, weights=(1.0,)):
     ]
 
 
-def test_export_writes_the_mean_of_all_folds_and_flips(trained_run, tmp_path, capsys):
-    real = sorted((REAL / "carvana" / "test").glob("*.jpg"))
-    photograph = next(iter(real), trained_run.data_dir / "test/000000000004_01.jpg")
-    args = [*prediction_args(trained_run.args), f"images={photograph}"]
+def test_export_writes_the_mean_of_all_folds_and_flips(run_copy, capsys):
+    photograph = run_copy.data_dir / "test/000000000004_01.jpg"
+    args = [*prediction_args(run_copy.args), f"images={photograph}"]
     export.main(args)
-    run_dir = trained_run.output_dir / "tiny"
+    run_dir = run_copy.output_dir / "tiny"
     path = run_folder.onnx_path(run_dir, None)
     printed = capsys.readouterr().out
     assert f"{path}: 2 networks, tta=hflip" in printed and "differs from torch's by" in printed
 
-    settings = load_runs.settings_for_prediction(prediction_args(trained_run.args))
+    settings = load_runs.settings_for_prediction(prediction_args(run_copy.args))
     weights, _ = ensemble.weights_and_scores(settings)
     members = [*load_runs.load_members(settings, weights).values()]
     for shape in ((1, 3, 32, 48), (3, 3, 41, 77), (2, 3, 100, 33)):

@@ -136,7 +136,7 @@ def test_build_smp_gives_up_on_a_hub_that_does_not_answer(hub_cache, monkeypatch
         start = time.monotonic()
         with pytest.raises(InputError, match=r"timed out.*encoder_weights=none"):
             build_model(settings_of("mobilenet_v2"))
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 10
 
 
 def test_build_smp_in_offline_mode_of_huggingface_hub_raises_input_error(hub_cache, monkeypatch):

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import assert_input_error, assert_rejected, prediction_args, run_script
+from conftest import assert_input_error, prediction_args
 from PIL import Image
 from tiny_datasets import draw_car
 
@@ -164,7 +164,6 @@ def test_predict_explains_what_is_no_photograph(arguments, tmp_path):
         "none": ("none: is empty; expected images",),
     }.items():
         assert_input_error(predict.main, [*arguments, f"images={tmp_path / name}"], *parts)
-    assert_rejected(run_script("predict.py", *arguments, f"images={tmp_path}/notes.txt"), "notes")
 
 
 def test_predict_of_a_mixed_folder_names_what_it_leaves_out(arguments, run_dir, tmp_path, capsys):

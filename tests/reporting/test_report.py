@@ -9,7 +9,7 @@ import subprocess
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import assert_input_error, once_per_session, run_script
+from conftest import assert_input_error, once_per_session
 from conftest import tiny_settings_args as tiny_args
 from tiny_datasets import make_data
 
@@ -275,8 +275,7 @@ def test_scripts_without_a_run_name_the_folder(tmp_path, main):
     )
 
 
-def test_report_script_prints_the_path_and_the_run(output_copy):
-    completed = run_script("report.py", f"output_dir={output_copy}", "run=b")
-    assert completed.returncode == 0, completed.stderr
-    assert completed.stdout.startswith(f"{output_copy / 'report.html'}: b, ")
+def test_report_prints_the_path_and_the_run(output_copy, capsys):
+    report.main([f"output_dir={output_copy}", "run=b"])
+    assert capsys.readouterr().out.startswith(f"{output_copy / 'report.html'}: b, ")
     assert "<h1>b</h1>" in read_page(output_copy)

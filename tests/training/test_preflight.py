@@ -1,12 +1,18 @@
-"""What training prints about its data beforehand."""
+"""What training prints about its data beforehand, and folds that do not fit together."""
 
+import shutil
+
+import pandas as pd
 import pytest
-from conftest import tiny_settings_args
+from conftest import assert_input_error, tiny_settings_args
 
-from core import config
+import train
+from core import config, run_folder
 from core.errors import InputError
+from core.signals import StopRequested
 from data import datasets
 from training import preflight
+from training.trainer import FoldTrainer
 
 
 @pytest.mark.parametrize(
@@ -33,3 +39,27 @@ def test_check_data_rejects_a_crop_larger_than_the_images(data_dir, size, crop_s
     settings = config.load_settings(args)
     with pytest.raises(InputError, match=rf"crop_size={crop_size}: images are {found} \(height,wi"):
         preflight.check_data(settings, datasets.load_training_samples(settings))
+
+
+def test_train_another_fold_on_changed_folds_is_rejected(run_copy):
+    """An image could be held out in two folds, or in none."""
+    shutil.rmtree(run_copy.output_dir / "tiny/fold1")
+    path = run_copy.data_dir / "folds.csv"
+    table = pd.read_csv(path, dtype=str)
+    table["fold"] = table["fold"].to_numpy()[::-1]
+    table.to_csv(path, index=False)
+    message = "fold0/best.safetensors: was trained on other images, masks or folds"
+    assert_input_error(train.main, [*run_copy.args, "fold=1"], message)
+
+
+def test_fold_whose_weights_were_deleted_is_not_finished_by_its_old_scores(run_copy, monkeypatch):
+    def stop_after_validation(trainer):
+        shutil.copy(run_copy.output_dir / "tiny/fold1/best.safetensors", folder)
+        raise StopRequested(15)
+
+    folder = run_copy.output_dir / "tiny/fold0"
+    (folder / "best.safetensors").unlink()
+    monkeypatch.setattr(FoldTrainer, "fit", stop_after_validation)
+    with pytest.raises(StopRequested):
+        train.main([*run_copy.args, "fold=0"])
+    assert run_folder.finished_folds(run_copy.output_dir / "tiny") == [1]

@@ -1,9 +1,14 @@
-"""Stages of training: their settings, folders and initial weights."""
+"""Stages of training: their settings, folders and initial weights, and a run in two stages."""
 
 import pytest
+import torch
+from conftest import tiny_settings_args
+from safetensors.torch import load_file
 
+import train
 from core import config
 from core.errors import InputError
+from core.run_folder import weights_path
 from training.initial_weights import find_init_run
 from training.stages import split_stages
 
@@ -64,3 +69,14 @@ def test_first_of_several_stages_starts_from_init_run():
 def test_load_settings_rejects_invalid_stages(args, message):
     with pytest.raises(InputError, match=message.replace("[", r"\[")):
         config.load_settings(["recipe=carvana_small", *args])
+
+
+def test_each_stage_trains_from_the_weights_of_the_stage_before(data_dir, tmp_path):
+    of_stages = ("size=", "epochs=", "lr=", "ema_decay=")
+    args = [a for a in tiny_settings_args(data_dir, tmp_path) if not a.startswith(of_stages)]
+    stages = "[{size: [16,24], epochs: 1, lr: 0.01}, {size: [32,48], epochs: 1, lr: 1.0e-9}]"
+    train.main([*args, "fold=0", "norm=none", "ema_decay=0", f"stages={stages}"])
+    paths = [weights_path(tmp_path / "tiny" / stage, 0) for stage in ("stage1", "")]
+    first, last = map(load_file, paths)
+    for name, tensor in first.items():  # from scratch, the second stage would have other weights
+        assert torch.allclose(tensor, last[name], atol=1e-6), name

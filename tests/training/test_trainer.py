@@ -136,6 +136,17 @@ def test_snapshots_do_not_count_as_training_time(data_dir, tmp_path, clock):
     fold.snapshots.wait()
 
 
+def test_a_snapshot_is_saved_when_snapshot_seconds_are_over(data_dir, tmp_path, clock):
+    args = [*tiny_settings_args(data_dir, tmp_path), "batch_size=1", "snapshot_seconds=2"]
+    settings, saved = load_settings(args), []
+    samples = load_training_samples(settings)
+    fold = FoldTrainer(settings, 0, samples, None, torch.device("cpu"))
+    fold.state.train_step = taking(clock, 1, fold.state.train_step)
+    fold.save_snapshot = lambda: saved.append(fold.step)
+    fold.train_epoch(tqdm(disable=True))
+    assert saved == [3, 6]
+
+
 def test_every_fold_has_a_peak_of_memory_of_its_own(data_dir, tmp_path, monkeypatch):
     """torch keeps one peak for the whole process."""
     reset = []

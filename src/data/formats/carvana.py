@@ -68,7 +68,14 @@ class Carvana(DatasetFormat):
 
     def read_size(self, sample: Sample) -> tuple[int, int]:
         if sample.mask.suffix == ".csv":
-            return self.read_mask(sample).shape
+            size = self.read_mask(sample).shape
+            text = read_encoded_masks(sample.mask)[sample.image_id]
+            if rle.is_counted_down_columns(text, size):
+                raise InputError(
+                    f"{sample.mask}: {sample.image.name}: its pixels seem to be counted down the "
+                    "columns; expected along the rows of the upright image"
+                )
+            return size
         return super().read_size(sample)
 
 
