@@ -4,6 +4,7 @@ The 16 views of a car share the car and the studio. A split by image would put s
 sides and score the network on cars that it was trained on, so the file has one row per car.
 """
 
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,12 +20,27 @@ from tqdm import tqdm
 
 from core import config
 from core.errors import InputError
-from core.files import atomic_write
+from core.files import atomic_write, file_sha256
 from core.settings import Settings
 from data import csv_files, datasets
 from data.sample import Sample
 
 COLUMNS = ["dataset", "group", "fold"]
+
+
+def warn_of_copies(samples: list[Sample]) -> None:
+    """Print a warning if an image file is there twice, in two groups, which may be in two folds."""
+    by_size = defaultdict(list)
+    for sample in samples:
+        by_size[sample.image.stat().st_size].append(sample)
+    groups = defaultdict(set)
+    for sample in [s for same_size in by_size.values() if len(same_size) > 1 for s in same_size]:
+        groups[file_sha256(sample.image)].add(sample.group)
+    if copies := [sorted(names) for names in groups.values() if len(names) > 1]:
+        print(
+            f"warning: {len(copies)} images are there several times, as in {copies[0][0]} and "
+            f"{copies[0][1]}: a network may be trained on one copy and scored on the other"
+        )
 
 
 def mean_mask_area(samples: list[Sample]) -> pd.Series:
@@ -99,6 +115,7 @@ def main(args: list[str]) -> None:
     settings = config.load_settings_without_stages(args)
     samples = datasets.load_samples(settings, "train")
     check_groups(settings, samples)
+    warn_of_copies(samples)
     areas = mean_mask_area(samples)
     stratify_by = datasets.get_format(settings).fold_stratum
     folds = assign_folds(areas, settings.n_folds, stratify_by)

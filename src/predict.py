@@ -9,6 +9,7 @@ from contextlib import closing, nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
 
 from core import cli
 from core.settings import Settings
@@ -124,6 +125,7 @@ def write_submission_json(
     path, is_binary = settings.submission_path, datasets.get_class_map(settings).is_binary
     metadata = {
         "runs": run_weights,
+        "networks": sorted(file_sha256(Path(weights_file)) for weights_file in members),
         "weights": {weights_file: member.weight for weights_file, member in members.items()},
         "threshold": binarizer.threshold if is_binary else None,
         "postprocess": binarizer.steps,

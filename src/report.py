@@ -24,7 +24,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from core import config, provenance, run_folder
-from core.files import atomic_write
+from core.files import atomic_write, file_sha256
 from data import csv_files, datasets
 from data.sample import Sample
 from evaluation import comparison, ensemble, label_errors, oof
@@ -117,17 +117,21 @@ class Report:
         command = f"`bash predict.sh runs={','.join(self.weights)}`"
         if not stats_path.exists() or not json_path.exists():
             return f"There is no {path} yet; {command} writes it.", []
-        if json.loads(json_path.read_text(encoding="utf-8"))["runs"] != self.weights:
+        members = load_runs.load_members(self.settings, self.weights)
+        networks = sorted(file_sha256(Path(weights_file)) for weights_file in members)
+        stored = json.loads(json_path.read_text(encoding="utf-8"))
+        if stored["runs"] != self.weights or stored.get("networks") != networks:
             return f"{path} was made by other runs or weights; {command} replaces it.", []
         stats = pd.read_csv(stats_path).nsmallest(N_DISAGREEMENT, "agreement")
         agreement = dict(zip(stats["img"], stats["agreement"], strict=True))
         by_name = {sample.image.name: sample for sample in self.test_samples}
         samples = [by_name[name] for name in agreement if name in by_name]
-        members = list(load_runs.load_members(self.settings, self.weights).values())
         summary = (
             f"The {len(samples)} images of {path} on which the {len(members)} networks agree least."
         )
-        return summary, gallery.disagreement_cards(self.settings, members, samples, agreement)
+        return summary, gallery.disagreement_cards(
+            self.settings, list(members.values()), samples, agreement
+        )
 
 
 def load_report(settings: Settings) -> Report:

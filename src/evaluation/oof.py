@@ -157,7 +157,7 @@ def score_summary(scores: Scores) -> str:
     """Format what is printed after the mean Dice."""
     if scores.is_binary:
         threshold, dice = metrics.best_threshold(scores.histograms)
-        return f"best threshold {threshold:.3f} gives {dice:.5f}"
+        return f"best threshold {threshold:.3f} gives {dice:.5f} on the same images"
     pooled = metrics.dataset_scores(scores.confusion)
     return f"of all pixels: mean IoU {pooled['iou']:.4f}, accuracy {pooled['accuracy']:.4f}"
 

@@ -45,6 +45,18 @@ def test_main_writes_a_row_per_car_and_keeps_other_datasets(data_dir, capsys):
     assert "4 groups of dataset other in 2 folds" in capsys.readouterr().out
 
 
+def test_main_warns_of_an_image_in_two_groups(data_dir, capsys):
+    train_dir = data_dir / "train"
+    args = [f"data_dir={data_dir}", "dataset_name=tiny", f"folds_csv={data_dir / 'new.csv'}"]
+    folds.main([*args, "n_folds=2"])
+    assert "several times" not in capsys.readouterr().out
+    shutil.copy(train_dir / "000000000000_01.jpg", train_dir / "000000000002_03.jpg")
+    (data_dir / "new.csv").unlink()
+    folds.main([*args, "n_folds=2"])
+    expected = "warning: 1 images are there several times, as in 000000000000 and 000000000002"
+    assert expected in capsys.readouterr().out
+
+
 def test_main_spreads_the_breeds_of_pets(tmp_path):
     data_dir = make_pets(tmp_path / "pets", 12)
     folds.main(folds_args(data_dir, "recipe=pets_fcn"))

@@ -229,6 +229,21 @@ def test_score_ensemble_writes_what_read_ensemble_reads(runs_copy, capsys):
     assert stored["networks"]["b/fold2/best.safetensors"] == digest
 
 
+def test_score_ensemble_measures_the_steps_with_the_chosen_weights(runs_copy, monkeypatch):
+    chosen, choose = {"a": 1.0, "b": 0.0}, ensemble.choose_weights
+    settings = runs_copy.ensemble_settings
+    monkeypatch.setattr(
+        ensemble, "choose_weights", lambda *args: replace(choose(*args), weights=chosen)
+    )
+    ensemble.score_ensemble(settings)
+    _, scores = ensemble.weights_and_scores(runs_copy.settings("run=a"))
+    steps = dict(zip(scores.table["image_id"], scores.per_image["step_dice"].tolist(), strict=True))
+    both = oof.load_scores([settings.run_dir])
+    for image_id, dice in zip(both.table["image_id"], both.per_image["step_dice"], strict=True):
+        assert dice.tolist() == steps[image_id]
+    assert read_predictor(settings.run_dir).networks[0].weight == pytest.approx(1 / N_FOLDS)
+
+
 @pytest.mark.parametrize("folds_or_runs", ["one common fold", "four runs"])
 def test_score_ensemble_without_choice_has_equal_weights(runs_copy, folds_or_runs, capsys):
     names = ["a", "b"]
