@@ -9,13 +9,17 @@ if __name__ == "__main__":
     cli.check_arguments()  # before the imports that take seconds
 
 from evaluation.submission import check_submission
-from inference import load_runs
+
+INHERITED = ("dataset_name", "dataset_format", "group_regex")  # from a trained run
 
 
 def main(args: list[str]) -> None:
     settings = config.load_settings_without_stages(args)
-    if run_folder.finished_folds(Path(settings.output_dir) / min(settings.runs)):
-        settings = load_runs.settings_for_prediction(args)  # as predict.py has written it
+    first_run, typed = Path(settings.output_dir) / min(settings.runs), config.parse_overrides(args)
+    if run_folder.finished_folds(first_run):
+        stored = run_folder.read_run_settings(first_run)
+        inherited = {n: stored[n] for n in INHERITED if n in stored and n not in typed}
+        settings = replace(settings, **inherited)
     check_submission(replace(settings, run=run_folder.ensemble_name(settings.runs)))
 
 

@@ -9,6 +9,7 @@ from conftest import ROOT, assert_input_error, prediction_args
 from tiny_datasets import make_data
 
 import predict
+import score
 import train
 from core import config
 from data import mask_io, rle
@@ -36,6 +37,14 @@ def test_predict_writes_a_valid_submission_and_masks(run_copy, tmp_path, capsys)
         mask = mask_io.read_mask(run_copy.output_dir / "tiny/masks" / file_name)
         assert (rle.decode(text, (48, 72)) == mask).all()
         assert mask.mean() == pytest.approx(area, abs=1e-6)
+
+
+def test_score_of_a_run_finds_the_submission_of_its_data_set(run_copy, capsys):
+    args = [a for a in prediction_args(run_copy.args) if not a.startswith("dataset_name")]
+    predict.main(args)
+    capsys.readouterr()
+    score.main([f"data_dir={run_copy.data_dir}", f"output_dir={run_copy.output_dir}", "run=tiny"])
+    assert f"{run_copy.output_dir / 'tiny/submission.csv'}: 6 rows" in capsys.readouterr().out
 
 
 def test_predict_gives_the_same_bytes_for_every_batch_size_and_worker(trained_run, tmp_path):
