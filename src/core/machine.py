@@ -48,8 +48,8 @@ def set_thread_defaults() -> None:
 
 def keep_freed_memory() -> None:
     """Let glibc keep freed buffers up to 2 GiB for the next allocation. By default it returns those
-    from 32 MiB on to the system, which clears the pages of each new one: a third of a training
-    step on a CPU (docs/experiments.md). Other C libraries are left alone."""
+    from 32 MiB on to the system, which clears the pages of each new one: a third of the time of
+    a large training step on a CPU (docs/experiments.md). Other C libraries are left alone."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     # Before glibc 2.35 the largest mmap threshold is 32 MiB.
     if mallopt and (mallopt(M_MMAP_THRESHOLD, LARGEST_INT) or mallopt(M_MMAP_THRESHOLD, 2**25)):
