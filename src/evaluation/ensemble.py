@@ -1,7 +1,7 @@
 """Ensembles of runs: out-of-fold scores and ensemble.json."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,6 @@ from data.datasets import dataset_fingerprint, load_training_samples
 from data.sample import Sample
 from evaluation import oof
 from evaluation.ensemble_weights import MAX_RUNS, WeightChoice, choose_weights
-from evaluation.postprocess_choice import dice_after_each_step
-from inference.combine import quantize_probability
 from inference.load_runs import load_oof_members
 from inference.pipeline import map_in_threads
 from inference.predictor import Prediction, Reduce, keep_each, keep_mean, predict
@@ -73,8 +71,12 @@ def score_ensemble(settings: Settings) -> dict[str, Any]:
     if chooses:
         choice = choose_weights(predictions, samples, runs)
         if choice.weights != equal:  # but the post-processing was measured with equal weights
-            predictions = predict_out_of_fold(settings, choice.weights, samples, fingerprint)
-            choice.scores.per_image["step_dice"] = measure_steps(predictions)
+            predictions = predict_out_of_fold(
+                settings, choice.weights, samples, fingerprint, oof.keep_statistics
+            )
+            statistics = list(map_in_threads(oof.image_statistics, predictions))
+            steps = np.stack([image["step_dice"] for image in statistics])
+            choice.scores.per_image["step_dice"] = steps
     else:
         statistics = list(map_in_threads(oof.image_statistics, predictions))
         scores = oof.to_scores(samples, statistics)
@@ -95,16 +97,6 @@ def score_ensemble(settings: Settings) -> dict[str, Any]:
     store_predictor(settings.run_dir, choice.scores, settings.tta)
     print(f"{settings.run}: {choice.describe()}")
     return data
-
-
-def measure_steps(predictions: Iterable[Prediction]) -> np.ndarray:
-    """Return the Dice of N predictions after each post-processing step, N×(1+S) float64."""
-
-    def measure(prediction: Prediction) -> np.ndarray:
-        levels = quantize_probability(prediction.probability).numpy()
-        return dice_after_each_step(levels, prediction.loaded.mask)
-
-    return np.stack(list(map_in_threads(measure, predictions)))
 
 
 def predict_out_of_fold(

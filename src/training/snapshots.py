@@ -13,7 +13,7 @@ import torch
 
 from core.errors import InputError
 from core.files import atomic_write
-from inference.pipeline import record_event
+from inference.pipeline import record_event, to_host
 
 SNAPSHOTS_KEPT = 2
 
@@ -49,7 +49,7 @@ def copy_to_host(state: Any) -> Any:
     if isinstance(state, list):
         return [copy_to_host(value) for value in state]
     if isinstance(state, torch.Tensor) and state.is_cuda:
-        return state.detach().to("cpu", non_blocking=True)
+        return to_host(state.detach())
     return deepcopy(state)
 
 
