@@ -71,7 +71,7 @@ if [ -n "${PYTHON:-}" ]; then
   *) PYTHON=$(command -v "$PYTHON" || echo "$PYTHON") ;;
   esac
   [ -f "$PYTHON" ] && [ -x "$PYTHON" ] || fail "PYTHON=$PYTHON: no such program; set the path of a Python, or unset it to use .venv"
-  PYTHONPATH=src "$PYTHON" -c 'from core.environment import check_python; check_python()' || exit $?
+  PYTHONPATH=src${PYTHONPATH:+:$PYTHONPATH} "$PYTHON" -c 'from core.environment import check_python; check_python()' || exit $?
 else
   use_requirements
 fi

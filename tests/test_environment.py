@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -188,6 +189,14 @@ def test_python_of_the_user_without_packages_is_refused_in_one_line(own_python):
     assert (code, out) == (2, "") and err.count("\n") == 1
     assert err.startswith("error: PYTHON=") and "cannot import torch, torchvision, timm" in err
     assert err.endswith("install requirements.txt there, or unset PYTHON to use .venv\n")
+
+
+def test_python_of_the_user_keeps_its_pythonpath(own_python):
+    """Modules of a cluster, for example, add their packages by PYTHONPATH."""
+    path = own_python.add_python("plain/python", f'#!/bin/bash\nexec "{sys.executable}" -S "$@"\n')
+    packages = sysconfig.get_paths()["purelib"]
+    code, out, err = own_python.run(PYTHON=str(path), PYTHONPATH=packages)
+    assert (code, err) == (0, "") and out.startswith("trained by")
 
 
 @pytest.mark.parametrize("python", ["/nowhere/python", "no-such-python", "/tmp"])
