@@ -150,7 +150,6 @@ def main(args: list[str]) -> None:
     start, recipes = time.monotonic(), recipes_to_measure(args)
     data = {name: load_data(settings) for name, settings in recipes.items()}
     settings = next(iter(recipes.values()))
-    torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
     report = {
         "command": shlex.join(["python", "src/bench.py", *args]),

@@ -108,7 +108,6 @@ def main(args: list[str]) -> None:
         runs.append(preflight.load_run_settings(run_args))
         preflight.prepare_data(runs[-1], run_args)
     device = pick_device(runs[0])
-    torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
     launches = distributed.requested_processes() > 1
     if launches or (not process_env.is_distributed() and (len(runs) > 1 or runs[0].stages)):

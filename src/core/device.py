@@ -121,12 +121,13 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
-def wants_compile(settings: Settings, device: torch.device) -> bool:
-    """Whether to compile the network.
+def wants_compile(settings: Settings, device: torch.device, is_long: bool) -> bool:
+    """Whether to compile the network; `is_long`: there is enough work to make up for it.
 
     compile=auto does so on a GPU only: on a CPU it took a minute and steps were no faster.
     """
-    return settings.compile == "true" or (settings.compile == "auto" and device.type == "cuda")
+    pays = device.type == "cuda" and is_long
+    return settings.compile == "true" or (settings.compile == "auto" and pays)
 
 
 @cache

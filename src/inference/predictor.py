@@ -42,7 +42,9 @@ TTA_FLIPS: dict[str, list[tuple[int, ...]]] = {
 }
 PREFETCHED_BATCHES = 2
 MAX_TUNED_SHAPES = 8  # cuDNN looks for the fastest kernels again for each shape of a batch
-TUNE_MIN_IMAGES = 500  # with fewer, tuning takes longer than it saves; not measured
+# With fewer images, tuning takes longer than it saves: on an H200 it takes about as long as
+# predicting 5000 images (docs/experiments.md).
+TUNE_MIN_IMAGES = 5000
 
 # What is kept of an image: tensors by name, computed from its probabilities on the device. Must not
 # wait for the device, for example by reading a value.
@@ -122,7 +124,7 @@ class BatchForward:
     def tune(self) -> None:
         """Look for the fastest kernels, which takes up to some minutes on a GPU."""
         torch.backends.cudnn.benchmark = True
-        if wants_compile(self.settings, self.device) and not compile_obstacle(self.device):
+        if wants_compile(self.settings, self.device, True) and not compile_obstacle(self.device):
             _, models = self.precision_and_models
             for member, model in zip(self.members, models, strict=True):
                 compile_network(model.network, member.preprocessing.size is not None)

@@ -30,6 +30,9 @@ from training.optim import ModelEMA, make_optimizer, make_schedule
 # Pixels of a GPU's images at network size, for example four of 1024×1024. Batch normalization over
 # fewer takes its statistics from all GPUs, for which it waits in every layer.
 SYNC_BN_BELOW = 2**22
+# With fewer updates, compiling and trying cuDNN's kernels, 20 to 80 s on an H200, take longer than
+# they save (docs/experiments.md).
+TUNE_MIN_UPDATES = 2000
 
 
 def has_few_pixels(settings: Settings, device: torch.device, n_processes: int) -> bool:
@@ -92,7 +95,8 @@ class TrainState:
             checkpoint.load_weights(initial_weights, self.model, "the network of this run")
         self.model.to(device)
         self.ema = ModelEMA(self.model, settings.ema_decay)
-        self.is_compiled = False
+        self.is_compiled, self.is_long = False, updates >= TUNE_MIN_UPDATES
+        torch.backends.cudnn.benchmark = self.is_long
         self.network = self.wrap(self.model)
         self.optimizer = make_optimizer(settings, self.network)
         self.lr_schedule = make_schedule(settings, self.optimizer, updates)
@@ -105,7 +109,7 @@ class TrainState:
         syncs = self.syncs_batch_norm(model)
         if syncs:
             model = convert_sync_batch_norm(model)
-        if wants_compile(self.settings, self.device):
+        if wants_compile(self.settings, self.device, self.is_long):
             obstacle = "SyncBatchNorm" if syncs else compile_obstacle(self.device)
             if obstacle:
                 print(f"compile={self.settings.compile}: training without compiling, {obstacle}")

@@ -142,13 +142,14 @@ def test_autocast_computes_in_the_dtype_of_the_precision(precision, dtype):
 
 
 @pytest.mark.parametrize(
-    ("setting", "on_cpu", "on_gpu"),
-    [("auto", False, True), ("true", True, True), ("false", False, False)],
+    ("setting", "on_cpu", "on_gpu", "if_short"),
+    [("auto", False, True, False), ("true", True, True, True), ("false", False, False, False)],
 )
-def test_wants_compile_by_default_only_on_a_gpu(setting, on_cpu, on_gpu):
+def test_wants_compile_by_default_only_for_long_work_on_a_gpu(setting, on_cpu, on_gpu, if_short):
     settings = load_settings([f"compile={setting}"])
-    assert device.wants_compile(settings, CPU) is on_cpu
-    assert device.wants_compile(settings, GPU) is on_gpu
+    assert device.wants_compile(settings, CPU, is_long=True) is on_cpu
+    assert device.wants_compile(settings, GPU, is_long=True) is on_gpu
+    assert device.wants_compile(settings, GPU, is_long=False) is if_short
 
 
 def fail_to_compile(function):

@@ -15,9 +15,9 @@ CPU = torch.device("cpu")
 TINY = ["channels=[4,8]", "size=[16,24]", "device=cpu", "precision=fp32", "batch_size=4"]
 
 
-def make_state(*args, device=CPU):
+def make_state(*args, device=CPU, updates=9):
     torch.manual_seed(0)
-    return TrainState(load_settings([*TINY, *args]), 1, updates=9, device=device)
+    return TrainState(load_settings([*TINY, *args]), 1, updates, device)
 
 
 def train_steps(state, batch_sizes=(4,)):
@@ -63,6 +63,14 @@ def test_all_folds_and_odd_batches_make_one_graph(use_backend, precision):
         train_steps(state, (4, 4, 2))
     assert len(graphs) == 1
     assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def test_cudnn_tries_kernels_only_for_long_training(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    make_state(updates=train_state.TUNE_MIN_UPDATES)
+    assert torch.backends.cudnn.benchmark
+    make_state(updates=train_state.TUNE_MIN_UPDATES - 1)
+    assert not torch.backends.cudnn.benchmark
 
 
 def test_network_that_the_compiler_fails_on_trains_eagerly(use_backend):
