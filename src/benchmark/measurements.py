@@ -21,13 +21,14 @@ from data.cache import make_cache
 from data.sample import Sample
 from inference.combine import ImageProbabilities
 from inference.pipeline import map_in_threads
-from inference.predictor import Prediction, predict
+from inference.predictor import TUNE_MIN_IMAGES, Prediction, predict
 from models.build import build_model
 from training.epoch_metrics import peak_memory
 from training.trainer import FoldTrainer
 
 N_STEP_IMAGES = 8
-MIN_LOOP_IMAGES = 2048  # to which images are repeated, so that loops seldom start again
+# Images are repeated to so many: prediction is tuned, and loops seldom start again.
+MIN_LOOP_IMAGES = TUNE_MIN_IMAGES
 TARGET_DICE = 0.99
 
 

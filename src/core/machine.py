@@ -24,7 +24,7 @@ MEMORY_FILES = [
 ]
 # Files that together hold quota and period.
 CPU_FILES = [("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")]
-MAX_CORES_USED = 8  # by a process that loads images or encodes masks
+MAX_CORES_USED = 16  # by a process that loads images or encodes masks
 # glibc's malloc.h: options of mallopt(), and the largest value that it takes.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, LARGEST_INT = -1, -3, 2**31 - 1
 

@@ -42,8 +42,8 @@ TTA_FLIPS: dict[str, list[tuple[int, ...]]] = {
 }
 PREFETCHED_BATCHES = 2
 MAX_TUNED_SHAPES = 8  # cuDNN looks for the fastest kernels again for each shape of a batch
-# With fewer images, tuning takes longer than it saves: on an H200 it takes about as long as
-# predicting 5000 images (docs/experiments.md).
+# With fewer, compiling and cuDNN's benchmarks take longer than they save. An estimate from training
+# on an H200 (docs/experiments.md).
 TUNE_MIN_IMAGES = 5000
 
 # What is kept of an image: tensors by name, computed from its probabilities on the device. Must not
@@ -122,7 +122,7 @@ class BatchForward:
         )
 
     def tune(self) -> None:
-        """Look for the fastest kernels, which takes up to some minutes on a GPU."""
+        """Compile the networks and let cuDNN benchmark its kernels, which takes about a minute."""
         torch.backends.cudnn.benchmark = True
         if wants_compile(self.settings, self.device, True) and not compile_obstacle(self.device):
             _, models = self.precision_and_models

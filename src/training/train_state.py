@@ -30,8 +30,8 @@ from training.optim import ModelEMA, make_optimizer, make_schedule
 # Pixels of a GPU's images at network size, for example four of 1024×1024. Batch normalization over
 # fewer takes its statistics from all GPUs, for which it waits in every layer.
 SYNC_BN_BELOW = 2**22
-# With fewer updates, compiling and trying cuDNN's kernels, 20 to 80 s on an H200, take longer than
-# they save (docs/experiments.md).
+# With fewer updates, compiling and cuDNN's benchmarks, which take half a minute to several minutes,
+# cost more than they save. An estimate from an H200 (docs/experiments.md).
 TUNE_MIN_UPDATES = 2000
 
 

@@ -281,8 +281,8 @@ def training_workers(settings, cache=None):
         (64 * MB, [1024, 1536], 1, 0),  # a batch of 4 takes 25 MB
         (64 * MB, [512, 768], 1, 4),  # 6 MB
         (64 * MB, [512, 768], 2, 4),  # half of the memory and of the batch
-        (64 * MB, [256, 384], 1, 8),
-        (500 * MB, [1024, 1536], 1, 8),
+        (64 * MB, [256, 384], 1, 16),
+        (1000 * MB, [1024, 1536], 1, 16),
     ],
 )
 def test_train_loader_has_as_many_workers_as_shared_memory_holds_batches(
@@ -294,9 +294,9 @@ def test_train_loader_has_as_many_workers_as_shared_memory_holds_batches(
     settings.num_workers, settings.size, settings.batch_size = None, size, 4
     assert training_workers(settings) == training_workers(settings) == workers
     printed = capsys.readouterr().out
-    assert printed.count("--shm-size=8g") == (workers < 8)
+    assert printed.count("--shm-size=8g") == (workers < 16)
     settings.num_workers = 8
-    if workers == 8:
+    if workers == 16:
         assert training_workers(settings) == 8
     else:
         with pytest.raises(InputError, match=f"num_workers=8: .* hold the batches of {workers} "):
@@ -306,7 +306,7 @@ def test_train_loader_has_as_many_workers_as_shared_memory_holds_batches(
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_loaders_have_workers_only_where_they_pay_off(settings, many_cores, monkeypatch):
     """Processes decode and augment; a cached image is read faster than passed on."""
-    monkeypatch.setattr(machine, "free_shared_memory", lambda: 10**9)
+    monkeypatch.setattr(machine, "free_shared_memory", lambda: 10**10)
     settings.num_workers = None
     samples = datasets.load_training_samples(settings)
     cache = build_ram_cache(samples, Preprocessing(SIZE), SIZE)
@@ -315,11 +315,11 @@ def test_loaders_have_workers_only_where_they_pay_off(settings, many_cores, monk
         args = samples, {Preprocessing(SIZE)}, settings, True, cache
         return loaders.prediction_loader(*args).num_workers
 
-    assert training_workers(settings) == 8 and training_workers(settings, cache) == 0
+    assert training_workers(settings) == 16 and training_workers(settings, cache) == 0
     assert prediction_workers() == prediction_workers(cache) == 0
     monkeypatch.setattr(loaders, "pick_device", lambda settings: torch.device("cuda", 0))
-    assert training_workers(settings) == training_workers(settings, cache) == 8
-    assert prediction_workers() == 8 and prediction_workers(cache) == 0
+    assert training_workers(settings) == training_workers(settings, cache) == 16
+    assert prediction_workers() == 16 and prediction_workers(cache) == 0
 
 
 SMALL_SHARED_MEMORY = """
