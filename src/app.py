@@ -29,11 +29,6 @@ if TYPE_CHECKING:
 TRANSPARENT, COLORED = "transparent", "one color"
 
 
-def segment(model: TrainedModel, path: str | None) -> Segmentation | None:
-    """Return the prediction of an uploaded file; None if the page has none."""
-    return model(path) if path else None
-
-
 def draw(
     result: Segmentation | None, threshold: float, background: str, color: str
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -59,7 +54,7 @@ def build_page(model: TrainedModel, title: str) -> "Blocks":
 
     def segment_or_explain(upload: dict | None) -> Segmentation | None:
         try:
-            return segment(model, upload and upload["path"])
+            return model(upload["path"]) if upload else None
         except InputError as error:
             message = f"{error}".removeprefix(f"{Path(upload['path']).parent}/")
             gr.Warning(message, duration=None)

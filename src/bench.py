@@ -12,6 +12,7 @@ import json
 import shlex
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from core import cli
@@ -58,8 +59,8 @@ def load_data(settings: Settings) -> Data:
     samples = datasets.load_training_samples(settings)
     fold = min(s.fold for s in samples) if settings.fold is None else settings.fold
     _, sizes = preflight.check_data(settings, samples)
-    trial = measurements.make_trial(settings, settings.output_dir)
-    preflight.check_folds(trial, [fold], samples, sizes)
+    with TemporaryDirectory() as folder:  # not output_dir, where the recipe may have a run
+        preflight.check_folds(measurements.make_trial(settings, folder), [fold], samples, sizes)
     return samples, fold
 
 

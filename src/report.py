@@ -108,7 +108,10 @@ class Report:
     def cards(self) -> dict[str, gallery.Card]:
         """Cards of the worst images and the suspects, by image id."""
         ids = self.worst_ids + self.suspect_ids
-        return gallery.oof_cards(self.settings, self.samples, self.weights, self.binarizer, ids)
+        chosen = [sample for sample in self.samples if sample.image_id in ids]
+        fingerprint = datasets.dataset_fingerprint(self.samples)
+        predictions = ensemble.predict_out_of_fold(self.settings, self.weights, chosen, fingerprint)
+        return {p.sample.image_id: gallery.oof_card(p, self.binarizer) for p in predictions}
 
     def disagreement_section(self) -> tuple[str, list[gallery.Card]]:
         """Return a summary of the submission, and the test images with the lowest agreement."""

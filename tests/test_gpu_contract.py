@@ -46,7 +46,7 @@ def train_steps(state, metrics, size, device):
 @pytest.mark.parametrize(("args", "n_classes"), STEPS)
 def test_training_step_reads_no_tensor(monkeypatch, args, n_classes):
     monkeypatch.setattr(train_state, "autocast", lambda *args: nullcontext())  # knows no meta
-    for options in optim.OPTIMIZER_OPTIONS.values():  # neither do fused optimizers
+    for _, options in optim.OPTIMIZERS.values():  # neither do fused optimizers
         monkeypatch.delitem(options, "fused", raising=False)
     meta = torch.device("meta")
     settings = load_settings([*args, "precision=fp32"])

@@ -107,7 +107,7 @@ def test_train_of_a_finished_run_overwrites_nothing(run_copy):
 def test_train_with_a_loss_that_becomes_nan_stops_without_weights(data_dir, tmp_path):
     args = tiny_settings_args(data_dir, tmp_path)
     args += ["fold=0", "lr=1e38", "optimizer=sgd", "grad_clip=0"]
-    assert_input_error(train.main, args, "the loss is", "lower lr")
+    assert_input_error(train.main, args, "the loss is", "no weights were saved", "lower lr")
     assert not (tmp_path / "tiny/fold0/best.safetensors").exists()
 
 

@@ -164,7 +164,7 @@ def measure_time_to_dice(
                 raise LoopDone
 
         loop.run(train_epoch)
-        trainer.log.close()
+        trainer.log.writer.close()
     return {
         "fold": fold,
         "target_dice": TARGET_DICE,

@@ -1,6 +1,5 @@
 """Times of the single steps of training and prediction."""
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,19 +23,10 @@ def time_loading(timer: StepTimer, trainer: FoldTrainer, samples: list[Sample]) 
     preprocessing, class_map = preprocess.preprocessing_from(settings), trainer.class_map
     augment = Augmenter(settings.augmentation, settings.seed, class_map, settings.crop_size)
 
-    def read_image(sample: Sample) -> np.ndarray:
-        return datasets.read_sample_image(sample, preprocessing.min_decode_size)
-
-    def resize_image(image: np.ndarray) -> np.ndarray:
-        return preprocess.preprocess_image(image, preprocessing)
-
-    def resize_mask(mask: np.ndarray) -> np.ndarray:
-        return preprocess.preprocess_mask(mask, preprocessing)
-
-    images = timer.measure("decode image", read_image, samples)
+    images = timer.measure("decode image", datasets.read_sample_image, samples)
     masks = timer.measure("decode mask", datasets.read_sample_mask, samples)
-    timer.measure("resize image", resize_image, images)
-    timer.measure("resize mask", resize_mask, masks)
+    timer.measure("resize image", lambda i: preprocess.preprocess_image(i, preprocessing), images)
+    timer.measure("resize mask", lambda m: preprocess.preprocess_mask(m, preprocessing), masks)
     timer.measure("augment", lambda s: augment(*cache.image_and_target(s), 0, s.image_id), samples)
     chosen = (samples * batch_size)[:batch_size]
     pairs = [augment(*cache.image_and_target(s), 0, s.image_id) for s in chosen]

@@ -1,7 +1,6 @@
 """Common start and end of all scripts: argument checks, one-line errors and exit codes."""
 # ruff: noqa: E402
 
-import codecs
 import os
 import re
 import signal
@@ -21,12 +20,6 @@ from core.config import SRC, load_settings_without_stages
 from core.errors import DISK_FULL_ERRNOS, NOT_WRITABLE_ERRNOS, InputError
 from core.signals import StopRequested
 
-# What a terminal shows that cannot show these characters.
-ASCII_LOOKALIKES = {
-    **{"×": "x", "·": ".", "±": "+/-", "−": "-", "–": "-", "≥": ">=", "→": "->", "…": "..."},
-    **{"│": "|", "├": "|", "└": "|", "─": "-"},
-}
-
 
 def check_arguments() -> None:
     """Check the settings, or print the help, before the script imports torch, which takes seconds.
@@ -45,7 +38,7 @@ def run_main(main: Callable[[list[str]], object], resume_hint: str = "") -> None
     if "#" in sys.argv:  # an interactive zsh passes on what follows a command as its comment
         del sys.argv[sys.argv.index("#") :]
     process_env.silence_other_ranks()
-    _print_on_every_terminal()
+    sys.stdout.reconfigure(errors="backslashreplace")  # what the terminal cannot show, as \\xd7
     signals.raise_on_signal()
     try:
         main(sys.argv[1:])
@@ -71,21 +64,6 @@ def run_main(main: Callable[[list[str]], object], resume_hint: str = "") -> None
         signals.default_on_signal()  # while the script imports torch, or exits, stop at once
 
 
-def _print_on_every_terminal() -> None:
-    """Print characters that the terminal's encoding lacks as ASCII, instead of failing."""
-    codecs.register_error("ascii_lookalikes", _to_ascii)
-    for stream in (sys.stdout, sys.stderr, sys.__stderr__):
-        stream.reconfigure(errors="ascii_lookalikes")
-
-
-def _to_ascii(error: UnicodeError) -> tuple[str, int]:
-    """Return what to print, as an error handler of codecs: a lookalike, or an escape as \\xe9."""
-    characters = error.object[error.start : error.end]
-    escaped = [c.encode("ascii", "backslashreplace").decode() for c in characters]
-    pairs = zip(characters, escaped, strict=True)
-    return "".join(ASCII_LOOKALIKES.get(c, escape) for c, escape in pairs), error.end
-
-
 def _is_peer_failure(error: Exception) -> bool:
     """Whether a collective operation failed because another process is gone."""
     pattern = "gloo|NCCL|c10d|Connection (closed|reset)|Broken pipe"
@@ -95,8 +73,8 @@ def _is_peer_failure(error: Exception) -> bool:
 def run_script_in_subprocess(name: str, args: list[str]) -> None:
     """Run another script; if it fails, exit with its code."""
     sys.stdout.flush()
-    command, env = [sys.executable, str(SRC / name), *args], process_env.env_without_torchrun()
-    code = subprocess.run(command, check=False, env=env).returncode
+    command = [sys.executable, str(SRC / name), *args]
+    code = subprocess.run(command, check=False).returncode
     if code < 0:
         process_env.report_error(f"{name}: killed by {signal.Signals(-code).name}")
     if code:

@@ -17,7 +17,6 @@ RENAMED = {
     "clip": "grad_clip",
     "convs": "convs_per_level",
     "dataset": "dataset_name",
-    "decode": "jpeg_decode",
     "decoder": "decoder_channels",
     "ema": "ema_decay",
     "fit": "resize_mode",
@@ -47,7 +46,7 @@ RENAMED = {
     "validate_every": "validate_every_epochs",
     "workers": "num_workers",
 }
-REMOVED = {"augment_on", "bench_baselines", "compare", "minutes"}
+REMOVED = {"augment_on", "bench_baselines", "compare", "decode", "jpeg_decode", "minutes"}
 
 
 def rename_old_settings(values: dict[str, Any]) -> dict[str, Any]:

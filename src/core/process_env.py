@@ -7,8 +7,6 @@ import time
 from functools import cache
 from pathlib import Path
 
-TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_")
-
 
 def is_distributed() -> bool:
     """Whether torchrun or launch_processes() started this process."""
@@ -43,11 +41,6 @@ def is_main_process() -> bool:
 def restart_count() -> int:
     """Return how often torchrun has restarted all processes after one failed."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-
-
-def env_without_torchrun() -> dict[str, str]:
-    """Return the environment without torchrun's variables, for a script in one process."""
-    return {k: v for k, v in os.environ.items() if not k.startswith(TORCHRUN_VARIABLES)}
 
 
 def silence_other_ranks() -> None:

@@ -19,11 +19,6 @@ def fold_dir(run_dir: Path, fold: int) -> Path:
     return run_dir / f"fold{fold}"
 
 
-def earlier_stage_dirs(run_dir: Path) -> list[Path]:
-    """output/<run>/stage<n>, in each of which an earlier stage of training is a run of its own."""
-    return sorted(run_dir.glob("stage[0-9]*"))
-
-
 def weights_path(run_dir: Path, fold: int) -> Path:
     """output/<run>/fold<k>/best.safetensors"""
     return fold_dir(run_dir, fold) / "best.safetensors"

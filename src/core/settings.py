@@ -109,7 +109,6 @@ class Settings:
     size: list[int] | None = setting(None, "height,width of the network's input; null: native size", SIZE, scope="model")
     resize_mode: Literal["stretch", "letterbox"] = setting("stretch", "how an image is resized to `size`; letterbox keeps its aspect ratio", scope="model")
     reduce_colors: int = setting(0, "number of colors per image after quantization; 0: off", COLOR_COUNT, scope="model")
-    jpeg_decode: Literal["full", "scaled"] = setting("full", "scaled: decode JPEGs at 1/2, 1/4 or 1/8 where `size` needs no more; faster, slightly different pixels", scope="model")
     cache: Literal["auto", "ram", "disk", "none"] = setting("auto", "where decoded images are kept; auto: in memory if they take at most half of it, else on disk", scope="machine")
     augmentation: Literal["none", "flip", "light", "strong", "paper"] = setting("light", "random changes of training images: flip: horizontal flip only; light, strong: also shift, zoom, rotation, color; paper: those of Jois & Aygar 2017")
     prepare_scripts: list[str] = setting([], "scripts that create data_dir or folds_csv if missing", scope="machine")

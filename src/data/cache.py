@@ -29,7 +29,7 @@ def load_image_and_target(
 ) -> ImageAndTarget:
     """Read and preprocess a sample's image; make its target (coverage 0…255, or class ids) from
     `mask`."""
-    image = read_sample_image(sample, preprocessing.min_decode_size)
+    image = read_sample_image(sample)
     target = preprocess.preprocess_mask(mask, preprocessing)
     return preprocess.preprocess_image(image, preprocessing), target
 

@@ -38,10 +38,9 @@ def get_class_map(settings: Settings) -> ClassMap:
 # ---------------------------------------------------------------- reading one sample
 
 
-def read_sample_image(sample: Sample, min_size: tuple[int, int] | None = None) -> np.ndarray:
-    """Read a sample's image as H×W×3 uint8 RGB; with `min_size` (h, w), a JPEG may be decoded at
-    1/2, 1/4 or 1/8 of its size, but not below `min_size`."""
-    return FORMATS[sample.dataset_format].read_image(sample, min_size)
+def read_sample_image(sample: Sample) -> np.ndarray:
+    """Read a sample's image as H×W×3 uint8 RGB."""
+    return FORMATS[sample.dataset_format].read_image(sample)
 
 
 def read_sample_mask(sample: Sample) -> np.ndarray:

@@ -22,7 +22,6 @@ Image.MAX_IMAGE_PIXELS = None  # replaced by MAX_PIXELS
 warnings.filterwarnings("ignore", module="PIL")  # on odd metadata; what matters is an error
 EXIF_ORIENTATION = 0x0112
 MAX_12_BITS = 15  # highest byte of 16-bit values of which only 12 bits are used
-REDUCED_FLAGS = {n: getattr(cv2, f"IMREAD_REDUCED_COLOR_{n}") for n in (8, 4, 2)}
 
 
 @contextmanager
@@ -100,19 +99,15 @@ def turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 # ---------------------------------------------------------------- images
 
 
-def read_image(path: Path, min_size: tuple[int, int] | None = None) -> np.ndarray:
-    """Read an image as H×W×3 uint8 RGB; an alpha channel is ignored.
-
-    With `min_size` (h, w), a JPEG is decoded at 1/2, 1/4 or 1/8 of its size, the smallest that is
-    not below `min_size`. Raises InputError if the file is damaged or truncated.
-    """
+def read_image(path: Path) -> np.ndarray:
+    """Read an image as H×W×3 uint8 RGB; an alpha channel is ignored. Raises InputError if the file
+    is damaged or truncated."""
     with open_image(path) as image:
         orientation, is_16_bit = exif_orientation(image), has_16_bits(image)
         if image.mode in ("I", "F"):
             raise InputError(f"{path}: has values of 32 bits; save it with 8 or 16 bits")
         if image.format in OPENCV_FORMATS:
-            turned = min_size[::-1] if min_size and orientation >= 5 else min_size
-            pixels = _decode_by_opencv(path.read_bytes(), image.size[::-1], turned)
+            pixels = _decode_by_opencv(path.read_bytes())
         else:
             pixels = _to_rgb(image)
         if is_16_bit and not pixels.any():
@@ -125,19 +120,14 @@ def read_image(path: Path, min_size: tuple[int, int] | None = None) -> np.ndarra
     return turn_upright(pixels, orientation)
 
 
-def _decode_by_opencv(
-    data: bytes, size: tuple[int, int], min_size: tuple[int, int] | None
-) -> np.ndarray:
-    """Decode a JPEG or PNG of `size` (h, w), not turned. Raises ValueError if it is truncated,
-    which OpenCV does not report."""
+def _decode_by_opencv(data: bytes) -> np.ndarray:
+    """Decode a JPEG or PNG, not turned. Raises ValueError if it is truncated, which OpenCV does not
+    report."""
     is_jpeg = data.startswith(b"\xff\xd8")
     if not (_has_jpeg_end(data) if is_jpeg else b"IEND" in data[-4096:]):
         raise ValueError("the file is truncated")
-    flag = cv2.IMREAD_COLOR
-    if min_size and is_jpeg:
-        downscale = min(side // least for side, least in zip(size, min_size, strict=True))
-        flag = next((REDUCED_FLAGS[n] for n in REDUCED_FLAGS if n <= downscale), flag)
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if image is None:
         raise ValueError("the file is damaged")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

@@ -125,20 +125,12 @@ class PredictionDataset(Dataset):
             image, mask = self.cache.image_and_target(sample)[0], self.cache.mask(sample)
             images = {self.cache.preprocessing: channels_first(image)}
             return LoadedSample(sample, mask.shape, images, mask)
-        decode_sizes = {preprocessing.min_decode_size for preprocessing in self.preprocessings}
-        images_by_size = {size: read_sample_image(sample, size) for size in decode_sizes}
-        full_image = images_by_size.get(None)
-        native_size = read_native_size(sample) if full_image is None else full_image.shape[:2]
+        image = read_sample_image(sample)
         mask = read_sample_mask(sample) if self.with_mask else None
-        if mask is not None and mask.shape != native_size:
+        if mask is not None and mask.shape != image.shape[:2]:
             raise InputError(f"{sample.mask}: its size is not that of {sample.image.name}")
-        images = {
-            preprocessing: channels_first(
-                preprocess_image(images_by_size[preprocessing.min_decode_size], preprocessing)
-            )
-            for preprocessing in self.preprocessings
-        }
-        return LoadedSample(sample, native_size, images, mask)
+        images = {p: channels_first(preprocess_image(image, p)) for p in self.preprocessings}
+        return LoadedSample(sample, image.shape[:2], images, mask)
 
 
 def prediction_loader(

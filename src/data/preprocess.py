@@ -19,18 +19,11 @@ class Preprocessing(NamedTuple):
     size: Size | None  # None: native size
     letterbox: bool = False  # keep the aspect ratio and pad, instead of stretching
     n_colors: int = 0  # colors of an image after reduce_colors; 0: off
-    scaled_decode: bool = False  # decode a JPEG no larger than `size` requires
-
-    @property
-    def min_decode_size(self) -> Size | None:
-        """Smallest decode size (h, w) that suffices; None: full size."""
-        return self.size if self.scaled_decode else None
 
 
 def preprocessing_from(settings: Settings) -> Preprocessing:
     size = tuple(settings.size) if settings.size else None
-    scaled = settings.jpeg_decode == "scaled" and settings.resize_mode == "stretch"
-    return Preprocessing(size, settings.resize_mode == "letterbox", settings.reduce_colors, scaled)
+    return Preprocessing(size, settings.resize_mode == "letterbox", settings.reduce_colors)
 
 
 def letterbox_region(native_size: Size, preprocessing: Preprocessing) -> tuple[slice, slice]:
@@ -52,19 +45,11 @@ def preprocess_image(image: np.ndarray, preprocessing: Preprocessing) -> np.ndar
 
 
 def preprocess_mask(mask: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """Convert an H×W mask to its h×w uint8 target: bool to coverage 0…255, class ids to ids."""
-    convert = mask_to_soft_target if mask.dtype == bool else resize_classes
-    return convert(mask, preprocessing)
-
-
-def mask_to_soft_target(mask: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """Convert an H×W bool mask to h×w uint8: the fraction of each pixel that it covers, 0…255."""
-    return _resize(mask.astype(np.uint8) * 255, preprocessing, None, 0)
-
-
-def resize_classes(classes: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """Resize H×W to h×w uint8 class ids by nearest neighbor; a letterbox is padded with IGNORE."""
-    return _resize(classes, preprocessing, cv2.INTER_NEAREST_EXACT, IGNORE)
+    """Convert an H×W mask to its h×w uint8 target: bool to the fraction of each pixel that it
+    covers, 0…255; class ids to the nearest ones, with IGNORE in a letterbox."""
+    if mask.dtype == bool:
+        return _resize(mask.astype(np.uint8) * 255, preprocessing, None, 0)
+    return _resize(mask, preprocessing, cv2.INTER_NEAREST_EXACT, IGNORE)
 
 
 def _resize(

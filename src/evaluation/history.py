@@ -31,7 +31,8 @@ def training_costs(run_dir: Path) -> dict[str, float]:
     histories = load_histories(run_dir)
     if len(histories) < len(run_folder.finished_folds(run_dir)):
         return {"seconds": float("nan"), "images_per_second": float("nan")}
-    stages = [histories, *map(load_histories, run_folder.earlier_stage_dirs(run_dir))]
+    # In output/<run>/stage<n> an earlier stage of training is a run of its own.
+    stages = [histories, *map(load_histories, run_dir.glob("stage[0-9]*"))]
     finished = [(stage, fold) for stage in stages for fold in histories.keys() & stage]
     speeds = pd.concat(histories.values())["images_per_second"]
     return {

@@ -47,7 +47,8 @@ class ChunkedPrediction:
         """Lock the folder and discard chunks of a prediction with another key."""
         with folder_lock(self.folder, "wait, or choose another file with submission_csv=..."):
             # Files left over from an interrupted merge.
-            remove_stale_tmp_files(self.folder.parent, f"{self.folder.stem}.")
+            for end in (".", "_stats."):
+                remove_stale_tmp_files(self.folder.parent, f"{self.folder.stem}{end}")
             key_path = self.folder / "key.txt"
             if not key_path.exists() or key_path.read_text() != key:
                 for path in self.folder.glob("[0-9]*"):

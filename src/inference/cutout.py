@@ -80,11 +80,6 @@ def clean_edge_colors(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return clean
 
 
-def cut_out(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Return H×W×4 uint8 RGBA, not premultiplied."""
-    return np.dstack([clean_edge_colors(image, alpha), alpha])
-
-
 # ---------------------------------------------------------------- another background
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from core.errors import InputError
-from inference.cutout import cut_out, put_on_background, read_background, soft_alpha
+from inference.cutout import clean_edge_colors, put_on_background, read_background, soft_alpha
 from inference.postprocess import Binarizer
 
 
@@ -38,11 +38,12 @@ class Segmentation:
         return soft_alpha(self.probability, self.mask, threshold, self.edge_radius)
 
     def cutout(self, background: str | os.PathLike | None = None) -> np.ndarray:
-        """Return the object as H×W×4 uint8 RGBA, or on another background as H×W×3 RGB.
+        """Return the object as H×W×4 uint8 RGBA, not premultiplied; on another background as H×W×3
+        RGB.
 
         `background` is a color (#rrggbb or a name) or the path of a picture.
         """
-        cutout = cut_out(self.image, self.alpha)
+        cutout = np.dstack([clean_edge_colors(self.image, self.alpha), self.alpha])
         if not background:
             return cutout
         return put_on_background(cutout, read_background(background, self.mask.shape))

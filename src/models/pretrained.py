@@ -4,7 +4,6 @@ import difflib
 from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -173,19 +172,12 @@ def match_by_order(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> d
 # ---------------------------------------------------------------- model hub
 
 
-class HubFiles(NamedTuple):
-    """Files of a repository on the model hub, huggingface.co."""
+def find_hub_files(encoder: str, encoder_weights: str) -> tuple[str, str | None, list[str]] | None:
+    """Return repository, revision and file names of an encoder's pretrained weights on the model
+    hub, huggingface.co.
 
-    repo_id: str
-    revision: str | None
-    filenames: list[str]
-
-
-def find_hub_files(encoder: str, encoder_weights: str) -> HubFiles | None:
-    """Return where the model hub has the pretrained weights of an encoder.
-
-    None if timm has no weights of the encoder on the hub. Raises InputError if there are no such
-    weights of an encoder of SMP.
+    None if timm has no weights of the encoder there. Raises InputError if there are no such weights
+    of an encoder of SMP.
     """
     if encoder.startswith("tu-"):
         import timm
@@ -196,13 +188,14 @@ def find_hub_files(encoder: str, encoder_weights: str) -> HubFiles | None:
         pretrained_cfg = timm.models.get_pretrained_cfg(encoder.removeprefix("tu-"))
         if not pretrained_cfg or not pretrained_cfg.hf_hub_id:
             return None
-        return HubFiles(pretrained_cfg.hf_hub_id, None, ["model.safetensors"])
+        return pretrained_cfg.hf_hub_id, None, ["model.safetensors"]
 
     from segmentation_models_pytorch.encoders import encoders
 
     available = encoders[encoder]["pretrained_settings"]
     require_known("encoder_weights", encoder_weights, [*available, "none", *WEIGHT_PACKAGES])
-    return HubFiles(**available[encoder_weights], filenames=["config.json", "model.safetensors"])
+    source = available[encoder_weights]
+    return source["repo_id"], source["revision"], ["config.json", "model.safetensors"]
 
 
 def require_hub_files(encoder: str, encoder_weights: str) -> None:

@@ -9,7 +9,7 @@ from core.settings import Settings
 from data import classes, datasets
 from data.classes import IGNORE, ClassMap
 from data.sample import Sample
-from evaluation import ensemble, oof, visualize
+from evaluation import oof, visualize
 from evaluation.metrics import dataset_scores, mask_dice
 from evaluation.pixel_counts import confusion_matrix
 from inference.members import EnsembleMember
@@ -30,20 +30,6 @@ class Card:
 def make_card(sample: Sample, lines: list[str], pictures: Pictures) -> Card:
     encoded = [(name, *visualize.jpeg_data_uri(p, PICTURE_WIDTH)) for name, p in pictures.items()]
     return Card(sample.image_id, lines, encoded)
-
-
-def oof_cards(
-    settings: Settings,
-    samples: list[Sample],
-    weights: dict[str, float],
-    binarizer: Binarizer,
-    image_ids: list[str],
-) -> dict[str, Card]:
-    """Predict training images by the networks that held out their group; return cards by id."""
-    chosen = [sample for sample in samples if sample.image_id in image_ids]
-    fingerprint = datasets.dataset_fingerprint(samples)
-    predictions = ensemble.predict_out_of_fold(settings, weights, chosen, fingerprint)
-    return {each.sample.image_id: oof_card(each, binarizer) for each in predictions}
 
 
 def oof_card(prediction: Prediction, binarizer: Binarizer) -> Card:

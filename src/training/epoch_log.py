@@ -3,7 +3,6 @@
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -40,11 +39,3 @@ class EpochLog:
             f"loss {row['loss']:.4f}  {dice}lr {row['lr']:.2e}  "
             f"{row['images_per_second']:.1f} images/s"
         )
-
-    def add_image(self, name: str, image: np.ndarray, epoch: int) -> None:
-        """Add an H×W×3 uint8 image to TensorBoard."""
-        self.writer.add_image(name, image, epoch, dataformats="HWC")
-
-    def close(self) -> None:
-        """Flush and close the TensorBoard writer."""
-        self.writer.close()

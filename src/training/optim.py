@@ -11,17 +11,11 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from core.settings import Settings
 
-OPTIMIZERS = {
-    "adamw": torch.optim.AdamW,
-    "adam": torch.optim.Adam,
-    "rmsprop": torch.optim.RMSprop,
-    "sgd": torch.optim.SGD,
-}
-OPTIMIZER_OPTIONS = {
-    "adamw": {"fused": True},
-    "adam": {"fused": True},
-    "rmsprop": {},
-    "sgd": {"momentum": 0.9, "nesterov": True, "fused": True},
+OPTIMIZERS = {  # class and options
+    "adamw": (torch.optim.AdamW, {"fused": True}),
+    "adam": (torch.optim.Adam, {"fused": True}),
+    "rmsprop": (torch.optim.RMSprop, {}),
+    "sgd": (torch.optim.SGD, {"momentum": 0.9, "nesterov": True, "fused": True}),
 }
 
 
@@ -33,8 +27,8 @@ def make_optimizer(settings: Settings, network: nn.Module) -> torch.optim.Optimi
         {"params": matrices, "weight_decay": settings.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    options = OPTIMIZER_OPTIONS[settings.optimizer]
-    return OPTIMIZERS[settings.optimizer](groups, lr=scaled_learning_rate(settings), **options)
+    optimizer, options = OPTIMIZERS[settings.optimizer]
+    return optimizer(groups, lr=scaled_learning_rate(settings), **options)
 
 
 def scaled_learning_rate(settings: Settings) -> float:

@@ -122,12 +122,7 @@ def check_folds(
     """Raise InputError if these folds, or this model, cannot be trained on these samples, or if
     finished folds of the run were trained on others."""
     check_finished_folds(settings, datasets.dataset_fingerprint(samples))
-    processes = max(distributed.requested_processes(), process_env.world_size())
-    if settings.batch_size < processes:
-        raise InputError(
-            f"batch_size={settings.batch_size}: is the total over {processes} GPUs; set "
-            f"batch_size={processes} or more"
-        )
+    check_batch_and_loss(settings, samples[0].class_map)
     with_images = sorted({sample.fold for sample in samples})
     for fold in folds:
         if fold not in with_images or len(with_images) < 2:
@@ -136,7 +131,6 @@ def check_folds(
                 f"only of fold {', '.join(map(str, with_images))} in {settings.folds_csv}"
             )
         require_two_classes([sample for sample in samples if sample.fold != fold])
-    _check_loss(settings, samples[0].class_map)
     # Reports an unknown encoder, or weights that do not fit, before minutes of decoding.
     model = build_model(settings, len(samples[0].class_map.names), not find_init_run(settings))
     for fold in folds:
@@ -145,7 +139,7 @@ def check_folds(
     counts = [sum(sample.fold != fold for sample in samples) for fold in folds]
     # The smallest native size: at most 32 pixels a side are one pixel after the encoder.
     size = tuple(settings.train_size or min(native_sizes, key=max))
-    check_batches(settings, model, size, counts, processes)
+    check_batches(settings, model, size, counts, count_processes())
 
 
 def check_finished_folds(settings: Settings, fingerprint: str) -> None:
@@ -177,8 +171,20 @@ def require_two_classes(samples: list[Sample]) -> None:
     )
 
 
-def _check_loss(settings: Settings, class_map: ClassMap) -> None:
-    """Raise InputError if the loss does not fit the number of classes."""
+def count_processes() -> int:
+    """Return the number of processes that train, or that this one is about to start."""
+    return max(distributed.requested_processes(), process_env.world_size())
+
+
+def check_batch_and_loss(settings: Settings, class_map: ClassMap) -> None:
+    """Raise InputError if a batch has no image for each process, or if the loss does not fit the
+    number of classes."""
+    processes = count_processes()
+    if settings.batch_size < processes:
+        raise InputError(
+            f"batch_size={settings.batch_size}: is the total over {processes} GPUs; set "
+            f"batch_size={processes} or more"
+        )
     losses = BINARY_LOSSES if class_map.is_binary else MULTICLASS_LOSSES
     if settings.loss not in losses:
         kind = "one class" if class_map.is_binary else f"{len(class_map.names)} classes"
@@ -193,7 +199,9 @@ def check_before_launch(settings: Settings) -> None:
         n_folds, sizes = check_data(stages[0], samples)
         for stage in stages[1:]:
             check_sizes(stage, sizes)
+            check_batch_and_loss(stage, samples[0].class_map)
         check_folds(stages[0], folds_to_train(stages[0], n_folds), samples, sizes)
+    process_env.print_once.cache_clear()  # of what nobody has seen
 
 
 def lock_fold(settings: Settings, fold: int) -> AbstractContextManager:

@@ -80,7 +80,7 @@ class FoldTrainer:
                 self.save_snapshot()
         self.snapshots.wait()
         if process_env.is_main_process():
-            self.log.close()
+            self.log.writer.close()
 
     def train_epoch(self, bar: tqdm) -> dict[str, float]:
         """Train for the rest of the epoch; return its columns of history.csv.
@@ -158,7 +158,7 @@ class FoldTrainer:
         """Return `loss`; raise InputError if it is NaN or infinite."""
         if math.isfinite(loss):
             return loss
-        kept = f"the weights of epoch {self.epoch} are kept" if self.epoch else "nothing was saved"
+        kept = "the best weights are kept" if self.best_score >= 0 else "no weights were saved"
         raise InputError(
             f"the loss is {loss} in epoch {self.epoch + 1} of fold {self.fold}; {kept}; start "
             f"another run= with a lower lr (now {self.settings.lr:g}), grad_clip=1 or "
@@ -203,7 +203,8 @@ class FoldTrainer:
         bar = oof.with_progress_bar(predictions, samples, "validate")
         for i, prediction in enumerate(bar):
             if i < len(shown) and process_env.is_main_process():
-                self.log.add_image(f"val/{i}", visualize.thumbnail(prediction), self.epoch + 1)
+                picture = visualize.thumbnail(prediction)
+                self.log.writer.add_image(f"val/{i}", picture, self.epoch + 1, dataformats="HWC")
             yield oof.validation_scores(prediction)
 
     def checkpoint_metadata(self) -> dict[str, Any]:

@@ -190,6 +190,11 @@ def test_bench_rejects_what_it_cannot_measure(data_dir, tmp_path, arg, message):
 # ---------------------------------------------------------------- formatting
 
 
+def test_bench_measures_on_other_images_than_a_run_was_trained_on(run_copy):
+    settings = load_settings([*run_copy.args, "max_images=2"])
+    assert len(bench.load_data(settings)[0]) == 4
+
+
 def test_format_row_is_a_row_of_markdown():
     assert bench.format_row("carvana_smp", MACHINE, RESULT) == (
         "| `carvana_smp` | a GPU, bf16, batch 4 | 165.0 | 99% | 186 (23%) | 3.3 | 5.1 "

@@ -13,19 +13,6 @@ from core.errors import InputError
 from data import image_io, mask_io
 
 
-@pytest.mark.parametrize(
-    ("min_size", "expected"),
-    [((60, 90), (60, 90)), ((61, 90), (120, 180)), ((15, 20), (15, 23))],
-)
-def test_read_image_decodes_a_jpeg_no_larger_than_needed(tmp_path, min_size, expected):
-    path = tmp_path / "a.jpg"
-    Image.fromarray(cv2.resize(draw_car(0, 1, (48, 72))[0], (180, 120))).save(path, quality=95)
-    image, full_image = image_io.read_image(path, min_size), image_io.read_image(path)
-    assert image.shape[:2] == expected and full_image.shape[:2] == (120, 180)
-    resized = cv2.resize(full_image, expected[::-1], interpolation=cv2.INTER_AREA)
-    assert np.abs(image.astype(int) - resized).mean() < 5
-
-
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
 def test_read_image_rejects_a_truncated_file(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
@@ -129,17 +116,6 @@ def test_image_mask_and_size_are_turned_as_exif_demands(tmp_path, suffix, orient
     assert image_io.read_image_size(path) == expected.shape
     if suffix in ("png", "tif"):
         assert np.array_equal(mask_io.read_label_values(path), expected)
-
-
-@pytest.mark.parametrize("orientation", [1, 6])
-def test_read_image_compares_min_size_with_the_upright_image(tmp_path, orientation):
-    path, exif = tmp_path / "a.jpg", Image.Exif()
-    exif[0x0112] = orientation
-    Image.fromarray(np.kron(L_SHAPE, np.ones((8, 8), np.uint8))).save(path, exif=exif)
-    height, width = image_io.read_image_size(path)
-    quarter = height // 4, width // 4
-    assert image_io.read_image(path, quarter).shape[:2] == quarter
-    assert image_io.read_image(path, (quarter[0] + 1, 1)).shape[:2] == (height // 2, width // 2)
 
 
 # ---------------------------------------------------------------- files that are not one picture

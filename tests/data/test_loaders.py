@@ -212,15 +212,6 @@ def test_prediction_loader_yields_samples_in_order_at_every_size(settings, num_w
         assert np.array_equal(loaded.mask, mask_io.read_mask(loaded.sample.mask))
 
 
-def test_prediction_loader_reads_the_native_size_when_it_decodes_less(settings):
-    settings.jpeg_decode = "scaled"
-    samples = datasets.load_training_samples(settings)[:2]
-    scaled = Preprocessing((12, 18), scaled_decode=True)
-    for loaded in load_for_prediction(samples, {scaled}, settings, with_mask=False):
-        assert loaded.native_size == (48, 72) and loaded.images[scaled].shape == (3, 12, 18)
-        assert loaded.mask is None
-
-
 def test_prediction_loader_from_cache_equals_from_files(settings):
     samples = datasets.load_training_samples(settings)
     cache = build_ram_cache(samples, Preprocessing(SIZE), SIZE)

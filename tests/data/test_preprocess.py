@@ -29,7 +29,7 @@ def test_letterbox_contains_the_whole_image_in_its_proportions(native_size, size
     image = preprocess.preprocess_image(white, preprocessing)
     assert image.shape == (*size, 3) and (image[rows, columns] == 200).all()
     assert image.sum() == 600 * height * width  # black around it
-    classes = preprocess.resize_classes(np.full(native_size, 3, np.uint8), preprocessing)
+    classes = preprocess.preprocess_mask(np.full(native_size, 3, np.uint8), preprocessing)
     assert (classes[rows, columns] == 3).all()
     assert (classes == IGNORE).sum() == classes.size - height * width
 
@@ -37,24 +37,24 @@ def test_letterbox_contains_the_whole_image_in_its_proportions(native_size, size
 def test_resize_to_native_inverts_the_letterbox():
     _, mask = draw_car(0, 0, (80, 120))
     preprocessing = Preprocessing((64, 64), letterbox=True)
-    target = preprocess.mask_to_soft_target(mask, preprocessing) / np.float32(255)
+    target = preprocess.preprocess_mask(mask, preprocessing) / np.float32(255)
     probability = torch.from_numpy(target)[None]
     restored = combine.resize_to_native(probability, mask.shape, preprocessing)[0].numpy()
     assert ((restored >= 0.5) != mask).mean() < 0.01
 
 
-def test_mask_to_soft_target_is_the_covered_fraction_of_each_pixel():
+def test_target_of_a_bool_mask_is_the_covered_fraction_of_each_pixel():
     mask = np.random.default_rng(0).integers(0, 2, (12, 18)) > 0
-    target = preprocess.mask_to_soft_target(mask, Preprocessing((4, 6)))
+    target = preprocess.preprocess_mask(mask, Preprocessing((4, 6)))
     covered = mask.reshape(4, 3, 6, 3).mean(axis=(1, 3))
     assert target.dtype == np.uint8 and np.abs(target - covered * 255).max() <= 0.5
 
 
 @pytest.mark.parametrize("size", [(16, 24), (80, 90)])
-def test_resize_classes_creates_no_new_class(size):
+def test_target_of_classes_has_no_new_class(size):
     ids = {0, 5, 18, IGNORE}
     classes = np.random.default_rng(0).choice(list(ids), (40, 60)).astype(np.uint8)
-    assert set(np.unique(preprocess.resize_classes(classes, Preprocessing(size)))) == ids
+    assert set(np.unique(preprocess.preprocess_mask(classes, Preprocessing(size)))) == ids
 
 
 def test_reduce_colors_takes_the_nearest_of_few_colors():

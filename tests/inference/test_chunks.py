@@ -71,6 +71,14 @@ def test_lock_discards_chunks_of_another_key(tmp_path, key, pending):
         assert len([*prediction.folder.glob("*.npz")]) == 3 - len(pending)
 
 
+def test_lock_removes_what_an_interrupted_merge_left(tmp_path):
+    other = ".submission_2.csv.9.tmp"
+    for name in (".submission.csv.9.tmp", ".submission_stats.csv.9.tmp", other):
+        (tmp_path / name).touch()
+    with ChunkedPrediction(tmp_path / "submission.chunks", [0], 1).lock("key"):
+        assert [path.name for path in tmp_path.glob(".*.tmp")] == [other]
+
+
 def test_remove_deletes_the_folder(tmp_path):
     prediction = ChunkedPrediction(tmp_path / "submission.chunks", [0], 1)
     prediction.write(0, [make_result(0, True)])

@@ -71,12 +71,12 @@ def write_to_cache(hub_cache, encoder, tensors, config=CONFIG):
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_find_hub_files_returns_the_repository_of_the_weights(encoder):
     weights, repo_id = ENCODERS[encoder]
-    assert pretrained.find_hub_files(encoder, weights).repo_id == repo_id
+    assert pretrained.find_hub_files(encoder, weights)[0] == repo_id
 
 
 def test_find_hub_files_keeps_the_tag_of_a_timm_encoder():
     files = pretrained.find_hub_files("tu-resnet18.fb_swsl_ig1b_ft_in1k", "true")
-    assert files.repo_id == "timm/resnet18.fb_swsl_ig1b_ft_in1k"
+    assert files[0] == "timm/resnet18.fb_swsl_ig1b_ft_in1k"
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)

@@ -1,6 +1,7 @@
 """What training prints about its data beforehand, and folds that do not fit together."""
 
 import shutil
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -39,6 +40,30 @@ def test_check_data_rejects_a_crop_larger_than_the_images(data_dir, size, crop_s
     settings = config.load_settings(args)
     with pytest.raises(InputError, match=rf"crop_size={crop_size}: images are {found} \(height,wi"):
         preflight.check_data(settings, datasets.load_training_samples(settings))
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        ({"batch_size": 1}, "batch_size=1: is the total over 2 GPUs"),
+        ({"loss": "ce"}, "loss=ce: not for one class"),
+    ],
+)
+def test_check_before_launch_checks_later_stages(data_dir, tmp_path, monkeypatch, stage, message):
+    monkeypatch.setattr(preflight.distributed, "requested_processes", lambda: 2)
+    settings = replace(config.load_settings(tiny_settings_args(data_dir, tmp_path)), **stage)
+    settings.stages = [{"batch_size": 4, "loss": "bce_dice"}, stage]
+    with pytest.raises(InputError, match=message):
+        preflight.check_before_launch(settings)
+
+
+def test_check_before_launch_leaves_it_to_training_to_print(data_dir, tmp_path, capsys):
+    (data_dir / "train" / "notes.txt").touch()
+    settings = config.load_settings(tiny_settings_args(data_dir, tmp_path))
+    preflight.check_before_launch(settings)
+    assert not capsys.readouterr().out
+    datasets.load_training_samples(settings)
+    assert "left out 1 .txt" in capsys.readouterr().out
 
 
 def test_train_another_fold_on_changed_folds_is_rejected(run_copy):

@@ -111,6 +111,7 @@ def write_demo_dataset(
     `folder` must be missing or empty; it is created only when the data set is complete. The same
     arguments give the same bytes. `size` is height, width.
     """
+    folder = folder.absolute()  # "." has no name
     tmp_folder = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
     tmp_folder.mkdir(parents=True)
     try:

@@ -34,8 +34,8 @@ class DatasetFormat:
     def has_test_images(self, settings: Settings) -> bool:
         return self.find_test_images_dir(settings).exists()
 
-    def read_image(self, sample: Sample, min_size: tuple[int, int] | None) -> np.ndarray:
-        return image_io.read_image(sample.image, min_size)
+    def read_image(self, sample: Sample) -> np.ndarray:
+        return image_io.read_image(sample.image)
 
     def read_mask(self, sample: Sample) -> np.ndarray:
         """Read the mask at native size: H×W bool for one class, else uint8 class ids or IGNORE."""

@@ -100,8 +100,8 @@ class CityscapesPairs(Cityscapes):
     def find_test_images_dir(self, settings: Settings) -> Path:
         return Path(settings.data_dir) / SPLIT_FOLDERS["test"]
 
-    def read_image(self, sample: Sample, min_size: tuple[int, int] | None) -> np.ndarray:
-        pair = image_io.read_image(sample.image, min_size and (min_size[0], min_size[1] * 2))
+    def read_image(self, sample: Sample) -> np.ndarray:
+        pair = image_io.read_image(sample.image)
         return pair[:, : pair.shape[1] // 2]
 
     def read_mask(self, sample: Sample) -> np.ndarray:
