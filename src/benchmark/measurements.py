@@ -21,14 +21,14 @@ from data.cache import make_cache
 from data.sample import Sample
 from inference.combine import ImageProbabilities
 from inference.pipeline import map_in_threads
-from inference.predictor import TUNE_MIN_IMAGES, Prediction, predict
+from inference.predictor import TUNE_MIN_PASSES, Prediction, predict
 from models.build import build_model
 from training.epoch_metrics import peak_memory
 from training.trainer import FoldTrainer
 
 N_STEP_IMAGES = 8
 # Images are repeated to so many: prediction is tuned, and loops seldom start again.
-MIN_LOOP_IMAGES = TUNE_MIN_IMAGES
+MIN_LOOP_IMAGES = TUNE_MIN_PASSES
 TARGET_DICE = 0.99
 
 

@@ -38,7 +38,7 @@ def run_main(main: Callable[[list[str]], object], resume_hint: str = "") -> None
     if "#" in sys.argv:  # an interactive zsh passes on what follows a command as its comment
         del sys.argv[sys.argv.index("#") :]
     process_env.silence_other_ranks()
-    sys.stdout.reconfigure(errors="backslashreplace")  # what the terminal cannot show, as \\xd7
+    sys.stdout.reconfigure(errors="backslashreplace")  # what the terminal cannot show, as \xd7
     signals.raise_on_signal()
     try:
         main(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""Settings of the first release: weights, config.yaml and recipes with old names are read.
+"""Settings of earlier versions: weights, config.yaml and recipes with old names are read.
 
 An old name on the command line is an error that suggests the new one.
 """
@@ -50,5 +50,5 @@ REMOVED = {"augment_on", "bench_baselines", "compare", "decode", "jpeg_decode", 
 
 
 def rename_old_settings(values: dict[str, Any]) -> dict[str, Any]:
-    """Return `values` with the first release's names replaced and its removed settings dropped."""
+    """Return `values` with old names replaced and removed settings dropped."""
     return {RENAMED.get(name, name): v for name, v in values.items() if name not in REMOVED}

@@ -90,7 +90,7 @@ class Settings:
     output_dir: str = setting("output", "folder for runs and submissions", scope="machine", is_path=True)
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "device of the network", scope="machine")
     precision: Literal["auto", "bf16", "fp16", "fp32"] = setting("auto", "autocast dtype of the forward pass; auto: the fastest the device supports natively, for prediction on a GPU fp16; fp32: convolutions in TF32 on GPUs that have it", scope="machine")
-    compile: Literal["auto", "true", "false"] = setting("auto", "torch.compile the network; auto: on a GPU, for training of 2000 updates or more and prediction of 5000 images or more; true: for all training, and prediction of 5000 images or more", scope="machine")
+    compile: Literal["auto", "true", "false"] = setting("auto", "torch.compile the network and let cuDNN benchmark its kernels; auto: on a GPU, for training of 7000 updates or more and for prediction of 10000 forward passes or more; true: for all training, and for such prediction", scope="machine")
     num_workers: int | None = setting(None, "processes that load images; null: chosen from cores and shared memory", NON_NEGATIVE, scope="machine")
 
     data_dir: str = setting("input/carvana", "data set folder: train/, train_masks/, test/, sample_submission.csv", scope="machine", is_path=True)

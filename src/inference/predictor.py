@@ -42,9 +42,9 @@ TTA_FLIPS: dict[str, list[tuple[int, ...]]] = {
 }
 PREFETCHED_BATCHES = 2
 MAX_TUNED_SHAPES = 8  # cuDNN looks for the fastest kernels again for each shape of a batch
-# With fewer, compiling and cuDNN's benchmarks take longer than they save. An estimate from training
-# on an H200 (docs/experiments.md).
-TUNE_MIN_IMAGES = 5000
+# Forward passes of single images. For fewer, compiling and cuDNN's benchmarks take longer than they
+# save. An estimate from training on an H200 (docs/experiments.md).
+TUNE_MIN_PASSES = 10_000
 
 # What is kept of an image: tensors by name, computed from its probabilities on the device. Must not
 # wait for the device, for example by reading a value.
@@ -92,15 +92,19 @@ def predict(
     preprocessings = {member.preprocessing for member in members}
     loader = prediction_loader(samples, preprocessings, settings, with_mask, cache)
     batches, forward = (batch for batch in loader), BatchForward(members, settings, reduce)
-    if len(samples) >= TUNE_MIN_IMAGES:
+    benchmark = torch.backends.cudnn.benchmark  # of training, in validation
+    if len(samples) * len(members) * len(TTA_FLIPS[settings.tta]) >= TUNE_MIN_PASSES:
         forward.tune()
     if forward.device.type == "cuda":  # on a CPU, loading would slow the networks down
         batches = prefetch(batches, 1)
     results = (forward(batch) for batch in batches)
     pending = prefetch(results, PREFETCHED_BATCHES, NETWORK_THREAD)
-    with closing(batches), closing(pending):
-        for collect in pending:
-            yield from collect()
+    try:
+        with closing(batches), closing(pending):
+            for collect in pending:
+                yield from collect()
+    finally:
+        torch.backends.cudnn.benchmark = benchmark
 
 
 class BatchForward:
@@ -122,7 +126,7 @@ class BatchForward:
         )
 
     def tune(self) -> None:
-        """Compile the networks and let cuDNN benchmark its kernels, which takes about a minute."""
+        """Compile the networks and let cuDNN benchmark its kernels."""
         torch.backends.cudnn.benchmark = True
         if wants_compile(self.settings, self.device, True) and not compile_obstacle(self.device):
             _, models = self.precision_and_models

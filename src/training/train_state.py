@@ -30,9 +30,9 @@ from training.optim import ModelEMA, make_optimizer, make_schedule
 # Pixels of a GPU's images at network size, for example four of 1024×1024. Batch normalization over
 # fewer takes its statistics from all GPUs, for which it waits in every layer.
 SYNC_BN_BELOW = 2**22
-# With fewer updates, compiling and cuDNN's benchmarks, which take half a minute to several minutes,
-# cost more than they save. An estimate from an H200 (docs/experiments.md).
-TUNE_MIN_UPDATES = 2000
+# For fewer updates, compiling and cuDNN's benchmarks take longer than they save. An estimate from
+# an H200 (docs/experiments.md).
+TUNE_MIN_UPDATES = 7000
 
 
 def has_few_pixels(settings: Settings, device: torch.device, n_processes: int) -> bool:
@@ -96,7 +96,8 @@ class TrainState:
         self.model.to(device)
         self.ema = ModelEMA(self.model, settings.ema_decay)
         self.is_compiled, self.is_long = False, updates >= TUNE_MIN_UPDATES
-        torch.backends.cudnn.benchmark = self.is_long
+        tunes = wants_compile(settings, device, self.is_long)
+        torch.backends.cudnn.benchmark = tunes and has_one_size(settings)
         self.network = self.wrap(self.model)
         self.optimizer = make_optimizer(settings, self.network)
         self.lr_schedule = make_schedule(settings, self.optimizer, updates)

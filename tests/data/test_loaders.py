@@ -259,6 +259,18 @@ def many_cores(monkeypatch):
     process_env.print_once.cache_clear()
 
 
+@pytest.mark.parametrize("change", ["none", "mirrored", "read-only"])
+def test_channels_first_takes_any_array_and_batches_are_contiguous(change):
+    image = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    image = image[:, ::-1] if change == "mirrored" else image
+    image.flags.writeable = change != "read-only"
+    tensor = loaders.channels_first(image)
+    assert np.array_equal(tensor.permute(1, 2, 0), image)
+    images, targets = loaders.collate([(image, image[..., 0].copy())] * 2)
+    assert images.is_contiguous() and torch.equal(images[1], tensor)
+    assert targets.shape == (2, 1, 4, 6)
+
+
 def training_workers(settings, cache=None):
     return loaders.train_loader(
         datasets.load_training_samples(settings), settings, cache

@@ -65,12 +65,23 @@ def test_all_folds_and_odd_batches_make_one_graph(use_backend, precision):
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
-def test_cudnn_tries_kernels_only_for_long_training(monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
-    make_state(updates=train_state.TUNE_MIN_UPDATES)
-    assert torch.backends.cudnn.benchmark
-    make_state(updates=train_state.TUNE_MIN_UPDATES - 1)
-    assert not torch.backends.cudnn.benchmark
+@pytest.mark.parametrize(
+    ("args", "is_on"),
+    [
+        (["compile=true"], True),
+        (["compile=false"], False),
+        (["compile=true", "size=null", "batch_size=1"], False),  # images of several sizes
+    ],
+)
+def test_cudnn_benchmarks_kernels_where_the_network_is_compiled(monkeypatch, args, is_on):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", not is_on)
+    make_state(*args)
+    assert torch.backends.cudnn.benchmark == is_on
+
+
+def test_network_is_compiled_from_so_many_updates_on():
+    assert make_state(updates=train_state.TUNE_MIN_UPDATES).is_long
+    assert not make_state(updates=train_state.TUNE_MIN_UPDATES - 1).is_long
 
 
 def test_network_that_the_compiler_fails_on_trains_eagerly(use_backend):

@@ -111,7 +111,8 @@ def write_demo_dataset(
     `folder` must be missing or empty; it is created only when the data set is complete. The same
     arguments give the same bytes. `size` is height, width.
     """
-    folder = folder.absolute()  # "." has no name
+    if not folder.name:
+        raise InputError(f"data_dir={folder}: choose a folder that can be created")
     tmp_folder = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
     tmp_folder.mkdir(parents=True)
     try:
