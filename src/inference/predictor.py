@@ -6,7 +6,7 @@ if that takes long (map_in_threads()). Only the caller waits for the GPU, for it
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -32,6 +32,7 @@ from inference.combine import ImageProbabilities
 from inference.members import EnsembleMember
 from inference.pipeline import NETWORK_THREAD, prefetch, record_event, to_device, to_host
 from inference.sliding_window import sliding_window_logits
+from models.eager_autocast import EagerAutocast
 from models.segmenter import Segmenter
 
 # The axes along which test-time augmentation flips an image; a flip is its own inverse.
@@ -177,7 +178,8 @@ class BatchForward:
             torch.backends.cudnn.benchmark = False
         eager = force_eager(self.is_compiled and len(group) != self.settings.batch_size)
         probabilities, (precision, models) = [], self.precision_and_models
-        with eager, autocast(self.device, precision):
+        dtypes = nullcontext() if self.is_compiled or precision == "fp32" else EagerAutocast()
+        with eager, autocast(self.device, precision), dtypes:
             for member, model in zip(self.members, models, strict=True):
                 if precision == "fp16":
                     model = partial(checked, model)

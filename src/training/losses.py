@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+EDGE_WEIGHT = 20  # of edge_bce_dice; measured in docs/experiments.md
+
 # ---------------------------------------------------------------- binary
 
 
@@ -35,6 +37,23 @@ def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
 def bce_dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the sum of binary cross-entropy and Dice loss."""
     return bce_loss(logits, targets) + dice_loss(logits, targets)
+
+
+def edge_bce_dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the sum of Dice loss and binary cross-entropy with edge_weights()."""
+    logits, targets = logits.float(), targets.float()
+    weights = edge_weights(targets)
+    bce = F.binary_cross_entropy_with_logits(logits, targets, weights)
+    return bce + dice_loss(logits, targets)
+
+
+def edge_weights(targets: Tensor) -> Tensor:
+    """Return the weights of pixels, B×1×H×W with mean 1 in each image: those within 5 pixels of an
+    outline weigh EDGE_WEIGHT times as much as the others. Most errors are among them."""
+    average = F.avg_pool2d(targets, 11, stride=1, padding=5, count_include_pad=False)
+    is_edge = (average > 0.005) & (average < 0.995)  # for soft targets
+    weights = 1 + (EDGE_WEIGHT - 1) * is_edge.float()
+    return weights / weights.mean((1, 2, 3), keepdim=True)
 
 
 def focal_loss(logits: Tensor, targets: Tensor, gamma: float = 2.0) -> Tensor:
@@ -92,6 +111,7 @@ def cross_entropy_dice_loss(logits: Tensor, targets: Tensor, ignore_index: int =
 Loss = Callable[[Tensor, Tensor], Tensor]
 BINARY_LOSSES: dict[str, Loss] = {
     "bce_dice": bce_dice_loss,
+    "edge_bce_dice": edge_bce_dice_loss,
     "bce": bce_loss,
     "dice": dice_loss,
     "focal": focal_loss,

@@ -23,7 +23,7 @@ from core.settings import Settings
 from data.sampler import local_count
 from models import checkpoint
 from models.build import build_model
-from training.depthwise import DepthwiseInFp32
+from models.eager_autocast import EagerAutocast
 from training.losses import LOSSES
 from training.optim import ModelEMA, make_optimizer, make_schedule
 
@@ -134,10 +134,10 @@ class TrainState:
         compiled again.
         """
         is_odd = len(images) != local_count(self.settings.batch_size)
-        is_slow = self.device.type == "cpu" and self.precision == "bf16" and not self.is_compiled
-        depthwise = DepthwiseInFp32() if is_slow else nullcontext()
+        corrects = self.precision != "fp32" and not self.is_compiled
+        dtypes = EagerAutocast(self.device.type == "cpu") if corrects else nullcontext()
         eager = force_eager(self.is_compiled and is_odd)
-        with eager, autocast(self.device, self.precision), depthwise:
+        with eager, autocast(self.device, self.precision), dtypes:
             return self.network(images).float()
 
     def train_step(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.losses import BINARY_LOSSES, MULTICLASS_LOSSES
+from training.losses import BINARY_LOSSES, MULTICLASS_LOSSES, edge_weights
 
 
 def sigmoid(x):
@@ -47,7 +47,22 @@ def numpy_lovasz(x, t):
     return np.mean(losses)
 
 
+def numpy_edge_bce(x, t):
+    """Each pixel whose 11×11 neighborhood, within the image, is not constant weighs 20 times."""
+    losses = []
+    for logits, mask in zip(x[:, 0], t[:, 0], strict=True):
+        weights = np.ones(mask.shape)
+        for row, column in np.ndindex(mask.shape):
+            near = mask[max(0, row - 5) : row + 6, max(0, column - 5) : column + 6]
+            weights[row, column] = 20 if 0.005 < near.mean() < 0.995 else 1
+        p = sigmoid(logits)
+        bce = -(mask * np.log(p) + (1 - mask) * np.log(1 - p))
+        losses.append((bce * weights / weights.mean()).mean())
+    return np.mean(losses)
+
+
 REFERENCES = {
+    "edge_bce_dice": lambda x, t: numpy_edge_bce(x, t) + numpy_dice(x, t),
     "bce": numpy_bce,
     "dice": numpy_dice,
     "bce_dice": lambda x, t: numpy_bce(x, t) + numpy_dice(x, t),
@@ -64,6 +79,21 @@ def test_binary_loss_equals_numpy(name, soft):
     targets = targets if soft else targets.round()
     loss = BINARY_LOSSES[name](torch.tensor(logits), torch.tensor(targets))
     assert loss.item() == pytest.approx(REFERENCES[name](logits, targets), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", BINARY_LOSSES)
+def test_gradient_of_a_binary_loss_equals_finite_differences_of_its_reference(name):
+    rng, step = np.random.default_rng(1), 1e-5
+    logits, targets = rng.normal(0, 2, (2, 1, 3, 4)), rng.random((2, 1, 3, 4)).round()
+    tensor = torch.tensor(logits, requires_grad=True)
+    BINARY_LOSSES[name](tensor, torch.tensor(targets)).backward()
+    expected = np.zeros_like(logits)
+    for index in np.ndindex(logits.shape):
+        shift = np.zeros_like(logits)
+        shift[index] = step
+        difference = REFERENCES[name](logits + shift, targets)
+        expected[index] = (difference - REFERENCES[name](logits - shift, targets)) / (2 * step)
+    assert np.allclose(tensor.grad.numpy(), expected, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", BINARY_LOSSES)
@@ -96,7 +126,24 @@ def test_binary_loss_sums_half_precision_logits_in_fp32(name):
     assert BINARY_LOSSES[name](rounded, targets).item() == pytest.approx(exact, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["bce", "dice", "bce_dice", "focal"])
+@pytest.mark.parametrize("mask", ["half", "empty", "full"])
+def test_edge_weights_are_20_times_as_large_near_an_outline(mask):
+    targets = torch.zeros(2, 1, 20, 40)
+    targets[..., :20] = mask in ("half", "full")
+    targets[..., 20:] = mask == "full"
+    weights = edge_weights(targets)
+    assert torch.allclose(weights.mean((1, 2, 3)), torch.ones(2))
+    expected = torch.ones(40)
+    if mask == "half":
+        expected[15:25] = 20
+    assert torch.allclose(weights / weights[0, 0, 0, 0], expected.expand(2, 1, 20, 40))
+    logits = torch.randn(2, 1, 20, 40)
+    both = BINARY_LOSSES["edge_bce_dice"](logits, targets)
+    alone = [BINARY_LOSSES["edge_bce_dice"](logits[i : i + 1], targets[i : i + 1]) for i in (0, 1)]
+    assert both == pytest.approx((alone[0] + alone[1]) / 2)  # as gradients are accumulated
+
+
+@pytest.mark.parametrize("name", ["bce", "dice", "bce_dice", "edge_bce_dice", "focal"])
 def test_binary_loss_of_a_soft_target_is_minimal_at_the_target(name):
     target = torch.full((1, 1, 8, 8), 0.3)
     logits = np.linspace(-3, 3, 121)

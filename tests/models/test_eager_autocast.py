@@ -1,11 +1,14 @@
-"""Depthwise convolutions are trained in fp32 on a CPU, all others in bf16."""
+"""Under autocast nearest upsampling keeps its dtype; depthwise convolutions on a CPU are fp32."""
+
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
 
 from core.config import load_settings
-from training.depthwise import DepthwiseInFp32, is_depthwise
+from models.build import build_model
+from models.eager_autocast import EagerAutocast, is_depthwise
 from training.train_state import TrainState
 
 
@@ -23,7 +26,7 @@ from training.train_state import TrainState
 def test_depthwise_in_fp32_leaves_other_convolutions_in_bf16(conv, dtype):
     assert is_depthwise(conv.weight) == (dtype == torch.float32)
     x = torch.randn(2, conv.in_channels, 9, 8, dtype=torch.bfloat16, requires_grad=True)
-    with torch.autocast("cpu", torch.bfloat16), DepthwiseInFp32():
+    with torch.autocast("cpu", torch.bfloat16), EagerAutocast(depthwise_in_fp32=True):
         y = conv(x)
         assert torch.is_autocast_enabled("cpu")
     assert y.dtype == dtype
@@ -50,3 +53,29 @@ def test_train_state_trains_depthwise_convolutions_in_fp32_on_a_cpu(precision, d
             module.register_forward_hook(note_dtype)
     state.forward(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
     assert seen == {True: {torch.float32}, False: {dtype}}
+
+
+@pytest.mark.parametrize("args", [[], ["full_size_skip=8"], ["half_size_decoder=true"]])
+def test_nearest_upsampling_keeps_its_dtype_and_all_values(args):
+    settings = load_settings(
+        ["model=smp", "encoder=tu-mobilenetv3_small_050", "encoder_weights=none", *args]
+    )
+    model, images = build_model(settings), torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
+    results, dtypes = [], set()
+
+    def note_dtype(module, inputs):
+        dtypes.add(inputs[0].dtype)
+
+    for block in model.network.decoder.blocks:
+        block.conv1.register_forward_pre_hook(note_dtype)
+    for context in (nullcontext(), EagerAutocast()):
+        dtypes.clear()
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16), context:
+            logits = model(images)
+        logits.float().square().mean().backward()
+        results.append([logits.detach(), *(p.grad.clone() for p in model.parameters())])
+    assert dtypes == {torch.bfloat16}
+    assert torch.equal(results[0][0], results[1][0])
+    for expected, found in zip(*results, strict=True):
+        assert torch.allclose(found.float(), expected.float(), rtol=1e-2, atol=1e-6)

@@ -1,0 +1,46 @@
+"""Corrections of autocast's choices of dtype, for networks that run eagerly."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+
+
+class EagerAutocast(TorchFunctionMode):
+    """Context under autocast in which
+
+    - nearest upsampling keeps the dtype of its input: autocast would convert it to fp32, and for
+      the next convolution back. The values are the same; a compiler would fuse the conversions.
+    - with `depthwise_in_fp32`, depthwise convolutions on a CPU run in fp32: with stride 2 or a 5×5
+      kernel, oneDNN's backward pass in bf16 takes three to seven times as long.
+
+    Measured in docs/experiments.md.
+    """
+
+    def __init__(self, depthwise_in_fp32: bool = False):
+        super().__init__()
+        self.depthwise_in_fp32 = depthwise_in_fp32
+
+    def __torch_function__(
+        self,
+        func: Callable,
+        types: Sequence[type],
+        args: tuple = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.interpolate and kwargs.get("mode") == "nearest":
+            with torch.autocast(args[0].device.type, enabled=False):
+                return func(*args, **kwargs)
+        if self.depthwise_in_fp32 and func is torch.conv2d and is_depthwise(args[1]):
+            with torch.autocast("cpu", enabled=False):
+                return func(args[0].float(), *args[1:], **kwargs)
+        return func(*args, **kwargs)
+
+
+def is_depthwise(weight: torch.Tensor) -> bool:
+    """Whether a convolution with this weight has one filter for each of several channels."""
+    out_channels, channels_per_group = weight.shape[:2]
+    return channels_per_group == 1 and out_channels > 1
