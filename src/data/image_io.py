@@ -21,6 +21,7 @@ MAX_PIXELS = 2**28  # a file of a few kB can declare more pixels than fit into m
 Image.MAX_IMAGE_PIXELS = None  # replaced by MAX_PIXELS
 warnings.filterwarnings("ignore", module="PIL")  # on odd metadata; what matters is an error
 EXIF_ORIENTATION = 0x0112
+NEW_SUBFILE_TYPE, REDUCED_OR_MASK = 254, 1 | 4  # a tag of a TIFF's page, and two of its bits
 MAX_12_BITS = 15  # highest byte of 16-bit values of which only 12 bits are used
 
 
@@ -29,17 +30,20 @@ def open_image(path: Path) -> Iterator[Image.Image]:
     """Open a file of one picture, not decoded yet. Errors here and in the with block become an
     InputError that names the file."""
     try:
-        # Not Image.open(path): Pillow 12.3 garbles turned TIFFs that it maps into memory.
+        # Not Image.open(path): Pillow 12.3 maps TIFFs into memory and garbles rotated ones.
         with open(path, "rb") as file, Image.open(file, formats=FORMATS_READ) as image:
             width, height = image.size
             if height * width > MAX_PIXELS:
                 raise InputError(
                     f"{path}: header declares {width}×{height} pixels, the limit is 2^28"
                 )
-            if image.format != "MPO" and getattr(image, "is_animated", False):
+            if (n_pictures := count_pictures(image)) > 1:
+                fix = "ffmpeg -i <file> frame_%04d.png"
+                if image.format == "TIFF":
+                    fix = "magick '<file>[0]' page.tif"
                 raise InputError(
-                    f"{path}: contains {image.n_frames} pictures; save the one you want, for "
-                    "example with `ffmpeg -i <file> frame_%04d.png`"
+                    f"{path}: contains {n_pictures} pictures; save the one you want, for example "
+                    f"with `{fix}`"
                 )
             yield image
     except DECODE_ERRORS as error:
@@ -47,6 +51,20 @@ def open_image(path: Path) -> Iterator[Image.Image]:
         reason = reason.splitlines()[0].split(": '")[0].partition(" file <")[0]
         remedy = foreign_file_remedy(path) or _remedy(error)
         raise InputError(f"{path}: cannot be read as an image ({reason}){remedy}") from None
+
+
+def count_pictures(image: Image.Image) -> int:
+    """Return the number of frames or pages of a file, without what follows the first JPEG of an
+    MPO, and without the reduced copies and transparency masks of a TIFF, such as a GeoTIFF."""
+    if image.format == "MPO" or not getattr(image, "is_animated", False):
+        return 1
+    n_copies = 0
+    if image.format == "TIFF":
+        for page in range(1, image.n_frames):
+            image.seek(page)
+            n_copies += bool(image.tag_v2.get(NEW_SUBFILE_TYPE, 0) & REDUCED_OR_MASK)
+        image.seek(0)
+    return image.n_frames - n_copies
 
 
 def _remedy(error: Exception) -> str:

@@ -105,7 +105,7 @@ def read_label_values(path: Path, color_values: Sequence[tuple[int, int]] = ()) 
     values than its indices.
     """
     with open_image(path) as image:
-        if image.format in LOSSY_FORMATS or _is_lossy_webp(path, image):
+        if is_lossy(path, image):
             raise InputError(
                 f"{path}: lossy compression changes the classes along their edges; save it as PNG"
             )
@@ -117,8 +117,11 @@ def read_label_values(path: Path, color_values: Sequence[tuple[int, int]] = ()) 
     return turn_upright(values, orientation)
 
 
-def _is_lossy_webp(path: Path, image: Image.Image) -> bool:
-    return image.format == "WEBP" and b"VP8 " in path.read_bytes()[:64]
+def is_lossy(path: Path, image: Image.Image) -> bool:
+    """Whether the file's compression changes pixels."""
+    is_lossy_webp = image.format == "WEBP" and b"VP8 " in path.read_bytes()[:64]
+    is_jpeg_in_tiff = image.info.get("compression") in ("jpeg", "tiff_jpeg")
+    return image.format in LOSSY_FORMATS or is_lossy_webp or is_jpeg_in_tiff
 
 
 def _values_of_colors(

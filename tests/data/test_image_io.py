@@ -130,6 +130,16 @@ def test_reading_rejects_a_file_of_several_pictures(tmp_path, suffix):
             read(path)
 
 
+def test_read_image_reads_a_tiff_with_reduced_copies_of_its_picture(tmp_path):
+    path, picture = tmp_path / "geo.tif", Image.fromarray(PHOTOGRAPH)
+    copy = picture.resize((8, 8))
+    copy.encoderinfo = {"tiffinfo": {254: 1}}  # NewSubfileType: reduced resolution
+    picture.save(path, save_all=True, append_images=[copy])
+    assert Image.open(path).n_frames == 2
+    assert np.array_equal(image_io.read_image(path), PHOTOGRAPH)
+    assert image_io.read_image_size(path) == PHOTOGRAPH.shape[:2]
+
+
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 @pytest.mark.parametrize("n_channels", [1, 3])
 def test_read_image_rejects_12_bits_in_16(tmp_path, suffix, n_channels):

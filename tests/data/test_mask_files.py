@@ -230,9 +230,10 @@ def test_read_label_values_reads_gray_values_and_palette_indices(tmp_path, name,
     assert np.array_equal(mask_io.read_label_values(save(tmp_path, name, image)), LABELS)
 
 
-@pytest.mark.parametrize("name", ["labels.jpg", "labels.webp"])
+@pytest.mark.parametrize("name", ["labels.jpg", "labels.webp", "labels.tif"])
 def test_read_label_values_rejects_lossy_files(tmp_path, name):
-    path = save(tmp_path, name, Image.fromarray(np.dstack([LABELS] * 3)))
+    options = {"compression": "jpeg"} if name.endswith("tif") else {}
+    path = save(tmp_path, name, Image.fromarray(np.dstack([LABELS] * 3)), **options)
     with pytest.raises(InputError, match=f"{name}: lossy compression changes the classes"):
         mask_io.read_label_values(path)
 
