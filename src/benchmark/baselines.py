@@ -15,7 +15,7 @@ from core.settings import Settings
 from data.datasets import read_sample_mask
 from data.sample import Sample
 from models.build import build_model
-from training.losses import LOSSES
+from training.losses import bce_dice_loss
 
 MATRIX_SIDE = {"cuda": 8192, "cpu": 2048}
 
@@ -58,7 +58,7 @@ def plain_images_per_second(
             logits = network(images.to(device))
             # A network without padding lacks the border.
             masks = masks[..., : logits.shape[-2], : logits.shape[-1]].to(device)
-            loss = LOSSES["bce_dice"](logits, masks)
+            loss = bce_dice_loss(logits, masks)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)

@@ -110,6 +110,7 @@ def cross_entropy_dice_loss(logits: Tensor, targets: Tensor, ignore_index: int =
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 BINARY_LOSSES: dict[str, Loss] = {
+    "auto": bce_dice_loss,
     "bce_dice": bce_dice_loss,
     "edge_bce_dice": edge_bce_dice_loss,
     "bce": bce_loss,
@@ -117,5 +118,8 @@ BINARY_LOSSES: dict[str, Loss] = {
     "focal": focal_loss,
     "lovasz": lovasz_hinge_loss,
 }
-MULTICLASS_LOSSES: dict[str, Loss] = {"ce": cross_entropy_loss, "ce_dice": cross_entropy_dice_loss}
-LOSSES = BINARY_LOSSES | MULTICLASS_LOSSES
+MULTICLASS_LOSSES: dict[str, Loss] = {
+    "auto": cross_entropy_dice_loss,
+    "ce_dice": cross_entropy_dice_loss,
+    "ce": cross_entropy_loss,
+}

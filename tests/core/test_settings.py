@@ -16,7 +16,7 @@ from training import losses, optim
 CHOICES = {
     "augmentation": augment.POLICIES,
     "dataset_format": datasets.FORMATS,
-    "loss": losses.LOSSES,
+    "loss": losses.BINARY_LOSSES | losses.MULTICLASS_LOSSES,
     "norm": unet.NORMS,
     "optimizer": optim.OPTIMIZERS,
     "precision": {"auto", *device.DTYPES},
