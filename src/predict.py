@@ -1,6 +1,6 @@
 """Predict the test images with all trained folds of the runs; write and check submission.csv.
 
-Multiclass runs write colored PNG masks instead. If the test split has labels, scores are printed.
+Multiclass runs write PNG masks instead. If the test split has labels, scores are printed.
 """
 
 import json
@@ -74,8 +74,8 @@ def predict_pending_chunks(
 
 
 def to_result(settings: Settings, binarizer: Binarizer, prediction: Prediction) -> ImageResult:
-    """Binarize and encode a prediction. Save its mask as PNG: with its classes in color, or if
-    save_masks is set as 0/255 with an overlay."""
+    """Binarize and encode a prediction. Save its mask as PNG: several classes in color and as the
+    values of a label file, one class as 0/255 with an overlay if save_masks is set."""
     sample = prediction.sample
     if error := prediction.loaded.error:
         return ImageResult(sample.image.name, "", 0.0, float("nan"), error)
@@ -84,6 +84,8 @@ def to_result(settings: Settings, binarizer: Binarizer, prediction: Prediction) 
     if not is_binary:
         colored = classes.colorize(mask, sample.class_map)
         write_image(folder / f"{sample.image_id}.png", colored)
+        values = classes.encode_values(mask, sample.class_map)
+        write_image(folder / f"{sample.image_id}_label.png", values)
     elif settings.save_masks:
         write_image(folder / f"{sample.image_id}_mask.png", mask.astype(np.uint8) * 255)
         overlay = visualize.draw_overlay(datasets.read_sample_image(sample), mask)

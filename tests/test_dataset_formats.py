@@ -201,17 +201,21 @@ def test_report_of_several_classes_has_a_confusion_matrix_and_no_threshold(pets_
 
 def test_classes_csv_trains_and_predicts_several_classes(tmp_path):
     data_dir = make_data(tmp_path / "data")
-    (data_dir / "classes.csv").write_text("value,name,color\n0,background,black\n1,car,#0a64c8\n")
-    args = [*tiny_settings_args(data_dir, tmp_path / "output"), "loss=ce_dice", "fold=0"]
+    (data_dir / "classes.csv").write_text("value,name,color\n1,car,#0a64c8\n0,background,black\n")
+    args = [*tiny_settings_args(data_dir, tmp_path / "output"), "fold=0"]
     assert "mean IoU" in call_main(train.main, args)
     call_main(predict.main, prediction_args(args))
     masks = sorted((tmp_path / "output/tiny/masks").iterdir())
+    images = sorted((data_dir / "test").iterdir())
     assert [path.name for path in masks] == [
-        *(f"{path.stem}.png" for path in sorted((data_dir / "test").iterdir())),
+        *(path.stem + end for path in images for end in (".png", "_label.png")),
         "legend.png",
     ]
     colors = {tuple(c) for c in cv2.imread(str(masks[0]), cv2.IMREAD_COLOR_RGB).reshape(-1, 3)}
     assert colors <= {(0, 0, 0), (10, 100, 200)}
+    label = cv2.imread(str(masks[1]), cv2.IMREAD_UNCHANGED)
+    is_car = cv2.imread(str(masks[0]), cv2.IMREAD_COLOR_RGB).any(axis=2)
+    assert label.dtype == np.uint8 and (label == is_car).all()
 
 
 @pytest.mark.parametrize("main", [predict.main, report.main], ids=["predict", "report"])

@@ -50,6 +50,13 @@ def decode_values(values: np.ndarray, class_map: ClassMap, name: str) -> np.ndar
     return classes.astype(np.uint8)
 
 
+def encode_values(classes: np.ndarray, class_map: ClassMap) -> np.ndarray:
+    """Convert H×W uint8 class ids to the values of a label file, H×W uint8: the inverse of
+    decode_values()."""
+    values = [class_map.value_to_class.index(i) for i in range(len(class_map.names))]
+    return np.array(values, np.uint8)[classes]
+
+
 # JPEG compression moves 0.1% of a label's pixels this far from every color, but never 1%.
 MAX_JPEG_COLOR_ERROR = 100
 MAX_OUTLIER_FRACTION = 0.01

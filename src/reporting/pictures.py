@@ -10,7 +10,7 @@ from tqdm import tqdm
 from core import run_folder
 from core.errors import InputError
 from core.settings import Settings
-from data.classes import ClassMap, colorize
+from data.classes import ClassMap, colorize, encode_values
 from data.datasets import get_class_map
 from data.image_io import find_photographs, read_image
 from data.image_writer import write_image
@@ -73,6 +73,7 @@ def draw_pictures(result: Segmentation, class_map: ClassMap, background: str) ->
     if not class_map.is_binary:
         colored = colorize(result.mask, class_map)
         yield "mask.png", colored
+        yield "label.png", encode_values(result.mask, class_map)
         yield "overlay.jpg", cv2.addWeighted(result.image, 0.5, colored, 0.5, 0)
         return
     yield "mask.png", result.mask.astype(np.uint8) * 255

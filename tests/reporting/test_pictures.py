@@ -16,6 +16,7 @@ import predict
 from core.errors import InputError
 from core.settings import Settings
 from data import image_io, mask_io
+from data.classes import decode_values
 from data.datasets import get_class_map
 from inference.members import make_member
 from inference.postprocess import Binarizer
@@ -65,7 +66,7 @@ def test_predict_writes_mask_cutout_and_overlay_of_a_photograph(
     assert 0.1 < mask.mean() < 0.6
     assert (mask[cutout[..., 3] == 255]).all() and not mask[cutout[..., 3] == 0].any()
     assert ((cutout[..., 3] > 0) & (cutout[..., 3] < 255)).any()  # soft
-    # Nothing else changed, the submission and its kin least of all.
+    # Nothing else changed, neither the submission nor its statistics.
     after = files_below(run_dir.parent)
     assert {path: data for path, data in after.items() if folder not in path.parents} == before
 
@@ -136,11 +137,13 @@ def test_photographs_of_several_classes_are_colored_and_have_no_cutout(tmp_path,
     assert predict_photographs(settings, model) == []
     folder = settings.run_dir / "cat"
     names = {path.name for path in folder.iterdir()}
-    assert names == {"cat_mask.png", "cat_overlay.jpg", "legend.png"}
+    assert names == {"cat_mask.png", "cat_label.png", "cat_overlay.jpg", "legend.png"}
     result = model(settings.images)
     assert result.probability.shape == (3, 50, 80) and result.mask.dtype == np.uint8
     colors = {tuple(color) for color in image_io.read_image(folder / "cat_mask.png").reshape(-1, 3)}
     assert colors <= {tuple(color) for color in get_class_map(settings).colors}
+    label = cv2.imread(str(folder / "cat_label.png"), cv2.IMREAD_UNCHANGED)
+    assert (decode_values(label, get_class_map(settings), "") == result.mask).all()
     with pytest.raises(InputError, match="a cut-out needs a run of one class"):
         result.cutout()
     with pytest.raises(InputError, match="background=white: needs a run of one class; pets has 3"):
