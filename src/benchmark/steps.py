@@ -4,14 +4,13 @@ import torch
 from torch import Tensor
 
 from benchmark.timer import StepTimer
-from core.device import autocast
 from data import datasets, preprocess, rle
 from data.augment import Augmenter
 from data.loaders import collate
 from data.sample import Sample
 from inference.combine import resize_to_native
 from inference.postprocess import Binarizer
-from inference.predictor import BatchForward, keep_mean, predict_probability_tta
+from inference.predictor import BatchForward, keep_mean
 from training.trainer import FoldTrainer
 
 BINARIZER = Binarizer(0.5, [])
@@ -42,18 +41,16 @@ def time_loading(timer: StepTimer, trainer: FoldTrainer, samples: list[Sample]) 
 def time_prediction(timer: StepTimer, trainer: FoldTrainer, samples: list[Sample]) -> float:
     """Time the steps from a batch of images on the device to RLE; return the milliseconds that the
     device takes for an image."""
-    settings, device = trainer.settings, trainer.device
+    settings = trainer.settings
     chosen = (samples * settings.batch_size)[: settings.batch_size]
     native_size = datasets.read_native_size(samples[0])
-    images = collate([trainer.cache.image_and_target(s) for s in chosen])[0].to(device)
+    images = collate([trainer.cache.image_and_target(s) for s in chosen])[0].to(trainer.device)
     member = trainer.ema_member()
     batch_forward = BatchForward([member], settings, keep_mean)
     batch_forward.tune()  # as for all test images
 
     def forward(images: Tensor) -> Tensor:
-        precision, models = batch_forward.precision_and_models
-        with autocast(device, precision):
-            return predict_probability_tta(models[0], images, settings)
+        return batch_forward.run_members({member.preprocessing: images}, len(images), [])[0]
 
     def enlarge(probability: Tensor) -> Tensor:
         return resize_to_native(probability, native_size, member.preprocessing)

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
+from typing import Self
 
 import cv2
 import numpy as np
@@ -55,6 +57,11 @@ def collate(pairs: Sequence[ImageAndTarget]) -> list[Tensor]:
     )
 
 
+def channels_first(image: np.ndarray) -> Tensor:
+    """Return h×w×3 as a tensor 3×h×w, a view if possible: stacking transposes a batch faster."""
+    return torch.from_numpy(np.require(image, requirements="CW")).permute(2, 0, 1)
+
+
 def train_loader(samples: Sequence[Sample], settings: Settings, cache: Cache | None) -> DataLoader:
     """Return a loader of (images B×3×h×w, targets B×1×h×w), uint8; set `.batch_sampler.epoch`
     before each epoch."""
@@ -79,17 +86,64 @@ def train_loader(samples: Sequence[Sample], settings: Settings, cache: Cache | N
 
 @dataclass
 class LoadedSample:
-    """A sample with its image, preprocessed for each network, and its mask if requested."""
+    """A sample with the size of its image, and with its mask if requested."""
 
     sample: Sample
     native_size: Size
-    images: dict[Preprocessing, Tensor]  # 3×h×w uint8
     mask: np.ndarray | None  # H×W bool, or uint8 class ids
-    error: str = ""  # why the image could not be read; then `images` is empty
+    error: str = ""  # why the image could not be read; then it is in no group
+
+
+@dataclass
+class LoadedGroup:
+    """Consecutive samples of a batch whose images have one shape, and these images."""
+
+    samples: list[LoadedSample]
+    images: dict[Preprocessing, Tensor]  # B×3×h×w uint8, in memory B×h×w×3
+
+
+@dataclass
+class LoadedBatch:
+    """All samples of a batch in order, and the groups of those that could be read."""
+
+    samples: list[LoadedSample]
+    groups: list[LoadedGroup]
+
+    def pin_memory(self) -> Self:
+        """Move images and masks to pinned memory; DataLoader calls this in a thread."""
+        for sample in self.samples:
+            if sample.mask is not None:
+                sample.mask = torch.from_numpy(sample.mask).pin_memory().numpy()
+        for group in self.groups:
+            group.images = {key: images.pin_memory() for key, images in group.images.items()}
+        return self
+
+
+Images = dict[Preprocessing, np.ndarray]  # an image h×w×3 uint8 as each of the networks takes it
+
+
+def collate_samples(loaded: Sequence[tuple[LoadedSample, Images]]) -> LoadedBatch:
+    """Group consecutive samples by the shapes of their images, and stack the images of a group."""
+
+    def shapes(pair: tuple[LoadedSample, Images]) -> list[tuple[int, ...]]:
+        return [image.shape for image in pair[1].values()]
+
+    groups = []
+    for _, pairs in groupby((pair for pair in loaded if not pair[0].error), shapes):
+        samples, images = zip(*pairs, strict=True)
+        stacked = {key: stack_images([image[key] for image in images]) for key in images[0]}
+        groups.append(LoadedGroup(list(samples), stacked))
+    return LoadedBatch([sample for sample, _ in loaded], groups)
+
+
+def stack_images(images: Sequence[np.ndarray]) -> Tensor:
+    """Stack images h×w×3 to B×3×h×w, not transposed in memory; in a worker into shared memory."""
+    tensors = [torch.from_numpy(np.require(image, requirements="CW")) for image in images]
+    return default_collate(tensors).permute(0, 3, 1, 2)
 
 
 class PredictionDataset(Dataset):
-    """Maps i to the LoadedSample of sample i."""
+    """Maps i to the LoadedSample and the images of sample i."""
 
     def __init__(
         self,
@@ -107,30 +161,29 @@ class PredictionDataset(Dataset):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitems__(self, indices: list[int]) -> list[LoadedSample]:
+    def __getitems__(self, indices: list[int]) -> list[tuple[LoadedSample, Images]]:
         with ThreadPoolExecutor(self.n_threads) as pool:
             return list(pool.map(self.__getitem__, indices))
 
-    def __getitem__(self, i: int) -> LoadedSample:
+    def __getitem__(self, i: int) -> tuple[LoadedSample, Images]:
         try:
             return self.read(self.samples[i])
         except InputError as error:
             if not self.skip_unreadable:
                 raise
-            return LoadedSample(self.samples[i], (0, 0), {}, None, str(error))
+            return LoadedSample(self.samples[i], (0, 0), None, str(error)), {}
 
-    def read(self, sample: Sample) -> LoadedSample:
+    def read(self, sample: Sample) -> tuple[LoadedSample, Images]:
         """Read a sample from the cache or its files; InputError if a file is unreadable."""
         if self.cache:
             image, mask = self.cache.image_and_target(sample)[0], self.cache.mask(sample)
-            images = {self.cache.preprocessing: channels_first(image)}
-            return LoadedSample(sample, mask.shape, images, mask)
+            return LoadedSample(sample, mask.shape, mask), {self.cache.preprocessing: image}
         image = read_sample_image(sample)
         mask = read_sample_mask(sample) if self.with_mask else None
         if mask is not None and mask.shape != image.shape[:2]:
             raise InputError(f"{sample.mask}: its size is not that of {sample.image.name}")
-        images = {p: channels_first(preprocess_image(image, p)) for p in self.preprocessings}
-        return LoadedSample(sample, image.shape[:2], images, mask)
+        images = {p: preprocess_image(image, p) for p in self.preprocessings}
+        return LoadedSample(sample, image.shape[:2], mask), images
 
 
 def prediction_loader(
@@ -140,7 +193,7 @@ def prediction_loader(
     with_mask: bool,
     cache: Cache | None = None,
 ) -> DataLoader:
-    """Return a loader of lists of `batch_size` LoadedSamples, in the order of `samples`.
+    """Return a loader of LoadedBatches of `batch_size` samples, in the order of `samples`.
 
     `cache` must contain the samples, and is used if it has what is requested.
     """
@@ -160,15 +213,11 @@ def prediction_loader(
     return DataLoader(
         dataset,
         settings.batch_size,
-        collate_fn=list,
+        collate_fn=collate_samples,
         num_workers=workers,
+        pin_memory=pick_device(settings).type == "cuda",
         worker_init_fn=_init_worker,
     )
-
-
-def channels_first(image: np.ndarray) -> Tensor:
-    """Return h×w×3 as a tensor 3×h×w, a view if possible: stacking transposes a batch faster."""
-    return torch.from_numpy(np.require(image, requirements="CW")).permute(2, 0, 1)
 
 
 def network_size(sample: Sample, preprocessing: Preprocessing) -> Size:

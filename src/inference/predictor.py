@@ -6,33 +6,31 @@ if that takes long (map_in_threads()). Only the caller waits for the GPU, for it
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from core.device import (
-    autocast,
     compile_network,
     compile_obstacle,
     explain_out_of_memory,
-    force_eager,
     pick_device,
     pick_precision,
     wants_compile,
 )
 from core.settings import Settings
 from data.cache import Cache
-from data.loaders import LoadedSample, prediction_loader
+from data.loaders import LoadedBatch, LoadedGroup, LoadedSample, prediction_loader
+from data.preprocess import Preprocessing
 from data.sample import Sample
 from inference.combine import ImageProbabilities
 from inference.members import EnsembleMember
 from inference.pipeline import NETWORK_THREAD, prefetch, record_event, to_device, to_host
 from inference.sliding_window import sliding_window_logits
-from models.eager_autocast import EagerAutocast
+from models.eager_autocast import forward_context
 from models.segmenter import Segmenter
 
 # The axes along which test-time augmentation flips an image; a flip is its own inverse.
@@ -94,13 +92,14 @@ def predict(
     loader = prediction_loader(samples, preprocessings, settings, with_mask, cache)
     batches, forward = (batch for batch in loader), BatchForward(members, settings, reduce)
     benchmark = torch.backends.cudnn.benchmark  # of training, in validation
-    if len(samples) * len(members) * len(TTA_FLIPS[settings.tta]) >= TUNE_MIN_PASSES:
-        forward.tune()
+    is_long = len(samples) * len(members) * len(TTA_FLIPS[settings.tta]) >= TUNE_MIN_PASSES
     if forward.device.type == "cuda":  # on a CPU, loading would slow the networks down
         batches = prefetch(batches, 1)
     results = (forward(batch) for batch in batches)
     pending = prefetch(results, PREFETCHED_BATCHES, NETWORK_THREAD)
     try:
+        if is_long:
+            forward.tune()
         with closing(batches), closing(pending):
             for collect in pending:
                 yield from collect()
@@ -127,22 +126,24 @@ class BatchForward:
         )
 
     def tune(self) -> None:
-        """Compile the networks and let cuDNN benchmark its kernels."""
+        """Compile the networks and let cuDNN benchmark its kernels, if the settings ask for it."""
+        if not wants_compile(self.settings, self.device, is_long=True):
+            return
         torch.backends.cudnn.benchmark = True
-        if wants_compile(self.settings, self.device, True) and not compile_obstacle(self.device):
+        if not compile_obstacle(self.device):
             _, models = self.precision_and_models
             for member, model in zip(self.members, models, strict=True):
                 compile_network(model.network, member.preprocessing.size is not None)
             self.is_compiled = True
 
     @torch.inference_mode()
-    def __call__(self, batch: list[LoadedSample]) -> Callable[[], list[Prediction]]:
+    def __call__(self, batch: LoadedBatch) -> Callable[[], list[Prediction]]:
         """Start predicting a batch; return a function that waits for the predictions."""
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # a new thread starts with the first one
         kept, are_finite = [], []
         with explain_out_of_memory(self.settings, is_training=False):
-            for group in group_by_shape([loaded for loaded in batch if not loaded.error]):
+            for group in batch.groups:
                 for image in self.forward(group, are_finite):
                     kept.append({k: to_host(x) for k, x in self.reduce(image).items()})
             are_finite = [to_host(is_finite) for is_finite in are_finite]
@@ -152,43 +153,46 @@ class BatchForward:
             wait()
             if not all(are_finite):
                 self.avoid_fp16()
-                return self(batch)()
+                # Not here: the thread of the networks may be switching compilation on or off.
+                return NETWORK_THREAD.submit(self, batch).result()()
             values = iter(kept)
-            return [Prediction(loaded, {} if loaded.error else next(values)) for loaded in batch]
+            return [Prediction(s, {} if s.error else next(values)) for s in batch.samples]
 
         return collect
 
-    def forward(
-        self, group: list[LoadedSample], are_finite: list[Tensor]
-    ) -> Iterator[ImageProbabilities]:
+    def forward(self, group: LoadedGroup, are_finite: list[Tensor]) -> Iterator[ImageProbabilities]:
         """Run all members on images of one shape. Add to `are_finite` whether logits are finite, a
         bool for each forward pass in fp16."""
+        # Transposed on the device, where a GPU takes no time for it.
+        images = {key: self.to_device(x).contiguous() for key, x in group.images.items()}
+        self.shapes |= {x.shape for x in images.values()}
+        if len(self.shapes) > MAX_TUNED_SHAPES:
+            torch.backends.cudnn.benchmark = False
+        probabilities = self.run_members(images, len(group.samples), are_finite)
+        for i, loaded in enumerate(group.samples):
+            pairs = [(member, p[i]) for member, p in zip(self.members, probabilities, strict=True)]
+            mask = None if loaded.mask is None else self.to_device(torch.from_numpy(loaded.mask))
+            yield ImageProbabilities(loaded.sample, loaded.native_size, pairs, mask)
+
+    def run_members(
+        self, images: dict[Preprocessing, Tensor], n_images: int, are_finite: list[Tensor]
+    ) -> list[Tensor]:
+        """Return the probabilities of each member, float32 B×C×h×w on the device."""
 
         def checked(model: Segmenter, images: Tensor) -> Tensor:
             logits = model(images)
             are_finite.append(logits.isfinite().all())
             return logits
 
-        stacked = {
-            preprocessing: torch.stack([self.to_device(b.images[preprocessing]) for b in group])
-            for preprocessing in {member.preprocessing for member in self.members}
-        }
-        self.shapes |= {images.shape for images in stacked.values()}
-        if len(self.shapes) > MAX_TUNED_SHAPES:
-            torch.backends.cudnn.benchmark = False
-        eager = force_eager(self.is_compiled and len(group) != self.settings.batch_size)
         probabilities, (precision, models) = [], self.precision_and_models
-        dtypes = nullcontext() if self.is_compiled or precision == "fp32" else EagerAutocast()
-        with eager, autocast(self.device, precision), dtypes:
+        is_odd = n_images != self.settings.batch_size
+        with forward_context(self.device, precision, self.is_compiled, is_odd):
             for member, model in zip(self.members, models, strict=True):
                 if precision == "fp16":
                     model = partial(checked, model)
-                images = stacked[member.preprocessing]
-                probabilities.append(predict_probability_tta(model, images, self.settings))
-        for i, loaded in enumerate(group):
-            pairs = [(member, p[i]) for member, p in zip(self.members, probabilities, strict=True)]
-            mask = None if loaded.mask is None else self.to_device(torch.from_numpy(loaded.mask))
-            yield ImageProbabilities(loaded.sample, loaded.native_size, pairs, mask)
+                x = images[member.preprocessing]
+                probabilities.append(predict_probability_tta(model, x, self.settings))
+        return probabilities
 
     def avoid_fp16(self) -> None:
         """Continue in the precision that training takes, but in fp32 if that is fp16 as well."""
@@ -196,6 +200,7 @@ class BatchForward:
             precision = pick_precision(replace(self.settings, precision="auto"), self.device)
             precision = "fp32" if precision == "fp16" else precision
             self.set_precision(precision)
+            self.is_compiled &= precision == "fp32"  # bf16 takes networks that are not compiled
             print(f"precision=fp16 overflows in this network: predicting in {precision}")
 
 
@@ -204,12 +209,6 @@ def pick_inference_precision(settings: Settings, device: torch.device) -> str:
     if settings.precision == "auto" and device.type == "cuda":
         return "fp16"
     return pick_precision(settings, device)
-
-
-def group_by_shape(batch: list[LoadedSample]) -> Iterator[list[LoadedSample]]:
-    """Split a batch into consecutive images of one shape at network size."""
-    for _, group in groupby(batch, lambda b: {key: x.shape for key, x in b.images.items()}):
-        yield list(group)
 
 
 def predict_probability_tta(model: Segmenter, images: Tensor, settings: Settings) -> Tensor:

@@ -11,7 +11,7 @@ from core.config import load_settings
 from core.device import pick_device
 from core.settings import Settings
 from data.image_io import read_image
-from data.loaders import LoadedSample, channels_first
+from data.loaders import LoadedSample, collate_samples
 from data.preprocess import preprocess_image
 from inference.cutout import edge_radius
 from inference.members import EnsembleMember, make_member
@@ -52,12 +52,10 @@ class TrainedModel:
 
     def _predict(self, image: np.ndarray) -> Tensor:
         """Return the weighted mean of the members' probabilities, float32 C×H×W."""
-        images = {
-            member.preprocessing: channels_first(preprocess_image(image, member.preprocessing))
-            for member in self.members
-        }
-        loaded = LoadedSample(None, image.shape[:2], images, None)
-        [prediction] = self.forward([loaded])()
+        preprocessings = {member.preprocessing for member in self.members}
+        images = {p: preprocess_image(image, p) for p in preprocessings}
+        loaded = LoadedSample(None, image.shape[:2], None)
+        [prediction] = self.forward(collate_samples([(loaded, images)]))()
         return prediction.probability
 
 

@@ -1,11 +1,34 @@
-"""Corrections of autocast's choices of dtype, for networks that run eagerly."""
+"""The context of a forward pass: autocast, and corrections of it for eager networks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
+
+from core.device import autocast, force_eager
+
+
+@contextmanager
+def forward_context(
+    device: torch.device,
+    precision: str,
+    is_compiled: bool,
+    is_odd_batch: bool = False,
+    is_training: bool = False,
+) -> Iterator[None]:
+    """Run networks in 'bf16', 'fp16' or 'fp32'.
+
+    A batch of another size than the others runs a compiled network eagerly, as it would otherwise
+    be compiled again.
+    """
+    corrects = precision != "fp32" and not is_compiled
+    in_fp32 = is_training and device.type == "cpu"
+    dtypes = EagerAutocast(depthwise_in_fp32=in_fp32) if corrects else nullcontext()
+    with force_eager(is_compiled and is_odd_batch), autocast(device, precision), dtypes:
+        yield
 
 
 class EagerAutocast(TorchFunctionMode):

@@ -11,20 +11,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from core import process_env
-from core.device import (
-    autocast,
-    compile_network,
-    compile_obstacle,
-    force_eager,
-    pick_precision,
-    wants_compile,
-)
+from core.device import compile_network, compile_obstacle, pick_precision, wants_compile
 from core.settings import Settings
 from data.sampler import local_count
 from models import checkpoint
 from models.build import build_model
-from models.eager_autocast import EagerAutocast
-from training.losses import LOSSES
+from models.eager_autocast import forward_context
+from training.losses import BINARY_LOSSES, MULTICLASS_LOSSES
 from training.optim import ModelEMA, make_optimizer, make_schedule
 
 # Pixels of a GPU's images at network size, for example four of 1024×1024. Batch normalization over
@@ -89,6 +82,7 @@ class TrainState:
         initial_weights: Path | None = None,
     ):
         self.settings, self.device, self.is_binary = settings, device, n_classes == 1
+        self.loss = (BINARY_LOSSES if self.is_binary else MULTICLASS_LOSSES)[settings.loss]
         self.precision = pick_precision(settings, device)
         self.model = build_model(settings, n_classes, pretrained=not initial_weights)
         if initial_weights:
@@ -128,16 +122,10 @@ class TrainState:
         return has_few and any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits in fp32, as half precision overflows in the sums of the losses.
-
-        A compiled network runs a last batch of another size eagerly, as it would otherwise be
-        compiled again.
-        """
+        """Return the logits in fp32, as half precision overflows in the sums of the losses."""
         is_odd = len(images) != local_count(self.settings.batch_size)
-        corrects = self.precision != "fp32" and not self.is_compiled
-        dtypes = EagerAutocast(self.device.type == "cpu") if corrects else nullcontext()
-        eager = force_eager(self.is_compiled and is_odd)
-        with eager, autocast(self.device, self.precision), dtypes:
+        context = self.device, self.precision, self.is_compiled, is_odd
+        with forward_context(*context, is_training=True):
             return self.network(images).float()
 
     def train_step(
@@ -153,7 +141,7 @@ class TrainState:
         with self.network.no_sync() if no_sync else nullcontext():
             logits = self.forward(images)
             expected = targets.float() / 255 if self.is_binary else targets
-            loss = LOSSES[self.settings.loss](logits, expected)
+            loss = self.loss(logits, expected)
             self.scaler.scale(loss * weight / self.settings.grad_accumulation).backward()
         if is_update:
             self.update_weights()

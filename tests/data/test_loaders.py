@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import ROOT, assert_rejected, tiny_settings_args
 from tiny_datasets import make_data, write_mask
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from core import config, machine, process_env
 from core.errors import InputError
@@ -194,8 +195,17 @@ def test_train_dataset_augments_by_epoch(settings):
 
 
 def load_for_prediction(samples, preprocessings, settings, with_mask=True, cache=None):
+    """Return each LoadedSample with its images, which are empty if it could not be read."""
     loader = loaders.prediction_loader(samples, preprocessings, settings, with_mask, cache)
-    return [loaded for batch in loader for loaded in batch]
+    pairs = []
+    for batch in loader:
+        images = {
+            id(loaded): {key: stacked[i] for key, stacked in group.images.items()}
+            for group in batch.groups
+            for i, loaded in enumerate(group.samples)
+        }
+        pairs += [(loaded, images.get(id(loaded), {})) for loaded in batch.samples]
+    return pairs
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -203,12 +213,12 @@ def test_prediction_loader_yields_samples_in_order_at_every_size(settings, num_w
     settings.num_workers = num_workers
     samples = datasets.load_training_samples(settings)
     small, native = Preprocessing(SIZE), Preprocessing(None)
-    all_loaded = load_for_prediction(samples, {small, native}, settings)
-    assert [loaded.sample for loaded in all_loaded] == samples
-    for loaded in all_loaded:
+    pairs = load_for_prediction(samples, {small, native}, settings)
+    assert [loaded.sample for loaded, _ in pairs] == samples
+    for loaded, images in pairs:
         image = image_io.read_image(loaded.sample.image)
-        assert loaded.native_size == (48, 72) and loaded.images[small].shape == (3, *SIZE)
-        assert np.array_equal(loaded.images[native].permute(1, 2, 0), image)
+        assert loaded.native_size == (48, 72) and images[small].shape == (3, *SIZE)
+        assert np.array_equal(images[native].permute(1, 2, 0), image)
         assert np.array_equal(loaded.mask, mask_io.read_mask(loaded.sample.mask))
 
 
@@ -218,11 +228,10 @@ def test_prediction_loader_from_cache_equals_from_files(settings):
     preprocessings = {cache.preprocessing}
     from_files = load_for_prediction(samples[2:7], preprocessings, settings)
     from_cache = load_for_prediction(samples[2:7], preprocessings, settings, cache=cache)
-    for expected, loaded in zip(from_files, from_cache, strict=True):
+    for (expected, images), (loaded, cached) in zip(from_files, from_cache, strict=True):
         assert loaded.sample == expected.sample and loaded.native_size == expected.native_size
         assert np.array_equal(loaded.mask, expected.mask)
-        images = [item.images[cache.preprocessing] for item in (loaded, expected)]
-        assert torch.equal(*images)
+        assert torch.equal(cached[cache.preprocessing], images[cache.preprocessing])
 
 
 def test_prediction_loader_rejects_a_mask_of_another_size(writable_settings):
@@ -243,9 +252,29 @@ def test_prediction_loader_reports_a_truncated_image_in_one_line(writable_settin
     assert line.startswith(str(samples[3].image)) and "\n" not in line
 
     writable_settings.skip_unreadable = True
-    all_loaded = load_for_prediction(samples, preprocessings, writable_settings, with_mask=False)
-    assert [i for i, loaded in enumerate(all_loaded) if loaded.error] == [3]
-    assert all_loaded[3].error == line and not all_loaded[3].images
+    pairs = load_for_prediction(samples, preprocessings, writable_settings, with_mask=False)
+    assert [i for i, (loaded, _) in enumerate(pairs) if loaded.error] == [3]
+    assert pairs[3][0].error == line and not pairs[3][1]
+
+
+def test_loaded_batch_is_pinned_by_the_loader_one_call_for_each_stack_and_mask(monkeypatch):
+    sizes = [(8, 12), (8, 12), (0, 0), (6, 10), (8, 12)]
+    loaded = []
+    for height, width in sizes:
+        error = "" if height else "truncated"
+        images = {Preprocessing(None): np.full((height, width, 3), len(loaded), np.uint8)}
+        mask = None if error else np.zeros((height, width), bool)
+        sample = loaders.LoadedSample(None, (height, width), mask, error)
+        loaded.append((sample, {} if error else images))
+    batch = loaders.collate_samples(loaded)
+    assert [len(group.samples) for group in batch.groups] == [2, 1, 1]
+    shapes = [group.images[Preprocessing(None)].shape for group in batch.groups]
+    assert shapes == [(2, 3, 8, 12), (1, 3, 6, 10), (1, 3, 8, 12)]
+    assert batch.groups[2].images[Preprocessing(None)].unique().item() == 4
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: pinned.append(x.shape) or x.clone())
+    assert pin_memory(batch) is batch  # as DataLoader's thread does
+    assert sorted(pinned) == sorted([*shapes, *(size for size in sizes if size[0])])
 
 
 # ---------------------------------------------------------------- worker processes

@@ -191,7 +191,7 @@ def predictions_of(probabilities_and_masks):
     for i, (probabilities, mask) in enumerate(probabilities_and_masks):
         image, car, fold = Path(f"{i // 3}_{i % 3}.jpg"), f"{i // 3}", i // 3
         sample = Sample(image, car, None, fold, "carvana", ClassMap(("car",), ((0, 0, 0),)))
-        loaded = LoadedSample(sample, mask.shape, {}, mask)
+        loaded = LoadedSample(sample, mask.shape, mask)
         probability = torch.from_numpy(probabilities)[:, None].float()
         predictions.append(Prediction(loaded, {"probability": probability}))
     return predictions, [prediction.sample for prediction in predictions]

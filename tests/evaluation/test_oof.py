@@ -37,7 +37,7 @@ def make_prediction(i, n_classes=1):
         sample = make_sample(i, THREE_CLASSES)
         mask = rng.choice([0, 1, 2, 255], (8, 9)).astype(np.uint8)
         probability = rng.dirichlet([1] * n_classes, (8, 9)).transpose(2, 0, 1)
-    loaded = LoadedSample(sample, (8, 9), {}, mask)
+    loaded = LoadedSample(sample, (8, 9), mask)
     probability = torch.from_numpy(probability).float()
     counts = count_pixels(probability, torch.from_numpy(mask))
     return Prediction(loaded, counts | {"probability": probability})

@@ -116,7 +116,7 @@ def test_jpeg_data_uri_is_an_image_of_at_most_that_width(size, expected):
 
 def predict_image(path, class_map, probability, mask):
     sample = Sample(path, "a", None, 0, "carvana", class_map)
-    loaded = LoadedSample(sample, mask.shape, {}, mask)
+    loaded = LoadedSample(sample, mask.shape, mask)
     return Prediction(loaded, {"probability": torch.from_numpy(probability).float()})
 
 

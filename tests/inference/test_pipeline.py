@@ -14,7 +14,7 @@ from torch import nn
 from core import machine
 from core.errors import InputError
 from core.settings import Settings
-from data.loaders import LoadedSample
+from data.loaders import LoadedSample, collate_samples
 from data.preprocess import Preprocessing
 from inference import pipeline, predictor
 from inference.members import EnsembleMember
@@ -174,13 +174,13 @@ def predict_on_clock(
     settings = Settings(batch_size=batch_size, precision="fp32")
     network = nn.Module()
     member = EnsembleMember(network, Preprocessing(None))
-    images = {member.preprocessing: torch.zeros(3, 2, 2, dtype=torch.uint8)}
-    loaded = LoadedSample(None, (2, 2), images, np.zeros((2, 2), bool))
+    images = {member.preprocessing: np.zeros((2, 2, 3), np.uint8)}
+    loaded = LoadedSample(None, (2, 2), np.zeros((2, 2), bool)), images
 
     def load_batches(*args):
         for _ in range(n_batches):
             clock.spend(load_ms)
-            yield [loaded] * batch_size
+            yield collate_samples([loaded] * batch_size)
 
     def copy(tensor, device):
         clock.spend(copy_ms)

@@ -8,7 +8,7 @@ import torch
 from fake_cuda import Watch, fake_gpu
 
 from core.config import load_settings
-from data.loaders import LoadedSample
+from data.loaders import LoadedSample, collate_samples
 from evaluation.pixel_counts import count_pixels
 from inference import predictor
 from inference.members import make_member
@@ -24,13 +24,13 @@ SMP = [*UNET, "model=smp", "encoder=resnet18", "encoder_weights=none"]
 
 def make_batch(members, n_images, n_classes):
     """Images of two native sizes, with their masks."""
-    image, batch = torch.zeros(3, 32, 48, dtype=torch.uint8), []
+    image, batch = np.zeros((32, 48, 3), np.uint8), []
     for i in range(n_images):
         size = (64, 96) if i < 2 else (50, 70)
         mask = np.zeros(size, bool if n_classes == 1 else np.uint8)
         images = {member.preprocessing: image for member in members}
-        batch.append(LoadedSample(None, size, images, mask))
-    return batch
+        batch.append((LoadedSample(None, size, mask), images))
+    return collate_samples(batch)
 
 
 def reduce(image):

@@ -24,7 +24,7 @@ def make_prediction(folder, class_map, probability, mask=None):
     path = folder / "car_01.png"
     cv2.imwrite(str(path), np.full((*SIZE, 3), 200, np.uint8))
     sample = Sample(path, "car", None, 1, "carvana", class_map)
-    loaded = LoadedSample(sample, SIZE, {}, mask)
+    loaded = LoadedSample(sample, SIZE, mask)
     return Prediction(loaded, {"probability": torch.tensor(probability, dtype=torch.float32)})
 
 
