@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # bash train.sh [key=value ...]; `bash train.sh help` lists all settings
 set -euo pipefail
+unset CDPATH # else cd may go to another folder
 cd "$(dirname "$0")"
 source src/environment.sh
 script=$PWD/src/train.py

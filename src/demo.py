@@ -2,7 +2,7 @@
 
     python src/demo.py recipe=demo
 
-Writes to data_dir, which must be missing or empty. No step of the repository needs other data.
+Writes to data_dir, which must be missing or empty. With it, all scripts run without a download.
 """
 
 from pathlib import Path

@@ -15,7 +15,6 @@ if __name__ == "__main__":
 
 import numpy as np
 
-from core import run_folder
 from core.errors import InputError
 from data import datasets, image_io
 from data.preprocess import Preprocessing, preprocess_image
@@ -45,9 +44,10 @@ def to_check_images(photograph: np.ndarray, preprocessing: Preprocessing) -> lis
 
 
 def main(args: list[str]) -> None:
-    settings = replace(load_runs.settings_for_prediction(args), device="cpu")
+    settings = load_runs.settings_for_prediction(args)
     photograph = read_photograph(settings)
     run_weights, scores = ensemble.weights_and_scores(settings)
+    settings = replace(settings, device="cpu")  # of the exported graph
     members = [*load_runs.load_members(settings, run_weights).values()]
     check_exportable(members, settings)
     preprocessing, binarizer = members[0].preprocessing, oof.choose_binarizer(settings, scores)
@@ -61,7 +61,8 @@ def main(args: list[str]) -> None:
         "threshold": str(binarizer.threshold),
         "postprocess": ",".join(binarizer.steps),
     }
-    path = run_folder.onnx_path(settings.run_dir, settings.fold)
+    suffix = "" if settings.fold is None else f"_fold{settings.fold}"
+    path = settings.run_dir / f"{settings.run}{suffix}.onnx"
     images = to_check_images(photograph, preprocessing)
     difference = export_onnx(path, MeanProbability(members, settings), metadata, images)
     count = f"{len(members)} network{'s' if len(members) > 1 else ''}"

@@ -23,6 +23,7 @@ from core.errors import InputError
 from core.files import atomic_write, file_sha256
 from core.settings import Settings
 from data import csv_files, datasets
+from data.classes import IGNORE
 from data.sample import Sample
 
 COLUMNS = ["dataset", "group", "fold"]
@@ -32,7 +33,8 @@ def warn_of_copies(samples: list[Sample]) -> None:
     """Print a warning if an image file is there twice, in two groups, which may be in two folds."""
     by_size = defaultdict(list)
     for sample in samples:
-        by_size[sample.image.stat().st_size].append(sample)
+        if sample.image.exists():  # a dangling link is reported when it is read
+            by_size[sample.image.stat().st_size].append(sample)
     groups = defaultdict(set)
     for sample in [s for same_size in by_size.values() if len(same_size) > 1 for s in same_size]:
         groups[file_sha256(sample.image)].add(sample.group)
@@ -58,7 +60,7 @@ def mean_mask_area(samples: list[Sample]) -> pd.Series:
 
 def foreground_fraction(sample: Sample) -> float:
     """Return the fraction of the image that is not background (or class 0), in [0, 1]."""
-    return float(np.mean(datasets.read_sample_mask(sample) != 0))
+    return float(np.mean(~np.isin(datasets.read_sample_mask(sample), [0, IGNORE])))
 
 
 def assign_folds(

@@ -19,8 +19,7 @@ from models.build import build_model
 def main(args: list[str]) -> None:
     settings = load_settings(args)
     model = build_model(settings, len(get_class_map(settings).names), pretrained=False)
-    size = settings.size or IMAGE_SIZE
-    height, width = (model.input_size(side) for side in size)
+    height, width = map(model.input_size, settings.size or IMAGE_SIZE)
     summary = torchinfo.summary(
         model.network.to("meta"),  # computes shapes only
         (1, 3, height, width),

@@ -47,7 +47,7 @@ def predict_pending_chunks(
     chunks: ChunkedPrediction,
     binarizer: Binarizer,
 ) -> None:
-    """Predict the chunks that are not on disk yet, in one stream; the ranks share them."""
+    """Predict all chunks that are not on disk yet; each rank predicts its share of them."""
     distributed.barrier()  # the main process has removed the chunks of other predictions
     pending = distributed.gather([chunks.pending()])[0]
     done = len(chunks.samples) - sum(len(chunks.chunk(i)) for i in pending)
@@ -198,7 +198,8 @@ def main(args: list[str]) -> None:
     distributed.init_process_group(device)
     key = prediction_key(settings, members, samples, binarizer)
     distributed.assert_equal_on_all_ranks({"weights, images or settings": key})
-    folder = settings.submission_path.with_suffix(".chunks")
+    ending = ".trial.chunks" if settings.max_images else ".chunks"  # a trial discards no chunks
+    folder = settings.submission_path.with_suffix(ending)
     chunks = ChunkedPrediction(folder, samples, settings.batch_size)
     with chunks.lock(key) if process_env.is_main_process() else nullcontext():
         predict_pending_chunks(settings, list(members.values()), chunks, binarizer)

@@ -125,7 +125,7 @@ class Report:
         stored = json.loads(json_path.read_text(encoding="utf-8"))
         if stored["runs"] != self.weights or stored.get("networks") != networks:
             return f"{path} was made by other runs or weights; {command} replaces it.", []
-        stats = pd.read_csv(stats_path).nsmallest(N_DISAGREEMENT, "agreement")
+        stats = pd.read_csv(stats_path).dropna().nsmallest(N_DISAGREEMENT, "agreement")
         agreement = dict(zip(stats["img"], stats["agreement"], strict=True))
         by_name = {sample.image.name: sample for sample in self.test_samples}
         samples = [by_name[name] for name in agreement if name in by_name]

@@ -1,4 +1,4 @@
-"""Check a written submission.csv strictly, and score it if truth_csv= is set."""
+"""Check submission.csv strictly; with truth_csv=, also score it."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,16 +10,18 @@ if __name__ == "__main__":
 
 from evaluation.submission import check_submission
 
-INHERITED = ("dataset_name", "dataset_format", "group_regex")  # from a trained run
+# Settings of a trained run that its submission depends on.
+INHERITED = ("dataset_name", "dataset_format", "group_regex", "data_dir", "use_hq_images")
 
 
 def main(args: list[str]) -> None:
     settings = config.load_settings_without_stages(args)
-    first_run, typed = Path(settings.output_dir) / min(settings.runs), config.parse_overrides(args)
+    first_run = Path(settings.output_dir) / min(settings.runs)
     if run_folder.finished_folds(first_run):
         stored = run_folder.read_run_settings(first_run)
-        inherited = {n: stored[n] for n in INHERITED if n in stored and n not in typed}
-        settings = replace(settings, **inherited)
+        inherited = {name: stored[name] for name in INHERITED if name in stored}
+        base = config.read_recipe(settings.recipe) | inherited
+        settings = config.load_settings_without_stages(args, base)
     check_submission(replace(settings, run=run_folder.ensemble_name(settings.runs)))
 
 

@@ -1,6 +1,5 @@
 """Train one fold or all folds, score each out of fold, and update the leaderboard."""
 
-import gc
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ if __name__ == "__main__":
 import torch
 
 from core import config, distributed, process_env, provenance, run_folder
-from core.device import explain_out_of_memory, pick_device
+from core.device import explain_out_of_memory, free_memory, pick_device
 from data import datasets
 from data.cache import Cache, make_cache
 from data.sample import Sample
@@ -57,15 +56,14 @@ def train_fold(
     if process_env.is_main_process():
         data = datasets.describe_dataset(settings, samples)
         folder = run_folder.fold_dir(settings.run_dir, fold)
-        (folder / "oof.npz").unlink(missing_ok=True)  # of deleted weights; it marks finished folds
+        # Left over if the weights were deleted. This file marks a fold as finished.
+        (folder / "oof.npz").unlink(missing_ok=True)
         provenance.append_run_record(folder, device, data)
     FoldTrainer(settings, fold, samples, cache, device).fit()
     held_out = [sample for sample in samples if sample.fold == fold]
     score_fold(settings, fold, held_out, cache, device)
     remove_snapshots(settings)
-    if device.type == "cuda":
-        gc.collect()  # a compiled network refers to itself
-        torch.cuda.empty_cache()
+    free_memory(device)
 
 
 def remove_snapshots(settings: Settings) -> None:
@@ -122,7 +120,7 @@ def main(args: list[str]) -> None:
         train_stages(settings, device)
     distributed.destroy_process_group()
     if process_env.is_main_process():
-        comparison.write_leaderboard(Path(settings.output_dir))
+        comparison.write_leaderboard(Path(runs[0].output_dir))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
 # Trains on several machines. Start it from the root of the repository, on a file system that all
 # machines share. It takes a snapshot two minutes before its time limit; resubmit it to resume.
 set -euo pipefail
+OLDPWD=$PWD # a relative PYTHON starts here
 source src/environment.sh
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=110 # seconds that torchrun waits for the last snapshot

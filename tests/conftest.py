@@ -72,6 +72,14 @@ def tiny_settings_args(data_dir: Path, output_dir: Path) -> list[str]:
     ]
 
 
+def smp_args(args: list[str], encoder: str) -> list[str]:
+    """Return `args` with another model, an SMP U-Net over an encoder without pretrained weights."""
+    from core.settings import FIELDS
+
+    kept = [arg for arg in args if FIELDS[arg.partition("=")[0]].metadata["model"] != "unet"]
+    return [*kept, "model=smp", f"encoder={encoder}", "encoder_weights=none"]
+
+
 def prediction_args(args: list[str]) -> list[str]:
     """Select the arguments that prediction accepts: paths, run and machine, nothing of training."""
     names = ("data_dir", "output_dir", "run", "device", "precision", "num_workers")

@@ -19,6 +19,7 @@ from conftest import (
     assert_input_error,
     once_per_session,
     prediction_args,
+    smp_args,
     tiny_settings_args,
 )
 from safetensors.torch import load_file
@@ -121,8 +122,8 @@ def test_prediction_gives_the_submission_of_one_process(runs, tmp_path, count):
 @pytest.mark.slow
 def test_two_processes_train_an_encoder_with_unused_parameters(tmp_path):
     args = tiny_settings_args(make_data(tmp_path / "data"), tmp_path)
-    args += ["fold=0", "size=[64,64]", "model=smp", "encoder=efficientnet-b0"]
-    code, out, err = run(2, "train.py", *args, "encoder_weights=none", "epochs=1")
+    args = [*smp_args(args, "efficientnet-b0"), "fold=0", "size=[64,64]", "epochs=1"]
+    code, out, err = run(2, "train.py", *args)
     assert code == 0, err
     assert "out-of-fold dice" in out
 

@@ -44,7 +44,8 @@ def check_recipe(path, data: bytes) -> None:
     except InputError as error:
         assert "\n" not in str(error)
     else:
-        assert settings.lr > 0 and settings.epochs > 0 and isinstance(settings.channels, list)
+        assert settings.lr > 0 and settings.batch_size > 0
+        assert settings.size is None or (len(settings.size) == 2 and min(settings.size) >= 8)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, prediction_args, run_script, tiny_settings_args
+from conftest import ROOT, prediction_args, run_script, smp_args, tiny_settings_args
 from tiny_datasets import make_data
 from tqdm import tqdm
 
@@ -191,11 +191,11 @@ def test_bench_measures_the_gpu(shared_data_dir, tmp_path, monkeypatch, compiles
 @pytest.mark.parametrize("encoder", ["tu-tf_efficientnet_lite0", "efficientnet-b0"])
 def test_two_gpus_train_as_one(shared_data_dir, tmp_path, monkeypatch, encoder):
     """The layers of the first hold activations, the second has unused parameters."""
-    args = ["model=smp", f"encoder={encoder}", "encoder_weights=none", "size=[64,64]"]
     dice = []
     for count in ("1", "2"):
         monkeypatch.setenv("GPUS", count)
-        done = run_script("train.py", *gpu_args(shared_data_dir, tmp_path / count, *args))
+        args = gpu_args(shared_data_dir, tmp_path / count, "size=[64,64]")
+        done = run_script("train.py", *smp_args(args, encoder))
         assert done.returncode == 0, done.stderr
         dice.append(oof_dice(tmp_path / count))
     assert dice[1] == pytest.approx(dice[0], abs=0.02)

@@ -9,16 +9,17 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, smp_args
 from fake_cuda import Watch, fake_gpu
 
 from core.config import load_settings
-from training import optim, train_state
+from models import eager_autocast
+from training import optim
 from training.epoch_metrics import EpochMetrics
 from training.train_state import TrainState
 
 UNET = ["channels=[8,16]", "size=[32,48]", "compile=false"]
-SMP = [*UNET, "model=smp", "encoder=resnet18", "encoder_weights=none"]
+SMP = smp_args(UNET, "resnet18")
 STEPS = [
     (UNET, 1),
     ([*UNET, "loss=focal", "grad_clip=0"], 1),
@@ -45,7 +46,7 @@ def train_steps(state, metrics, size, device):
 
 @pytest.mark.parametrize(("args", "n_classes"), STEPS)
 def test_training_step_reads_no_tensor(monkeypatch, args, n_classes):
-    monkeypatch.setattr(train_state, "autocast", lambda *args: nullcontext())  # knows no meta
+    monkeypatch.setattr(eager_autocast, "autocast", lambda *args: nullcontext())  # knows no meta
     for _, options in optim.OPTIMIZERS.values():  # neither do fused optimizers
         monkeypatch.delitem(options, "fused", raising=False)
     meta = torch.device("meta")

@@ -33,8 +33,9 @@ def test_predict_writes_a_valid_submission_and_masks(run_copy, tmp_path, capsys)
     assert len(metadata["weights"]) == 2 and metadata["rows"] == 6
     statistics = pd.read_csv(tmp_path / "s_stats.csv")
     for name, text, area in zip(table["img"], table["rle_mask"], statistics["area"], strict=True):
-        file_name = f"{name.removesuffix('.jpg')}_mask.png"
-        mask = mask_io.read_mask(run_copy.output_dir / "tiny/masks" / file_name)
+        path = run_copy.output_dir / "tiny/masks" / f"{name.removesuffix('.jpg')}_mask.png"
+        assert path.with_name(path.name.replace("_mask.png", "_overlay.jpg")).exists()
+        mask = mask_io.read_mask(path)
         assert (rle.decode(text, (48, 72)) == mask).all()
         assert mask.mean() == pytest.approx(area, abs=1e-6)
 
@@ -43,8 +44,16 @@ def test_score_of_a_run_finds_the_submission_of_its_data_set(run_copy, capsys):
     args = [a for a in prediction_args(run_copy.args) if not a.startswith("dataset_name")]
     predict.main(args)
     capsys.readouterr()
-    score.main([f"data_dir={run_copy.data_dir}", f"output_dir={run_copy.output_dir}", "run=tiny"])
+    score.main([f"output_dir={run_copy.output_dir}", "run=tiny"])  # and its test images
     assert f"{run_copy.output_dir / 'tiny/submission.csv'}: 6 rows" in capsys.readouterr().out
+
+
+def test_predict_with_max_images_keeps_chunks_of_the_whole_prediction(run_copy):
+    chunk = run_copy.output_dir / "tiny/submission.chunks/000000.csv"
+    chunk.parent.mkdir()
+    chunk.touch()
+    predict.main([*prediction_args(run_copy.args), "max_images=2"])
+    assert chunk.exists() and len(read_submission(run_copy.output_dir / "tiny/submission.csv")) == 2
 
 
 def test_predict_gives_the_same_bytes_for_every_batch_size_and_worker(trained_run, tmp_path):
@@ -52,7 +61,7 @@ def test_predict_gives_the_same_bytes_for_every_batch_size_and_worker(trained_ru
     for batch_size, workers in ((1, 0), (4, 2)):
         path = tmp_path / f"{batch_size}.csv"
         args = [f"submission_csv={path}", f"batch_size={batch_size}", f"num_workers={workers}"]
-        predict.main([*prediction_args(trained_run.args)[:-1], *args])
+        predict.main([*prediction_args(trained_run.args), *args])
         submissions.add(path.read_bytes())
     assert len(submissions) == 1
 

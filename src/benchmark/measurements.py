@@ -1,6 +1,5 @@
 """Measurements of bench.py: the speed of a recipe, and its training time to a target Dice."""
 
-import gc
 import time
 from contextlib import closing
 from dataclasses import asdict, replace
@@ -14,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmark import baselines, timer
 from benchmark.steps import BINARIZER, time_loading, time_prediction
 from benchmark.timer import LoopDone, LoopTimer, StepTimer
-from core.device import explain_out_of_memory
+from core.device import explain_out_of_memory, free_memory
 from core.settings import Settings
 from data import rle
 from data.cache import make_cache
@@ -27,13 +26,13 @@ from training.epoch_metrics import peak_memory
 from training.trainer import FoldTrainer
 
 N_STEP_IMAGES = 8
-# Images are repeated to so many: prediction is tuned, and loops seldom start again.
+# Images are repeated up to this number: prediction is then tuned, and loops rarely restart.
 MIN_LOOP_IMAGES = TUNE_MIN_PASSES
 TARGET_DICE = 0.99
 
 
 def make_trial(settings: Settings, folder: str) -> Settings:
-    """Return settings for a training of any length, alone, without snapshots."""
+    """Return settings of a single-stage training without snapshots, at a constant learning rate."""
     changes = {"stages": [], "init_run": "", "lr_schedule": "constant", "snapshot_seconds": 1e9}
     return replace(settings, output_dir=folder, **changes)
 
@@ -75,12 +74,6 @@ def measure_recipe(
         "prediction_images_per_second": prediction,
         "prediction_busy": prediction * prediction_ms / 1000,
     }
-
-
-def free_memory(device: torch.device) -> None:
-    gc.collect()  # networks are in circles of references
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def measure_training(steps: StepTimer, trainer: FoldTrainer, batch: list[Tensor]) -> float:

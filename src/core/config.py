@@ -60,8 +60,8 @@ def _parse_value(annotation: Any, text: str) -> Any:
 
 
 def _locate_in_repository(values: dict[str, Any]) -> dict[str, Any]:
-    """Return settings whose relative paths start at the repository with paths that are valid in
-    the current directory."""
+    """Return `values` with paths relative to the repository replaced by paths that are valid in the
+    current directory."""
     paths = {name: os.path.expanduser(path) for name, path in find_paths(values).items()}
     if Path.cwd() != ROOT:
         paths = {name: str(ROOT / path) for name, path in paths.items()}
@@ -101,9 +101,10 @@ def load_settings(
         ("", overrides),
     ):
         for key, value in values.items():
-            conf = _assign(conf, key, value, source)
+            _assign(conf, key, value, source)
     conf = _assign_last_stage(conf, overrides)
     settings = OmegaConf.to_object(conf)
+    _check_model_options(settings, overrides)
     settings.run = settings.run or Path(settings.recipe).stem
     if "run" in overrides and "runs" not in overrides:
         settings.runs = []
@@ -112,17 +113,27 @@ def load_settings(
     return settings
 
 
+def _check_model_options(settings: Settings, overrides: dict[str, Any]) -> None:
+    """Raise InputError for a typed option of the other model, which would have no effect, unless it
+    is off."""
+    for name, value in overrides.items():
+        model, is_off = FIELDS[name].metadata["model"], value in ("none", "0", "false", [], 0)
+        if model and model != settings.model and not is_off:
+            found = f"{name}={format_value(value)}: is an option of model={model}"
+            raise InputError(f"{found}, found model={settings.model}")
+
+
 def load_settings_without_stages(
     args: list[str], base: dict[str, Any] | None = None, base_path: Path | None = None
 ) -> Settings:
-    """Return load_settings() for scripts that do not train, where `args` may have other values than
-    the stages of a recipe. The settings that a run has stored are those of its last stage."""
+    """Return load_settings() without the recipe's stages, for scripts that do not train: `args` may
+    then set what a stage sets. A run has stored the settings of its last stage."""
     return load_settings([*args, "stages=[]"], base, base_path)
 
 
 def split_runs(args: list[str]) -> list[list[str]]:
-    """Return the arguments that train each of the setting `runs`, by the recipe of its name: one
-    next to the recipe in `args`, if that is a file."""
+    """Return the arguments that train each run of `runs`, with the recipe of its name: from the
+    folder of the recipe in `args` if that is a file."""
     settings = load_settings(args)
     if settings.runs == [settings.run]:
         return [args]
@@ -148,7 +159,7 @@ def _assign_last_stage(conf: DictConfig, overrides: dict[str, Any]) -> DictConfi
             )
         conf = copy.deepcopy(base)
         for key, value in stage.items():
-            conf = _assign(conf, key, value, f"stage {number}: ")
+            _assign(conf, key, value, f"stage {number}: ")
         # Of their types: YAML reads 1e-3 as text. What another stage sets is the base's here.
         stages.append({key: conf[key] for key in keys})
     return OmegaConf.merge(conf, {"stages": stages})
@@ -176,11 +187,11 @@ def read_recipe(name: str) -> dict[str, Any]:
     return rename_old_settings(values)
 
 
-def _assign(conf: DictConfig, key: str, value: Any, source: str) -> DictConfig:
-    """Set one more value in `conf`, after checking its key, type and range; return it."""
+def _assign(conf: DictConfig, key: str, value: Any, source: str) -> None:
+    """Set one more value in `conf`, in place, after checking its key, type and range."""
     typed = f"{source}{key}={format_value(value)}"
     try:
-        OmegaConf.unsafe_merge(conf, {key: value})  # in place: a copy of all settings takes 3 ms
+        OmegaConf.unsafe_merge(conf, {key: value})  # a copy of all settings takes 3 ms
         assigned = conf[key]  # fails for ${name}, which has a meaning in OmegaConf
     except (OmegaConfBaseException, TypeError) as error:
         reason = str(error).splitlines()[0]  # the other lines repeat the key and the class
@@ -194,7 +205,6 @@ def _assign(conf: DictConfig, key: str, value: Any, source: str) -> DictConfig:
         valid = False
     if not valid:
         raise InputError(f"{typed}: must be {check[0]}")
-    return conf
 
 
 def help_text() -> str:

@@ -1,5 +1,6 @@
 """Device, precision and compilation of the network, and the error for too little memory."""
 
+import gc
 import os
 import re
 import shutil
@@ -29,7 +30,8 @@ OUT_OF_MEMORY_TEXTS = (
 
 
 def pick_device(settings: Settings) -> torch.device:
-    """Return the requested device; auto: the GPU if there is one, the current one of this thread.
+    """Return the requested device; auto: this process's GPU if there is one, which becomes the
+    current GPU of the calling thread.
 
     Raises InputError if torch cannot use the GPU of this machine, instead of running on the CPU,
     or if there are more processes than GPUs.
@@ -168,6 +170,13 @@ def force_eager(is_needed: bool) -> AbstractContextManager:
     return torch.compiler.set_stance("force_eager") if is_needed else nullcontext()
 
 
+def free_memory(device: torch.device) -> None:
+    """Release the memory of unused networks, which are part of reference cycles."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 @contextmanager
 def explain_out_of_memory(settings: Settings, is_training: bool = True) -> Iterator[None]:
     """Turn an out-of-memory error into an InputError that suggests smaller settings: those of
@@ -181,14 +190,15 @@ def explain_out_of_memory(settings: Settings, is_training: bool = True) -> Itera
             raise
         size = settings.train_size if is_training else settings.size
         height, width = size or (1024, 1536)
-        if settings.batch_size > 1:
-            fix = f"batch_size={settings.batch_size // 2}"
-            fix += f" grad_accumulation={settings.grad_accumulation * 2}" if is_training else ""
-        elif is_training:
+        half_batch = f"batch_size={settings.batch_size // 2}"
+        if not is_training:  # also in validation; a run cannot resume with another batch_size
+            fix = f"tile_size={max(128, (settings.tile_size or max(height, width)) // 2)}"
+            fix += f", or for predict.sh {half_batch}" * (settings.batch_size > 1)
+        elif settings.batch_size > 1:
+            fix = f"{half_batch} grad_accumulation={settings.grad_accumulation * 2}"
+        else:
             name = "crop_size" if settings.crop_size else "size"
             fix = f"{name}={height // 2},{width // 2}"
-        else:
-            fix = f"tile_size={max(128, (settings.tile_size or max(height, width)) // 2)}"
         # An earlier stage is a run of its own, named <run>/stage<n>.
         is_stage = is_training and (settings.stages or "/" in settings.run)
         where = " in `stages`, with another run=" if is_stage else ""

@@ -22,8 +22,8 @@ from core import machine, process_env
 from core.errors import InputError
 
 T = TypeVar("T")
-PROCESS_GROUP_TIMEOUT = timedelta(minutes=10)  # for the processes of one training step
-LONG_TIMEOUT = timedelta(days=2)  # for those that predict many images each
+PROCESS_GROUP_TIMEOUT = timedelta(minutes=10)  # longest wait within a training step
+LONG_TIMEOUT = timedelta(days=2)  # longest wait after predicting many images
 
 # ---------------------------------------------------------------- start
 
@@ -100,7 +100,8 @@ def destroy_process_group() -> None:
 
 @cache
 def _long_timeout_group() -> dist.ProcessGroup:
-    """Processes that may be hours apart, as GPUs of different speed are after 100,064 images."""
+    """Return a process group with LONG_TIMEOUT: GPUs of different speed may finish 100,064 images
+    hours apart."""
     return dist.new_group(backend="gloo", timeout=LONG_TIMEOUT)
 
 

@@ -7,7 +7,7 @@ class InputError(Exception):
     """Invalid user input: one line that names the problem and the fix. Scripts exit with code 2."""
 
     def __init__(self, message: str):
-        # A DataLoader worker re-raises with its traceback as the message: keep the last line.
+        # DataLoader re-raises an error of a worker with the traceback as message: keep the end.
         line = message.rpartition("errors.InputError: ")[2].strip()
         # Escape control characters, which file names and file contents may hold.
         super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))

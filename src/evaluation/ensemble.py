@@ -2,10 +2,9 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from core import provenance, run_folder
 from core.errors import InputError
@@ -46,7 +45,7 @@ def weights_and_scores(settings: Settings) -> tuple[dict[str, float], oof.Scores
         return {settings.runs[0]: 1.0}, oof.load_scores(folders)
     is_scored = run_folder.ensemble_path(run_dir).exists() and is_up_to_date(run_dir)
     if not is_scored or read_ensemble(run_dir)["tta"] != settings.tta:
-        how = f"with tta={settings.tta}" if is_scored else "yet"
+        how = f"with tta={settings.tta}" if is_scored else "with the current networks"
         print(f"{settings.run}: ensemble not scored {how}; predicting the training images")
         score_ensemble(settings)
     return read_ensemble(run_dir)["runs"], oof.load_scores([run_dir])
@@ -62,25 +61,25 @@ def score_ensemble(settings: Settings) -> dict[str, Any]:
         raise InputError(
             f"{settings.run_dir}: this name is reserved for the ensemble; rename the run"
         )
-    runs, folds, samples = settings.runs, common_folds(settings), load_training_samples(settings)
+    runs, folds = settings.runs, common_folds(settings)
+    stored = run_folder.read_run_settings(Path(settings.output_dir) / min(runs))
+    samples = load_training_samples(replace(settings, max_images=stored.get("max_images", 0)))
     fingerprint, equal = dataset_fingerprint(samples), dict.fromkeys(runs, 1 / len(runs))
     chooses = samples[0].class_map.is_binary and len(runs) <= MAX_RUNS and len(folds) > 1
-    reduce = keep_each if chooses else oof.keep_statistics
     samples = sorted((s for s in samples if s.fold in folds), key=lambda sample: sample.fold)
-    predictions = predict_out_of_fold(settings, equal, samples, fingerprint, reduce)
+
+    def score(weights: dict[str, float]) -> oof.Scores:
+        reduce = oof.keep_statistics
+        predictions = predict_out_of_fold(settings, weights, samples, fingerprint, reduce)
+        return oof.to_scores(samples, list(map_in_threads(oof.image_statistics, predictions)))
+
     if chooses:
+        predictions = predict_out_of_fold(settings, equal, samples, fingerprint, keep_each)
         choice = choose_weights(predictions, samples, runs)
         if choice.weights != equal:  # but the post-processing was measured with equal weights
-            predictions = predict_out_of_fold(
-                settings, choice.weights, samples, fingerprint, oof.keep_statistics
-            )
-            statistics = list(map_in_threads(oof.image_statistics, predictions))
-            steps = np.stack([image["step_dice"] for image in statistics])
-            choice.scores.per_image["step_dice"] = steps
+            choice.scores.per_image["step_dice"] = score(choice.weights).step_dice
     else:
-        statistics = list(map_in_threads(oof.image_statistics, predictions))
-        scores = oof.to_scores(samples, statistics)
-        choice = WeightChoice(equal, scores)
+        choice = WeightChoice(equal, score(equal))
     data = {
         "runs": choice.weights,
         "gain_over_equal_weights": choice.gain,
@@ -153,7 +152,7 @@ def store_predictor(run_dir: Path, scores: oof.Scores, tta: str) -> None:
     if run_folder.ensemble_path(run_dir).exists():
         runs = read_ensemble(run_dir)["runs"]
     weights = {}
-    for run, weight in runs.items():
+    for run, weight in sorted(runs.items()):  # load() takes the tiles of the first run
         folder = run_dir.parent / run
         folds = run_folder.finished_folds(folder) if weight else []
         weights |= {run_folder.weights_path(folder, k): weight / len(folds) for k in folds}

@@ -17,7 +17,7 @@ from inference.combine import quantize_probability
 from inference.pipeline import map_in_threads
 from inference.predictor import Prediction
 
-MAX_RUNS = 3  # the grid has 11 weightings of 2 runs, 66 of 3, and 286 of 4
+MAX_RUNS = 3  # the grid has 11 weightings of 2 runs, 67 of 3, and 287 of 4
 GRID_STEPS = 10
 # If all runs are below CERTAIN_BELOW or all above CERTAIN_ABOVE, no weighting can move the pixel
 # across a threshold in between.
@@ -112,7 +112,7 @@ class WeightChoice:
 
     weights: dict[str, float]
     scores: oof.Scores
-    gain: float = 0.0  # mean Dice of chosen minus equal weights, cross-fitted
+    gain: float = 0.0  # mean Dice of fitted minus equal weights, cross-fitted; used if above 0
     interval: tuple[float, float] | None = None  # 95%, of the gain; None if nothing was chosen
 
     def describe(self) -> str:
@@ -121,8 +121,8 @@ class WeightChoice:
             limits = f"for 2 or {MAX_RUNS} runs with one class and two or more folds"
             return f"equal weights: {weights} (others are tried only {limits})"
         low, high = self.interval
-        gain = f"gain over equal weights, cross-fitted: {self.gain:+.6f} [{low:+.6f}, {high:+.6f}]"
-        return f"weights: {weights}; {gain}"
+        gain = f"gain of fitted weights, cross-fitted: {self.gain:+.6f} [{low:+.6f}, {high:+.6f}]"
+        return f"{'' if self.gain > 0 else 'equal '}weights: {weights}; {gain}"
 
 
 def choose_weights(

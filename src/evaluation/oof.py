@@ -1,5 +1,6 @@
 """Out-of-fold scores at native size: each image is scored by networks not trained on its car."""
 
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,8 +164,8 @@ def score_summary(scores: Scores) -> str:
 
 
 def warn_of_constant_masks(scores: Scores) -> None:
-    """Print a warning if every image has the same predicted area of each class, as it is for a
-    network that gives the same mask for every image."""
+    """Print a warning if every image has the same predicted area of each class: the network
+    probably predicts one mask for all images."""
     if scores.is_binary:
         areas = scores.table[["predicted_area"]].to_numpy()
     else:
@@ -208,7 +209,7 @@ def load_scores(folders: list[Path]) -> Scores:
         try:
             tables.append(_read_table(folder / "oof.csv"))
             arrays.append(_read_arrays(folder / "oof.npz", tables[-1]["image_id"].tolist()))
-        except (OSError, ValueError, KeyError, BadZipFile) as error:
+        except (OSError, EOFError, ValueError, KeyError, BadZipFile, zlib.error) as error:
             raise InputError(
                 f"{folder}: oof.csv or oof.npz cannot be read ({error}); move the folder away or "
                 "train it again"

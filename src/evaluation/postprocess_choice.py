@@ -7,7 +7,6 @@ the S steps alone, in the order of STEPS. `folds` are the N folds of the images.
 import numpy as np
 import pandas as pd
 
-from core.errors import InputError
 from evaluation.metrics import dice_from_counts
 from evaluation.statistics import format_gain
 from inference.postprocess import MIN_HULL_LEVEL, STEPS, changeable_region
@@ -31,10 +30,6 @@ def requested_steps(setting: str, step_dice: np.ndarray, folds: np.ndarray) -> l
     if setting == "auto":
         return choose_steps(step_dice, folds)
     names = [] if setting == "none" else setting.split(",")
-    if unknown := [name for name in names if name not in STEPS]:
-        raise InputError(
-            f"postprocess: {unknown[0]} is unknown; there are auto, none and [{','.join(STEPS)}]"
-        )
     return [name for name in STEPS if name in names]
 
 

@@ -24,7 +24,7 @@ MAX_LISTED = 20  # errors or warnings that are printed; the others are only coun
 
 
 def require_replaceable(settings: Settings, names: list[str]) -> None:
-    """Raise InputError if the csv exists and holds more than masks of images of these names."""
+    """Raise InputError if the csv exists and has masks of other images than `names`."""
     path = settings.submission_path
     if not path.exists():
         return
@@ -87,7 +87,7 @@ def read_image_sizes(settings: Settings, names: Iterable[str]) -> dict[str, tupl
     sizes = dict.fromkeys(names, IMAGE_SIZE)
     for name in tqdm(sizes, "sizes", leave=False, unit="image", disable=None):
         try:
-            if (folder / name).exists():
+            if (folder / name).is_file():
                 sizes[name] = image_io.read_image_size(folder / name)
         except InputError:
             if not settings.skip_unreadable:

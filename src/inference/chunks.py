@@ -26,7 +26,7 @@ class ImageResult:
 
     file_name: str
     rle: str  # run lengths of the mask; empty for several classes
-    area: float  # fraction of the image that is not background
+    area: float  # fraction of the image that is not background, or not class 0
     agreement: float  # see ImageProbabilities.agreement()
     error: str = ""  # why there is no mask
     scores: dict[str, np.ndarray] = field(default_factory=dict)  # see oof.image_statistics()
@@ -51,7 +51,9 @@ class ChunkedPrediction:
                 remove_stale_tmp_files(self.folder.parent, f"{self.folder.stem}{end}")
             key_path = self.folder / "key.txt"
             if not key_path.exists() or key_path.read_text() != key:
-                for path in self.folder.glob("[0-9]*"):
+                if finished := [*self.folder.glob("[0-9]*")]:
+                    print(f"{self.folder}: discarding a part of a prediction with other settings")
+                for path in finished:
                     path.unlink()
                 with atomic_write(key_path) as tmp_path:
                     tmp_path.write_text(key)

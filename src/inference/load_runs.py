@@ -13,11 +13,10 @@ from models import checkpoint
 
 # ---------------------------------------------------------------- settings
 
-# Settings of a run that prediction does not inherit: those of the machine, and of the selection.
-NOT_INHERITED_BY_PREDICTION = {
-    *("device", "precision", "compile", "num_workers", "cache"),
-    *("run", "runs", "fold", "resume", "max_images", "output_dir", "images", "background"),
-}
+OF_THE_MACHINE = {"device", "precision", "compile", "num_workers", "cache"}
+OF_THE_SELECTION = {"run", "runs", "fold", "resume", "max_images", "output_dir", "images"}
+# Settings of a run that prediction does not inherit.
+NOT_INHERITED_BY_PREDICTION = OF_THE_MACHINE | OF_THE_SELECTION | {"background"}
 
 
 def settings_for_prediction(args: list[str]) -> Settings:

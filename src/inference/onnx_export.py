@@ -56,7 +56,7 @@ def check_exportable(members: list[EnsembleMember], settings: Settings) -> None:
 
 
 def smallest_side(network: Segmenter) -> int:
-    """Return the smallest image side from which on padding by reflection is possible."""
+    """Return the smallest side from which on images can be padded by reflection."""
     sides = range(1, EXAMPLE_SHAPE[2])
     too_short = [side for side in sides if (network.input_size(side) - side + 1) // 2 >= side]
     return max(too_short, default=0) + 1

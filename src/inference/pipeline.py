@@ -15,7 +15,7 @@ from core import machine
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
-# A thread for the networks: cuDNN keeps the kernels that it has chosen for each thread.
+# One thread runs the networks of all predictions: cuDNN chooses its kernels anew in each thread.
 NETWORK_THREAD = ThreadPoolExecutor(1, "networks")
 
 
@@ -46,7 +46,8 @@ def prefetch(
 def run_ahead(
     fn: Callable[[Item], Result], items: Iterable[Item], pool: ThreadPoolExecutor, n_ahead: int
 ) -> Generator[Result, None, None]:
-    """Yield fn(item) of each item, in order; the threads of `pool` are `n_ahead` items ahead."""
+    """Yield fn(item) of each item, in order; the threads of `pool` are up to `n_ahead` items
+    ahead."""
     pending = deque()
     try:
         for item in items:

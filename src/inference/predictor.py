@@ -45,7 +45,7 @@ MAX_TUNED_SHAPES = 8  # cuDNN looks for the fastest kernels again for each shape
 # save. An estimate from training on an H200 (docs/experiments.md).
 TUNE_MIN_PASSES = 10_000
 
-# What is kept of an image: tensors by name, computed from its probabilities on the device. Must not
+# Computes what is kept of an image, tensors by name, from its probabilities on the device. Must not
 # wait for the device, for example by reading a value.
 Reduce = Callable[[ImageProbabilities], dict[str, Tensor]]
 
@@ -114,16 +114,12 @@ class BatchForward:
         self.members, self.settings, self.reduce = members, settings, reduce
         self.device = pick_device(settings)
         self.set_precision(pick_inference_precision(settings, self.device))
-        self.to_device = partial(to_device, device=self.device)
         self.is_compiled, self.shapes = False, set()
 
     def set_precision(self, precision: str) -> None:
         """Predict in 'bf16', 'fp16' or 'fp32' from the next batch on."""
         # Replaced as one: a thread may be in forward().
-        self.precision_and_models = (
-            precision,
-            [member.model_for(precision) for member in self.members],
-        )
+        self.precision_and_models = precision, [m.model_for(precision) for m in self.members]
 
     def tune(self) -> None:
         """Compile the networks and let cuDNN benchmark its kernels, if the settings ask for it."""
@@ -164,14 +160,16 @@ class BatchForward:
         """Run all members on images of one shape. Add to `are_finite` whether logits are finite, a
         bool for each forward pass in fp16."""
         # Transposed on the device, where a GPU takes no time for it.
-        images = {key: self.to_device(x).contiguous() for key, x in group.images.items()}
+        images = {key: to_device(x, self.device).contiguous() for key, x in group.images.items()}
         self.shapes |= {x.shape for x in images.values()}
         if len(self.shapes) > MAX_TUNED_SHAPES:
             torch.backends.cudnn.benchmark = False
         probabilities = self.run_members(images, len(group.samples), are_finite)
         for i, loaded in enumerate(group.samples):
             pairs = [(member, p[i]) for member, p in zip(self.members, probabilities, strict=True)]
-            mask = None if loaded.mask is None else self.to_device(torch.from_numpy(loaded.mask))
+            mask = loaded.mask
+            if mask is not None:
+                mask = to_device(torch.from_numpy(mask), self.device)
             yield ImageProbabilities(loaded.sample, loaded.native_size, pairs, mask)
 
     def run_members(

@@ -23,7 +23,9 @@ def sliding_window_logits(
     height, width = images.shape[-2:]
     if not tile_size or (height <= tile_size and width <= tile_size):
         return network(images).float()
-    logits, weights, window = 0.0, 0.0, gaussian_window(tile_size, images.device)
+    # As in Isensee et al. 2021, nnU-Net.
+    window = torch.signal.windows.gaussian(tile_size, std=tile_size / 8, device=images.device)
+    logits, weights = 0.0, 0.0
     for top in tile_starts(height, tile_size, overlap):
         for left in tile_starts(width, tile_size, overlap):
             tile = images[..., top : top + tile_size, left : left + tile_size]
@@ -41,12 +43,3 @@ def tile_starts(side: int, tile_size: int, overlap: float) -> list[int]:
     step = max(1, int(tile_size * (1 - overlap) / TILE_ALIGNMENT))
     count = math.ceil(last / step)
     return [TILE_ALIGNMENT * (i * last // max(count, 1)) for i in range(count + 1)]
-
-
-def gaussian_window(side: int, device: torch.device) -> Tensor:
-    """Return a 1-D Gaussian of `side` pixels with sigma = side / 8, float32.
-
-    Isensee et al. 2021, nnU-Net.
-    """
-    offset = torch.arange(side, device=device) - (side - 1) / 2
-    return torch.exp(-0.5 * (offset / (side / 8)) ** 2)

@@ -72,10 +72,11 @@ def load_model(path: Path, device: torch.device) -> tuple[Segmenter, Settings, d
     return model.to(device).eval().requires_grad_(False), settings, metadata
 
 
-def load_weights(path: Path, model: Segmenter, fitting: str) -> None:
+def load_weights(path: Path, model: Segmenter, description: str) -> None:
     """Copy the weights of a file that `save_model` wrote into `model`.
 
-    Raises InputError, with `fitting` as the description of `model`, if they are of another network.
+    Raises InputError if they are of another network than `model`, which the message calls
+    `description`.
     """
     with safe_open(path, framework="pt") as file:
         tensors = _rename_keys({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
@@ -85,7 +86,7 @@ def load_weights(path: Path, model: Segmenter, fitting: str) -> None:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()[:200]
-        raise InputError(f"{path}: does not fit {fitting} ({reason})") from None
+        raise InputError(f"{path}: does not fit {description} ({reason})") from None
 
 
 def _rename_keys(values: dict[str, Any]) -> dict[str, Any]:

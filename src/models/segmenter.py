@@ -23,7 +23,7 @@ class Segmenter(nn.Module):
         network: Maps normalized float images to logits, which may be smaller by the same number of
             pixels on both sides of an axis.
         input_size: Function of a height or width in pixels. Returns the smallest input size at
-            which the network yields at least so many output pixels.
+            which the network yields at least that many output pixels.
         mean: Mean of the RGB values in [0, 1], subtracted first. Stored with the weights.
         std: Standard deviation of the RGB values. Stored with the weights.
     """

@@ -52,7 +52,7 @@ def build_smp(settings: Settings, n_classes: int, is_pretrained: bool) -> Segmen
 
 
 def round_up_to_stride(size: int) -> int:
-    """Return the smallest multiple of the encoders' stride from `size` on."""
+    """Return the smallest multiple of the encoders' stride that is at least `size`."""
     # Only numbers above 0 are divided: ONNX rounds towards 0, Python down.
     return (size + ENCODER_STRIDE - 1) // ENCODER_STRIDE * ENCODER_STRIDE
 

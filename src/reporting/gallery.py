@@ -16,7 +16,6 @@ from inference.members import EnsembleMember
 from inference.postprocess import Binarizer
 from inference.predictor import Prediction, keep_each, predict
 
-PICTURE_WIDTH = 480  # pixels
 Pictures = dict[str, np.ndarray]  # H×W×3 uint8 RGB by caption
 
 
@@ -28,7 +27,8 @@ class Card:
 
 
 def make_card(sample: Sample, lines: list[str], pictures: Pictures) -> Card:
-    encoded = [(name, *visualize.jpeg_data_uri(p, PICTURE_WIDTH)) for name, p in pictures.items()]
+    width = visualize.THUMBNAIL_WIDTH
+    encoded = [(name, *visualize.jpeg_data_uri(p, width)) for name, p in pictures.items()]
     return Card(sample.image_id, lines, encoded)
 
 

@@ -19,8 +19,6 @@ from inference.cutout import read_background
 from inference.segmentation import Segmentation
 from inference.trained_model import TrainedModel
 
-Picture = tuple[str, np.ndarray]  # ending of the file name, pixels
-
 
 def predict_photographs(settings: Settings, model: TrainedModel) -> list[str]:
     """Predict the photographs of the setting `images`, write their pictures and print where.
@@ -58,7 +56,7 @@ def predict_photographs(settings: Settings, model: TrainedModel) -> list[str]:
 
 
 def check_background(settings: Settings, class_map: ClassMap) -> None:
-    """Raise InputError if the setting `background` is invalid, before minutes of prediction."""
+    """Raise InputError if the setting `background` is invalid, before prediction starts."""
     if settings.background and not class_map.is_binary:
         raise InputError(
             f"background={settings.background}: needs a run of one class; {settings.run} has "
@@ -68,8 +66,10 @@ def check_background(settings: Settings, class_map: ClassMap) -> None:
         read_background(settings.background, (8, 8))
 
 
-def draw_pictures(result: Segmentation, class_map: ClassMap, background: str) -> Iterator[Picture]:
-    """Yield the pictures of one photograph; cut-outs need a mask of one class."""
+def draw_pictures(
+    result: Segmentation, class_map: ClassMap, background: str
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield file name ending and pixels of each picture; cut-outs need a mask of one class."""
     if not class_map.is_binary:
         colored = colorize(result.mask, class_map)
         yield "mask.png", colored

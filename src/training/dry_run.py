@@ -52,7 +52,7 @@ def find_singles(counts: list[int], batch_size: int, n_processes: int) -> list[i
 
 
 def find_obstacle(model: Segmenter, n_images: int, size: tuple[int, int]) -> str:
-    """Return why `model` cannot be trained on so many images of this size (h, w); '' if it can.
+    """Return why `model` cannot be trained on a batch of `n_images` of `size` (h, w); '' if it can.
 
     Tries it on torch's device `meta`, which computes only shapes, and on the CPU if that lacks an
     operation.

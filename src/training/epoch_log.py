@@ -33,6 +33,7 @@ class EpochLog:
         for name, value in row.items():
             if name != "epoch":
                 self.writer.add_scalar(name, value, row["epoch"])
+        self.writer.flush()  # a killed process would lose the last two minutes
         dice = f"val_dice {row['val_dice']:.5f}  " if "val_dice" in row else ""
         tqdm.write(
             f"fold {self.fold}  epoch {row['epoch']:>3}/{self.settings.epochs}  "

@@ -1,8 +1,7 @@
 """Checks before the first training step: settings, data, folds and model."""
 
-from collections.abc import Collection
-from contextlib import AbstractContextManager, nullcontext, redirect_stdout
-from dataclasses import asdict
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +36,8 @@ def load_run_settings(args: list[str]) -> Settings:
     stored = run_folder.read_run_settings(settings.run_dir)
     if settings.resume:
         settings = config.load_settings(args, {**stored, "fold": None}, path)
-    started = asdict(config.load_settings([], stored, path))
-    for name, value in asdict(settings).items():
+    started = config.to_stored_settings(config.load_settings([], stored, path))
+    for name, value in config.to_stored_settings(settings).items():
         if name not in MAY_DIFFER_ON_RESUME and value != started[name]:
             raise InputError(
                 f"{path}: this run has {name}={started[name]}, not {value}; choose another run=..."
@@ -131,7 +130,7 @@ def check_folds(
                 f"only of fold {', '.join(map(str, with_images))} in {settings.folds_csv}"
             )
         require_two_classes([sample for sample in samples if sample.fold != fold])
-    # Reports an unknown encoder, or weights that do not fit, before minutes of decoding.
+    # Reports an unknown encoder, or weights that do not fit, before images are decoded.
     model = build_model(settings, len(samples[0].class_map.names), not find_init_run(settings))
     for fold in folds:
         if path := find_initial_weights(settings, fold, samples):
@@ -201,12 +200,17 @@ def check_before_launch(settings: Settings) -> None:
             check_sizes(stage, sizes)
             check_batch_and_loss(stage, samples[0].class_map)
         check_folds(stages[0], folds_to_train(stages[0], n_folds), samples, sizes)
-    process_env.print_once.cache_clear()  # of what nobody has seen
+    process_env.print_once.cache_clear()  # lines that were not shown
 
 
-def lock_fold(settings: Settings, fold: int) -> AbstractContextManager:
-    """Keep other runs out of the fold's folder (main process only)."""
+@contextmanager
+def lock_fold(settings: Settings, fold: int) -> Iterator[None]:
+    """Keep other processes out of the fold's folder (main process only)."""
     if not process_env.is_main_process():
-        return nullcontext()
+        yield
+        return
     folder = run_folder.fold_dir(settings.run_dir, fold)
-    return folder_lock(folder, "wait, or choose another run=...")
+    with folder_lock(folder, "wait, or choose another run=..."):
+        if fold in run_folder.finished_folds(settings.run_dir):
+            raise InputError(f"{folder}: another process has trained it; run this command again")
+        yield

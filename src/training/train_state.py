@@ -68,9 +68,9 @@ def freeze_unused(model: nn.Module, settings: Settings) -> None:
 class TrainState:
     """Model, EMA, optimizer, learning rate schedule and gradient scaler.
 
-    `model` is the Segmenter; `network` is the same one as the forward pass of training calls it:
-    compiled, and wrapped by DDP if there are several processes. With `initial_weights`, a file,
-    model and EMA start from these.
+    `model` is the Segmenter; `network` is what training calls: the same module, compiled, and
+    wrapped by DDP if there are several processes. With `initial_weights`, a file, model and EMA
+    start from these.
     """
 
     def __init__(
@@ -133,16 +133,16 @@ class TrainState:
     ) -> tuple[Tensor, Tensor]:
         """Run forward and backward; with `is_update`, also update the weights.
 
-        images: B×3×h×w uint8; targets: B×1×h×w uint8. Returns loss and logits, detached, without
-        synchronizing with the GPU. DDP averages the gradients of the ranks; `weight` makes up for
-        unequal numbers of images.
+        images: B×3×h×w uint8; targets: B×1×h×w uint8. `weight`: this batch's part of the images of
+        an update, times the number of ranks, whose gradients DDP averages. Returns loss and logits,
+        detached, without synchronizing with the GPU.
         """
         no_sync = isinstance(self.network, DistributedDataParallel) and not is_update
         with self.network.no_sync() if no_sync else nullcontext():
             logits = self.forward(images)
             expected = targets.float() / 255 if self.is_binary else targets
             loss = self.loss(logits, expected)
-            self.scaler.scale(loss * weight / self.settings.grad_accumulation).backward()
+            self.scaler.scale(loss * weight).backward()
         if is_update:
             self.update_weights()
         return loss.detach(), logits.detach()

@@ -114,10 +114,12 @@ class FoldTrainer:
     def train_batch(self, images: torch.Tensor, targets: torch.Tensor, bar: tqdm) -> bool:
         """Train on this rank's part of a step; return whether the weights were updated."""
         torch.manual_seed(self.step_seed())  # dropout is reproducible after resume
-        local, total = self.loader.batch_sampler.samples_in_step(self.step)
-        weight = local * process_env.world_size() / total
+        sampler, accumulation = self.loader.batch_sampler, self.settings.grad_accumulation
+        local, total = sampler.samples_in_step(self.step)
+        in_update = sampler.samples_in_update(self.step, accumulation)
+        weight = local * process_env.world_size() / in_update
         self.step += 1
-        is_update = self.step % self.settings.grad_accumulation == 0
+        is_update = self.step % accumulation == 0
         is_update |= self.step == len(self.loader)
         loss, logits = self.state.train_step(images, targets, weight, is_update)
         self.metrics.add(loss, logits, targets, local)

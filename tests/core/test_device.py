@@ -130,7 +130,17 @@ def test_pick_precision_rejects_fp16_on_a_cpu():
     with pytest.raises(InputError, match="precision=fp16: GPUs only"):
         device.pick_precision(load_settings(["precision=fp16"]), CPU)
     assert device.pick_precision(load_settings(["precision=bf16"]), CPU) == "bf16"
-    assert device.pick_precision(load_settings([]), CPU) in ("bf16", "fp32")
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "precision"),
+    [({"amx_bf16": True}, "bf16"), ({"avx512_bf16": True}, "bf16"), ({"avx2": True}, "fp32")],
+)
+def test_pick_precision_auto_on_a_cpu_is_bf16_if_it_computes_that(
+    monkeypatch, capabilities, precision
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert device.pick_precision(load_settings([]), CPU) == precision
 
 
 @pytest.mark.parametrize(
@@ -192,6 +202,11 @@ def test_compile_obstacle_names_what_is_missing(tmp_path, monkeypatch, broken, m
     [
         (["batch_size=8", "size=[256,384]"], r"batch_size=8.*try batch_size=4 grad_accumulation=2"),
         (["batch_size=1", "size=[256,384]"], r"batch_size=1.*try size=128,192"),
+        (["batch_size=1", "size=null", "crop_size=64,96"], r"try crop_size=32,48$"),
+        (
+            ["stages=[{lr: 1}]", "batch_size=8"],
+            r"=2 in `stages`, with another run=",
+        ),
     ],
 )
 def test_explain_out_of_memory_suggests_smaller_settings(args, message):
@@ -205,7 +220,10 @@ def test_explain_out_of_memory_suggests_smaller_settings(args, message):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["batch_size=8", "size=null", "crop_size=64,64"], r"at size=native: try batch_size=4$"),
+        (
+            ["batch_size=8", "size=null", "crop_size=64,64"],
+            r"native: try tile_size=768, or for predict.sh batch_size=4$",
+        ),
         (["batch_size=1", "size=[2048,1024]"], r"batch_size=1.*try tile_size=1024$"),
         (["batch_size=1", "size=null", "tile_size=512"], r"at size=native: try tile_size=256$"),
     ],

@@ -1,6 +1,7 @@
 """What is recorded of each start: command, commit, packages, machine."""
 
 import json
+import subprocess
 import sys
 
 import torch
@@ -30,6 +31,21 @@ def test_current_commit_outside_git_is_unknown(monkeypatch, tmp_path):
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert provenance.current_commit() == "unknown"
+
+
+def test_current_commit_has_a_plus_if_files_differ(monkeypatch, tmp_path):
+    def git(*args):
+        names = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        return subprocess.run(["git", *names, *args], cwd=tmp_path, check=True, capture_output=True)
+
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    (tmp_path / "a.py").write_text("1")
+    for command in (["init"], ["add", "a.py"], ["commit", "-m", "first"]):
+        git(*command)
+    commit = provenance.current_commit()
+    assert git("rev-parse", "HEAD").stdout.decode().startswith(commit) and len(commit) >= 7
+    (tmp_path / "a.py").write_text("2")
+    assert provenance.current_commit() == f"{commit}+"
 
 
 def test_append_run_record_adds_one_record_a_start(monkeypatch, tmp_path):

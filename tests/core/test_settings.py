@@ -7,9 +7,9 @@ import pytest
 
 from core import device
 from core.old_settings import REMOVED, RENAMED, rename_old_settings
-from core.settings import FIELDS, MODEL_SETTINGS, Settings
+from core.settings import FIELDS, MODEL_SETTINGS, POSTPROCESS_STEPS, Settings
 from data import augment, datasets
-from inference import predictor
+from inference import postprocess, predictor
 from models import unet
 from training import losses, optim
 
@@ -28,6 +28,10 @@ CHOICES = {
 @pytest.mark.parametrize("name", CHOICES)
 def test_literal_setting_allows_exactly_the_keys_of_its_table(name):
     assert set(get_args(FIELDS[name].type)) == set(CHOICES[name])
+
+
+def test_postprocess_allows_exactly_the_steps():
+    assert set(POSTPROCESS_STEPS) == set(postprocess.STEPS)
 
 
 def test_every_setting_has_a_help_text_and_a_scope():

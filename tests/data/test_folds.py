@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import REAL, ROOT, assert_input_error, needs_real_data
-from tiny_datasets import make_data, make_pets, write_mask
+from tiny_datasets import make_data, write_mask
 
 import folds
 from core import config
@@ -55,14 +55,6 @@ def test_main_warns_of_an_image_in_two_groups(data_dir, capsys):
     folds.main([*args, "n_folds=2"])
     expected = "warning: 1 images are there several times, as in 000000000000 and 000000000002"
     assert expected in capsys.readouterr().out
-
-
-def test_main_spreads_the_breeds_of_pets(tmp_path):
-    data_dir = make_pets(tmp_path / "pets", 12)
-    folds.main(folds_args(data_dir, "recipe=pets_fcn"))
-    table = pd.read_csv(data_dir / "folds.csv")
-    breeds = table["group"].str.rpartition("_")[0]
-    assert breeds.nunique() == 3 and table.groupby(breeds)["fold"].nunique().eq(2).all()
 
 
 def test_main_does_not_overwrite_the_folds_of_other_cars(data_dir, tmp_path):

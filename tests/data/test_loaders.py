@@ -191,6 +191,21 @@ def test_train_dataset_augments_by_epoch(settings):
     assert len({dataset[epoch, 0][0].tobytes() for epoch in range(4)}) > 1
 
 
+def test_samples_in_update_counts_its_steps_and_fewer_at_the_end_of_the_epoch():
+    sampler = EpochBatchSampler(11, 4, seed=0)
+    assert [sampler.samples_in_update(step, 1) for step in range(3)] == [4, 4, 3]
+    assert [sampler.samples_in_update(step, 2) for step in range(3)] == [8, 8, 3]
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_train_loader_crops_whole_images_to_crop_size(settings, cached):
+    settings.crop_size = [16, 24]
+    samples = datasets.load_training_samples(settings)
+    cache = build_ram_cache(samples, Preprocessing(SIZE), SIZE) if cached else None
+    images, targets = next(iter(loaders.train_loader(samples, settings, cache)))
+    assert images.shape[1:] == (3, 16, 24) and targets.shape[1:] == (1, 16, 24)
+
+
 # ---------------------------------------------------------------- prediction_loader
 
 

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_datasets import draw_car
 
+from core.settings import Settings
 from data import preprocess
 from data.classes import IGNORE
 from data.preprocess import Preprocessing
@@ -73,3 +74,8 @@ def test_reduce_colors_takes_the_nearest_of_few_colors():
 def test_reduce_colors_of_one_color_keeps_it(value):
     image = np.full((20, 30, 3), value, np.uint8)
     assert np.abs(preprocess.reduce_colors(image, 8).astype(int) - value).max() <= 1
+
+
+def test_preprocessing_from_takes_all_settings_of_the_images():
+    settings = Settings(size=[8, 16], resize_mode="letterbox", reduce_colors=8)
+    assert preprocess.preprocessing_from(settings) == preprocess.Preprocessing((8, 16), True, 8)

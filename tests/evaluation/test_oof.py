@@ -202,6 +202,7 @@ def test_load_scores_reads_files_of_the_first_release(tmp_path):
         ("oof.csv", b""),
         ("oof.csv", b"image_id,group,view,fold\na,a,1,0\n"),
         ("oof.npz", b"not a zip"),
+        ("oof.npz", b""),
         ("oof.npz", None),
     ],
 )

@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from core.errors import InputError
 from evaluation import postprocess_choice
 from evaluation.metrics import mask_dice
 from inference.postprocess import STEPS
@@ -66,5 +65,3 @@ def test_requested_steps_follows_the_setting():
     assert requested_steps("fill,specks", step_dice, folds) == ["specks", "fill"]
     assert requested_steps("none", step_dice, folds) == []
     assert requested_steps("auto", step_dice, folds) == list(STEPS)
-    with pytest.raises(InputError, match="polish is unknown"):
-        requested_steps("fill,polish", step_dice, folds)

@@ -62,13 +62,14 @@ def test_read_returns_errors_nan_and_long_texts(tmp_path):
 
 
 @pytest.mark.parametrize(("key", "pending"), [("key", [0, 2]), ("other key", [0, 1, 2])])
-def test_lock_discards_chunks_of_another_key(tmp_path, key, pending):
+def test_lock_discards_chunks_of_another_key_and_prints_so(tmp_path, capsys, key, pending):
     prediction = ChunkedPrediction(tmp_path / "submission.chunks", list(range(N_SAMPLES)), 1)
     with prediction.lock("key"):
         prediction.write(1, [make_result(i, True) for i in prediction.chunk(1)])
     with prediction.lock(key):
         assert prediction.pending() == pending
         assert len([*prediction.folder.glob("*.npz")]) == 3 - len(pending)
+    assert ("discarding a part of a prediction" in capsys.readouterr().out) == (key != "key")
 
 
 def test_lock_removes_what_an_interrupted_merge_left(tmp_path):

@@ -44,7 +44,7 @@ def test_export_writes_the_mean_of_all_folds_and_flips(run_copy, capsys):
     args = [*prediction_args(run_copy.args), f"images={photograph}"]
     export.main(args)
     run_dir = run_copy.output_dir / "tiny"
-    path = run_folder.onnx_path(run_dir, None)
+    path = run_dir / "tiny.onnx"
     printed = capsys.readouterr().out
     assert f"{path}: 2 networks, tta=hflip" in printed and "differs from torch's by" in printed
 

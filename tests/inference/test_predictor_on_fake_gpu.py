@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from conftest import smp_args
 from fake_cuda import Watch, fake_gpu
 
 from core.config import load_settings
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.skipif(
     torch.version.cuda is None, reason="this torch is built without CUDA"
 )
 UNET = ["channels=[8,16]", "size=[32,48]", "tta=hflip", "device=cuda"]
-SMP = [*UNET, "model=smp", "encoder=resnet18", "encoder_weights=none"]
+SMP = smp_args(UNET, "resnet18")
 
 
 def make_batch(members, n_images, n_classes):

@@ -7,7 +7,7 @@ import torch
 
 from core.settings import Settings
 from inference.predictor import predict_probability_tta
-from inference.sliding_window import TILE_ALIGNMENT, gaussian_window, tile_starts
+from inference.sliding_window import TILE_ALIGNMENT, tile_starts
 from models.build import build_model
 
 
@@ -21,13 +21,6 @@ def test_tile_starts_cover_the_side_aligned_and_overlapping(side, tile_size, ove
     assert all(start % TILE_ALIGNMENT == 0 for start in starts)
     longest_step = max(tile_size * (1 - overlap), TILE_ALIGNMENT)
     assert all(0 < b - a <= longest_step for a, b in pairwise(starts))
-
-
-def test_gaussian_window_has_its_maximum_in_the_center_and_sigma_of_an_eighth():
-    window = gaussian_window(65, torch.device("cpu"))
-    assert window[32] == 1 and torch.equal(window, window.flip(0))
-    sigma = 65 / 8
-    assert window[32 + 16].item() == pytest.approx(torch.tensor(-(16**2) / 2 / sigma**2).exp())
 
 
 @pytest.mark.parametrize("size", [(300, 431), (128, 500)])

@@ -5,7 +5,7 @@ import shutil
 import pandas as pd
 import pytest
 import torch
-from conftest import assert_input_error, tiny_settings_args
+from conftest import assert_input_error, smp_args, tiny_settings_args
 from safetensors.torch import load_file
 
 import train
@@ -76,10 +76,10 @@ def test_training_from_a_trained_run_is_better_after_one_epoch(run_copy):
     assert dice[0] > 0.8 > dice[1]
 
 
-def test_training_without_pretrained_weights_that_would_be_overwritten(run_copy):
+def test_training_from_initial_weights_needs_no_pretrained_ones(run_copy):
     """They are neither downloaded nor read."""
-    args = ["model=smp", "encoder=tu-mobilenetv3_small_050", "encoder_weights=missing.pth"]
-    settings = load_settings(finer_args(run_copy, *args))
+    args = smp_args(finer_args(run_copy), "tu-mobilenetv3_small_050")
+    settings = load_settings([*args, "encoder_weights=missing.pth"])
     samples = datasets.load_training_samples(settings)
     model = build_model(settings, pretrained=False)
     metadata = {"classes": 1, "fold": 0, "data": datasets.dataset_fingerprint(samples)}

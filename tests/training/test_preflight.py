@@ -77,6 +77,32 @@ def test_train_another_fold_on_changed_folds_is_rejected(run_copy):
     assert_input_error(train.main, [*run_copy.args, "fold=1"], message)
 
 
+def test_same_command_resumes_a_run_with_weights_of_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args = ["model=smp", "encoder_weights=w.pth", "run=a", f"output_dir={tmp_path}"]
+    settings = config.load_settings(args)
+    run_folder.save_run_settings(settings)
+    weights = run_folder.weights_path(settings.run_dir, 0)
+    weights.parent.mkdir()
+    weights.touch()
+    assert preflight.load_run_settings([*args, "fold=1"]).encoder_weights == "w.pth"
+    assert preflight.load_run_settings([*args, "resume=true"]).encoder_weights == "w.pth"
+    with pytest.raises(InputError, match=f"this run has encoder_weights={tmp_path}/w.pth, not"):
+        preflight.load_run_settings([*args, "encoder_weights=other.pth"])
+
+
+def test_lock_fold_rejects_a_fold_that_another_process_has_finished(run_copy):
+    settings = config.load_settings(run_copy.args)
+    (run_copy.output_dir / "tiny/fold1/oof.npz").unlink()
+    with preflight.lock_fold(settings, 1):
+        pass
+    with (
+        pytest.raises(InputError, match="fold0: another process has trained it"),
+        preflight.lock_fold(settings, 0),
+    ):
+        pass
+
+
 def test_fold_whose_weights_were_deleted_is_not_finished_by_its_old_scores(run_copy, monkeypatch):
     def stop_after_validation(trainer):
         shutil.copy(run_copy.output_dir / "tiny/fold1/best.safetensors", folder)

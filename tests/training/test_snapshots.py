@@ -69,10 +69,12 @@ def test_load_snapshot_never_unpickles_objects_even_with_the_right_checksum(tmp_
     for data in (buffer.getvalue(), pickle.dumps(Payload(created))):
         path = tmp_path / f"00001-0000002-{snapshots.checksum(data)}.pt"
         path.write_bytes(data)
-        with pytest.raises(InputError):
+        with pytest.raises(InputError, match="no intact snapshot"):
             snapshots.load_snapshot(tmp_path, "")
         path.unlink()
     assert not created.exists()
+    pickle.loads(pickle.dumps(Payload(created)))
+    assert created.exists()  # so that this test can fail
 
 
 # ---------------------------------------------------------------- SnapshotWriter

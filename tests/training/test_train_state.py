@@ -74,14 +74,30 @@ def test_all_folds_and_odd_batches_make_one_graph(use_backend, precision):
     ],
 )
 def test_cudnn_benchmarks_kernels_where_the_network_is_compiled(monkeypatch, args, is_on):
+    monkeypatch.setattr(train_state, "compile_obstacle", lambda device: "")
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", not is_on)
     make_state(*args)
     assert torch.backends.cudnn.benchmark == is_on
 
 
-def test_network_is_compiled_from_so_many_updates_on():
-    assert make_state(updates=train_state.TUNE_MIN_UPDATES).is_long
-    assert not make_state(updates=train_state.TUNE_MIN_UPDATES - 1).is_long
+def test_network_is_compiled_from_tune_min_updates_on(use_backend, monkeypatch):
+    monkeypatch.setattr(train_state, "TUNE_MIN_UPDATES", 5)
+    monkeypatch.setattr(train_state, "wants_compile", lambda settings, device, is_long: is_long)
+    use_backend("eager")
+    assert make_state(updates=5).is_compiled and not make_state(updates=4).is_compiled
+
+
+def test_update_is_clipped_to_grad_clip():
+    """Nesterov's first step is the gradient times 1 plus the momentum of 0.9."""
+    args = ["optimizer=sgd", "lr=1", "warmup=0", "lr_schedule=constant", "weight_decay=0"]
+    norms = []
+    for clip in ("1e-3", "0"):
+        state = make_state(*args, f"grad_clip={clip}")
+        before = [p.detach().clone() for p in state.model.parameters()]
+        train_steps(state)
+        pairs = zip(state.model.parameters(), before, strict=True)
+        norms.append(torch.cat([(p - b).detach().flatten() for p, b in pairs]).norm().item())
+    assert norms[0] == pytest.approx(1.9e-3, rel=0.01) and norms[1] > 0.01
 
 
 def test_network_that_the_compiler_fails_on_trains_eagerly(use_backend):

@@ -1,16 +1,19 @@
-"""FoldTrainer: seeds of the steps, accumulation, resume, and the time of an epoch."""
+"""FoldTrainer: seeds of the steps, accumulation, validation, resume, and the time of an epoch."""
 
 from dataclasses import replace
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 from conftest import tiny_settings_args
 from tqdm import tqdm
 
+from core import run_folder
 from core.config import load_settings
 from core.errors import InputError
 from data.datasets import load_training_samples
+from models import checkpoint
 from training import trainer
 from training.train_state import TrainState
 from training.trainer import FoldTrainer
@@ -59,11 +62,68 @@ def test_train_step_accumulating_two_half_batches_equals_one_batch(loss):
         state = TrainState(settings, 1, updates=2, device=torch.device("cpu"))
         for part in range(accumulation):
             chunk = slice(part * 4 // accumulation, (part + 1) * 4 // accumulation)
-            state.train_step(images[chunk], targets[chunk], 1.0, part + 1 == accumulation)
+            state.train_step(
+                images[chunk], targets[chunk], 1 / accumulation, part + 1 == accumulation
+            )
         weights.append([p.detach().clone() for p in state.model.parameters()])
         assert all(p.grad is None for p in state.model.parameters())
     for one, two in zip(*weights, strict=True):
         assert torch.allclose(one, two, atol=1e-4)
+
+
+def test_each_update_with_accumulation_averages_over_its_images_also_the_last(data_dir, tmp_path):
+    """Of 6 images, an update of 4 and one of 2."""
+    weights = []
+    for accumulation in (1, 2):
+        args = [f"batch_size={4 // accumulation}", f"grad_accumulation={accumulation}"]
+        args += ["norm=none", "augmentation=none", "optimizer=sgd", "grad_clip=0", "warmup=0"]
+        settings = load_settings([*tiny_settings_args(data_dir, tmp_path), *args])
+        fold = FoldTrainer(settings, 0, load_training_samples(settings), None, torch.device("cpu"))
+        assert len(fold.train_samples) == 6
+        fold.train_epoch(tqdm(disable=True))
+        weights.append([p.detach().clone() for p in fold.state.model.parameters()])
+    for one, two in zip(*weights, strict=True):
+        assert torch.allclose(one, two, atol=1e-5)
+
+
+# ---------------------------------------------------------------- validation
+
+
+@pytest.fixture
+def validate_with(data_dir, tmp_path, monkeypatch):
+    """Train three epochs whose validation has the scores that are passed; return the trainer."""
+
+    def train(*args, scores=((0.5, 0.5), (0.9, 0.6), (0.7, 0.8))):
+        settings = load_settings([*tiny_settings_args(data_dir, tmp_path), *args])
+        fold = FoldTrainer(settings, 0, load_training_samples(settings), None, torch.device("cpu"))
+        remaining = [dict(zip(("val_dice", "val_accuracy"), pair, strict=True)) for pair in scores]
+        monkeypatch.setattr(
+            fold, "score_samples", lambda samples: iter([remaining.pop(0)] * len(samples))
+        )
+        fold.fit()
+        return fold
+
+    return train
+
+
+@pytest.mark.parametrize(("metric", "epoch"), [("dice", 2), ("accuracy", 3)])
+def test_saved_network_is_the_average_of_the_epoch_with_the_best_metric(
+    validate_with, tmp_path, metric, epoch
+):
+    fold = validate_with(f"checkpoint_metric={metric}")
+    path = run_folder.weights_path(fold.settings.run_dir, 0)
+    assert checkpoint.read_metadata(path)["epoch"] == epoch
+    if epoch == 3:
+        saved, _, _ = checkpoint.load_model(path, torch.device("cpu"))
+        models = (saved, fold.state.ema.module, fold.state.model)
+        first, average, last = (torch.cat([p.flatten() for p in m.parameters()]) for m in models)
+        assert torch.equal(first, average) and not torch.equal(first, last)
+
+
+def test_fit_validates_every_so_many_epochs_and_after_the_last(validate_with):
+    fold = validate_with("validate_every_epochs=2", scores=((0.5, 0.5), (0.6, 0.6)))
+    history = pd.read_csv(run_folder.history_path(fold.settings.run_dir, 0))
+    assert history["val_dice"].notna().tolist() == [False, True, True]
 
 
 # ---------------------------------------------------------------- resume

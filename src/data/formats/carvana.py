@@ -99,7 +99,7 @@ def download_remedy(settings: Settings) -> str:
     return "; set data_dir=..., see docs/own-images.md"
 
 
-# ---------------------------------------------------------------- which mask is whose
+# ---------------------------------------------------------------- pairing images with masks
 
 
 def pair_images_with_masks(images: list[Path], masks: Path, mask_name: str) -> FilePairs:
