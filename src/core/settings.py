@@ -114,7 +114,7 @@ class Settings:
     resize_mode: Literal["stretch", "letterbox"] = setting("stretch", "how an image is resized to `size`; letterbox keeps its aspect ratio", scope="model")
     reduce_colors: int = setting(0, "number of colors per image after quantization; 0: off", COLOR_COUNT, scope="model")
     cache: Literal["auto", "ram", "disk", "none"] = setting("auto", "where decoded images are kept; auto: in memory if they take at most half of it, else on disk", scope="machine")
-    augmentation: Literal["none", "flip", "light", "strong", "paper"] = setting("light", "random changes of training images: flip: horizontal flip only; light, strong: also shift, zoom, rotation, color; paper: those of Jois & Aygar 2017")
+    augmentation: Literal["none", "flip", "flips", "light", "strong", "paper"] = setting("light", "random changes of training images: flip: horizontal flip only; flips: horizontal and vertical, for images without a fixed top; light, strong: also shift, zoom, rotation, color; paper: those of Jois & Aygar 2017")
     prepare_scripts: list[str] = setting([], "scripts that create data_dir or folds_csv if missing", scope="machine")
     demo_cars: int = setting(12, "training cars that demo.py renders", TWO_OR_MORE)
     demo_test_cars: int = setting(4, "test cars that demo.py renders", POSITIVE)

@@ -53,10 +53,11 @@ def _photometric(strength: float) -> list[A.BasicTransform]:
     ]
 
 
-FLIP = A.HorizontalFlip(p=0.5)  # never vertical: no car is photographed upside down
+FLIP = A.HorizontalFlip(p=0.5)
 POLICIES: dict[str, list[A.BasicTransform]] = {
     "none": [],
     "flip": [FLIP],
+    "flips": [FLIP, A.VerticalFlip(p=0.5)],  # not for cars, which are upright
     "light": [FLIP, _affine(0.1, 0.05, 3, p=0.5), *_photometric(1)],
     "paper": [  # independent: flip, rotation, zoom of each axis, shear, shift
         A.HorizontalFlip(p=PAPER_PROBABILITY),
@@ -100,6 +101,9 @@ class Augmenter:
         self, image: np.ndarray, target: np.ndarray, epoch: int, image_id: str
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the augmented image h×w×3 and target h×w (coverage 0…255, or class ids), uint8."""
-        self.transform.set_random_seed(zlib.crc32(f"{self.seed} {epoch} {image_id}".encode()))
+        seed = zlib.crc32(f"{self.seed} {epoch} {image_id}".encode())
+        # Not Compose.set_random_seed(): it gives all transforms the same random numbers.
+        for i, transform in enumerate(self.transform.transforms):
+            transform.set_random_seed(seed + i)
         augmented = self.transform(image=image, mask=target)
         return augmented["image"], augmented["mask"]

@@ -72,17 +72,17 @@ class DilatedBottom(nn.Module):
 
 
 def transposed_conv_2x2(in_channels: int, out_channels: int) -> nn.Module:
-    """2×2 transposed convolution with stride 2, as in the paper: output blocks do not overlap."""
+    """Return a 2×2 transposed convolution with stride 2, as in the paper: no overlap of outputs."""
     return nn.ConvTranspose2d(in_channels, out_channels, kernel_size=2, stride=2)
 
 
 def transposed_conv_3x3(in_channels: int, out_channels: int) -> nn.Module:
-    """3×3 transposed convolution with stride 2: output blocks overlap by one pixel."""
+    """Return a 3×3 transposed convolution with stride 2: outputs overlap by one pixel."""
     return nn.ConvTranspose2d(in_channels, out_channels, 3, stride=2, padding=1, output_padding=1)
 
 
 def nearest_conv(in_channels: int, out_channels: int) -> nn.Module:
-    """Nearest-neighbor upsampling, then a 2×2 convolution, padded to keep the size."""
+    """Return nearest-neighbor upsampling, then a 2×2 convolution, padded to keep the size."""
     return nn.Sequential(
         nn.Upsample(scale_factor=2, mode="nearest"),
         nn.ZeroPad2d((0, 1, 0, 1)),
@@ -91,12 +91,12 @@ def nearest_conv(in_channels: int, out_channels: int) -> nn.Module:
 
 
 def nearest_without_conv(in_channels: int, out_channels: int) -> nn.Module:
-    """Nearest-neighbor upsampling alone. The output has `in_channels` channels."""
+    """Return nearest-neighbor upsampling alone, with `in_channels` output channels."""
     return nn.Upsample(scale_factor=2, mode="nearest")
 
 
 def conv_bilinear(in_channels: int, out_channels: int) -> nn.Module:
-    """1×1 convolution, then bilinear upsampling. In this order the convolution costs a quarter."""
+    """Return a 1×1 convolution, then bilinear upsampling: in this order it costs a quarter."""
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel_size=1),
         nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
@@ -171,26 +171,28 @@ class UNet(nn.Module):
         top_channels = [decoder_channels[-1], *refine_channels]
 
         # The order of creation decides which random numbers become which layer's weights.
-        in_out = pairwise([3 * space_to_depth**2, *channels])
-        self.encoder_blocks = nn.ModuleList(block(c_in, c_out) for c_in, c_out in in_out)
+        down = pairwise([3 * space_to_depth**2, *channels])
+        self.encoder_blocks = nn.ModuleList(block(c_in, c_out) for c_in, c_out in down)
         if dilated_bottom:
             self.encoder_blocks[-1] = DilatedBottom(*channels[-2:], dilated_bottom, norm)
-        in_out = zip(below_channels, up_channels, strict=True)
-        self.upsamplers = nn.ModuleList(UPSAMPLERS[upsampling](i, o) for i, o in in_out)
-        up_channels = below_channels if upsampling == "repeat" else up_channels
-        self.decoder_blocks = nn.ModuleList(
-            block(skip + up, out)
-            for skip, up, out in zip(skip_channels, up_channels, decoder_channels, strict=True)
-        )
-        self.refine = nn.Sequential(*(block(i, o, n_convs=1) for i, o in pairwise(top_channels)))
+        up = zip(below_channels, up_channels, strict=True)
+        self.upsamplers = nn.ModuleList(UPSAMPLERS[upsampling](c_in, c_out) for c_in, c_out in up)
+        if upsampling == "repeat":  # which has no convolution
+            up_channels = below_channels
+        merge = zip(skip_channels, up_channels, decoder_channels, strict=True)
+        self.decoder_blocks = nn.ModuleList(block(skip + up, out) for skip, up, out in merge)
+        top = pairwise(top_channels)
+        self.refine = nn.Sequential(*(block(c_in, c_out, n_convs=1) for c_in, c_out in top))
         self.dropouts = nn.ModuleList(nn.Dropout(p) for p in dropout or [0.0] * len(channels))
         self.head = nn.Conv2d(top_channels[-1], n_classes * space_to_depth**2, kernel_size=1)
         if weight_init == "he":
             self.apply(init_he_normal)
 
     def forward(self, images: Tensor) -> Tensor:
+        # B×3×h·s×w·s → B×3·s²×h×w, with s = space_to_depth
         x = F.pixel_unshuffle(images, self.space_to_depth)
 
+        # Level k: B×channels[k]×h/2^k×w/2^k
         skips: list[Tensor] = []
         for level, (block, dropout) in enumerate(
             zip(self.encoder_blocks, self.dropouts, strict=True)
@@ -201,11 +203,13 @@ class UNet(nn.Module):
             skips.append(x)
         skips.pop()  # the bottleneck has no skip connection
 
+        # From level k + 1 to level k, down to level 0
         for upsampler, block in zip(self.upsamplers, self.decoder_blocks, strict=True):
             x = upsampler(x)
             skip = center_crop(skips.pop(), x.shape[-2:])
             x = block(torch.cat([skip, x], dim=1))
 
+        # B×n_classes·s²×h×w → B×n_classes×h·s×w·s
         logits = self.head(self.refine(x))
         return F.pixel_shuffle(logits, self.space_to_depth)
 
