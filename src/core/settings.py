@@ -27,7 +27,7 @@ TILE_OVERLAP: Check = ("0 or more and at most 0.75", lambda v: 0 <= v <= 0.75)
 NAME: Check = ("a plain folder name", lambda v: re.fullmatch(r"([\w+][\w.+-]*)?", v) is not None)
 RUN_OR_STAGE: Check = ("run or run/stage1", lambda v: NAME[1](re.sub(r"/stage\d+$", "", v)))
 NAMES: Check = ("distinct names", lambda v: all(map(NAME[1], v)) and len({*v}) == len(v))
-POSTPROCESS_STEPS = ("specks", "largest", "fill", "hull")
+POSTPROCESS_STEPS = ("specks", "largest", "fill")
 POSTPROCESS: Check = (
     f"auto, none, or any of {','.join(POSTPROCESS_STEPS)}",
     lambda v: v in ("auto", "none") or {*v.split(",")} <= {*POSTPROCESS_STEPS},
@@ -165,7 +165,7 @@ class Settings:
     tile_size: int = setting(0, "predict network inputs larger than this in tiles of this side, for large images at size=null; 0: whole", TILE_SIZE, scope="machine")
     tile_overlap: float = setting(0.25, "fraction of a tile that overlaps its neighbor", TILE_OVERLAP, scope="machine")
     threshold: float | None = setting(None, "foreground threshold; null: the best one out of fold", OPEN_UNIT_INTERVAL, scope="machine")
-    postprocess: str = setting("auto", "mask post-processing: none, or any of specks (remove them), largest (keep one component), fill (holes), hull (of uncertain roofs); auto: steps that gain on every fold", POSTPROCESS, scope="machine")
+    postprocess: str = setting("auto", "mask post-processing: none, or any of specks (remove them), largest (keep one component), fill (holes); auto: steps that gain on every fold", POSTPROCESS, scope="machine")
     skip_unreadable: bool = setting(False, "give unreadable test images empty masks, list them at the end, and exit with code 3", scope="machine")
     save_masks: bool = setting(False, "predict.py: also write PNG masks and overlays", scope="machine")
     submission_csv: str = setting("", "csv to write or check; empty: submission.csv, in output_dir if dataset_name=carvana, else in the run's folder", CSV_FILE, scope="machine", is_path=True)

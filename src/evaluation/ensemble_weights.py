@@ -13,7 +13,6 @@ from evaluation import oof
 from evaluation.metrics import best_threshold_index, cross_fitted_dice, dice_curve
 from evaluation.postprocess_choice import dice_after_each_step
 from evaluation.statistics import paired_bootstrap_interval
-from inference.combine import quantize_probability
 from inference.pipeline import map_in_threads
 from inference.predictor import Prediction
 
@@ -135,8 +134,8 @@ def choose_weights(
     """
 
     def measure_steps(prediction: Prediction) -> tuple[Prediction, np.ndarray]:
-        levels = quantize_probability(prediction.probability.mean(0)).numpy()
-        return prediction, dice_after_each_step(levels, prediction.loaded.mask)
+        predicted = (prediction.probability.mean(0)[0] >= 0.5).numpy()
+        return prediction, dice_after_each_step(predicted, prediction.loaded.mask)
 
     probabilities, step_dice = RunProbabilities(), []
     for prediction, dice in map_in_threads(measure_steps, predictions):

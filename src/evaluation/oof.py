@@ -19,13 +19,15 @@ from data.cache import Cache
 from data.sample import Sample
 from evaluation import metrics
 from evaluation.pixel_counts import count_pixels
-from evaluation.postprocess_choice import HALF_LEVEL, dice_after_each_step, requested_steps
+from evaluation.postprocess_choice import dice_after_each_step, requested_steps
 from evaluation.statistics import clustered_standard_error, format_mean
 from inference.combine import ImageProbabilities
 from inference.members import EnsembleMember
 from inference.pipeline import map_in_threads
-from inference.postprocess import Binarizer
+from inference.postprocess import STEPS, Binarizer
 from inference.predictor import Prediction, predict
+
+HALF_LEVEL = 128  # probability 0.5
 
 
 @dataclass
@@ -105,7 +107,7 @@ def image_statistics(prediction: Prediction) -> dict[str, np.ndarray]:
     values = {name: value.numpy() for name, value in prediction.values.items()}
     if "confusion" in values:
         return {"confusion": values["confusion"]}
-    step_dice = dice_after_each_step(values["levels"], prediction.loaded.mask)
+    step_dice = dice_after_each_step(values["half_mask"], prediction.loaded.mask)
     return {"histograms": values["histograms"], "step_dice": step_dice}
 
 
@@ -242,7 +244,9 @@ def _read_arrays(path: Path, image_ids: list[str]) -> dict[str, np.ndarray]:
         arrays = {name: file[name] for name in file.files if name != "image_id"}
     if arrays.keys() == {"counts", "trials"}:
         # The first release: N×16 Dice of all subsets of the 4 steps, bit s of the index is step s.
-        arrays = {"histograms": arrays["counts"], "step_dice": arrays["trials"][:, [0, 1, 2, 4, 8]]}
+        arrays = {"histograms": arrays["counts"], "step_dice": arrays["trials"][:, [0, 1, 2, 4]]}
+    if "step_dice" in arrays:  # earlier versions had another step, the last one
+        arrays["step_dice"] = arrays["step_dice"][:, : 1 + len(STEPS)]
     if arrays.keys() not in ({"histograms", "step_dice"}, {"confusion"}):
         raise ValueError(f"oof.npz holds {', '.join(arrays)}")
     return arrays

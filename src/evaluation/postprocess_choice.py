@@ -9,19 +9,16 @@ import pandas as pd
 
 from evaluation.metrics import dice_from_counts
 from evaluation.statistics import format_gain
-from inference.postprocess import MIN_HULL_LEVEL, STEPS, changeable_region
-
-HALF_LEVEL = 128  # probability 0.5
+from inference.postprocess import STEPS, region_of
 
 
-def dice_after_each_step(levels: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Return the Dice at threshold 0.5 without post-processing, then after each step alone, 1+S
-    float64, from H×W uint8 levels floor(256·probability) and the true H×W bool mask."""
-    region, true_area = changeable_region(levels >= MIN_HULL_LEVEL), np.count_nonzero(mask)
-    levels, mask = np.ascontiguousarray(levels[region]), mask[region]
-    predicted = levels >= HALF_LEVEL
-    masks = [predicted, *(step(predicted, levels) for step in STEPS.values())]
-    counts = np.array([(np.count_nonzero(each & mask), np.count_nonzero(each)) for each in masks])
+def dice_after_each_step(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """Return the Dice of two H×W bool masks without post-processing, then after each step alone:
+    1+S float64."""
+    region, true_area = region_of(predicted), np.count_nonzero(true)
+    predicted, true = np.ascontiguousarray(predicted[region]), true[region]
+    masks = [predicted, *(step(predicted) for step in STEPS.values())]
+    counts = np.array([(np.count_nonzero(each & true), np.count_nonzero(each)) for each in masks])
     return dice_from_counts(*counts.T, true_area)
 
 

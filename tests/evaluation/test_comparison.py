@@ -9,6 +9,7 @@ from evaluation import comparison
 from evaluation.comparison import LeaderboardEntry
 from evaluation.oof import Scores
 from evaluation.pixel_counts import probability_histograms
+from inference.postprocess import STEPS
 
 COLUMNS = {
     **{"tta": "hflip", "tta_gain": 0.001, "parameters": 5_000_000, "seconds": 600},
@@ -31,7 +32,7 @@ def make_entry(name, gain=0.0, folds=(0, 1), data="same", seed=0, spread=0.01, n
     histograms = probability_histograms(torch.where(mask, 200, 50).byte(), mask).numpy()
     per_image = {
         "histograms": np.stack([histograms] * len(rows)),
-        "step_dice": np.full((len(rows), 5), 0.9),
+        "step_dice": np.full((len(rows), 1 + len(STEPS)), 0.9),
     }
     return LeaderboardEntry(name, Scores(pd.DataFrame(rows), per_image), COLUMNS, data)
 

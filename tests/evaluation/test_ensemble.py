@@ -219,7 +219,7 @@ def test_score_ensemble_predicts_each_image_by_the_networks_that_held_it_out(run
 def test_score_ensemble_writes_what_read_ensemble_reads(runs_copy, capsys):
     settings, samples = runs_copy.ensemble_settings, runs_copy.samples
     written = ensemble.score_ensemble(settings)
-    assert capsys.readouterr().out.startswith("a+b: weights: a 0.50, b 0.50; gain over equal")
+    assert capsys.readouterr().out.startswith("a+b: equal weights: a 0.50, b 0.50; gain of fitted")
     stored = ensemble.read_ensemble(settings.run_dir)
     assert stored == json.loads(json.dumps(written))
     assert stored["runs"] == {"a": 0.5, "b": 0.5} and stored["folds"] == [0, 1, 2]
@@ -281,14 +281,14 @@ def test_weights_and_scores_of_one_run_are_those_of_its_folds(runs):
 def test_weights_and_scores_scores_an_ensemble_once_and_again_after_a_change(runs_copy, capsys):
     settings = runs_copy.ensemble_settings
     first = ensemble.weights_and_scores(settings)
-    assert "ensemble not scored yet" in capsys.readouterr().out
+    assert "ensemble not scored with the current networks" in capsys.readouterr().out
     second = ensemble.weights_and_scores(settings)
     assert capsys.readouterr().out == ""
     assert first[0] == second[0] and np.array_equal(first[1].histograms, second[1].histograms)
     shutil.copytree(runs_copy.output_dir / "b/fold0", runs_copy.output_dir / "b/fold3")
     assert not ensemble.is_up_to_date(settings.run_dir)
     ensemble.weights_and_scores(settings)
-    assert "ensemble not scored yet" in capsys.readouterr().out
+    assert "ensemble not scored with the current networks" in capsys.readouterr().out
     assert ensemble.is_up_to_date(settings.run_dir)
 
 
@@ -348,7 +348,7 @@ def test_read_ensemble_of_missing_or_damaged_file_is_an_input_error(tmp_path, da
 def test_leaderboard_has_runs_and_ensemble_with_costs_of_its_runs(runs_copy, capsys):
     leaderboard.main([*prediction_args(runs_copy.args()), "runs=[b,a]"])
     printed = capsys.readouterr().out
-    assert "a+b: weights: b 0.50, a 0.50" in printed and "against the best (95%)" in printed
+    assert "a+b: equal weights: b 0.50, a 0.50" in printed and "against the best (95%)" in printed
     assert "post-processing of" in printed and "  fill: " in printed
     table = pd.read_csv(runs_copy.output_dir / "leaderboard.csv").set_index("run")
     assert set(table.index) == {"a", "b", "a+b"} and table["oof_dice"].is_monotonic_decreasing

@@ -193,7 +193,15 @@ def test_load_scores_reads_files_of_the_first_release(tmp_path):
     assert list(loaded.table) == list(scores.table)
     assert loaded.dice.tolist() == pytest.approx(scores.dice.tolist())
     assert np.array_equal(loaded.histograms, scores.histograms)
-    assert np.array_equal(loaded.step_dice, subsets[:, [0, 1, 2, 4, 8]])
+    assert np.array_equal(loaded.step_dice, subsets[:, [0, 1, 2, 4]])
+
+
+def test_load_scores_leaves_out_a_step_that_no_longer_exists(tmp_path):
+    _, scores = make_scores(4)
+    step_dice = scores.step_dice
+    scores.per_image["step_dice"] = np.concatenate([step_dice, np.ones((4, 1))], axis=1)
+    oof.save_scores(tmp_path, scores)
+    assert np.array_equal(oof.load_scores([tmp_path]).step_dice, step_dice)
 
 
 @pytest.mark.parametrize(

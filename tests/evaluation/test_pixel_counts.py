@@ -42,11 +42,12 @@ def test_confusion_matrix_counts_pairs_without_ignored_pixels(n_classes):
     assert np.array_equal(confusion_matrix(predicted, true, n_classes), expected)
 
 
-def test_count_pixels_of_one_class_keeps_the_levels():
+def test_count_pixels_of_one_class_keeps_the_mask_at_one_half():
     probability, true = torch.rand(1, 8, 9), random_tensor((8, 9), 2, torch.bool)
     counts = count_pixels(probability, true)
-    assert torch.equal(counts["levels"], quantize_probability(probability))
-    assert torch.equal(counts["histograms"], probability_histograms(counts["levels"], true))
+    levels = quantize_probability(probability)
+    assert torch.equal(counts["histograms"], probability_histograms(levels, true))
+    assert torch.equal(counts["half_mask"], levels >= 128)
 
 
 def test_count_pixels_of_several_classes_counts_the_most_probable():
