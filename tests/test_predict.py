@@ -38,6 +38,7 @@ def test_predict_writes_a_valid_submission_and_masks(run_copy, tmp_path, capsys)
         mask = mask_io.read_mask(path)
         assert (rle.decode(text, (48, 72)) == mask).all()
         assert mask.mean() == pytest.approx(area, abs=1e-6)
+    assert statistics["agreement"].between(0, 1).all()
 
 
 def test_score_of_a_run_finds_the_submission_of_its_data_set(run_copy, capsys):

@@ -42,13 +42,6 @@ def test_load_training_samples_pairs_by_name_and_sets_group_view_and_fold(shared
         assert sample.fold == int(sample.group, 16) % 2
 
 
-@pytest.mark.parametrize("fold", [0, 1])
-def test_load_training_samples_keeps_each_group_in_one_fold(shared_data_dir, fold):
-    samples = datasets.load_training_samples(tiny_settings(shared_data_dir))
-    inside = {sample.group for sample in samples if sample.fold == fold}
-    assert inside and not inside & {sample.group for sample in samples if sample.fold != fold}
-
-
 def test_load_training_samples_with_max_images_takes_the_first_of_each_fold(shared_data_dir):
     samples = datasets.load_training_samples(tiny_settings(shared_data_dir, "max_images=2"))
     names = [f"{car:012x}_{view:02d}" for car in (0, 1) for view in (1, 2)]

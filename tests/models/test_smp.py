@@ -5,7 +5,6 @@ import pytest
 from core.config import load_settings
 from core.errors import InputError
 from models.build import build_model
-from models.segmenter import count_parameters
 
 
 @pytest.mark.parametrize(
@@ -22,8 +21,3 @@ def test_build_smp_unknown_name_raises_one_line(args, hint):
     with pytest.raises(InputError, match=hint) as error:
         build_model(load_settings(["model=smp", *args]))
     assert "\n" not in str(error.value)
-
-
-def test_build_smp_with_an_encoder_of_timm_builds():
-    settings = load_settings(["model=smp", "encoder=tu-resnet18", "encoder_weights=none"])
-    assert count_parameters(build_model(settings)) > 1e6

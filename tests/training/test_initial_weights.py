@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 
 import train
 from core.config import load_settings
-from core.errors import InputError
 from core.run_folder import read_run_settings, weights_path
 from data import datasets
 from models import checkpoint
@@ -152,10 +151,3 @@ def test_train_from_itself_or_a_missing_run_raises_one_line(run_copy):
     assert_input_error(
         train.main, [*args, "init_run=no_such_run"], "init_run=no_such_run: ", "missing"
     )
-
-
-def test_fold_trainer_refuses_weights_of_another_fold(run_copy):
-    swap_folds(run_copy)
-    for fold in (0, 1):
-        with pytest.raises(InputError, match=f"holds out fold {1 - fold}, expected {fold}"):
-            make_trainer(finer_args(run_copy), fold)
