@@ -24,7 +24,7 @@ import torch
 
 from benchmark import measurements
 from core import provenance
-from core.config import load_settings, parse_overrides
+from core.config import check_model_options, load_settings, parse_overrides
 from core.device import pick_device
 from core.errors import InputError
 from core.files import atomic_write
@@ -48,7 +48,10 @@ def recipes_to_measure(args: list[str]) -> dict[str, Settings]:
     default = DEFAULT_RECIPES[pick_device(settings).type]
     named = [settings.recipe] if "recipe" in parse_overrides(args) else default
     names = settings.bench_recipes or named
-    return {name: load_settings([*args, f"recipe={name}"]) for name in names}
+    recipes = {name: load_settings([*args, f"recipe={name}"]) for name in names}
+    for settings in recipes.values():
+        check_model_options(settings, args)
+    return recipes
 
 
 def load_data(settings: Settings) -> Data:

@@ -41,7 +41,7 @@ make_venv() {
 sys.exit(sys.version_info[:2] not in {(3, 11), (3, 12)})' 2>/dev/null && break
   done
   [ -n "$python" ] || fail "no Python 3.11 or 3.12 with its venv module is on PATH (Debian, Ubuntu: apt install python3 python3-venv)"
-  echo "Installing requirements.txt into .venv: downloads 1 GB, several for a GPU." >&2
+  echo "Installing requirements.txt into .venv: downloads several GB on Linux, 1 GB on macOS." >&2
   rm -rf .venv
   { "$python" -m venv .venv && .venv/bin/python -m pip install --disable-pip-version-check --no-input -r requirements.txt &&
     cp requirements.txt .venv/requirements.txt; } >&2 ||

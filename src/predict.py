@@ -48,7 +48,7 @@ def predict_pending_chunks(
     binarizer: Binarizer,
 ) -> None:
     """Predict all chunks that are not on disk yet; each rank predicts its share of them."""
-    distributed.barrier()  # the main process has removed the chunks of other predictions
+    distributed.barrier()  # the main process has locked the folder
     pending = distributed.gather([chunks.pending()])[0]
     done = len(chunks.samples) - sum(len(chunks.chunk(i)) for i in pending)
     if done:
@@ -85,7 +85,7 @@ def to_result(settings: Settings, binarizer: Binarizer, prediction: Prediction) 
         colored = classes.colorize(mask, sample.class_map)
         write_image(folder / f"{sample.image_id}.png", colored)
         values = classes.encode_values(mask, sample.class_map)
-        write_image(folder / f"{sample.image_id}_label.png", values)
+        write_image(folder / "labels" / f"{sample.image_id}.png", values)
     elif settings.save_masks:
         write_image(folder / f"{sample.image_id}_mask.png", mask.astype(np.uint8) * 255)
         overlay = visualize.draw_overlay(datasets.read_sample_image(sample), mask)
@@ -198,15 +198,14 @@ def main(args: list[str]) -> None:
     distributed.init_process_group(device)
     key = prediction_key(settings, members, samples, binarizer)
     distributed.assert_equal_on_all_ranks({"weights, images or settings": key})
-    ending = ".trial.chunks" if settings.max_images else ".chunks"  # a trial discards no chunks
-    folder = settings.submission_path.with_suffix(ending)
-    chunks = ChunkedPrediction(folder, samples, settings.batch_size)
-    with chunks.lock(key) if process_env.is_main_process() else nullcontext():
+    folder = settings.submission_path.with_suffix(".chunks")
+    chunks = ChunkedPrediction(folder, key, samples, settings.batch_size)
+    with chunks.lock() if process_env.is_main_process() else nullcontext():
         predict_pending_chunks(settings, list(members.values()), chunks, binarizer)
         if process_env.is_main_process():
             results = merge_chunks(settings, chunks)
             write_submission_json(settings, binarizer, run_weights, members, results)
-            chunks.remove()
+            chunks.remove(keep_others=settings.max_images > 0)
     distributed.destroy_process_group()
     if process_env.is_main_process():
         check_and_report(settings, samples, results)

@@ -201,21 +201,18 @@ def test_report_of_several_classes_has_a_confusion_matrix_and_no_threshold(pets_
 
 def test_classes_csv_trains_and_predicts_several_classes(tmp_path):
     data_dir = make_data(tmp_path / "data")
-    (data_dir / "classes.csv").write_text("value,name,color\n1,car,#0a64c8\n0,background,black\n")
+    (data_dir / "classes.csv").write_text("value,name,color\n1,car,#0a64c8\n0,floor,black\n")
     args = [*tiny_settings_args(data_dir, tmp_path / "output"), "fold=0"]
     assert "mean IoU" in call_main(train.main, args)
     call_main(predict.main, prediction_args(args))
-    masks = sorted((tmp_path / "output/tiny/masks").iterdir())
-    images = sorted((data_dir / "test").iterdir())
-    assert [path.name for path in masks] == [
-        *(path.stem + end for path in images for end in (".png", "_label.png")),
-        "legend.png",
-    ]
-    colors = {tuple(c) for c in cv2.imread(str(masks[0]), cv2.IMREAD_COLOR_RGB).reshape(-1, 3)}
-    assert colors <= {(0, 0, 0), (10, 100, 200)}
-    label = cv2.imread(str(masks[1]), cv2.IMREAD_UNCHANGED)
-    is_car = cv2.imread(str(masks[0]), cv2.IMREAD_COLOR_RGB).any(axis=2)
-    assert label.dtype == np.uint8 and (label == is_car).all()
+    folder = tmp_path / "output/tiny/masks"
+    names = [f"{path.stem}.png" for path in sorted((data_dir / "test").iterdir())]
+    assert sorted(path.name for path in folder.iterdir()) == [*names, "labels", "legend.png"]
+    for name in names:
+        colors = cv2.imread(str(folder / name), cv2.IMREAD_COLOR_RGB)
+        label = cv2.imread(str(folder / "labels" / name), cv2.IMREAD_UNCHANGED)
+        assert label.dtype == np.uint8 and {*np.unique(label)} <= {0, 1}
+        assert (colors == np.array([(0, 0, 0), (10, 100, 200)])[label]).all()
 
 
 @pytest.mark.parametrize("main", [predict.main, report.main], ids=["predict", "report"])
@@ -227,7 +224,7 @@ def test_scripts_reject_other_classes_than_those_of_the_weights(pets_runs, main)
 def test_train_rejects_a_binary_loss_for_several_classes(pets_runs, tmp_path):
     args = [f"data_dir={pets_runs / 'pets'}", f"folds_csv={pets_runs / 'folds.csv'}", "run=c"]
     args += [f"output_dir={tmp_path}", "recipe=pets_fcn", "loss=bce", "device=cpu"]
-    assert_input_error(train.main, args, "loss=bce", "3 classes", "ce|ce_dice")
+    assert_input_error(train.main, args, "loss=bce", "3 classes", "ce_dice|ce")
 
 
 # ---------------------------------------------------------------- tiles

@@ -50,11 +50,16 @@ def test_score_of_a_run_finds_the_submission_of_its_data_set(run_copy, capsys):
 
 
 def test_predict_with_max_images_keeps_chunks_of_the_whole_prediction(run_copy):
-    chunk = run_copy.output_dir / "tiny/submission.chunks/000000.csv"
-    chunk.parent.mkdir()
+    folder = run_copy.output_dir / "tiny/submission.chunks"
+    predict.main([*prediction_args(run_copy.args), "max_images=2"])
+    assert len(read_submission(folder.with_suffix(".csv"))) == 2 and not folder.exists()
+    chunk = folder / "other_000000.csv"
+    folder.mkdir()
     chunk.touch()
     predict.main([*prediction_args(run_copy.args), "max_images=2"])
-    assert chunk.exists() and len(read_submission(run_copy.output_dir / "tiny/submission.csv")) == 2
+    assert {path.name for path in folder.glob("*.csv")} == {chunk.name}
+    predict.main(prediction_args(run_copy.args))
+    assert not folder.exists()
 
 
 def test_predict_gives_the_same_bytes_for_every_batch_size_and_worker(trained_run, tmp_path):

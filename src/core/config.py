@@ -104,7 +104,6 @@ def load_settings(
             _assign(conf, key, value, source)
     conf = _assign_last_stage(conf, overrides)
     settings = OmegaConf.to_object(conf)
-    _check_model_options(settings, overrides)
     settings.run = settings.run or Path(settings.recipe).stem
     if "run" in overrides and "runs" not in overrides:
         settings.runs = []
@@ -113,10 +112,10 @@ def load_settings(
     return settings
 
 
-def _check_model_options(settings: Settings, overrides: dict[str, Any]) -> None:
-    """Raise InputError for a typed option of the other model, which would have no effect, unless it
-    is off."""
-    for name, value in overrides.items():
+def check_model_options(settings: Settings, args: list[str]) -> None:
+    """Raise InputError for an option of the other model in `args`, which would have no effect,
+    unless it is off."""
+    for name, value in parse_overrides(args).items():
         model, is_off = FIELDS[name].metadata["model"], value in ("none", "0", "false", [], 0)
         if model and model != settings.model and not is_off:
             found = f"{name}={format_value(value)}: is an option of model={model}"
@@ -189,6 +188,8 @@ def read_recipe(name: str) -> dict[str, Any]:
 
 def _assign(conf: DictConfig, key: str, value: Any, source: str) -> None:
     """Set one more value in `conf`, in place, after checking its key, type and range."""
+    if isinstance(value, bool) and key in FIELDS and get_origin(FIELDS[key].type) is Literal:
+        value = str(value).lower()  # compile: true, in YAML a bool
     typed = f"{source}{key}={format_value(value)}"
     try:
         OmegaConf.unsafe_merge(conf, {key: value})  # a copy of all settings takes 3 ms

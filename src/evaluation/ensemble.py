@@ -61,9 +61,9 @@ def score_ensemble(settings: Settings) -> dict[str, Any]:
         raise InputError(
             f"{settings.run_dir}: this name is reserved for the ensemble; rename the run"
         )
-    runs, folds = settings.runs, common_folds(settings)
-    stored = run_folder.read_run_settings(Path(settings.output_dir) / min(runs))
-    samples = load_training_samples(replace(settings, max_images=stored.get("max_images", 0)))
+    stored = run_folder.read_run_settings(Path(settings.output_dir) / min(settings.runs))
+    settings = replace(settings, max_images=stored.get("max_images", 0))  # as in training
+    runs, folds, samples = settings.runs, common_folds(settings), load_training_samples(settings)
     fingerprint, equal = dataset_fingerprint(samples), dict.fromkeys(runs, 1 / len(runs))
     chooses = samples[0].class_map.is_binary and len(runs) <= MAX_RUNS and len(folds) > 1
     samples = sorted((s for s in samples if s.fold in folds), key=lambda sample: sample.fold)

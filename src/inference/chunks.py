@@ -33,30 +33,26 @@ class ImageResult:
 
 
 class ChunkedPrediction:
-    """Samples split into chunks of whole batches, and the folder of the finished chunks."""
+    """Samples split into chunks of whole batches, and the folder of the finished chunks.
 
-    def __init__(self, folder: Path, samples: list[Sample], batch_size: int):
-        self.folder, self.samples = folder, samples
+    The names of its files begin with the key of the prediction: those of another one, with other
+    settings or a part of the images, stay for it to be resumed.
+    """
+
+    def __init__(self, folder: Path, key: str, samples: list[Sample], batch_size: int):
+        self.folder, self.prefix, self.samples = folder, key[:16], samples
         self.chunk_size = BATCHES_PER_CHUNK * batch_size
 
     def __len__(self) -> int:
         return -(-len(self.samples) // self.chunk_size)
 
     @contextmanager
-    def lock(self, key: str) -> Iterator[None]:
-        """Lock the folder and discard chunks of a prediction with another key."""
+    def lock(self) -> Iterator[None]:
+        """Keep other processes out of the folder."""
         with folder_lock(self.folder, "wait, or choose another file with submission_csv=..."):
             # Files left over from an interrupted merge.
             for end in (".", "_stats."):
                 remove_stale_tmp_files(self.folder.parent, f"{self.folder.stem}{end}")
-            key_path = self.folder / "key.txt"
-            if not key_path.exists() or key_path.read_text() != key:
-                if finished := [*self.folder.glob("[0-9]*")]:
-                    print(f"{self.folder}: discarding a part of a prediction with other settings")
-                for path in finished:
-                    path.unlink()
-                with atomic_write(key_path) as tmp_path:
-                    tmp_path.write_text(key)
             yield
 
     def chunk(self, i: int) -> list[Sample]:
@@ -65,7 +61,7 @@ class ChunkedPrediction:
 
     def chunk_path(self, i: int) -> Path:
         """Return the path of chunk `i`'s csv, which exists only if the chunk is finished."""
-        return self.folder / f"{i:06}.csv"
+        return self.folder / f"{self.prefix}_{i:06}.csv"
 
     def pending(self) -> list[int]:
         """Return the indices of the chunks that are not finished."""
@@ -95,9 +91,12 @@ class ChunkedPrediction:
                     scores = {name: array[j] for name, array in arrays.items()}
                     yield ImageResult(file_name, rle, float(area), float(agreement), error, scores)
 
-    def remove(self) -> None:
-        """Delete the folder."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def remove(self, keep_others: bool) -> None:
+        """Delete the chunks; with `keep_others`, not those of other predictions."""
+        for path in self.folder.glob(f"{self.prefix}_*"):
+            path.unlink()
+        if not keep_others or not any(self.folder.glob("*.csv")):
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def prediction_key(

@@ -58,7 +58,8 @@ class ImageProbabilities:
         for member, probability in self.probabilities:
             region = letterbox_region(self.native_size, member.preprocessing)
             probability = probability[:, *region]
-            joint = F.interpolate(mean[None], probability.shape[-2:])[0]
+            # Not "nearest", which samples up to half a pixel too far up and left.
+            joint = F.interpolate(mean[None], probability.shape[-2:], mode="nearest-exact")[0]
             if len(probability) == 1:
                 mask, joint_mask = probability >= 0.5, joint >= 0.5
                 intersection, areas = (mask & joint_mask).sum(), mask.sum() + joint_mask.sum()

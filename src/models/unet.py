@@ -243,7 +243,7 @@ def init_he_normal(module: nn.Module) -> None:
     """Draw a convolution's weights from N(0, 2 / fan_in) and set its bias to 0.
 
     He et al. 2015, Delving Deep into Rectifiers, https://arxiv.org/abs/1502.01852. Other modules
-    are left as they are.
+    are left as they are. For a transposed convolution, torch takes the output channels as fan_in.
     """
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")

@@ -20,7 +20,8 @@ OPTIMIZERS = {  # class and options
 
 
 def make_optimizer(settings: Settings, network: nn.Module) -> torch.optim.Optimizer:
-    """Return the optimizer of the settings. Biases and normalization have no weight decay."""
+    """Return the optimizer of the settings. Parameters of one dimension, such as biases and
+    normalization, have no weight decay."""
     matrices = [p for p in network.parameters() if p.ndim > 1]
     vectors = [p for p in network.parameters() if p.ndim <= 1]
     groups = [
@@ -51,13 +52,14 @@ def make_schedule(
     update.
     """
     if settings.lr_schedule == "plateau":
-        return ReduceLROnPlateau(optimizer, mode="max", factor=0.5, patience=2)
+        return ReduceLROnPlateau(optimizer, mode="max", factor=0.5, patience=2, threshold=0)
     if settings.lr_schedule == "onecycle":
         return OneCycleLR(
             optimizer,
             max_lr=scaled_learning_rate(settings),
             total_steps=updates + 1,  # step() is also called after the last update
             pct_start=max(settings.warmup, 1 / updates),
+            cycle_momentum=False,  # else also of RMSprop, which has none
         )
     warmup_updates = math.ceil(settings.warmup * updates)
 

@@ -31,16 +31,20 @@ def load_run_settings(args: list[str]) -> Settings:
     args = [*args, "resume=true"] if process_env.restart_count() else args
     settings = config.load_settings(args)
     if not run_folder.has_started(settings.run_dir):
+        config.check_model_options(settings, args)
         return settings
     path = run_folder.config_path(settings.run_dir)
     stored = run_folder.read_run_settings(settings.run_dir)
     if settings.resume:
         settings = config.load_settings(args, {**stored, "fold": None}, path)
+    config.check_model_options(settings, args)
     started = config.to_stored_settings(config.load_settings([], stored, path))
     for name, value in config.to_stored_settings(settings).items():
         if name not in MAY_DIFFER_ON_RESUME and value != started[name]:
+            fix = "" if settings.resume else "set resume=true for the settings of the run, or "
             raise InputError(
-                f"{path}: this run has {name}={started[name]}, not {value}; choose another run=..."
+                f"{path}: this run has {name}={started[name]}, not {value}; {fix}choose another "
+                "run=..."
             )
     return settings
 

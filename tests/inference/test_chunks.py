@@ -19,8 +19,8 @@ N_SAMPLES = 2 * BATCHES_PER_CHUNK + 3  # three chunks of batches of one image
 @pytest.fixture
 def prediction(tmp_path):
     """A locked prediction of samples that are numbers."""
-    chunked = ChunkedPrediction(tmp_path / "submission.chunks", list(range(N_SAMPLES)), 1)
-    with chunked.lock("key"):
+    chunked = ChunkedPrediction(tmp_path / "submission.chunks", "key", list(range(N_SAMPLES)), 1)
+    with chunked.lock():
         yield chunked
 
 
@@ -51,7 +51,7 @@ def test_read_returns_what_was_written_in_the_order_of_the_samples(prediction, w
 
 
 def test_read_returns_errors_nan_and_long_texts(tmp_path):
-    prediction = ChunkedPrediction(tmp_path / "chunks", [0, 1], 1)
+    prediction = ChunkedPrediction(tmp_path / "chunks", "key", [0, 1], 1)
     long_text = "1 1 " * 100_000  # the csv module accepts 131,072 characters by default
     prediction.write(
         0, [ImageResult("a", "", 0.0, np.nan, 'a\n,"b'), ImageResult("b", long_text, 1, 1)]
@@ -61,29 +61,31 @@ def test_read_returns_errors_nan_and_long_texts(tmp_path):
     assert second.rle == long_text and second.error == ""
 
 
-@pytest.mark.parametrize(("key", "pending"), [("key", [0, 2]), ("other key", [0, 1, 2])])
-def test_lock_discards_chunks_of_another_key_and_prints_so(tmp_path, capsys, key, pending):
-    prediction = ChunkedPrediction(tmp_path / "submission.chunks", list(range(N_SAMPLES)), 1)
-    with prediction.lock("key"):
-        prediction.write(1, [make_result(i, True) for i in prediction.chunk(1)])
-    with prediction.lock(key):
-        assert prediction.pending() == pending
-        assert len([*prediction.folder.glob("*.npz")]) == 3 - len(pending)
-    assert ("discarding a part of a prediction" in capsys.readouterr().out) == (key != "key")
+def test_predictions_with_other_keys_have_chunks_of_their_own(tmp_path):
+    folder, samples = tmp_path / "submission.chunks", list(range(N_SAMPLES))
+    first, second = (ChunkedPrediction(folder, key, samples, 1) for key in ("key", "other key"))
+    with first.lock():
+        first.write(1, [make_result(i, True) for i in first.chunk(1)])
+        assert (first.pending(), second.pending()) == ([0, 2], [0, 1, 2])
+        second.write(0, [make_result(i, True) for i in second.chunk(0)])
+    second.remove(keep_others=True)
+    assert (first.pending(), second.pending()) == ([0, 2], [0, 1, 2])
+    second.remove(keep_others=False)
+    assert not folder.exists()
 
 
 def test_lock_removes_what_an_interrupted_merge_left(tmp_path):
     other = ".submission_2.csv.9.tmp"
     for name in (".submission.csv.9.tmp", ".submission_stats.csv.9.tmp", other):
         (tmp_path / name).touch()
-    with ChunkedPrediction(tmp_path / "submission.chunks", [0], 1).lock("key"):
+    with ChunkedPrediction(tmp_path / "submission.chunks", "key", [0], 1).lock():
         assert [path.name for path in tmp_path.glob(".*.tmp")] == [other]
 
 
 def test_remove_deletes_the_folder(tmp_path):
-    prediction = ChunkedPrediction(tmp_path / "submission.chunks", [0], 1)
+    prediction = ChunkedPrediction(tmp_path / "submission.chunks", "key", [0], 1)
     prediction.write(0, [make_result(0, True)])
-    prediction.remove()
+    prediction.remove(keep_others=False)
     assert not prediction.folder.exists() and tmp_path.exists()
 
 

@@ -65,6 +65,15 @@ def test_agreement_is_the_weighted_mean_dice_with_the_ensemble():
     assert float(ImageProbabilities(None, (1, 3), empty, None).agreement(torch.zeros(1, 1, 3))) == 1
 
 
+def test_agreement_of_one_smaller_network_with_itself_is_one():
+    rows, columns = np.mgrid[:64, :96]
+    distance = np.hypot(rows - 31.5, columns - 47.5)
+    small = torch.sigmoid(torch.from_numpy(20 - distance).float())[None]
+    member = EnsembleMember(None, Preprocessing((64, 96)))
+    image = ImageProbabilities(None, (320, 480), [(member, small)], None)
+    assert float(image.agreement(image.mean())) > 0.999
+
+
 def test_agreement_of_several_classes_is_the_fraction_of_equal_pixels():
     first = torch.tensor([[[0.9, 0.9, 0.1, 0.1]], [[0.1, 0.1, 0.9, 0.9]]])
     second = torch.tensor([[[0.8, 0.8, 0.8, 0.2]], [[0.2, 0.2, 0.2, 0.8]]])

@@ -253,10 +253,11 @@ def test_predict_in_fp16_continues_in_another_precision_where_logits_are_infinit
     tiny, monkeypatch, capsys
 ):
     samples, settings, _ = tiny
-    calls = []
+    calls, threads = [], set()
 
     def network(images):
         calls.append(torch.get_autocast_dtype("cpu"))
+        threads.add(threading.current_thread().name)
         # The second batch is the first to overflow.
         return overflowing_network(images) if len(calls) > 2 else pixelwise_network(images)
 
@@ -269,6 +270,15 @@ def test_predict_in_fp16_continues_in_another_precision_where_logits_are_infinit
     assert printed == "precision=fp16 overflows in this network: predicting in bf16\n"
     assert calls == [torch.float16] * 4 + [torch.bfloat16] * 2
     assert torch.allclose(probabilities[-1], torch.ones(()))
+    assert all(name.startswith("networks") for name in threads)
+
+
+def test_tune_does_nothing_with_compile_false(tiny, monkeypatch):
+    _, settings, _ = tiny
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    forward = predictor.BatchForward([], replace(settings, compile="false"), predictor.keep_mean)
+    forward.tune()
+    assert not forward.is_compiled and not torch.backends.cudnn.benchmark
 
 
 @pytest.mark.parametrize(("picked", "continued"), [("bf16", "bf16"), ("fp16", "fp32")])
@@ -277,8 +287,10 @@ def test_avoid_fp16_takes_the_precision_of_training_or_fp32(tiny, monkeypatch, p
     forward = predictor.BatchForward([], settings, predictor.keep_mean)
     forward.set_precision("fp16")
     monkeypatch.setattr(predictor, "pick_precision", lambda settings, device: picked)
+    forward.is_compiled = True
     forward.avoid_fp16()
     assert forward.precision_and_models[0] == continued
+    assert forward.is_compiled == (continued == "fp32")  # in bf16 other copies of the networks run
 
 
 @pytest.mark.parametrize(

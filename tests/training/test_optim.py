@@ -83,6 +83,29 @@ def test_make_schedule_has_the_expected_learning_rate_at_each_update(optimizer, 
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("schedule", ["cosine", "onecycle", "constant"])
+def test_make_schedule_leaves_the_momentum_to_the_optimizer(optimizer, schedule):
+    settings = load_settings([f"optimizer={optimizer}", f"lr_schedule={schedule}"])
+    optimizer = make_optimizer(settings, torch.nn.Conv2d(1, 1, 1))
+    momenta = [[(g.get("momentum"), g.get("betas")) for g in optimizer.param_groups]]
+    rule = make_schedule(settings, optimizer, updates=3)
+    for _ in range(2):
+        optimizer.step()
+        rule.step()
+        momenta.append([(g.get("momentum"), g.get("betas")) for g in optimizer.param_groups])
+    assert momenta[0] == momenta[1] == momenta[2]
+
+
+def test_make_schedule_plateau_counts_a_gain_of_any_size():
+    settings = load_settings(["lr=1", "lr_schedule=plateau"])
+    optimizer = make_optimizer(settings, torch.nn.Conv2d(1, 1, 1))
+    schedule = make_schedule(settings, optimizer, updates=10)
+    for dice in (0.995, 0.99501, 0.99502, 0.99503, 0.99504):
+        schedule.step(dice)
+    assert optimizer.param_groups[0]["lr"] == 1
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_make_schedule_plateau_halves_after_three_epochs_without_gain(optimizer):
     settings = load_settings([f"optimizer={optimizer}", "lr=1", "lr_schedule=plateau"])
     optimizer = make_optimizer(settings, torch.nn.Conv2d(1, 1, 1))

@@ -89,6 +89,8 @@ def test_same_command_resumes_a_run_with_weights_of_a_file(tmp_path, monkeypatch
     assert preflight.load_run_settings([*args, "resume=true"]).encoder_weights == "w.pth"
     with pytest.raises(InputError, match=f"this run has encoder_weights={tmp_path}/w.pth, not"):
         preflight.load_run_settings([*args, "encoder_weights=other.pth"])
+    with pytest.raises(InputError, match="channels=8,16: is an option of model=unet"):
+        preflight.load_run_settings([*args, "resume=true", "channels=8,16"])
 
 
 def test_lock_fold_rejects_a_fold_that_another_process_has_finished(run_copy):
