@@ -57,7 +57,7 @@ def recipes_to_measure(args: list[str]) -> dict[str, Settings]:
 def load_data(settings: Settings) -> Data:
     """Load the samples of a recipe; InputError if it cannot be trained on them, or measured."""
     if settings.size is None or settings.cache == "none":
-        fix = "; set stages=[] size=h,w" if settings.stages else ""
+        fix = "; set 'stages=[]' size=h,w" if settings.stages else ""
         raise InputError(f"recipe={settings.recipe}: bench.py needs size=h,w and a cache{fix}")
     samples = datasets.load_training_samples(settings)
     fold = min(s.fold for s in samples) if settings.fold is None else settings.fold

@@ -153,7 +153,7 @@ def _assign_last_stage(conf: DictConfig, overrides: dict[str, Any]) -> DictConfi
     for number, stage in enumerate(OmegaConf.to_container(base.stages), 1):
         if both := sorted(stage.keys() & overrides.keys()):
             raise InputError(
-                f"{both[0]}=: is set by stage {number}; change `stages`, or add stages=[] to train "
+                f"{both[0]}=: is set by stage {number}; change `stages`, or add 'stages=[]' to train "
                 "without them"
             )
         conf = copy.deepcopy(base)
