@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # bash predict.sh [key=value ...]; settings as in train.sh
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # started as sh predict.sh
 set -euo pipefail
 unset CDPATH # else cd may go to another folder
 cd "$(dirname "$0")"

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # bash train.sh [key=value ...]; `bash train.sh help` lists all settings
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # started as sh train.sh
 set -euo pipefail
 unset CDPATH # else cd may go to another folder
 cd "$(dirname "$0")"

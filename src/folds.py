@@ -54,6 +54,11 @@ def mean_mask_area(samples: list[Sample]) -> pd.Series:
         names = [sample.image_id for sample, a in zip(samples, areas, strict=True) if a == area]
         if names:
             print(f"{len(names)} masks {state}: {', '.join(names[:5])}")
+    if samples[0].class_map.is_binary and np.mean(areas) > 0.5:
+        print(
+            f"warning: the masks cover {np.mean(areas):.0%} of the images on average; the object "
+            "must be white, the background black"
+        )
     table = pd.DataFrame({"group": [sample.group for sample in samples], "area": areas})
     return table.groupby("group")["area"].mean().round(6)
 
@@ -107,6 +112,11 @@ def write_folds(settings: Settings, folds: pd.Series) -> None:
                 f"{path}: has {len(replaced)} groups of dataset {name}, but {settings.data_dir} "
                 f"has {len(folds)} groups or other ones; set folds_csv=<new file> or "
                 "dataset_name=<new name>"
+            )
+        listed = dict(zip(replaced["group"], replaced["fold"], strict=True))
+        if listed and listed != {group: str(fold) for group, fold in folds.items()}:
+            raise InputError(
+                f"{path}: has other folds of dataset {name}; delete it, or set folds_csv=<new file>"
             )
         table = pd.concat([existing[~is_same_dataset], table], ignore_index=True)
     with atomic_write(path) as tmp_path:

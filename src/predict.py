@@ -22,10 +22,12 @@ import pandas as pd
 from torch import Tensor
 from tqdm import tqdm
 
-from core import distributed, process_env, provenance, run_folder
+from core import config, distributed, process_env, provenance, run_folder
 from core.device import pick_device
+from core.errors import InputError
 from core.files import atomic_write, file_sha256
 from data import classes, datasets, rle
+from data.image_files import require_paths
 from data.image_writer import write_image
 from data.sample import Sample
 from evaluation import ensemble, oof, submission, visualize
@@ -179,6 +181,10 @@ def main(args: list[str]) -> None:
     if settings.images:
         predict_own_photographs(settings)
         return
+    if "background" in config.parse_overrides(args):
+        raise InputError("background=: needs images=<a photograph or a folder>")
+    if settings.truth_csv:
+        require_paths(Path(settings.truth_csv))
     samples, device = datasets.load_test_samples(settings), pick_device(settings)
     if samples[0].class_map.is_binary:
         submission.require_replaceable(settings, [sample.image.name for sample in samples])
@@ -205,7 +211,7 @@ def main(args: list[str]) -> None:
         if process_env.is_main_process():
             results = merge_chunks(settings, chunks)
             write_submission_json(settings, binarizer, run_weights, members, results)
-            chunks.remove(keep_others=settings.max_images > 0)
+            chunks.remove()
     distributed.destroy_process_group()
     if process_env.is_main_process():
         check_and_report(settings, samples, results)

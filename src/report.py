@@ -24,6 +24,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from core import config, provenance, run_folder
+from core.errors import InputError
 from core.files import atomic_write, file_sha256
 from data import csv_files, datasets
 from data.sample import Sample
@@ -140,7 +141,10 @@ class Report:
 def load_report(settings: Settings) -> Report:
     weights, scores = ensemble.weights_and_scores(settings)
     entries = comparison.load_entries(Path(settings.output_dir))
-    data = next(entry.data for entry in entries if entry.name == settings.run)
+    data = next((entry.data for entry in entries if entry.name == settings.run), None)
+    if data is None:  # a file system may ignore the case of names
+        names = ", ".join(entry.name for entry in entries)
+        raise InputError(f"run={settings.run}: no such run; found {names}")
     entries = [entry for entry in entries if entry.data == data]
     has_test = datasets.get_format(settings).has_test_images(settings)
     return Report(

@@ -1,9 +1,12 @@
 """Check submission.csv strictly; with truth_csv=, also score it."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 from core import cli, config, run_folder
+from core.errors import InputError
+from core.settings import Settings
 
 if __name__ == "__main__":
     cli.check_arguments()  # before the imports that take seconds
@@ -14,6 +17,20 @@ from evaluation.submission import check_submission
 INHERITED = ("dataset_name", "dataset_format", "group_regex", "data_dir", "use_hq_images")
 
 
+def require_submission_of_runs(settings: Settings, args: list[str]) -> None:
+    """Raise InputError if `args` name runs, but predict.py has made the submission with others."""
+    path, typed = settings.submission_path, config.parse_overrides(args).keys()
+    json_path = path.with_suffix(".json")
+    if "submission_csv" in typed or not {"run", "runs", "recipe"} & typed or not json_path.exists():
+        return
+    runs = json.loads(json_path.read_text(encoding="utf-8"))["runs"]
+    if {*runs} != {*settings.runs}:
+        raise InputError(
+            f"{path}: was made by {','.join(runs)}, not by {','.join(settings.runs)}; predict with "
+            "these first, or set submission_csv=..."
+        )
+
+
 def main(args: list[str]) -> None:
     settings = config.load_settings_without_stages(args)
     first_run = Path(settings.output_dir) / min(settings.runs)
@@ -22,6 +39,7 @@ def main(args: list[str]) -> None:
         inherited = {name: stored[name] for name in INHERITED if name in stored}
         base = config.read_recipe(settings.recipe) | inherited
         settings = config.load_settings_without_stages(args, base)
+    require_submission_of_runs(settings, args)
     check_submission(replace(settings, run=run_folder.ensemble_name(settings.runs)))
 
 

@@ -49,7 +49,7 @@ def test_score_of_a_run_finds_the_submission_of_its_data_set(run_copy, capsys):
     assert f"{run_copy.output_dir / 'tiny/submission.csv'}: 6 rows" in capsys.readouterr().out
 
 
-def test_predict_with_max_images_keeps_chunks_of_the_whole_prediction(run_copy):
+def test_predict_keeps_chunks_of_another_prediction(run_copy, capsys):
     folder = run_copy.output_dir / "tiny/submission.chunks"
     predict.main([*prediction_args(run_copy.args), "max_images=2"])
     assert len(read_submission(folder.with_suffix(".csv"))) == 2 and not folder.exists()
@@ -58,8 +58,23 @@ def test_predict_with_max_images_keeps_chunks_of_the_whole_prediction(run_copy):
     chunk.touch()
     predict.main([*prediction_args(run_copy.args), "max_images=2"])
     assert {path.name for path in folder.glob("*.csv")} == {chunk.name}
+    assert "holds parts of other predictions" in capsys.readouterr().out
+
+
+def test_score_of_another_run_than_the_submission_is_rejected(run_copy):
     predict.main(prediction_args(run_copy.args))
-    assert not folder.exists()
+    path = run_copy.output_dir / "tiny/submission.json"
+    path.write_text(path.read_text().replace('"tiny": 1.0', '"other": 1.0'))
+    args = [f"output_dir={run_copy.output_dir}", "run=tiny"]
+    assert_input_error(score.main, args, "submission.csv: was made by other, not by tiny")
+
+
+@pytest.mark.parametrize(
+    ("arg", "message"),
+    [("background=white", "background=: needs images="), ("truth_csv=/nowhere.csv", "nowhere.csv")],
+)
+def test_predict_checks_its_arguments_before_it_predicts(trained_run, arg, message):
+    assert_input_error(predict.main, [*prediction_args(trained_run.args), arg], message)
 
 
 def test_predict_gives_the_same_bytes_for_every_batch_size_and_worker(trained_run, tmp_path):
@@ -94,7 +109,7 @@ def test_predict_takes_other_values_than_the_stages_of_the_recipe(trained_run, t
     predict.main(args)
     assert len(read_submission(tmp_path / "s.csv")) == 6
     typed = [f"recipe={recipe}", "batch_size=2"]
-    assert_input_error(train.main, typed, "batch_size=: is set by stage 1", "add stages=[]")
+    assert_input_error(train.main, typed, "batch_size=: is set by stage 1", "add 'stages=[]'")
 
 
 def test_predict_with_a_run_of_the_first_release_gives_its_submission(tmp_path, capsys):

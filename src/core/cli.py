@@ -8,6 +8,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 from core import environment
@@ -26,9 +27,17 @@ def check_arguments() -> None:
 
     Also sets the variables that torch's libraries read at import. Stages are checked by train.py.
     """
-    run_main(load_settings_without_stages)
+    run_main(_check_arguments)
     machine.set_thread_defaults()
     machine.keep_freed_memory()
+
+
+def _check_arguments(args: list[str]) -> None:
+    for one, next_one in pairwise(args):  # side by side: bash expands fold={0,1} to them
+        name = one.partition("=")[0]
+        if one != next_one and name == next_one.partition("=")[0]:
+            raise InputError(f"{one} {next_one}: are two values; write a list as {name}=a,b")
+    load_settings_without_stages(args)
 
 
 def run_main(main: Callable[[list[str]], object], resume_hint: str = "") -> None:

@@ -42,6 +42,13 @@ def parse_overrides(args: list[str]) -> dict[str, Any]:
             values[key] = _parse_value(FIELDS[key].type if key in FIELDS else None, text)
         except YAML_ERRORS:
             raise InputError(f"{arg}: invalid value; write lists as 1,2") from None
+    for name, path in find_paths(values).items():
+        if re.match(r"[A-Za-z]:[\\/]", path):
+            unix_path = f"/mnt/{path[0].lower()}/..."
+            raise InputError(f"{name}={path}: is a path of Windows; in WSL write {unix_path}")
+    for name in ("images", "data_dir", "output_dir"):
+        if values.get(name) == "":
+            raise InputError(f"{name}=: is empty; a shell variable may not be set")
     # zsh leaves the ~ of key=~/folder
     return values | {name: os.path.expanduser(path) for name, path in find_paths(values).items()}
 
@@ -56,6 +63,8 @@ def _parse_value(annotation: Any, text: str) -> Any:
         if annotation == list[str]:
             return [name.strip() for name in inner.split(",") if name.strip()]
         text = f"[{re.sub(r'(?<=[0-9])[x×](?=[0-9])', ',', inner)}]"
+    if re.search(r"(?<![\w.-])0\d|\d:\d", text):  # in YAML octal, and of base 60
+        raise ValueError
     return yaml.safe_load(text)
 
 
@@ -105,6 +114,8 @@ def load_settings(
     conf = _assign_last_stage(conf, overrides)
     settings = OmegaConf.to_object(conf)
     settings.run = settings.run or Path(settings.recipe).stem
+    if not FIELDS["run"].metadata["check"][1](settings.run):
+        raise InputError(f"recipe={recipe}: names no folder for its run; set run=..., or rename it")
     if "run" in overrides and "runs" not in overrides:
         settings.runs = []
     settings.runs = settings.runs or [settings.run]
@@ -153,8 +164,8 @@ def _assign_last_stage(conf: DictConfig, overrides: dict[str, Any]) -> DictConfi
     for number, stage in enumerate(OmegaConf.to_container(base.stages), 1):
         if both := sorted(stage.keys() & overrides.keys()):
             raise InputError(
-                f"{both[0]}=: is set by stage {number}; change `stages`, or add 'stages=[]' to train "
-                "without them"
+                f"{both[0]}=: is set by stage {number}; change `stages`, or add 'stages=[]' to "
+                "train without them"
             )
         conf = copy.deepcopy(base)
         for key, value in stage.items():

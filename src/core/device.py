@@ -55,6 +55,12 @@ def pick_device(settings: Settings) -> torch.device:
             torch.cuda.set_device(index)
         return torch.device("cuda", index)
     is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if shown and not is_hidden and installed_driver():
+        raise InputError(
+            f"CUDA_VISIBLE_DEVICES={shown}: torch sees no such GPU; list them with nvidia-smi, or "
+            "update the driver"
+        )
     if not is_hidden and (driver := installed_driver()):
         raise InputError(f"device={settings.device}: {_explain_unusable_gpu(driver)}")
     if settings.device == "cuda":
@@ -185,6 +191,11 @@ def explain_out_of_memory(settings: Settings, is_training: bool = True) -> Itera
         yield
     except (RuntimeError, MemoryError) as error:
         text = str(error).lower()
+        if "dataloader worker" in text:
+            raise InputError(
+                "a process that loads images was killed, probably as memory ran out; set "
+                "num_workers=0 or cache=none"
+            ) from None
         is_oom = isinstance(error, torch.OutOfMemoryError | MemoryError)
         if not is_oom and not any(words in text for words in OUT_OF_MEMORY_TEXTS):
             raise

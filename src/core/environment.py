@@ -65,6 +65,11 @@ def check_python() -> None:
         )
     from importlib.metadata import version
 
+    import omegaconf.nodes
+
+    if not hasattr(omegaconf.nodes, "LiteralNode"):
+        found = f"omegaconf {version('omegaconf')} is too old; pip install omegaconf==2.4.0"
+        _exit(f"PYTHON={sys.executable}: {found}")
     torch_version = tuple(int(number) for number in version("torch").split(".")[:2])
     _check_version("torch", torch_version, OLDEST_TORCH, NEWEST_TORCH)
 

@@ -5,7 +5,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -31,7 +31,8 @@ def atomic_write(path: Path | str, size: int = 0) -> Iterator[Path]:
             yield tmp_path
             fsync_path(tmp_path)  # a power failure after the rename must not leave an empty file
             os.replace(tmp_path, path)
-            fsync_path(path.parent)
+            with suppress(OSError):  # some network file systems cannot
+                fsync_path(path.parent)
         finally:
             tmp_path.unlink(missing_ok=True)
     except OSError as error:
@@ -75,7 +76,7 @@ def _file_sha256(path: Path, size: int, mtime_ns: int) -> str:
 def _write_error_message(path: Path, error: OSError, size: int) -> str:
     if error.errno in NOT_WRITABLE_ERRNOS:
         reason = f"cannot be written ({error.strerror})"
-        return f"{path}: {reason}; choose another folder, as with output_dir=..."
+        return f"{path}: {reason}; choose another folder, as with output_dir=... or folds_csv=..."
     free = shutil.disk_usage(path.parent).free / 2**20
     needed = f"{size / 2**20:.1f} MiB are needed, " if size else ""
     return f"{path}: {error.strerror}; {needed}{free:.1f} MiB are free: free some space"
@@ -101,3 +102,16 @@ def folder_lock(folder: Path, hint: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process holds the lock of `folder`."""
+    if not (folder / ".lock").exists():
+        return False
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False

@@ -9,7 +9,7 @@ import yaml
 
 from core.config import YAML_ERRORS, to_stored_settings
 from core.errors import InputError
-from core.files import atomic_write
+from core.files import atomic_write, is_locked
 from core.old_settings import rename_old_settings
 from core.settings import Settings
 
@@ -76,8 +76,10 @@ def finished_folds(run_dir: Path) -> list[int]:
 
 
 def has_started(run_dir: Path) -> bool:
-    """Whether the run, or a stage of it, has weights or a snapshot of any fold."""
+    """Whether the run, or a stage of it, has weights or a snapshot of any fold, or is training."""
     folders = [*run_dir.glob("fold*"), *run_dir.glob("stage*/fold*")]
+    if config_path(run_dir).exists() and any(map(is_locked, folders)):
+        return True
     return any((f / "best.safetensors").exists() or any(f.glob("resume/*.pt")) for f in folders)
 
 
@@ -87,7 +89,9 @@ def read_run_settings(run_dir: Path) -> dict[str, Any]:
     try:
         return rename_old_settings(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, AttributeError, *YAML_ERRORS):
-        raise InputError(f"{path}: missing or unreadable; train the run first") from None
+        raise InputError(
+            f"{path}: missing or unreadable; restore it, or train the run as another run=..."
+        ) from None
 
 
 def save_run_settings(settings: Settings) -> None:

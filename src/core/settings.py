@@ -26,7 +26,10 @@ TILE_SIZE: Check = ("0, or 128 or more", lambda v: v == 0 or v >= 128)
 TILE_OVERLAP: Check = ("0 or more and at most 0.75", lambda v: 0 <= v <= 0.75)
 NAME: Check = ("a plain folder name", lambda v: re.fullmatch(r"([\w+][\w.+-]*)?", v) is not None)
 RUN_OR_STAGE: Check = ("run or run/stage1", lambda v: NAME[1](re.sub(r"/stage\d+$", "", v)))
-NAMES: Check = ("distinct names", lambda v: all(map(NAME[1], v)) and len({*v}) == len(v))
+NAMES: Check = (
+    "distinct plain folder names, as in runs=a,b",
+    lambda v: all(map(NAME[1], v)) and len({*v}) == len(v),
+)
 POSTPROCESS_STEPS = ("specks", "largest", "fill")
 POSTPROCESS: Check = (
     f"auto, none, or any of {','.join(POSTPROCESS_STEPS)}",

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from core.errors import InputError
+from core.files import file_sha256
 from core.settings import Settings
+from data import image_io
 from data.classes import IGNORE, ClassMap
 from data.csv_files import read_folds
 from data.formats.base import DatasetFormat
@@ -65,7 +67,22 @@ def read_sizes(samples: Sequence[Sample]) -> set[tuple[int, int]]:
             errors.append(error)
     if errors:
         raise InputError(f"{errors[0]}" + f" ({len(errors)} such files)" * (len(errors) > 1))
+    if turned := [sample.image.name for sample in samples if is_turned_alone(sample)]:
+        print(
+            f"warning: EXIF turns or mirrors {len(turned)} photographs, {turned[0]} for example, "
+            "but not their masks; check that the masks are upright"
+        )
     return sizes
+
+
+def is_turned_alone(sample: Sample) -> bool:
+    """Whether EXIF turns or mirrors the image of a sample, but not its mask, at the same size."""
+    orientation = image_io.read_orientation(sample.image)
+    if orientation == 1 or sample.mask.suffix == ".csv":
+        return False
+    height, width = read_native_size(sample)
+    keeps_size = orientation < 5 or height == width
+    return keeps_size and image_io.read_orientation(sample.mask) == 1
 
 
 # ---------------------------------------------------------------- lists of samples
@@ -140,9 +157,9 @@ def load_test_samples(settings: Settings) -> list[Sample]:
 
 
 def dataset_fingerprint(samples: Sequence[Sample]) -> str:
-    """Return a hash of image names, groups, folds, mask sizes and classes; scores are comparable
-    only between equal fingerprints."""
-    lines = sorted(f"{s.image_id},{s.group},{s.fold},{s.mask.stat().st_size}" for s in samples)
+    """Return a hash of image names, groups, folds, sizes of mask files and classes; scores are
+    comparable only between equal fingerprints."""
+    lines = sorted(f"{s.image_id},{s.group},{s.fold},{mask_identity(s.mask)}" for s in samples)
     classes = samples[0].class_map
     if classes.value_to_class:
         # The names of the first release, whose runs stay comparable.
@@ -153,6 +170,13 @@ def dataset_fingerprint(samples: Sequence[Sample]) -> str:
     if classes.mask_threshold:
         lines.append(f"mask_threshold={classes.mask_threshold}")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
+
+
+def mask_identity(path: Path) -> str:
+    """Return the size of a mask's file, or its hash if the format may be uncompressed, where masks
+    of one size have files of one size."""
+    is_compressed = path.suffix.lower() not in (".bmp", ".tif", ".tiff")
+    return str(path.stat().st_size) if is_compressed else file_sha256(path)
 
 
 def describe_dataset(settings: Settings, samples: Sequence[Sample]) -> dict[str, Any]:

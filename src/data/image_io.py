@@ -83,6 +83,12 @@ def read_image_size(path: Path) -> tuple[int, int]:
         return (width, height) if exif_orientation(image) >= 5 else (height, width)
 
 
+def read_orientation(path: Path) -> int:
+    """Return the EXIF orientation of an image, 1…8, from the file's header."""
+    with open_image(path) as image:
+        return exif_orientation(image)
+
+
 def find_photographs(path: Path, check_headers: bool = True) -> list[Path]:
     """Return the image at `path`, or the images in the folder `path`, sorted by name.
 

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Self
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from core import machine, process_env, signals
+from core import machine, process_env
 from core.device import pick_device
 from core.errors import InputError
 from core.settings import Settings
@@ -23,6 +22,7 @@ from data.formats.carvana import IMAGE_SIZE
 from data.preprocess import Preprocessing, Size, preprocess_image, preprocessing_from
 from data.sample import Sample
 from data.sampler import EpochBatchSampler
+from data.workers import choose_num_workers, init_worker
 
 # ---------------------------------------------------------------- training
 
@@ -69,7 +69,7 @@ def train_loader(samples: Sequence[Sample], settings: Settings, cache: Cache | N
     height, width = settings.crop_size or whole
     local_batch_size = -(-settings.batch_size // process_env.world_size())
     batch_bytes = local_batch_size * 4 * height * width
-    workers = _num_workers(settings, batch_bytes, is_cheap=cache is not None)
+    workers = choose_num_workers(settings, batch_bytes, is_cheap=cache is not None)
     return DataLoader(
         TrainDataset(samples, settings, cache),
         batch_sampler=EpochBatchSampler(len(samples), settings.batch_size, settings.seed),
@@ -77,7 +77,7 @@ def train_loader(samples: Sequence[Sample], settings: Settings, cache: Cache | N
         num_workers=workers,
         pin_memory=pick_device(settings).type == "cuda",
         persistent_workers=workers > 0,
-        worker_init_fn=_init_worker,
+        worker_init_fn=init_worker,
     )
 
 
@@ -170,7 +170,8 @@ class PredictionDataset(Dataset):
             return self.read(self.samples[i])
         except InputError as error:
             if not self.skip_unreadable:
-                raise
+                hint = "" if self.with_mask else "; or set skip_unreadable=true"
+                raise InputError(f"{error}{hint}") from None
             return LoadedSample(self.samples[i], (0, 0), None, str(error)), {}
 
     def read(self, sample: Sample) -> tuple[LoadedSample, Images]:
@@ -201,7 +202,7 @@ def prediction_loader(
     sizes = [network_size(sample, p) for sample in samples[:1] for p in preprocessings]
     batch_bytes = settings.batch_size * sum(3 * height * width for height, width in sizes)
     # Passing a cached image to this process takes longer than reading it.
-    workers = 0 if use_cache else _num_workers(settings, batch_bytes, is_cheap=True)
+    workers = 0 if use_cache else choose_num_workers(settings, batch_bytes, is_cheap=True)
     dataset = PredictionDataset(
         samples,
         preprocessings,
@@ -216,7 +217,7 @@ def prediction_loader(
         collate_fn=collate_samples,
         num_workers=workers,
         pin_memory=pick_device(settings).type == "cuda",
-        worker_init_fn=_init_worker,
+        worker_init_fn=init_worker,
     )
 
 
@@ -227,34 +228,3 @@ def network_size(sample: Sample, preprocessing: Preprocessing) -> Size:
         return preprocessing.size or read_native_size(sample)
     except InputError:
         return IMAGE_SIZE
-
-
-def _num_workers(settings: Settings, batch_bytes: int, is_cheap: bool) -> int:
-    """Return the number of worker processes: one per core as far as their batches fit into shared
-    memory, but none if the network runs on the same cores and loading is cheap.
-
-    Measured with the carvana_small network on 1918×1280 JPEGs, 2 cores, batches of 4: 18.2 ms an
-    image with threads that decode between two forward passes, 20.2 ms with neither threads nor
-    workers, 23.3 ms with 2 workers.
-    """
-    # Two batches of each worker, one being trained on, one on its way to pinned memory.
-    free = machine.free_shared_memory() // process_env.local_world_size()
-    fitting = max(0, free // max(1, batch_bytes) - 2) // 2
-    explanation = (
-        f"the {free / 2**20:.0f} MB free in /dev/shm hold the batches of {fitting} processes; for "
-        "more, start the container with --shm-size=8g"
-    )
-    if settings.num_workers is not None:
-        if settings.num_workers > fitting:
-            raise InputError(f"num_workers={settings.num_workers}: {explanation}")
-        return settings.num_workers
-    if is_cheap and pick_device(settings).type == "cpu":
-        return 0
-    if fitting < machine.cores_per_process():
-        process_env.print_once(f"num_workers={fitting}: {explanation}")
-    return min(machine.cores_per_process(), fitting)
-
-
-def _init_worker(_: int) -> None:
-    cv2.setNumThreads(0)  # the workers already use all cores
-    signals.ignore_signals_in_worker()

@@ -53,20 +53,27 @@ def _to_rgba(path: Path, image: Image.Image) -> np.ndarray:
 def _to_mask(path: Path, values: np.ndarray, threshold: int) -> np.ndarray:
     """Convert H×W values, 0 for black, to bool. Where there is more than black and one other value,
     the object is where `threshold` is reached, and InputError is raised without a threshold."""
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise InputError(f"{path}: contains NaN or inf; replace them by 0")
     mask = values != 0
     largest, inside = np.count_nonzero(values == values.max()), np.count_nonzero(mask)
     # With a threshold, a single dark value is the background of lossy files.
     if not inside or (largest == inside and not (threshold and inside == mask.size)):
         return mask
+    if threshold == 1:
+        return mask
     if threshold:
         full_scale = min(s for s in FULL_SCALES if values.max() <= s)
         return values >= threshold / 255 * full_scale
-    fix = "mask_threshold=128 to read soft edges and lossy files"
-    if 1 < values.max() < 128:  # numbers of classes or of single objects
-        fix = "mask_threshold=1 if all of them are the object"
+    n_values = np.unique(values).size
+    fix = "set mask_threshold=128 to read soft edges and lossy files"
+    if n_values > 256:
+        fix = "train/ holds photographs, train_masks/ their masks"
+    elif 1 < values.max() < 128:  # numbers of classes or of single objects
+        fix = "set mask_threshold=1 if all of them are the object, or list classes in classes.csv"
     raise InputError(
-        f"{path}: shows {len(np.unique(values))} values or colors; expected black and one "
-        f"other, the object; set {fix}"
+        f"{path}: shows {n_values} values or colors; expected black and one other, the object; "
+        f"{fix}"
     )
 
 
@@ -97,12 +104,14 @@ def _is_constant(values: np.ndarray) -> bool:
     return not values.size or bool(values.min() == values.max())
 
 
-def read_label_values(path: Path, color_values: Sequence[tuple[int, int]] = ()) -> np.ndarray:
+def read_label_values(
+    path: Path, color_values: Sequence[tuple[int, int]] = (), valid_values: Sequence[int] = ()
+) -> np.ndarray:
     """Read a label file as H×W integers: its gray values, its palette indices or, if all its colors
     are among `color_values`, pairs of 0xRRGGBB and value, the values of these colors.
 
     Raises InputError for other colors, and for a palette file whose colors are listed with other
-    values than its indices.
+    values than its indices, or are grays among `valid_values` that differ from its indices.
     """
     with open_image(path) as image:
         if is_lossy(path, image):
@@ -113,8 +122,22 @@ def read_label_values(path: Path, color_values: Sequence[tuple[int, int]] = ()) 
         values = np.asarray(image) if image.mode in ("P", *GRAY_MODES) else None
         rgb = None if image.mode in GRAY_MODES else _to_rgba(path, image)[..., :3]
     if rgb is not None:
+        if values is not None:
+            _require_equal_grays(path, rgb, values, valid_values)
         values = _values_of_colors(path, rgb, values, color_values)
     return turn_upright(values, orientation)
+
+
+def _require_equal_grays(
+    path: Path, rgb: np.ndarray, indices: np.ndarray, valid_values: Sequence[int]
+) -> None:
+    """Raise InputError if a palette of grays was reordered, as programs do that write a GIF."""
+    gray = rgb[..., 0]
+    if (rgb == gray[..., None]).all() and np.isin(gray[gray != indices], list(valid_values)).any():
+        raise InputError(
+            f"{path}: the grays of its palette and its indices are different values in "
+            "classes.csv; save it as gray PNG"
+        )
 
 
 def is_lossy(path: Path, image: Image.Image) -> bool:

@@ -81,11 +81,11 @@ def load_entries(output_dir: Path) -> list[LeaderboardEntry]:
         if ensemble.is_up_to_date(path.parent):
             ensembles.append(load_ensemble(path.parent, runs))
         else:
-            names = ",".join(ensemble.read_ensemble(path.parent)["runs"])
-            print(
-                f"{path.parent.name}: left out, its runs have changed since it was scored; score "
-                f"it again with `python src/leaderboard.py runs={names}`"
-            )
+            names = [*ensemble.read_ensemble(path.parent)["runs"]]
+            fix = f"score it again with `python src/leaderboard.py runs={','.join(names)}`"
+            if gone := [n for n in names if not run_folder.finished_folds(output_dir / n)]:
+                fix = f"{gone[0]} has no trained fold: delete {path.parent}"
+            print(f"{path.parent.name}: left out, its runs have changed since it was scored; {fix}")
     return runs + ensembles
 
 

@@ -91,11 +91,13 @@ class ChunkedPrediction:
                     scores = {name: array[j] for name, array in arrays.items()}
                     yield ImageResult(file_name, rle, float(area), float(agreement), error, scores)
 
-    def remove(self, keep_others: bool) -> None:
-        """Delete the chunks; with `keep_others`, not those of other predictions."""
+    def remove(self) -> None:
+        """Delete the chunks, and the folder unless it holds chunks of other predictions."""
         for path in self.folder.glob(f"{self.prefix}_*"):
             path.unlink()
-        if not keep_others or not any(self.folder.glob("*.csv")):
+        if any(self.folder.glob("*.csv")):
+            print(f"{self.folder}: holds parts of other predictions; delete it if none is resumed")
+        else:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 

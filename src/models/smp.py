@@ -32,7 +32,7 @@ def build_smp(settings: Settings, n_classes: int, is_pretrained: bool) -> Segmen
     options = {"encoder_weights": None, "classes": n_classes}
     if name == "dpt":
         options["dynamic_img_size"] = True  # otherwise DPT accepts only its encoder's own size
-    is_pretrained = is_pretrained and settings.encoder_weights != "none"
+    is_pretrained = is_pretrained and settings.encoder_weights.lower() != "none"
     weights_file = pretrained.find_weights_file(settings.encoder_weights) if is_pretrained else None
     try:
         if is_pretrained and not weights_file:

@@ -38,7 +38,7 @@ def predict_photographs(settings: Settings, model: TrainedModel) -> list[str]:
             image = read_image(photograph)
         except InputError as error:
             if not settings.skip_unreadable:
-                raise
+                raise InputError(f"{error}; or set skip_unreadable=true") from None
             errors.append(str(error))
             continue
         result = model(image)

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +32,8 @@ def load_run_settings(args: list[str]) -> Settings:
     args = [*args, "resume=true"] if process_env.restart_count() else args
     settings = config.load_settings(args)
     if not run_folder.has_started(settings.run_dir):
+        if settings.resume and not process_env.restart_count():
+            print(f"{settings.run_dir}: nothing to resume; training from scratch")
         config.check_model_options(settings, args)
         return settings
     path = run_folder.config_path(settings.run_dir)
@@ -38,15 +41,21 @@ def load_run_settings(args: list[str]) -> Settings:
     if settings.resume:
         settings = config.load_settings(args, {**stored, "fold": None}, path)
     config.check_model_options(settings, args)
+    fix = "" if settings.resume else "set resume=true for the settings of the run, or "
     started = config.to_stored_settings(config.load_settings([], stored, path))
-    for name, value in config.to_stored_settings(settings).items():
-        if name not in MAY_DIFFER_ON_RESUME and value != started[name]:
-            fix = "" if settings.resume else "set resume=true for the settings of the run, or "
-            raise InputError(
-                f"{path}: this run has {name}={started[name]}, not {value}; {fix}choose another "
-                "run=..."
-            )
+    _require_settings_of_run(settings, started, "this run has", fix)
     return settings
+
+
+def _require_settings_of_run(
+    settings: Settings, stored: dict[str, Any], reason: str, fix: str = ""
+) -> None:
+    """Raise InputError if settings that may not change within a run differ from the stored ones."""
+    path = run_folder.config_path(settings.run_dir)
+    for name, value in config.to_stored_settings(settings).items():
+        if name not in MAY_DIFFER_ON_RESUME and value != stored.get(name):
+            found = f"{reason} {name}={stored.get(name)}, not {value}"
+            raise InputError(f"{path}: {found}; {fix}choose another run=...")
 
 
 def prepare_data(settings: Settings, args: list[str]) -> None:
@@ -58,6 +67,13 @@ def prepare_data(settings: Settings, args: list[str]) -> None:
             cli.run_script_in_subprocess(script, args)
     elif "folds.py" in settings.prepare_scripts and not Path(settings.folds_csv).exists():
         cli.run_script_in_subprocess("folds.py", args)
+    if "n_folds" in config.parse_overrides(args):
+        n_folds = max(csv_files.read_folds(settings).values()) + 1
+        if n_folds != settings.n_folds:
+            raise InputError(
+                f"n_folds={settings.n_folds}: {settings.folds_csv} has {n_folds} folds; delete it, "
+                "or set folds_csv=<new file>"
+            )
 
 
 def check_data(settings: Settings, samples: list[Sample]) -> tuple[int, set[Size]]:
@@ -116,6 +132,14 @@ def folds_to_train(settings: Settings, n_folds: int) -> list[int]:
                 "another run=..."
             )
     finished = run_folder.finished_folds(settings.run_dir)
+    for fold in [fold for fold in requested if fold not in finished]:
+        weights = run_folder.weights_path(settings.run_dir, fold)
+        snapshots = run_folder.snapshot_dir(settings.run_dir, fold).glob("*.pt")
+        if weights.exists() and not any(snapshots):
+            raise InputError(
+                f"{weights.parent}: has weights, but neither oof.npz nor a snapshot to resume "
+                "from; move it away to train this fold again"
+            )
     return [fold for fold in requested if fold not in finished]
 
 
@@ -217,4 +241,6 @@ def lock_fold(settings: Settings, fold: int) -> Iterator[None]:
     with folder_lock(folder, "wait, or choose another run=..."):
         if fold in run_folder.finished_folds(settings.run_dir):
             raise InputError(f"{folder}: another process has trained it; run this command again")
+        stored = run_folder.read_run_settings(settings.run_dir)
+        _require_settings_of_run(settings, stored, "another process has started this run with")
         yield

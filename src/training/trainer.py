@@ -186,6 +186,7 @@ class FoldTrainer:
             if process_env.is_main_process():
                 path = run_folder.weights_path(self.settings.run_dir, self.fold)
                 metadata = self.checkpoint_metadata() | means
+                self.snapshots.wait()  # a kill must not leave weights without a snapshot
                 checkpoint.save_model(path, self.state.ema.module, self.settings, metadata)
         return means
 

@@ -7,6 +7,9 @@ import sys
 import pytest
 from conftest import ROOT, assert_rejected, run_script
 
+from core import cli
+from core.errors import InputError
+
 # ---------------------------------------------------------------- terminals
 
 
@@ -33,6 +36,13 @@ def test_run_main_ignores_a_comment_that_zsh_passes_on():
     command = [sys.executable, "-c", PRINT.replace("args[0]", "args"), "fold=0", "#", "one", "fold"]
     completed = subprocess.run(command, cwd=ROOT / "src", capture_output=True, text=True)
     assert completed.stdout == "['fold=0']\n"
+
+
+def test_check_arguments_rejects_two_values_side_by_side():
+    """As bash expands fold={0,1}. Of others the last one counts, so that scripts can append."""
+    with pytest.raises(InputError, match="fold=0 fold=1: are two values; write a list as fold=a,b"):
+        cli._check_arguments(["run=a", "fold=0", "fold=1"])
+    cli._check_arguments(["resume=true", "resume=true", "fold=0", "run=a", "fold=1"])
 
 
 # ---------------------------------------------------------------- packages and systems

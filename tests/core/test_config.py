@@ -78,7 +78,7 @@ def test_every_recipe_loads_and_starts_with_its_purpose(path):
         ("ema_decay=1", ["below 1"]),
         ("run=../up", ["folder name"]),
         ("runs=[a,a]", ["distinct"]),
-        ("runs=a,a", ["runs=a,a: must be distinct names"]),
+        ("runs=a,a", ["runs=a,a: must be distinct plain folder names"]),
         ("group_regex=(.+", ["regular expression"]),
         ("group_regex=.+", ["one group"]),
         ("lr=2001-99-99", ["invalid value"]),
@@ -154,7 +154,7 @@ def test_load_settings_reads_lists_with_and_without_brackets(name, texts, value)
 def test_help_shows_defaults_as_they_can_be_typed():
     typed = re.findall(r"^  (\w+=.*)  \(", config.help_text(), re.MULTILINE)
     assert len(typed) == len(FIELDS)
-    settings = config.load_settings(typed, base={})
+    settings = config.load_settings([arg for arg in typed if arg != "images="], base={})
     assert settings == replace(Settings(), run=settings.run, runs=settings.runs)
 
 
@@ -252,6 +252,35 @@ def test_load_settings_reads_names_of_the_first_release_in_a_recipe(tmp_path):
     recipe.write_text("batch: 7\namp: fp32\naugment_on: gpu\n")
     settings = config.load_settings([f"recipe={recipe}"])
     assert (settings.batch_size, settings.precision) == (7, "fp32")
+
+
+@pytest.mark.parametrize(
+    ("arg", "message"),
+    [
+        ("images=", "images=: is empty; a shell variable may not be set"),
+        ("output_dir=D:/runs", "output_dir=D:/runs: is a path of Windows; in WSL write /mnt/d/..."),
+        ("epochs=010", "epochs=010: invalid value"),
+        ("channels=064,128", "channels=064,128: invalid value"),
+        ("bench_minutes=8:30", "bench_minutes=8:30: invalid value"),
+    ],
+)
+def test_load_settings_rejects_values_that_mean_something_else_than_they_show(arg, message):
+    with pytest.raises(InputError) as raised:
+        config.load_settings([arg])
+    assert str(raised.value).startswith(message)
+
+
+def test_load_settings_reads_decimals_and_exponents():
+    settings = config.load_settings(["lr=0.05", "weight_decay=1e-05", "size=512,768"])
+    assert (settings.lr, settings.weight_decay, settings.size) == (0.05, 1e-05, [512, 768])
+
+
+def test_load_settings_rejects_a_recipe_whose_name_is_no_folder_name(tmp_path):
+    recipe = tmp_path / "my recipe.yaml"
+    recipe.write_text("lr: 1.0e-3\n")
+    with pytest.raises(InputError, match="names no folder for its run; set run="):
+        config.load_settings([f"recipe={recipe}"])
+    assert config.load_settings([f"recipe={recipe}", "run=a"]).run == "a"
 
 
 def test_load_settings_reads_compile_true_in_a_recipe(tmp_path):

@@ -92,3 +92,13 @@ def test_folder_lock_of_a_killed_process_is_free_and_its_files_are_removed(tmp_p
     for _ in range(2):
         with folder_lock(tmp_path, ""):
             assert {path.name for path in tmp_path.iterdir()} == {".lock", "weights"}
+
+
+def test_is_locked_while_another_process_holds_the_lock(tmp_path):
+    assert not files.is_locked(tmp_path)
+    with files.folder_lock(tmp_path, "wait"):
+        code = "import pathlib, sys; from core import files"
+        code += "; print(files.is_locked(pathlib.Path(sys.argv[1])))"
+        command = [sys.executable, "-c", code, str(tmp_path)]
+        assert subprocess.check_output(command, cwd=ROOT / "src", text=True) == "True\n"
+    assert not files.is_locked(tmp_path)

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import unicodedata
 from dataclasses import replace
 
 import numpy as np
@@ -367,6 +368,46 @@ def test_has_test_images_looks_for_the_folder(data_dir):
     assert datasets.get_format(settings).has_test_images(settings)
     shutil.rmtree(data_dir / "test")
     assert not datasets.get_format(settings).has_test_images(settings)
+
+
+@pytest.mark.parametrize(("orientation", "is_warned"), [(3, True), (1, False)])
+def test_read_sizes_warns_of_photographs_that_exif_turns_alone(
+    data_dir, capsys, orientation, is_warned
+):
+    samples = datasets.load_training_samples(tiny_settings(data_dir))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    with Image.open(samples[0].image) as image:
+        image.save(samples[0].image, exif=exif)
+    assert datasets.read_sizes(samples) == {(48, 72)}
+    assert ("EXIF turns or mirrors 1 photographs" in capsys.readouterr().out) == is_warned
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".png"])
+def test_mask_identity_of_an_uncompressed_file_is_that_of_its_content(tmp_path, suffix):
+    identities = set()
+    for x in (1, 2):
+        mask = np.zeros((8, 8), np.uint8)
+        mask[2:4, x : x + 2] = 255
+        Image.fromarray(mask).save(tmp_path / f"a{suffix}")
+        identities.add(datasets.mask_identity(tmp_path / f"a{suffix}"))
+    assert suffix == ".png" or len(identities) == 2
+
+
+def test_pairs_are_found_whatever_the_form_of_their_accents(tmp_path):
+    names = [unicodedata.normalize(form, "Käfer") for form in ("NFC", "NFD")]
+    image, mask = tmp_path / "train" / f"{names[0]}.png", tmp_path / "masks" / f"{names[1]}.png"
+    for path in (image, mask):
+        path.parent.mkdir()
+        Image.new("L", (8, 8)).save(path)
+    assert carvana.pair_images_with_masks([image], mask.parent, "") == [(image, mask)]
+
+
+@pytest.mark.parametrize("name", ["Classes.csv", "class.csv"])
+def test_get_class_map_names_a_file_that_should_be_classes_csv(data_dir, name):
+    (data_dir / name).write_text("value,name,color\n0,background,black\n1,car,red\n")
+    with pytest.raises(InputError, match=f"{name}: rename it to classes.csv"):
+        datasets.get_class_map(tiny_settings(data_dir))
 
 
 # ---------------------------------------------------------------- identity

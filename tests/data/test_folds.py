@@ -10,7 +10,7 @@ from tiny_datasets import make_data, write_mask
 
 import folds
 from core import config
-from data import csv_files, datasets
+from data import csv_files, datasets, mask_io
 
 
 def folds_args(data_dir, *args):
@@ -117,3 +117,21 @@ def test_foreground_fraction_of_real_masks_has_the_published_mean():
         fractions = [folds.foreground_fraction(s) for s in samples if s.group == group]
         assert len(fractions) == 16
         assert np.mean(fractions) == pytest.approx(areas[group], abs=5.1e-7)
+
+
+def test_main_does_not_overwrite_folds_that_were_edited(data_dir):
+    args = folds_args(data_dir, "dataset_name=new")
+    folds.main(args)
+    folds.main(args)
+    path = data_dir / "folds.csv"
+    lines = path.read_text().splitlines()
+    lines[-1] = lines[-1][:-1] + str(1 - int(lines[-1][-1]))
+    path.write_text("\n".join(lines) + "\n")
+    assert_input_error(folds.main, args, "has other folds of dataset new; delete it")
+
+
+def test_main_warns_of_masks_of_the_background(data_dir, tmp_path, capsys):
+    for path in (data_dir / "train_masks").iterdir():
+        write_mask(path, ~mask_io.read_mask(path))
+    folds.main(folds_args(data_dir, "dataset_name=new"))
+    assert "of the images on average; the object must be white" in capsys.readouterr().out

@@ -12,7 +12,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 
 from core import config, machine, process_env
 from core.errors import InputError
-from data import datasets, image_io, loaders, mask_io
+from data import datasets, image_io, loaders, mask_io, workers
 from data.cache import build_ram_cache
 from data.preprocess import Preprocessing
 from data.sampler import EpochBatchSampler, smallest_batch
@@ -263,8 +263,8 @@ def test_prediction_loader_reports_a_truncated_image_in_one_line(writable_settin
     preprocessings = {Preprocessing(None)}
     with pytest.raises(InputError) as raised:
         load_for_prediction(samples, preprocessings, writable_settings, with_mask=False)
-    line = str(raised.value)
-    assert line.startswith(str(samples[3].image)) and "\n" not in line
+    line, _, hint = str(raised.value).rpartition("; or ")
+    assert line.startswith(str(samples[3].image)) and hint == "set skip_unreadable=true"
 
     writable_settings.skip_unreadable = True
     pairs = load_for_prediction(samples, preprocessings, writable_settings, with_mask=False)
@@ -364,7 +364,8 @@ def test_loaders_have_workers_only_where_they_pay_off(settings, many_cores, monk
 
     assert training_workers(settings) == 16 and training_workers(settings, cache) == 0
     assert prediction_workers() == prediction_workers(cache) == 0
-    monkeypatch.setattr(loaders, "pick_device", lambda settings: torch.device("cuda", 0))
+    for module in (loaders, workers):
+        monkeypatch.setattr(module, "pick_device", lambda settings: torch.device("cuda", 0))
     assert training_workers(settings) == training_workers(settings, cache) == 16
     assert prediction_workers() == 16 and prediction_workers(cache) == 0
 

@@ -209,6 +209,26 @@ def test_read_mask_of_competition_files_is_the_palette_index():
             assert np.array_equal(mask_io.read_mask(path), np.asarray(image) > 0)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
+def test_mask_threshold_1_keeps_every_numbered_object(tmp_path, dtype):
+    numbers = np.array([[0, 1, 2, 200]], dtype)
+    path = save(tmp_path, "numbers.tif", Image.fromarray(numbers))
+    assert mask_io.read_mask(path, 1).tolist() == [[False, True, True, True]]
+
+
+def test_read_mask_rejects_nan(tmp_path):
+    path = save(tmp_path, "a.tif", Image.fromarray(np.array([[0, np.nan, 1]], np.float32)))
+    with pytest.raises(InputError, match="contains NaN or inf"):
+        mask_io.read_mask(path, 128)
+
+
+def test_read_mask_of_a_photograph_names_the_folders(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+    path = save(tmp_path, "a.png", Image.fromarray(pixels))
+    with pytest.raises(InputError, match="train/ holds photographs, train_masks/ their masks"):
+        mask_io.read_mask(path)
+
+
 # ---------------------------------------------------------------- labels of several classes
 
 LABELS = np.arange(240, dtype=np.uint8).reshape(12, 20) % 5
@@ -228,6 +248,15 @@ LABELS = np.arange(240, dtype=np.uint8).reshape(12, 20) % 5
 )
 def test_read_label_values_reads_gray_values_and_palette_indices(tmp_path, name, image):
     assert np.array_equal(mask_io.read_label_values(save(tmp_path, name, image)), LABELS)
+
+
+def test_read_label_values_rejects_a_palette_of_grays_in_another_order(tmp_path):
+    """Pillow writes gray values as indices of the values that occur."""
+    path = save(tmp_path, "labels.gif", Image.fromarray(np.array([[0, 2, 2]], np.uint8)))
+    with pytest.raises(InputError, match="the grays of its palette and its indices"):
+        mask_io.read_label_values(path, valid_values=(0, 1, 2))
+    gray = save(tmp_path, "labels.png", Image.fromarray(np.array([[0, 2, 2]], np.uint8)))
+    assert mask_io.read_label_values(gray, valid_values=(0, 1, 2)).tolist() == [[0, 2, 2]]
 
 
 @pytest.mark.parametrize("name", ["labels.jpg", "labels.webp", "labels.tif"])

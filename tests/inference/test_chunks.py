@@ -68,9 +68,9 @@ def test_predictions_with_other_keys_have_chunks_of_their_own(tmp_path):
         first.write(1, [make_result(i, True) for i in first.chunk(1)])
         assert (first.pending(), second.pending()) == ([0, 2], [0, 1, 2])
         second.write(0, [make_result(i, True) for i in second.chunk(0)])
-    second.remove(keep_others=True)
+    second.remove()
     assert (first.pending(), second.pending()) == ([0, 2], [0, 1, 2])
-    second.remove(keep_others=False)
+    first.remove()
     assert not folder.exists()
 
 
@@ -85,7 +85,7 @@ def test_lock_removes_what_an_interrupted_merge_left(tmp_path):
 def test_remove_deletes_the_folder(tmp_path):
     prediction = ChunkedPrediction(tmp_path / "submission.chunks", "key", [0], 1)
     prediction.write(0, [make_result(0, True)])
-    prediction.remove(keep_others=False)
+    prediction.remove()
     assert not prediction.folder.exists() and tmp_path.exists()
 
 

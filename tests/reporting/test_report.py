@@ -240,7 +240,7 @@ def test_disagreement_section_ignores_a_submission_of_other_runs_or_weights(outp
     ("args", "parts"),
     [
         (["runs=[a,nowhere]"], ["nowhere", "no trained fold"]),
-        (["runs=[a,a]"], ["runs", "distinct names"]),
+        (["runs=[a,a]"], ["runs", "distinct plain folder names"]),
         (["runs=[a,b]", "postprocess=polish"], ["polish", "specks,largest,fill"]),
         (["runs=[a,b]", "size=[8,8]"], ["size", "cannot be changed at prediction"]),
         (["threshold=2"], ["threshold=2", "below 1"]),

@@ -105,6 +105,34 @@ def test_lock_fold_rejects_a_fold_that_another_process_has_finished(run_copy):
         pass
 
 
+def test_lock_fold_rejects_settings_that_another_process_has_replaced(run_copy):
+    settings = config.load_settings(run_copy.args)
+    (run_copy.output_dir / "tiny/fold1/oof.npz").unlink()
+    run_folder.save_run_settings(replace(settings, lr=0.5))
+    with (
+        pytest.raises(InputError, match=r"another process has started this run with lr=0\.5, not"),
+        preflight.lock_fold(settings, 1),
+    ):
+        pass
+
+
+def test_resume_does_not_replace_weights_whose_scores_were_deleted(run_copy):
+    (run_copy.output_dir / "tiny/fold1/oof.npz").unlink()
+    message = "fold1: has weights, but neither oof.npz nor a snapshot"
+    assert_input_error(train.main, [*run_copy.args, "resume=true"], message)
+
+
+def test_resume_of_a_run_that_does_not_exist_is_announced(tmp_path, capsys):
+    preflight.load_run_settings(["run=carvna", f"output_dir={tmp_path}", "resume=true"])
+    assert f"{tmp_path}/carvna: nothing to resume" in capsys.readouterr().out
+
+
+def test_prepare_data_rejects_another_number_of_folds_than_the_file_has(data_dir, tmp_path):
+    args = [*tiny_settings_args(data_dir, tmp_path), "n_folds=3"]
+    with pytest.raises(InputError, match=r"n_folds=3: .*has 2 folds"):
+        preflight.prepare_data(config.load_settings(args), args)
+
+
 def test_fold_whose_weights_were_deleted_is_not_finished_by_its_old_scores(run_copy, monkeypatch):
     def stop_after_validation(trainer):
         shutil.copy(run_copy.output_dir / "tiny/fold1/best.safetensors", folder)

@@ -32,14 +32,17 @@ class DatasetFormat:
         raise NotImplementedError
 
     def has_test_images(self, settings: Settings) -> bool:
-        return self.find_test_images_dir(settings).exists()
+        folder = self.find_test_images_dir(settings)
+        return folder.is_dir() and any(folder.iterdir())
 
     def read_image(self, sample: Sample) -> np.ndarray:
         return image_io.read_image(sample.image)
 
     def read_mask(self, sample: Sample) -> np.ndarray:
         """Read the mask at native size: H×W bool for one class, else uint8 class ids or IGNORE."""
-        values = mask_io.read_label_values(sample.mask, sample.class_map.color_values)
+        class_map = sample.class_map
+        valid = [value for value, class_id in enumerate(class_map.value_to_class) if class_id >= 0]
+        values = mask_io.read_label_values(sample.mask, class_map.color_values, valid)
         classes = decode_values(values, sample.class_map, str(sample.mask))
         return classes == 1 if sample.class_map.is_binary else classes
 
@@ -52,7 +55,9 @@ class DatasetFormat:
         mask_height, mask_width = image_io.read_image_size(sample.mask)
         if (mask_height, mask_width) != (height, width):
             is_turned = (mask_width, mask_height) == (height, width)
-            hint = "; EXIF turns only one of the two upright: turn the other" * is_turned
+            hint = "; save both at one size, the mask without interpolation"
+            if is_turned:
+                hint = "; EXIF turns only one of the two upright: turn the other"
             raise InputError(
                 f"{sample.mask}: is {mask_width}×{mask_height} but {sample.image.name} is "
                 f"{width}×{height}{hint}"

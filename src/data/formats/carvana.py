@@ -5,6 +5,7 @@ names and image types are accepted, train_masks.csv in place of train_masks/, an
 masks of several classes.
 """
 
+import unicodedata
 from functools import lru_cache
 from pathlib import Path
 
@@ -51,6 +52,9 @@ class Carvana(DatasetFormat):
         path = Path(settings.data_dir) / "classes.csv"
         if path.exists():
             return read_class_map(path)
+        for name in ("Classes.csv", "classes.CSV", "class.csv"):
+            if path.with_name(name).exists():
+                raise InputError(f"{path.with_name(name)}: rename it to classes.csv")
         return ClassMap(("car",), ((60, 220, 90),), mask_threshold=settings.mask_threshold)
 
     def find_test_images_dir(self, settings: Settings) -> Path:
@@ -106,15 +110,15 @@ def pair_images_with_masks(images: list[Path], masks: Path, mask_name: str) -> F
     """Return (image, mask) of each image; InputError that counts the files without partner."""
     is_csv = masks.suffix == ".csv"
     if is_csv:
-        unused = {stem: stem for stem in read_encoded_masks(masks)}
+        unused = {to_nfc(stem): stem for stem in read_encoded_masks(masks)}
     else:
         files = list_images(masks)
         has_suffix = Path(mask_name).suffix in {path.suffix for path in files}
-        unused = {path.name if has_suffix else path.stem: path.name for path in files}
+        unused = {to_nfc(path.name if has_suffix else path.stem): path.name for path in files}
     patterns = ["{stem}"] if is_csv else [mask_name] if mask_name else ["{stem}_mask", "{stem}"]
     pairs, unpaired, problems = [], [], []
     for image in images:
-        names = [pattern.replace("{stem}", image.stem) for pattern in patterns]
+        names = [pattern.replace("{stem}", to_nfc(image.stem)) for pattern in patterns]
         mask = next((unused.pop(name) for name in names if name in unused), None)
         pairs.append((image, masks if is_csv else masks / str(mask)))
         unpaired += [] if mask else [(image, names)]
@@ -134,6 +138,11 @@ def pair_images_with_masks(images: list[Path], masks: Path, mask_name: str) -> F
     if problems:
         raise InputError(f"{masks.absolute()}: {'; '.join(problems)}")
     return pairs
+
+
+def to_nfc(name: str) -> str:
+    """Return a name with composed letters: macOS decomposes ä into a and its dots."""
+    return unicodedata.normalize("NFC", name)
 
 
 def order_by_names(images: list[Path], names: list[str]) -> list[Path]:

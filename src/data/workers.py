@@ -1,0 +1,39 @@
+"""Number of the processes that load images, and their start."""
+
+import cv2
+
+from core import machine, process_env, signals
+from core.device import pick_device
+from core.errors import InputError
+from core.settings import Settings
+
+
+def choose_num_workers(settings: Settings, batch_bytes: int, is_cheap: bool) -> int:
+    """Return the number of worker processes: one per core as far as their batches fit into shared
+    memory, but none if the network runs on the same cores and loading is cheap.
+
+    Measured with the carvana_small network on 1918×1280 JPEGs, 2 cores, batches of 4: 18.2 ms an
+    image with threads that decode between two forward passes, 20.2 ms with neither threads nor
+    workers, 23.3 ms with 2 workers.
+    """
+    # Two batches of each worker, one being trained on, one on its way to pinned memory.
+    free = machine.free_shared_memory() // process_env.local_world_size()
+    fitting = max(0, free // max(1, batch_bytes) - 2) // 2
+    explanation = (
+        f"the {free / 2**20:.0f} MB free in /dev/shm hold the batches of {fitting} processes; for "
+        "more, start the container with --shm-size=8g"
+    )
+    if settings.num_workers is not None:
+        if settings.num_workers > fitting:
+            raise InputError(f"num_workers={settings.num_workers}: {explanation}")
+        return settings.num_workers
+    if is_cheap and pick_device(settings).type == "cpu":
+        return 0
+    if fitting < machine.cores_per_process():
+        process_env.print_once(f"num_workers={fitting}: {explanation}")
+    return min(machine.cores_per_process(), fitting)
+
+
+def init_worker(_: int) -> None:
+    cv2.setNumThreads(0)  # the workers already use all cores
+    signals.ignore_signals_in_worker()
