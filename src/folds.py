@@ -116,7 +116,8 @@ def write_folds(settings: Settings, folds: pd.Series) -> None:
         listed = dict(zip(replaced["group"], replaced["fold"], strict=True))
         if listed and listed != {group: str(fold) for group, fold in folds.items()}:
             raise InputError(
-                f"{path}: has other folds of dataset {name}; delete it, or set folds_csv=<new file>"
+                f"{path}: has other folds of dataset {name}; set folds_csv=<new file>, or delete "
+                "its rows"
             )
         table = pd.concat([existing[~is_same_dataset], table], ignore_index=True)
     with atomic_write(path) as tmp_path:

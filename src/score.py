@@ -39,8 +39,9 @@ def main(args: list[str]) -> None:
         inherited = {name: stored[name] for name in INHERITED if name in stored}
         base = config.read_recipe(settings.recipe) | inherited
         settings = config.load_settings_without_stages(args, base)
+    settings = replace(settings, run=run_folder.ensemble_name(settings.runs))
     require_submission_of_runs(settings, args)
-    check_submission(replace(settings, run=run_folder.ensemble_name(settings.runs)))
+    check_submission(settings)
 
 
 if __name__ == "__main__":

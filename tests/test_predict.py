@@ -73,8 +73,9 @@ def test_score_of_another_run_than_the_submission_is_rejected(run_copy):
     ("arg", "message"),
     [("background=white", "background=: needs images="), ("truth_csv=/nowhere.csv", "nowhere.csv")],
 )
-def test_predict_checks_its_arguments_before_it_predicts(trained_run, arg, message):
-    assert_input_error(predict.main, [*prediction_args(trained_run.args), arg], message)
+def test_predict_checks_its_arguments_before_it_predicts(run_copy, arg, message):
+    assert_input_error(predict.main, [*prediction_args(run_copy.args), arg], message)
+    assert not (run_copy.output_dir / "tiny/submission.csv").exists()
 
 
 def test_predict_gives_the_same_bytes_for_every_batch_size_and_worker(trained_run, tmp_path):

@@ -19,6 +19,7 @@ sys.excepthook = environment.explain_missing_package  # before the first import 
 from core import machine, process_env, signals
 from core.config import SRC, load_settings_without_stages
 from core.errors import DISK_FULL_ERRNOS, NOT_WRITABLE_ERRNOS, InputError
+from core.settings import FIELDS
 from core.signals import StopRequested
 
 
@@ -36,7 +37,9 @@ def _check_arguments(args: list[str]) -> None:
     for one, next_one in pairwise(args):  # side by side: bash expands fold={0,1} to them
         name = one.partition("=")[0]
         if one != next_one and name == next_one.partition("=")[0]:
-            raise InputError(f"{one} {next_one}: are two values; write a list as {name}=a,b")
+            is_list = name in FIELDS and "list" in str(FIELDS[name].type)
+            fix = f"write a list as {name}=a,b" if is_list else "it takes one"
+            raise InputError(f"{one} {next_one}: are two values; {fix}")
     load_settings_without_stages(args)
 
 

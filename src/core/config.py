@@ -63,7 +63,7 @@ def _parse_value(annotation: Any, text: str) -> Any:
         if annotation == list[str]:
             return [name.strip() for name in inner.split(",") if name.strip()]
         text = f"[{re.sub(r'(?<=[0-9])[x×](?=[0-9])', ',', inner)}]"
-    if re.search(r"(?<![\w.-])0\d|\d:\d", text):  # in YAML octal, and of base 60
+    if re.search(r"(?<![\w.])(?<![eE][+-])0\d|\d:\d", text):  # in YAML octal, and of base 60
         raise ValueError
     return yaml.safe_load(text)
 

@@ -54,15 +54,11 @@ def pick_device(settings: Settings) -> torch.device:
         if index:  # a new thread's is 0, where kernels and copies would open a second context
             torch.cuda.set_device(index)
         return torch.device("cuda", index)
-    is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if shown and not is_hidden and installed_driver():
-        raise InputError(
-            f"CUDA_VISIBLE_DEVICES={shown}: torch sees no such GPU; list them with nvidia-smi, or "
-            "update the driver"
-        )
-    if not is_hidden and (driver := installed_driver()):
-        raise InputError(f"device={settings.device}: {_explain_unusable_gpu(driver)}")
+    if shown not in ("", "-1") and (driver := installed_driver()):
+        hint = f"; or CUDA_VISIBLE_DEVICES={shown} names no GPU that nvidia-smi lists"
+        hint *= bool(shown and torch.version.cuda)
+        raise InputError(f"device={settings.device}: {_explain_unusable_gpu(driver)}{hint}")
     if settings.device == "cuda":
         raise InputError("device=cuda: torch sees no GPU; check the driver or set device=cpu")
     return torch.device("cpu")
@@ -191,7 +187,7 @@ def explain_out_of_memory(settings: Settings, is_training: bool = True) -> Itera
         yield
     except (RuntimeError, MemoryError) as error:
         text = str(error).lower()
-        if "dataloader worker" in text:
+        if "dataloader worker (pid" in text:
             raise InputError(
                 "a process that loads images was killed, probably as memory ran out; set "
                 "num_workers=0 or cache=none"

@@ -1,5 +1,6 @@
 """Atomic file writes, and locks on folders."""
 
+import fcntl
 import glob
 import hashlib
 import os
@@ -106,12 +107,11 @@ def folder_lock(folder: Path, hint: str) -> Iterator[None]:
 
 def is_locked(folder: Path) -> bool:
     """Whether a process holds the lock of `folder`."""
-    if not (folder / ".lock").exists():
-        return False
-    lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
+        with open(folder / ".lock", "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
         return True
-    lock.release()
+    except OSError:  # no such file, or no locks on this file system
+        return False
     return False

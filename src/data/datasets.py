@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from core import process_env
 from core.errors import InputError
 from core.files import file_sha256
 from core.settings import Settings
@@ -68,7 +69,7 @@ def read_sizes(samples: Sequence[Sample]) -> set[tuple[int, int]]:
     if errors:
         raise InputError(f"{errors[0]}" + f" ({len(errors)} such files)" * (len(errors) > 1))
     if turned := [sample.image.name for sample in samples if is_turned_alone(sample)]:
-        print(
+        process_env.print_once(
             f"warning: EXIF turns or mirrors {len(turned)} photographs, {turned[0]} for example, "
             "but not their masks; check that the masks are upright"
         )

@@ -68,7 +68,7 @@ def _to_mask(path: Path, values: np.ndarray, threshold: int) -> np.ndarray:
     n_values = np.unique(values).size
     fix = "set mask_threshold=128 to read soft edges and lossy files"
     if n_values > 256:
-        fix = "train/ holds photographs, train_masks/ their masks"
+        fix += "; if it is a photograph: train/ holds photographs, train_masks/ their masks"
     elif 1 < values.max() < 128:  # numbers of classes or of single objects
         fix = "set mask_threshold=1 if all of them are the object, or list classes in classes.csv"
     raise InputError(
@@ -133,7 +133,8 @@ def _require_equal_grays(
 ) -> None:
     """Raise InputError if a palette of grays was reordered, as programs do that write a GIF."""
     gray = rgb[..., 0]
-    if (rgb == gray[..., None]).all() and np.isin(gray[gray != indices], list(valid_values)).any():
+    are_values = (rgb == gray[..., None]).all() and np.isin(gray, list(valid_values)).all()
+    if are_values and (gray != indices).any():
         raise InputError(
             f"{path}: the grays of its palette and its indices are different values in "
             "classes.csv; save it as gray PNG"

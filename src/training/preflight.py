@@ -32,7 +32,7 @@ def load_run_settings(args: list[str]) -> Settings:
     args = [*args, "resume=true"] if process_env.restart_count() else args
     settings = config.load_settings(args)
     if not run_folder.has_started(settings.run_dir):
-        if settings.resume and not process_env.restart_count():
+        if settings.resume and not process_env.is_distributed():
             print(f"{settings.run_dir}: nothing to resume; training from scratch")
         config.check_model_options(settings, args)
         return settings
@@ -71,8 +71,8 @@ def prepare_data(settings: Settings, args: list[str]) -> None:
         n_folds = max(csv_files.read_folds(settings).values()) + 1
         if n_folds != settings.n_folds:
             raise InputError(
-                f"n_folds={settings.n_folds}: {settings.folds_csv} has {n_folds} folds; delete it, "
-                "or set folds_csv=<new file>"
+                f"n_folds={settings.n_folds}: {settings.folds_csv} has {n_folds} folds; set "
+                "folds_csv=<new file>, or delete that file if it is not the repository's"
             )
 
 

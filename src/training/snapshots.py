@@ -92,7 +92,9 @@ def load_snapshot(folder: Path, fingerprint: str) -> dict[str, Any] | None:
             )
         return snapshot
     if paths:
-        raise InputError(f"{folder}: has no intact snapshot; delete it to train from scratch")
+        raise InputError(
+            f"{folder}: has no intact snapshot; move {folder.parent} away to train from scratch"
+        )
     return None
 
 

@@ -40,8 +40,10 @@ def test_run_main_ignores_a_comment_that_zsh_passes_on():
 
 def test_check_arguments_rejects_two_values_side_by_side():
     """As bash expands fold={0,1}. Of others the last one counts, so that scripts can append."""
-    with pytest.raises(InputError, match="fold=0 fold=1: are two values; write a list as fold=a,b"):
+    with pytest.raises(InputError, match="fold=0 fold=1: are two values; it takes one"):
         cli._check_arguments(["run=a", "fold=0", "fold=1"])
+    with pytest.raises(InputError, match="runs=a runs=b: are two values; write a list as runs=a,b"):
+        cli._check_arguments(["runs=a", "runs=b"])
     cli._check_arguments(["resume=true", "resume=true", "fold=0", "run=a", "fold=1"])
 
 

@@ -271,7 +271,9 @@ def test_load_settings_rejects_values_that_mean_something_else_than_they_show(ar
 
 
 def test_load_settings_reads_decimals_and_exponents():
-    settings = config.load_settings(["lr=0.05", "weight_decay=1e-05", "size=512,768"])
+    settings = config.load_settings(
+        ["lr=0.05", "weight_decay=1e-05", "size=512,768", "grad_clip=1e+00"]
+    )
     assert (settings.lr, settings.weight_decay, settings.size) == (0.05, 1e-05, [512, 768])
 
 

@@ -223,6 +223,11 @@ def test_explain_out_of_memory_names_a_killed_loading_process():
         device.explain_out_of_memory(load_settings([])),
     ):
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+    with (
+        pytest.raises(RuntimeError, match="Caught"),
+        device.explain_out_of_memory(load_settings([])),
+    ):
+        raise RuntimeError("Caught RuntimeError in DataLoader worker process 0.")
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ def test_main_does_not_overwrite_folds_that_were_edited(data_dir):
     lines = path.read_text().splitlines()
     lines[-1] = lines[-1][:-1] + str(1 - int(lines[-1][-1]))
     path.write_text("\n".join(lines) + "\n")
-    assert_input_error(folds.main, args, "has other folds of dataset new; delete it")
+    assert_input_error(folds.main, args, "has other folds of dataset new; set folds_csv=<new file>")
 
 
 def test_main_warns_of_masks_of_the_background(data_dir, tmp_path, capsys):

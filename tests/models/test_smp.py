@@ -21,3 +21,8 @@ def test_build_smp_unknown_name_raises_one_line(args, hint):
     with pytest.raises(InputError, match=hint) as error:
         build_model(load_settings(["model=smp", *args]))
     assert "\n" not in str(error.value)
+
+
+def test_build_smp_with_encoder_weights_none_in_any_case_loads_none():
+    args = ["model=smp", "encoder=tu-resnet18", "encoder_weights=None"]
+    assert build_model(load_settings(args))  # without network

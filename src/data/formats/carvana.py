@@ -73,7 +73,7 @@ class Carvana(DatasetFormat):
     def read_size(self, sample: Sample) -> tuple[int, int]:
         if sample.mask.suffix == ".csv":
             size = self.read_mask(sample).shape
-            text = read_encoded_masks(sample.mask)[sample.image_id]
+            text = read_encoded_masks(sample.mask)[to_nfc(sample.image_id)]
             if rle.is_counted_down_columns(text, size):
                 raise InputError(
                     f"{sample.mask}: {sample.image.name}: its pixels seem to be counted down the "
@@ -110,7 +110,7 @@ def pair_images_with_masks(images: list[Path], masks: Path, mask_name: str) -> F
     """Return (image, mask) of each image; InputError that counts the files without partner."""
     is_csv = masks.suffix == ".csv"
     if is_csv:
-        unused = {to_nfc(stem): stem for stem in read_encoded_masks(masks)}
+        unused = {stem: stem for stem in read_encoded_masks(masks)}
     else:
         files = list_images(masks)
         has_suffix = Path(mask_name).suffix in {path.suffix for path in files}
@@ -118,7 +118,7 @@ def pair_images_with_masks(images: list[Path], masks: Path, mask_name: str) -> F
     patterns = ["{stem}"] if is_csv else [mask_name] if mask_name else ["{stem}_mask", "{stem}"]
     pairs, unpaired, problems = [], [], []
     for image in images:
-        names = [pattern.replace("{stem}", to_nfc(image.stem)) for pattern in patterns]
+        names = [to_nfc(pattern.replace("{stem}", image.stem)) for pattern in patterns]
         mask = next((unused.pop(name) for name in names if name in unused), None)
         pairs.append((image, masks if is_csv else masks / str(mask)))
         unpaired += [] if mask else [(image, names)]
@@ -167,13 +167,13 @@ def order_by_names(images: list[Path], names: list[str]) -> list[Path]:
 def read_encoded_masks(path: Path) -> dict[str, str]:
     """Return image stem → run lengths of a csv as the submission."""
     table = read_csv_strict(path, ["img", "rle_mask"])
-    stems = table["img"].map(lambda name: Path(name).stem)
+    stems = table["img"].map(lambda name: to_nfc(Path(name).stem))
     require_distinct(path, stems)
     return dict(zip(stems, table["rle_mask"], strict=True))
 
 
 def decode_from_csv(sample: Sample, size: tuple[int, int]) -> np.ndarray:
     try:
-        return rle.decode(read_encoded_masks(sample.mask)[sample.image_id], size)
+        return rle.decode(read_encoded_masks(sample.mask)[to_nfc(sample.image_id)], size)
     except ValueError as error:
         raise InputError(f"{sample.mask}: {sample.image.name}: {error}") from None
