@@ -41,7 +41,9 @@ def parse_overrides(args: list[str]) -> dict[str, Any]:
         try:
             values[key] = _parse_value(FIELDS[key].type if key in FIELDS else None, text)
         except YAML_ERRORS:
-            raise InputError(f"{arg}: invalid value; write lists as 1,2") from None
+            raise InputError(
+                f"{arg}: invalid value; write numbers as 10 or 1e-3, lists as 1,2"
+            ) from None
     for name, path in find_paths(values).items():
         if re.match(r"[A-Za-z]:[\\/]", path):
             unix_path = f"/mnt/{path[0].lower()}/..."
