@@ -50,7 +50,7 @@ def time_prediction(timer: StepTimer, trainer: FoldTrainer, samples: list[Sample
     batch_forward.tune()  # as for all test images
 
     def forward(images: Tensor) -> Tensor:
-        return batch_forward.run_members({member.preprocessing: images}, len(images), [])[0]
+        return batch_forward.run_members({member.preprocessing: images}, [])[0]
 
     def enlarge(probability: Tensor) -> Tensor:
         return resize_to_native(probability, native_size, member.preprocessing)

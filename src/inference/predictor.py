@@ -164,7 +164,7 @@ class BatchForward:
         self.shapes |= {x.shape for x in images.values()}
         if len(self.shapes) > MAX_TUNED_SHAPES:
             torch.backends.cudnn.benchmark = False
-        probabilities = self.run_members(images, len(group.samples), are_finite)
+        probabilities = self.run_members(images, are_finite)
         for i, loaded in enumerate(group.samples):
             pairs = [(member, p[i]) for member, p in zip(self.members, probabilities, strict=True)]
             mask = loaded.mask
@@ -173,9 +173,10 @@ class BatchForward:
             yield ImageProbabilities(loaded.sample, loaded.native_size, pairs, mask)
 
     def run_members(
-        self, images: dict[Preprocessing, Tensor], n_images: int, are_finite: list[Tensor]
+        self, images: dict[Preprocessing, Tensor], are_finite: list[Tensor]
     ) -> list[Tensor]:
-        """Return the probabilities of each member, float32 B×C×h×w on the device."""
+        """Return the probabilities of each member, float32 B×C×h×w on the device, for images
+        B×3×h×w uint8 by preprocessing. See forward() for `are_finite`."""
 
         def checked(model: Segmenter, images: Tensor) -> Tensor:
             logits = model(images)
@@ -183,7 +184,7 @@ class BatchForward:
             return logits
 
         probabilities, (precision, models) = [], self.precision_and_models
-        is_odd = n_images != self.settings.batch_size
+        is_odd = any(len(x) != self.settings.batch_size for x in images.values())
         with forward_context(self.device, precision, self.is_compiled, is_odd):
             for member, model in zip(self.members, models, strict=True):
                 if precision == "fp16":

@@ -123,19 +123,16 @@ def folds_to_train(settings: Settings, n_folds: int) -> list[int]:
         last = n_folds - 1
         raise InputError(f"fold={settings.fold}: {settings.folds_csv} has folds 0 to {last}")
     requested = list(range(n_folds)) if settings.fold is None else [settings.fold]
+    finished = run_folder.finished_folds(settings.run_dir)
     for fold in requested:
         weights = run_folder.weights_path(settings.run_dir, fold)
-        snapshots = run_folder.snapshot_dir(settings.run_dir, fold).glob("*.pt")
-        if not settings.resume and (weights.exists() or any(snapshots)):
+        has_snapshot = any(run_folder.snapshot_dir(settings.run_dir, fold).glob("*.pt"))
+        if not settings.resume and (weights.exists() or has_snapshot):
             raise InputError(
                 f"{weights.parent}: already exists; set resume=true to continue, or choose "
                 "another run=..."
             )
-    finished = run_folder.finished_folds(settings.run_dir)
-    for fold in [fold for fold in requested if fold not in finished]:
-        weights = run_folder.weights_path(settings.run_dir, fold)
-        snapshots = run_folder.snapshot_dir(settings.run_dir, fold).glob("*.pt")
-        if weights.exists() and not any(snapshots):
+        if fold not in finished and weights.exists() and not has_snapshot:
             raise InputError(
                 f"{weights.parent}: has weights, but neither oof.npz nor a snapshot to resume "
                 "from; move it away to train this fold again"
