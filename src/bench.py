@@ -20,6 +20,7 @@ from core import cli
 if __name__ == "__main__":
     cli.check_arguments()  # before the imports that take seconds
 
+import pandas as pd
 import torch
 
 from benchmark import measurements
@@ -31,6 +32,7 @@ from core.files import atomic_write
 from core.settings import Settings
 from data import datasets
 from data.sample import Sample
+from evaluation.comparison import to_markdown
 from training import preflight
 
 DEFAULT_RECIPES = {"cuda": ["carvana_smp", "carvana"], "cpu": ["carvana_small"]}
@@ -102,12 +104,12 @@ def measure_all(
 # ---------------------------------------------------------------- output
 
 
-def format_row(name: str, machine: dict[str, Any], result: dict[str, Any]) -> str:
-    """Format a recipe's result as a row of Markdown under SPEED_COLUMNS."""
+def format_row(name: str, machine: dict[str, Any], result: dict[str, Any]) -> list[str]:
+    """Format a recipe's result under SPEED_COLUMNS."""
     rate, plain = (result[f"{kind}training_images_per_second"] for kind in ("", "plain_"))
     tflops, largest = result["training_tflops"], result["matrix_product_tflops"]
     device = machine["gpu"] or f"{machine['cores']} cores of {machine['cpu']}"
-    cells = [
+    return [
         f"`{name}`",
         f"{device}, {result['precision']}, batch {result['settings']['batch_size']}",
         *(f"{rate:.1f}", f"{result['training_busy']:.0%}"),
@@ -117,7 +119,6 @@ def format_row(name: str, machine: dict[str, Any], result: dict[str, Any]) -> st
         f"{result['prediction_images_per_second']:.1f}",
         f"{result['prediction_busy']:.0%}",
     ]
-    return f"| {' | '.join(cells)} |"
 
 
 def format_time_to_dice(result: dict[str, Any]) -> str:
@@ -140,14 +141,7 @@ def print_report(report: dict[str, Any]) -> None:
         lines = [f"{name:<16} {step:<32} {ms:10.3f} ms" for step, ms in result["ms"].items()]
         print(*lines, sep="\n")
     rows = [format_row(name, machine, result) for name, result in report["recipes"].items()]
-    print(
-        "",
-        f"| {' | '.join(SPEED_COLUMNS)} |",
-        "|---" * len(SPEED_COLUMNS) + "|",
-        *rows,
-        "",
-        sep="\n",
-    )
+    print("", to_markdown(pd.DataFrame(rows, columns=SPEED_COLUMNS)), sep="\n")
     if report["time_to_dice"]:
         print(format_time_to_dice(report["time_to_dice"]))
     about = ", ".join(f"{name} {value}" for name, value in machine.items() if value)

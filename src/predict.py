@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from core import config, distributed, process_env, provenance, run_folder
-from core.device import pick_device
+from core.device import free_memory, pick_device
 from core.errors import InputError
 from core.files import atomic_write, file_sha256
 from data import classes, datasets, rle
@@ -190,6 +190,7 @@ def main(args: list[str]) -> None:
         submission.require_replaceable(settings, [sample.image.name for sample in samples])
     run_weights, scores = ensemble.weights_and_scores(settings)
     if distributed.requested_processes() > 1:
+        free_memory(device)  # of the networks of weights_and_scores()
         distributed.launch_processes(device)
         return
     members = load_runs.load_members(settings, run_weights)

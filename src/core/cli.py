@@ -22,6 +22,9 @@ from core.errors import DISK_FULL_ERRNOS, NOT_WRITABLE_ERRNOS, InputError
 from core.settings import FIELDS
 from core.signals import StopRequested
 
+# Errors of a collective operation because another process is gone.
+PEER_FAILURE = "gloo|NCCL|c10d|Connection (closed|reset)|Broken pipe"
+
 
 def check_arguments() -> None:
     """Check the settings, or print the help, before the script imports torch, which takes seconds.
@@ -69,17 +72,11 @@ def run_main(main: Callable[[list[str]], object], resume_hint: str = "") -> None
             sys.exit(2)
         if not process_env.is_distributed():
             raise
-        if not _is_peer_failure(error):  # else the process that failed first reports the cause
+        if not re.search(PEER_FAILURE, str(error).partition("\n")[0]):  # else the peer reports it
             process_env.report_error(traceback.format_exc().strip())
         sys.exit(1)
     finally:
         signals.default_on_signal()  # while the script imports torch, or exits, stop at once
-
-
-def _is_peer_failure(error: Exception) -> bool:
-    """Whether a collective operation failed because another process is gone."""
-    pattern = "gloo|NCCL|c10d|Connection (closed|reset)|Broken pipe"
-    return re.search(pattern, str(error).partition("\n")[0]) is not None
 
 
 def run_script_in_subprocess(name: str, args: list[str]) -> None:

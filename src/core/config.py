@@ -106,11 +106,8 @@ def load_settings(
     recipe = overrides.get("recipe", FIELDS["recipe"].default)
     base = read_recipe(recipe) if base is None else base
     defaults = {name: FIELDS[name].default for name in PATH_SETTINGS}
-    for source, values in (
-        ("", _locate_in_repository(defaults)),
-        (f"{base_path or f'recipe {recipe}'}: ", _locate_in_repository(base)),
-        ("", overrides),
-    ):
+    located = _locate_in_repository(defaults | base)
+    for source, values in ((f"{base_path or f'recipe {recipe}'}: ", located), ("", overrides)):
         for key, value in values.items():
             _assign(conf, key, value, source)
     conf = _assign_last_stage(conf, overrides)
@@ -215,7 +212,7 @@ def _assign(conf: DictConfig, key: str, value: Any, source: str) -> None:
     check = FIELDS[key].metadata["check"]
     try:
         valid = not check or assigned is None or check[1](assigned)
-    except (OmegaConfBaseException, TypeError):  # list elements are of any type
+    except (OmegaConfBaseException, TypeError, re.error, OverflowError):  # of lists and patterns
         valid = False
     if not valid:
         raise InputError(f"{typed}: must be {check[0]}")

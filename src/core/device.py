@@ -83,12 +83,10 @@ def installed_driver() -> str:
     """Return the driver version of this machine's NVIDIA GPU; "" if there is no GPU."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        result = None
-    if result and result.returncode == 0 and result.stdout.strip():
-        return result.stdout.split()[0]
-    return "of unknown version" if GPU_FILE.exists() else ""
+        found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        return found.stdout.split()[0]
+    except (OSError, subprocess.SubprocessError, IndexError):  # is missing, fails, prints nothing
+        return "of unknown version" if GPU_FILE.exists() else ""
 
 
 def _explain_unusable_gpu(driver: str) -> str:

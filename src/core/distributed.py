@@ -20,6 +20,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from core import machine, process_env
 from core.errors import InputError
+from core.signals import StopRequested
 
 T = TypeVar("T")
 PROCESS_GROUP_TIMEOUT = timedelta(minutes=10)  # longest wait within a training step
@@ -58,7 +59,7 @@ def launch_processes(device: torch.device) -> None:
     except ChildFailedError as error:
         _exit_with_first_failure(error, count)
     except SignalException as error:
-        sys.exit(128 + error.sigval)
+        raise StopRequested(error.sigval) from None
 
 
 def _exit_with_first_failure(error: ChildFailedError, count: int) -> None:
@@ -76,7 +77,7 @@ def _exit_with_first_failure(error: ChildFailedError, count: int) -> None:
         print(failure.message, file=sys.stderr)
     elif failure.exitcode < 0:
         name = signal.Signals(-failure.exitcode).name
-        hint = "run the same command again to resume"
+        hint = "to resume, run the same command again, train.sh with resume=true"
         print(f"process {rank} of {count} was killed by {name}; {hint}", file=sys.stderr)
     sys.exit(failure.exitcode if failure.exitcode >= 0 else 128 - failure.exitcode)
 
@@ -85,8 +86,6 @@ def init_process_group(device: torch.device) -> None:
     """Initialize the process group: NCCL for tensors on GPUs, gloo for those on the CPU."""
     if not process_env.is_distributed() or dist.is_initialized():
         return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=PROCESS_GROUP_TIMEOUT)
 

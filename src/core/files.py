@@ -95,7 +95,7 @@ def folder_lock(folder: Path, hint: str) -> Iterator[None]:
     try:
         # After a restart by torchrun the old process may still be exiting.
         lock.acquire(timeout=30 if process_env.restart_count() else LOCK_WAIT_S)
-    except Timeout:
+    except (Timeout, FileNotFoundError):  # the latter: that process has removed the folder
         raise InputError(f"{folder}: another process is using this folder; {hint}") from None
     try:
         for tmp_path in folder.rglob(".*.tmp"):  # also of snapshots, in fold<k>/resume

@@ -86,7 +86,9 @@ def available_memory() -> int:
         for limit_file, use_file, cache_name in MEMORY_FILES:
             limit, use = _read_numbers(folder / limit_file), _read_numbers(folder / use_file)
             if limit and use:
-                file_cache = _read_statistic(folder / "memory.stat", cache_name)
+                words = _read_words(folder / "memory.stat")  # name, number, name, number, ...
+                statistics = dict(zip(words[::2], words[1::2], strict=True))
+                file_cache = int(statistics.get(cache_name, 0))
                 available = min(available, max(0, limit[0] - use[0] + file_cache))
     return available
 
@@ -112,17 +114,12 @@ def _cgroup_folders(controller: str) -> Iterator[Path]:
 
 def _read_numbers(path: Path) -> list[int]:
     """Return the numbers in a file, `max` as a huge one; [] if there is no such file."""
+    return [sys.maxsize if word == "max" else int(word) for word in _read_words(path)]
+
+
+def _read_words(path: Path) -> list[str]:
+    """Return the words of a file; [] if there is no such file."""
     try:
-        words = path.read_text().split()
+        return path.read_text().split()
     except OSError:
         return []
-    return [sys.maxsize if word == "max" else int(word) for word in words]
-
-
-def _read_statistic(path: Path, name: str) -> int:
-    """Return a number from lines of `name number`; 0 if it is missing."""
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.split()[0] == name), 0)

@@ -19,17 +19,12 @@ from core.files import atomic_write
 
 def current_commit() -> str:
     """Return the checked-out commit's short hash, with + if files differ; 'unknown' outside git."""
-    git = ["git", "-C", str(ROOT)]
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--exclude=*", "--dirty=+"]
     try:
-        head = subprocess.run(
-            [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-        )
-        diff = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True)
+        described = subprocess.run(command, capture_output=True, text=True)
     except FileNotFoundError:
         return "unknown"
-    if head.returncode:
-        return "unknown"
-    return head.stdout.strip() + ("+" if diff.returncode else "")
+    return described.stdout.strip() or "unknown"
 
 
 def train_command() -> str:

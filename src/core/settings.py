@@ -45,14 +45,7 @@ STAGES: Check = (
     f"a list of stages with settings among {', '.join(STAGE_SETTINGS)}",
     lambda v: all(stage and {*stage} <= {*STAGE_SETTINGS} for stage in v),
 )
-REGEX: Check = ("a regular expression with one group", lambda v: _count_regex_groups(v) == 1)
-
-
-def _count_regex_groups(pattern: str) -> int:
-    try:
-        return re.compile(pattern).groups
-    except re.error:
-        return -1
+REGEX: Check = ("a regular expression with one group", lambda v: re.compile(v).groups == 1)
 
 
 def is_weights_file(encoder_weights: str) -> bool:

@@ -81,10 +81,8 @@ def load_entries(output_dir: Path) -> list[LeaderboardEntry]:
         if ensemble.is_up_to_date(path.parent):
             ensembles.append(load_ensemble(path.parent, runs))
         else:
-            names = [*ensemble.read_ensemble(path.parent)["runs"]]
-            fix = f"score it again with `python src/leaderboard.py runs={','.join(names)}`"
-            if gone := [n for n in names if not run_folder.finished_folds(output_dir / n)]:
-                fix = f"{gone[0]} has no trained fold: delete {path.parent}"
+            names = ",".join(ensemble.read_ensemble(path.parent)["runs"])
+            fix = f"score it again with `python src/leaderboard.py runs={names}`, or delete it"
             print(f"{path.parent.name}: left out, its runs have changed since it was scored; {fix}")
     return runs + ensembles
 
@@ -138,12 +136,12 @@ def task_columns(scores: oof.Scores) -> dict[str, Any]:
 
 def compare_to(entry: LeaderboardEntry, best: LeaderboardEntry) -> dict[str, float]:
     """Return the mean Dice difference of `entry` to `best` on the images that both have scored,
-    with its 95% interval: paired bootstrap over groups."""
+    with its 95% interval, clustered by group."""
     shared = entry.scores.table.merge(best.scores.table, on="image_id", suffixes=("", "_best"))
-    difference = (shared["dice"] - shared["dice_best"]).to_numpy()
-    low, high = statistics.paired_bootstrap_interval(difference, shared["group"].to_numpy(str))
+    difference = shared["dice"] - shared["dice_best"]  # a Series: without images its mean is NaN
+    low, high = statistics.prediction_interval(difference, shared["group"].to_numpy(str))
     return {
-        "diff_to_best": difference.mean() if len(shared) else np.nan,
+        "diff_to_best": difference.mean(),
         "diff_ci_low": low,
         "diff_ci_high": high,
         "shared_images": len(shared),

@@ -13,10 +13,10 @@ from core.settings import Settings
 from data.datasets import dataset_fingerprint, load_training_samples
 from data.sample import Sample
 from evaluation import oof
-from evaluation.ensemble_weights import MAX_RUNS, WeightChoice, choose_weights
+from evaluation.ensemble_weights import MAX_RUNS, WeightChoice, choose_weights, keep_weightings
 from inference.load_runs import load_oof_members
 from inference.pipeline import map_in_threads
-from inference.predictor import Prediction, Reduce, keep_each, keep_mean, predict
+from inference.predictor import Prediction, Reduce, keep_mean, predict
 from inference.predictor_file import write_predictor
 
 # ---------------------------------------------------------------- out-of-fold scores
@@ -24,14 +24,11 @@ from inference.predictor_file import write_predictor
 
 def common_folds(settings: Settings) -> list[int]:
     """Return the folds that all runs have finished; InputError if there is none."""
-    finished = {}
-    for run in settings.runs:
-        finished[run] = set(run_folder.finished_folds(Path(settings.output_dir) / run))
-        if not finished[run]:
-            raise InputError(f"{settings.output_dir}/{run}: has no trained fold; see train.sh")
-    common = set.intersection(*finished.values())
+    output_dir = Path(settings.output_dir)
+    finished = {run: run_folder.finished_folds(output_dir / run) for run in settings.runs}
+    common = set.intersection(*map(set, finished.values()))
     if not common:
-        by_run = ", ".join(f"{run}: {sorted(folds)}" for run, folds in finished.items())
+        by_run = ", ".join(f"{run}: {folds}" for run, folds in finished.items())
         raise InputError(f"runs={settings.runs}: no fold is trained in all of them ({by_run})")
     return sorted(common)
 
@@ -68,18 +65,17 @@ def score_ensemble(settings: Settings) -> dict[str, Any]:
     chooses = samples[0].class_map.is_binary and len(runs) <= MAX_RUNS and len(folds) > 1
     samples = sorted((s for s in samples if s.fold in folds), key=lambda sample: sample.fold)
 
-    def score(weights: dict[str, float]) -> oof.Scores:
-        reduce = oof.keep_statistics
+    def measure(weights: dict[str, float], reduce: Reduce) -> list[dict[str, Any]]:
         predictions = predict_out_of_fold(settings, weights, samples, fingerprint, reduce)
-        return oof.to_scores(samples, list(map_in_threads(oof.image_statistics, predictions)))
+        return list(map_in_threads(oof.image_statistics, predictions))
 
     if chooses:
-        predictions = predict_out_of_fold(settings, equal, samples, fingerprint, keep_each)
-        choice = choose_weights(predictions, samples, runs)
+        choice = choose_weights(measure(equal, keep_weightings), samples, runs)
         if choice.weights != equal:  # but the post-processing was measured with equal weights
-            choice.scores.per_image["step_dice"] = score(choice.weights).step_dice
+            statistics = measure(choice.weights, oof.keep_statistics)
+            choice.scores.per_image["step_dice"] = oof.to_scores(samples, statistics).step_dice
     else:
-        choice = WeightChoice(equal, score(equal))
+        choice = WeightChoice(equal, oof.to_scores(samples, measure(equal, oof.keep_statistics)))
     data = {
         "runs": choice.weights,
         "gain_over_equal_weights": choice.gain,

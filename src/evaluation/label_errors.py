@@ -5,7 +5,7 @@ import pandas as pd
 
 from evaluation.oof import Scores
 
-# A probability below 1/16, or of 15/16 or more, is confident. Ensembles keep exact counts between.
+# A probability below 1/16, or of 15/16 or more, is confident.
 CONFIDENT_LEVELS = 16
 ERROR_RATIO = 5  # times the typical fraction of confident errors
 MAX_ROBUST_Z = 5.0  # robust standard deviations

@@ -17,25 +17,6 @@ def clustered_standard_error(scores: np.ndarray, groups: np.ndarray) -> float:
     return float(np.sqrt(len(group_ids) / (len(group_ids) - 1) * (sums**2).sum()) / len(scores))
 
 
-def paired_bootstrap_interval(differences: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
-    """Return the 95% interval of the mean difference between two runs on the same N images.
-
-    Percentile bootstrap that resamples whole groups 10,000 times, with a fixed seed; (NaN, NaN)
-    for a single group. Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapter 13.
-    """
-    group_ids, group_index = np.unique(groups, return_inverse=True)
-    n_groups = len(group_ids)
-    if n_groups < 2:
-        return float("nan"), float("nan")
-    rng, equal, means = np.random.default_rng(0), np.full(n_groups, 1 / n_groups), []
-    sums, sizes = np.bincount(group_index, weights=differences), np.bincount(group_index)
-    for _ in range(100):  # 100 resamples at a time, to save memory
-        resamples = rng.multinomial(n_groups, equal, 100)
-        means.append(resamples @ sums / (resamples @ sizes))
-    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
-    return float(low), float(high)
-
-
 def prediction_interval(
     scores: np.ndarray, groups: np.ndarray, n_new_groups: float = np.inf
 ) -> tuple[float, float]:

@@ -55,11 +55,6 @@ def error_map(image: np.ndarray, predicted: np.ndarray, true: np.ndarray) -> np.
     return errors
 
 
-def error_map_multiclass(image: np.ndarray, wrong: np.ndarray) -> np.ndarray:
-    """Draw the wrong pixels, H×W bool, in red on the dimmed image."""
-    return np.where(wrong[..., None], np.uint8(FALSE_NEGATIVE_COLOR), dim_gray(image))
-
-
 def largest_error_window(predicted: np.ndarray, true: np.ndarray) -> tuple[slice, slice]:
     """Return (rows, columns) around the largest connected region of wrong pixels, in the image's
     aspect ratio and at least 1/MAX_ZOOM of its height."""
@@ -106,17 +101,17 @@ def draw_legend(class_map: ClassMap) -> np.ndarray:
     return legend
 
 
-def shrink(image: np.ndarray, max_width: int) -> np.ndarray:
-    """Downscale an image to at most `max_width` pixels, keeping its aspect ratio."""
+def shrink(image: np.ndarray) -> np.ndarray:
+    """Downscale an image to at most THUMBNAIL_WIDTH pixels, keeping its aspect ratio."""
     height, width = image.shape[:2]
-    new_width = min(max_width, width)
+    new_width = min(THUMBNAIL_WIDTH, width)
     size = (new_width, max(1, round(height * new_width / width)))
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
-def jpeg_data_uri(image: np.ndarray, max_width: int) -> tuple[str, int, int]:
-    """Return the image as a JPEG data URI at most `max_width` pixels wide, its width and height."""
-    small = shrink(image, max_width)
+def jpeg_data_uri(image: np.ndarray) -> tuple[str, int, int]:
+    """Return the image, shrunk, as a JPEG data URI, its width and height."""
+    small = shrink(image)
     _, jpeg = cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])
     uri = "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
     return uri, small.shape[1], small.shape[0]
@@ -130,4 +125,4 @@ def thumbnail(prediction: Prediction) -> np.ndarray:
         image = draw_overlay(read_sample_image(sample), predicted, prediction.loaded.mask)
     else:
         image = classes.colorize(predicted, sample.class_map)
-    return shrink(image, THUMBNAIL_WIDTH)
+    return shrink(image)

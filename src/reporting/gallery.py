@@ -27,8 +27,7 @@ class Card:
 
 
 def make_card(sample: Sample, lines: list[str], pictures: Pictures) -> Card:
-    width = visualize.THUMBNAIL_WIDTH
-    encoded = [(name, *visualize.jpeg_data_uri(p, width)) for name, p in pictures.items()]
+    encoded = [(name, *visualize.jpeg_data_uri(p)) for name, p in pictures.items()]
     return Card(sample.image_id, lines, encoded)
 
 
@@ -82,7 +81,7 @@ def compare_classes(
     return lines, {
         "truth": classes.colorize(true, class_map),
         "prediction": classes.colorize(predicted, class_map),
-        "wrong pixels red": visualize.error_map_multiclass(image, wrong),
+        "wrong pixels red": visualize.error_map(image, np.zeros_like(wrong), wrong),
     }
 
 

@@ -363,13 +363,6 @@ def test_load_test_samples_needs_no_group(data_dir):
     assert [s.group for s in samples] == ["000000000004"] * 2 + ["000000000005"] * 3 + ["holiday"]
 
 
-def test_has_test_images_looks_for_the_folder(data_dir):
-    settings = tiny_settings(data_dir)
-    assert datasets.get_format(settings).has_test_images(settings)
-    shutil.rmtree(data_dir / "test")
-    assert not datasets.get_format(settings).has_test_images(settings)
-
-
 @pytest.mark.parametrize(("orientation", "is_warned"), [(3, True), (1, False)])
 def test_read_sizes_warns_of_photographs_that_exif_turns_alone(
     data_dir, capsys, orientation, is_warned

@@ -196,7 +196,7 @@ def test_common_folds_are_those_of_all_runs(runs_copy):
         (runs_copy.output_dir / f"a/fold{fold}/oof.npz").unlink()
     with pytest.raises(InputError, match=r"no fold is trained in all of them \(a: \[1\], b: \[0, "):
         ensemble.common_folds(runs_copy.ensemble_settings)
-    with pytest.raises(InputError, match="nowhere: has no trained fold"):
+    with pytest.raises(InputError, match=r"nowhere: \[\]"):
         ensemble.common_folds(config.load_settings(runs_copy.args("runs=[a,nowhere]")))
 
 
@@ -210,10 +210,9 @@ def test_score_ensemble_predicts_each_image_by_the_networks_that_held_it_out(run
     in_fold_order = sorted(samples, key=lambda sample: sample.fold)
     assert scores.table["image_id"].tolist() == [sample.image_id for sample in in_fold_order]
     for histogram, sample in zip(scores.histograms, in_fold_order, strict=True):
-        level = histogram.sum(axis=0).argmax()
-        assert histogram[:, level].sum() == 48 * 72  # one probability in the whole image
+        [levels] = np.nonzero(histogram.sum(axis=0))
         mean = (0.1 + 0.4) / 2 + 0.1 * sample.fold
-        assert level == pytest.approx(256 * mean, abs=1)
+        assert levels == pytest.approx(256 * mean, abs=1)  # one probability in the whole image
 
 
 def test_score_ensemble_writes_what_read_ensemble_reads(runs_copy, capsys):

@@ -5,7 +5,6 @@ import pytest
 
 from evaluation.statistics import (
     clustered_standard_error,
-    paired_bootstrap_interval,
     prediction_interval,
 )
 
@@ -27,21 +26,7 @@ def test_clustered_standard_error_does_not_shrink_by_copies_within_groups():
 def test_statistics_of_one_group_are_nan():
     scores, groups = np.array([0.5, 0.7]), np.array(["a", "a"])
     assert np.isnan(clustered_standard_error(scores, groups))
-    assert np.isnan(paired_bootstrap_interval(scores, groups)).all()
     assert np.isnan(prediction_interval(scores, groups)).all()
-
-
-def test_paired_bootstrap_interval_agrees_with_the_normal_one_and_resamples_groups():
-    rng = np.random.default_rng(0)
-    groups = np.repeat(np.arange(60), 16)
-    differences = np.repeat(rng.normal(0.001, 0.002, 60), 16)
-    low, high = paired_bootstrap_interval(differences, groups)
-    error = clustered_standard_error(differences, groups)
-    assert low == pytest.approx(differences.mean() - 1.96 * error, abs=2e-4)
-    assert high == pytest.approx(differences.mean() + 1.96 * error, abs=2e-4)
-    single = paired_bootstrap_interval(differences, np.arange(len(groups)))
-    assert single[1] - single[0] < (high - low) / 3
-    assert paired_bootstrap_interval(differences, groups) == (low, high)
 
 
 def test_prediction_interval_covers_95_percent_of_new_means():
@@ -53,3 +38,11 @@ def test_prediction_interval_covers_95_percent_of_new_means():
     assert 0.92 < np.mean(covered) < 0.98
     low, high = prediction_interval(seen, np.arange(20))
     assert low < seen.mean() < high
+
+
+def test_prediction_interval_of_four_groups_covers_the_mean_in_95_percent():
+    rng, covered = np.random.default_rng(0), []
+    for _ in range(1000):
+        low, high = prediction_interval(np.repeat(rng.normal(0, 1, 4), 16), np.repeat(range(4), 16))
+        covered.append(low <= 0 <= high)
+    assert 0.93 < np.mean(covered) < 0.97

@@ -17,6 +17,7 @@ import leaderboard
 import predict
 import report
 import train
+from core.errors import InputError
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -181,15 +182,22 @@ def test_report_in_a_browser_loads_its_images_and_sorts_tables(output_dir, tmp_p
 # ---------------------------------------------------------------- tables
 
 
-def test_to_html_table_escapes_cells_and_links_image_ids():
-    long = "x" * 200
-    dice = [0.5, np.nan]
-    table = pd.DataFrame({"image_id": ["a<b", "car_01"], "dice": dice, "reason": ["&", long]})
-    html = report.to_html_table(table, linked={"car_01"})
-    assert "<td>a&lt;b</td>" in html and "<td>&amp;</td>" in html
-    assert '<td><a href="#car_01">car_01</a></td>' in html
-    assert "<td>0.50000</td>" in html and "<td></td>" in html and "nan" not in html
-    assert f"<td>{long}</td>" in html  # not truncated
+def test_tables_escape_cells_and_leave_nan_empty(output_copy):
+    loaded, long = load(output_copy, "run=a"), "x" * 200
+    table = pd.DataFrame({"group": ["a<b", "c"], "dice": [0.5, np.nan], "reason": ["&", long]})
+    loaded.group_table = lambda: table
+    page = report.render_page(loaded)
+    assert "<td>a&lt;b</td><td>0.50000</td><td>&amp;</td>" in page
+    assert f"<td>c</td><td></td><td>{long}</td>" in page
+
+
+def test_report_leaves_out_incomplete_test_images(output_copy, monkeypatch, capsys):
+    def fail(settings):
+        raise InputError("car_01.jpg: is missing")
+
+    monkeypatch.setattr(report.datasets, "load_test_samples", fail)
+    assert load(output_copy, "run=a").test_samples == []
+    assert "without test images: car_01.jpg: is missing" in capsys.readouterr().out
 
 
 def test_group_table_lists_groups_worst_first_and_none_of_single_images(output_copy):
@@ -239,7 +247,7 @@ def test_disagreement_section_ignores_a_submission_of_other_runs_or_weights(outp
 @pytest.mark.parametrize(
     ("args", "parts"),
     [
-        (["runs=[a,nowhere]"], ["nowhere", "no trained fold"]),
+        (["runs=[a,nowhere]"], ["nowhere", "no fold is trained"]),
         (["runs=[a,a]"], ["runs", "distinct plain folder names"]),
         (["runs=[a,b]", "postprocess=polish"], ["polish", "specks,largest,fill"]),
         (["runs=[a,b]", "size=[8,8]"], ["size", "cannot be changed at prediction"]),

@@ -31,10 +31,6 @@ class DatasetFormat:
     def find_test_images_dir(self, settings: Settings) -> Path:
         raise NotImplementedError
 
-    def has_test_images(self, settings: Settings) -> bool:
-        folder = self.find_test_images_dir(settings)
-        return folder.is_dir() and any(folder.iterdir())
-
     def read_image(self, sample: Sample) -> np.ndarray:
         return image_io.read_image(sample.image)
 

@@ -42,9 +42,6 @@ class Pets(DatasetFormat):
     def find_test_images_dir(self, settings: Settings) -> Path:
         return Path(settings.data_dir) / "images"
 
-    def has_test_images(self, settings: Settings) -> bool:
-        return (Path(settings.data_dir) / "annotations" / LISTS["test"]).exists()
-
     def fold_stratum(self, group: str) -> str:
         """Return the breed: "Great_Pyrenees" for "Great_Pyrenees_100"."""
         return group.rpartition("_")[0]
