@@ -88,7 +88,7 @@ def prediction_job(folder: Path, views: int = 200) -> Job:
     train.main([*args, "fold=0", "max_images=8", "epochs=1"])
     args = [*prediction_args(args), "batch_size=1"]
     args += [f"submission_csv={folder / 'submitted/submission.csv'}"]
-    return Job("predict.py", args, folder / "submitted", "*.chunks/*_0*.csv")
+    return Job("predict.py", args, folder / "submitted", "*.chunks/*_0*.json")
 
 
 JOBS = {"training": training_job, "prediction": prediction_job}

@@ -132,7 +132,7 @@ def test_prediction_with_a_killed_process_ends_and_resumes(runs, tmp_path):
     data_dir, path = make_data(tmp_path / "data", test_cars=3, views=60), tmp_path / "s.csv"
     args = [*prediction_args(runs.args), f"data_dir={data_dir}", "run=by1", "batch_size=1"]
     process = start(2, "predict.py", *args, f"submission_csv={path}")
-    while not any(tmp_path.glob("s.chunks/*_0*.csv")) and process.poll() is None:
+    while not any(tmp_path.glob("s.chunks/*_0*.json")) and process.poll() is None:
         time.sleep(0.01)
     by_rank = {child.environ()["RANK"]: child for child in psutil.Process(process.pid).children()}
     by_rank["1"].kill()

@@ -53,11 +53,11 @@ def test_predict_keeps_chunks_of_another_prediction(run_copy, capsys):
     folder = run_copy.output_dir / "tiny/submission.chunks"
     predict.main([*prediction_args(run_copy.args), "max_images=2"])
     assert len(read_submission(folder.with_suffix(".csv"))) == 2 and not folder.exists()
-    chunk = folder / "other_000000.csv"
+    chunk = folder / "other_000000.json"
     folder.mkdir()
     chunk.touch()
     predict.main([*prediction_args(run_copy.args), "max_images=2"])
-    assert {path.name for path in folder.glob("*.csv")} == {chunk.name}
+    assert {path.name for path in folder.glob("*.json")} == {chunk.name}
     assert "holds parts of other predictions" in capsys.readouterr().out
 
 

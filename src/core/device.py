@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sysconfig
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -162,12 +162,6 @@ def compile_network(network: torch.nn.Module, has_one_size: bool) -> None:
     # All networks count together: several stages and runs, for training and for validation.
     torch._dynamo.config.recompile_limit = 64
     network.compile(dynamic=False if has_one_size else None)
-
-
-def force_eager(is_needed: bool) -> AbstractContextManager:
-    """Return a context in which compiled networks run eagerly, if `is_needed`: for a batch of
-    another size they would be compiled again."""
-    return torch.compiler.set_stance("force_eager") if is_needed else nullcontext()
 
 
 def free_memory(device: torch.device) -> None:

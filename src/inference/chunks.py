@@ -1,11 +1,11 @@
 """Resumable prediction: results are stored in chunks, each written atomically."""
 
-import csv
 import hashlib
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -60,42 +60,31 @@ class ChunkedPrediction:
         return self.samples[i * self.chunk_size : (i + 1) * self.chunk_size]
 
     def chunk_path(self, i: int) -> Path:
-        """Return the path of chunk `i`'s csv, which exists only if the chunk is finished."""
-        return self.folder / f"{self.prefix}_{i:06}.csv"
+        """Return the path of chunk `i`, which exists only if the chunk is finished."""
+        return self.folder / f"{self.prefix}_{i:06}.json"
 
     def pending(self) -> list[int]:
         """Return the indices of the chunks that are not finished."""
         return [i for i in range(len(self)) if not self.chunk_path(i).exists()]
 
     def write(self, i: int, results: list[ImageResult]) -> None:
-        """Store chunk `i`: first its scores, if there are any, then its csv."""
-        path = self.chunk_path(i)
-        if names := results[0].scores.keys():
-            arrays = {name: np.stack([result.scores[name] for result in results]) for name in names}
-            with atomic_write(path.with_suffix(".npz")) as tmp_path, open(tmp_path, "wb") as file:
-                np.savez(file, **arrays)
-        with (
-            atomic_write(path) as tmp_path,
-            open(tmp_path, "w", newline="", encoding="utf-8") as file,
-        ):
-            csv.writer(file).writerows(astuple(result)[:-1] for result in results)
+        """Store chunk `i`."""
+        rows = [asdict(result) for result in results]
+        with atomic_write(self.chunk_path(i)) as tmp_path:
+            tmp_path.write_text(json.dumps(rows, default=np.ndarray.tolist), encoding="utf-8")
 
     def read(self) -> Iterator[ImageResult]:
         """Iterate over the results of all chunks, in the order of the samples."""
-        csv.field_size_limit(2**31 - 1)
         for i in range(len(self)):
-            scores_path = self.chunk_path(i).with_suffix(".npz")
-            arrays = dict(np.load(scores_path)) if scores_path.exists() else {}
-            with open(self.chunk_path(i), newline="", encoding="utf-8") as file:
-                for j, (file_name, rle, area, agreement, error) in enumerate(csv.reader(file)):
-                    scores = {name: array[j] for name, array in arrays.items()}
-                    yield ImageResult(file_name, rle, float(area), float(agreement), error, scores)
+            for row in json.loads(self.chunk_path(i).read_text(encoding="utf-8")):
+                scores = {name: np.array(values) for name, values in row.pop("scores").items()}
+                yield ImageResult(**row, scores=scores)
 
     def remove(self) -> None:
         """Delete the chunks, and the folder unless it holds chunks of other predictions."""
         for path in self.folder.glob(f"{self.prefix}_*"):
             path.unlink()
-        if any(self.folder.glob("*.csv")):
+        if any(self.folder.glob("*.json")):
             print(f"{self.folder}: holds parts of other predictions; delete it if none is resumed")
         else:
             shutil.rmtree(self.folder, ignore_errors=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import ImageColor
+from PIL import Image, ImageColor, ImageOps
 
 from core.errors import InputError
 from data.image_io import read_image
@@ -97,15 +97,8 @@ def read_background(background: str | os.PathLike, size: Size) -> np.ndarray:
             f"background={text}: neither a picture file nor a color; write a color as '#ffffff' or "
             "as a name such as white"
         )
-    picture = read_image(Path(text))
-    scale = max(side / old for side, old in zip(size, picture.shape[:2], strict=True))
-    height, width = (
-        max(side, round(old * scale)) for side, old in zip(size, picture.shape[:2], strict=True)
-    )
-    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    picture = cv2.resize(picture, (width, height), interpolation=interpolation)
-    top, left = (height - size[0]) // 2, (width - size[1]) // 2
-    return picture[top : top + size[0], left : left + size[1]]
+    picture = Image.fromarray(read_image(Path(text)))
+    return np.asarray(ImageOps.fit(picture, size[::-1]))
 
 
 def _parse_color(text: str) -> tuple[int, ...] | None:

@@ -72,18 +72,10 @@ def load_oof_members(
     members = []
     for run in [run for run, weight in weights.items() if weight]:
         path = run_folder.weights_path(Path(settings.output_dir) / run, fold)
-        network, trained, metadata = checkpoint.load_model(path, pick_device(settings))
-        if metadata.get("fold") != fold:
-            raise InputError(
-                f"{path}: held out fold {metadata.get('fold')}, not {fold}; the file was moved"
-            )
-        if metadata.get("data") != data_fingerprint:
-            hint = f" (set max_images={trained.max_images}, as in training)"
-            raise InputError(
-                f"{path}: was trained on other images or folds than {settings.data_dir} and "
-                f"{settings.folds_csv} hold now; its score would not be out of fold"
-                + (hint if trained.max_images != settings.max_images else "")
-            )
+        network, trained, _ = checkpoint.load_model(path, pick_device(settings))
+        if problem := checkpoint.find_misfit(path, fold, data_fingerprint):
+            hint = f"; set max_images={trained.max_images}, as in training"
+            raise InputError(problem + hint * (trained.max_images != settings.max_images))
         members.append(make_member(network, trained, weights[run]))
     return members
 

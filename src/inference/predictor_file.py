@@ -29,10 +29,6 @@ class PredictorFile:
     threshold: float
     postprocess: list[str]
 
-    @property
-    def binarizer(self) -> Binarizer:
-        return Binarizer(self.threshold, self.postprocess)
-
 
 def write_predictor(
     run_dir: Path, weights: dict[Path, float], tta: str, binarizer: Binarizer

@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
 from core.config import load_settings
 from core.device import pick_device
@@ -41,22 +40,17 @@ class TrainedModel:
             image = read_image(Path(os.path.expanduser(image)))
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise ValueError(f"expected H×W×3 uint8 RGB, found {image.shape} {image.dtype}")
-        probability = self._predict(image).numpy()
-        preprocessings = [member.preprocessing for member in self.members]
+        preprocessings = {member.preprocessing for member in self.members}
+        images = {p: preprocess_image(image, p) for p in preprocessings}
+        loaded = LoadedSample(None, image.shape[:2], None)
+        [prediction] = self.forward(collate_samples([(loaded, images)]))()
+        probability = prediction.probability.numpy()
         return Segmentation(
             image,
             probability if len(probability) > 1 else probability[0],
             self.binarizer,
             edge_radius(image.shape[:2], preprocessings),
         )
-
-    def _predict(self, image: np.ndarray) -> Tensor:
-        """Return the weighted mean of the members' probabilities, float32 C×H×W."""
-        preprocessings = {member.preprocessing for member in self.members}
-        images = {p: preprocess_image(image, p) for p in preprocessings}
-        loaded = LoadedSample(None, image.shape[:2], None)
-        [prediction] = self.forward(collate_samples([(loaded, images)]))()
-        return prediction.probability
 
 
 def load(run_dir: str | os.PathLike, device: str = "auto", precision: str = "auto") -> TrainedModel:
@@ -76,4 +70,4 @@ def load(run_dir: str | os.PathLike, device: str = "auto", precision: str = "aut
     ]
     _, first_settings, _ = loaded[0]  # for its tiles
     settings = replace(first_settings, device=device, precision=precision, tta=stored.tta)
-    return TrainedModel(members, stored.binarizer, settings)
+    return TrainedModel(members, Binarizer(stored.threshold, stored.postprocess), settings)

@@ -3,7 +3,7 @@
 import torch
 
 from core.errors import InputError
-from core.settings import Settings
+from core.settings import FIELDS, Settings
 from models.segmenter import Segmenter
 from models.smp import build_smp
 from models.unet import UNet
@@ -15,7 +15,6 @@ def build_model(settings: Settings, n_classes: int = 1, pretrained: bool = True)
     Set `pretrained=False` if its weights are loaded afterwards: pretrained ones of an encoder are
     then neither downloaded nor read. Raises InputError if the settings do not fit together.
     """
-    check_options(settings)
     if settings.model == "unet":
         unet = build_unet(settings, n_classes)
         model = Segmenter(unet, unet.input_size)
@@ -24,25 +23,13 @@ def build_model(settings: Settings, n_classes: int = 1, pretrained: bool = True)
     return model.to(memory_format=torch.channels_last)
 
 
-def check_options(settings: Settings) -> None:
-    """Raise InputError for an option that the network of the settings does not have."""
-    is_smp_unet = settings.model == "smp" and settings.arch.lower() == "unet"
-    is_same_unet = settings.model == "unet" and settings.padding == "same"
-    for name, has_option, network in (
-        ("full_size_skip", is_smp_unet, "model=smp arch=Unet"),
-        ("half_size_decoder", is_smp_unet, "model=smp arch=Unet"),
-        ("dilated_bottom", is_same_unet, "model=unet padding=same"),
-    ):
-        value = getattr(settings, name)
-        if value and not has_option:
-            found = f"model={settings.model} arch={settings.arch} padding={settings.padding}"
-            raise InputError(
-                f"{name}={str(value).lower()}: is an option of {network}, found {found}"
-            )
-
-
 def build_unet(settings: Settings, n_classes: int) -> UNet:
-    """Return the U-Net of the settings; InputError if their lists do not fit together."""
+    """Return the U-Net of the settings; InputError if they do not fit together."""
+    if settings.dilated_bottom and settings.padding != "same":
+        raise InputError(
+            f"dilated_bottom={settings.dilated_bottom}: needs padding=same, found "
+            f"padding={settings.padding}"
+        )
     n_levels = len(settings.channels)
     for name, n_expected in (
         ("dropout", n_levels),
@@ -55,18 +42,6 @@ def build_unet(settings: Settings, n_classes: int) -> UNet:
                 f"{name}={values}: expected {n_expected} numbers, found {len(values)}, as "
                 f"channels={settings.channels} has {n_levels} levels"
             )
-    return UNet(
-        settings.channels,
-        n_classes,
-        norm=settings.norm,
-        upsampling=settings.upsampling,
-        dropout=settings.dropout,
-        space_to_depth=settings.space_to_depth,
-        decoder_channels=settings.decoder_channels,
-        upsample_channels=settings.upsample_channels,
-        refine_channels=settings.refine_channels,
-        convs_per_level=settings.convs_per_level,
-        padding=settings.padding,
-        weight_init=settings.weight_init,
-        dilated_bottom=settings.dilated_bottom,
-    )
+    # The options of model=unet are arguments of UNet.
+    names = [name for name, field in FIELDS.items() if field.metadata["model"] == "unet"]
+    return UNet(n_classes=n_classes, **{name: getattr(settings, name) for name in names})

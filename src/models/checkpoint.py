@@ -60,6 +60,20 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return metadata
 
 
+def find_misfit(path: Path, fold: int, fingerprint: str) -> str:
+    """Return why the network of a weights file has not held out `fold` of the data with this
+    fingerprint, so that its scores there would not be out of fold; "" if it has."""
+    metadata = read_metadata(path)
+    if metadata.get("fold") != fold:
+        return f"{path}: held out fold {metadata.get('fold')}, not {fold}; the file was moved"
+    if metadata.get("data") != fingerprint:
+        return (
+            f"{path}: was trained on other images, masks or folds than data_dir and folds_csv "
+            "hold now"
+        )
+    return ""
+
+
 def load_model(path: Path, device: torch.device) -> tuple[Segmenter, Settings, dict[str, Any]]:
     """Return the model on `device`, for prediction only, its settings, and its metadata."""
     metadata = read_metadata(path)

@@ -8,26 +8,22 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from core.device import autocast, force_eager
+from core.device import autocast
 
 
 @contextmanager
 def forward_context(
-    device: torch.device,
-    precision: str,
-    is_compiled: bool,
-    is_odd_batch: bool = False,
-    is_training: bool = False,
+    device: torch.device, precision: str, is_compiled: bool, is_odd_batch: bool
 ) -> Iterator[None]:
     """Run networks in 'bf16', 'fp16' or 'fp32'.
 
     A batch of another size than the others runs a compiled network eagerly, as it would otherwise
     be compiled again.
     """
-    corrects = precision != "fp32" and not is_compiled
-    in_fp32 = is_training and device.type == "cpu"
-    dtypes = EagerAutocast(depthwise_in_fp32=in_fp32) if corrects else nullcontext()
-    with force_eager(is_compiled and is_odd_batch), autocast(device, precision), dtypes:
+    dtypes = EagerAutocast() if precision != "fp32" and not is_compiled else nullcontext()
+    recompiles = is_compiled and is_odd_batch
+    stance = torch.compiler.set_stance("force_eager") if recompiles else nullcontext()
+    with stance, autocast(device, precision), dtypes:
         yield
 
 
@@ -36,15 +32,11 @@ class EagerAutocast(TorchFunctionMode):
 
     - nearest upsampling keeps the dtype of its input: autocast would convert it to fp32, and for
       the next convolution back. The values are the same; a compiler would fuse the conversions.
-    - with `depthwise_in_fp32`, depthwise convolutions on a CPU run in fp32: with stride 2 or a 5×5
-      kernel, oneDNN's backward pass in bf16 takes three to seven times as long.
+    - in training on a CPU, depthwise convolutions run in fp32: with stride 2 or a 5×5 kernel,
+      oneDNN's backward pass in bf16 takes three to seven times as long.
 
     Measured in docs/experiments.md.
     """
-
-    def __init__(self, depthwise_in_fp32: bool = False):
-        super().__init__()
-        self.depthwise_in_fp32 = depthwise_in_fp32
 
     def __torch_function__(
         self,
@@ -57,7 +49,8 @@ class EagerAutocast(TorchFunctionMode):
         if func is F.interpolate and kwargs.get("mode") == "nearest":
             with torch.autocast(args[0].device.type, enabled=False):
                 return func(*args, **kwargs)
-        if self.depthwise_in_fp32 and func is torch.conv2d and is_depthwise(args[1]):
+        trains_on_cpu = func is torch.conv2d and args[0].is_cpu and torch.is_grad_enabled()
+        if trains_on_cpu and is_depthwise(args[1]):
             with torch.autocast("cpu", enabled=False):
                 return func(args[0].float(), *args[1:], **kwargs)
         return func(*args, **kwargs)

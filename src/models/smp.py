@@ -27,6 +27,10 @@ def build_smp(settings: Settings, n_classes: int, is_pretrained: bool) -> Segmen
 
     architectures = smp.MODEL_ARCHITECTURES_MAPPING
     name = pretrained.require_known("arch", settings.arch.lower(), architectures)
+    if name != "unet" and (settings.full_size_skip or settings.half_size_decoder):
+        raise InputError(
+            f"arch={settings.arch}: full_size_skip and half_size_decoder are options of arch=Unet"
+        )
     if not settings.encoder.startswith("tu-"):
         pretrained.require_known("encoder", settings.encoder, smp.encoders.encoders)
     options = {"encoder_weights": None, "classes": n_classes}

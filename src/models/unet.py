@@ -11,15 +11,13 @@ resolution (skip connections), so that the output has both context and sharp edg
               encoder_blocks[2] (bottleneck) -------------+
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-NORMS = {"batch": nn.BatchNorm2d, "none": None}
 
 
 def conv_block(
@@ -29,15 +27,13 @@ def conv_block(
 
     Padding 'same' keeps height and width; with 'valid' each reduces them by 2 · `dilation`.
     """
-    norm_layer = NORMS[norm]
     layers: list[nn.Module] = []
     for channels in [in_channels, *[out_channels] * (n_convs - 1)]:
         # Batch normalization subtracts the mean, so a bias before it would have no effect.
-        bias = norm_layer is None
-        options = {"padding": padding, "dilation": dilation, "bias": bias}
+        options = {"padding": padding, "dilation": dilation, "bias": norm == "none"}
         layers.append(nn.Conv2d(channels, out_channels, 3, **options))
-        if norm_layer is not None:
-            layers.append(norm_layer(out_channels))
+        if norm == "batch":
+            layers.append(nn.BatchNorm2d(out_channels))
         layers.append(nn.ReLU(inplace=True))
     return nn.Sequential(*layers)
 
@@ -71,44 +67,23 @@ class DilatedBottom(nn.Module):
 # ---------------------------------------------------------------- upsampling by a factor of 2
 
 
-def transposed_conv_2x2(in_channels: int, out_channels: int) -> nn.Module:
-    """Return a 2×2 transposed convolution with stride 2, as in the paper: no overlap of outputs."""
-    return nn.ConvTranspose2d(in_channels, out_channels, kernel_size=2, stride=2)
-
-
-def transposed_conv_3x3(in_channels: int, out_channels: int) -> nn.Module:
-    """Return a 3×3 transposed convolution with stride 2: outputs overlap by one pixel."""
-    return nn.ConvTranspose2d(in_channels, out_channels, 3, stride=2, padding=1, output_padding=1)
-
-
-def nearest_conv(in_channels: int, out_channels: int) -> nn.Module:
-    """Return nearest-neighbor upsampling, then a 2×2 convolution, padded to keep the size."""
-    return nn.Sequential(
-        nn.Upsample(scale_factor=2, mode="nearest"),
-        nn.ZeroPad2d((0, 1, 0, 1)),
-        nn.Conv2d(in_channels, out_channels, kernel_size=2),
-    )
-
-
-def nearest_without_conv(in_channels: int, out_channels: int) -> nn.Module:
-    """Return nearest-neighbor upsampling alone, with `in_channels` output channels."""
-    return nn.Upsample(scale_factor=2, mode="nearest")
-
-
-def conv_bilinear(in_channels: int, out_channels: int) -> nn.Module:
-    """Return a 1×1 convolution, then bilinear upsampling: in this order it costs a quarter."""
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel_size=1),
-        nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
-    )
-
-
-UPSAMPLERS = {
-    "transpose": transposed_conv_2x2,
-    "transpose3": transposed_conv_3x3,
-    "nearest": nearest_conv,
-    "repeat": nearest_without_conv,
-    "bilinear": conv_bilinear,
+UPSAMPLERS: dict[str, Callable[[int, int], nn.Module]] = {  # by input and output channels
+    # Transposed convolution as in the paper: the outputs do not overlap.
+    "transpose": lambda c_in, c_out: nn.ConvTranspose2d(c_in, c_out, kernel_size=2, stride=2),
+    # Transposed convolution whose outputs overlap by one pixel.
+    "transpose3": lambda c_in, c_out: nn.ConvTranspose2d(
+        c_in, c_out, kernel_size=3, stride=2, padding=1, output_padding=1
+    ),
+    # Nearest neighbor, then a 2×2 convolution, padded to keep the size.
+    "nearest": lambda c_in, c_out: nn.Sequential(
+        nn.Upsample(scale_factor=2), nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(c_in, c_out, 2)
+    ),
+    # Nearest neighbor alone, with c_in output channels.
+    "repeat": lambda c_in, c_out: nn.Upsample(scale_factor=2),
+    # A 1×1 convolution, then bilinear: in this order it costs a quarter.
+    "bilinear": lambda c_in, c_out: nn.Sequential(
+        nn.Conv2d(c_in, c_out, kernel_size=1), nn.Upsample(scale_factor=2, mode="bilinear")
+    ),
 }
 
 
@@ -126,7 +101,7 @@ class UNet(nn.Module):
     Args:
         channels: Channels of each encoder level, top to bottom; the last level is the bottleneck.
         n_classes: Channels of the logits; 1 for foreground against background.
-        norm: Normalization after each 3×3 convolution, a key of NORMS.
+        norm: Normalization after each 3×3 convolution: "batch" or "none".
         upsampling: A key of UPSAMPLERS.
         dropout: Dropout probability after each encoder level, top to bottom; empty: no dropout.
         space_to_depth: Factor s of a pixel unshuffle at the input, B×3×H×W → B×3s²×H/s×W/s, and

@@ -7,7 +7,7 @@ from core.run_folder import weights_path
 from core.settings import Settings
 from data.datasets import dataset_fingerprint
 from data.sample import Sample
-from models.checkpoint import read_metadata
+from models.checkpoint import find_misfit
 from training.stages import find_init_run
 
 
@@ -28,14 +28,7 @@ def find_initial_weights(settings: Settings, fold: int, samples: list[Sample]) -
     elif not path.is_file():
         problem = f"{path} is missing; train fold={fold} of that run first"
     else:
-        found, data = read_metadata(path), dataset_fingerprint(samples)
-        if found.get("fold") != fold:
-            problem = f"{path} holds out fold {found.get('fold')}, expected {fold}"
-        elif found.get("data") != data:
-            problem = (
-                f"{path} was trained on other images, masks or folds (data {found.get('data')}, "
-                f"expected {data}); train both runs with the same data_dir and folds_csv"
-            )
+        problem = find_misfit(path, fold, dataset_fingerprint(samples))
     if problem:
         raise InputError(f"init_run={init_run}: {problem}")
     return path

@@ -98,9 +98,9 @@ def cross_entropy_dice_loss(logits: Tensor, targets: Tensor, ignore_index: int =
     """Return the sum of the cross-entropy and of 1 − soft Dice, the latter of each class over the
     batch, averaged over the classes in the targets."""
     valid = (targets != ignore_index).float()  # B×1×H×W
-    n_classes = logits.shape[1]
     p = logits.float().softmax(1) * valid
-    t = F.one_hot(targets[:, 0].long().clamp(max=n_classes - 1), n_classes).movedim(-1, 1) * valid
+    classes = torch.arange(logits.shape[1], device=logits.device).view(-1, 1, 1)
+    t = (targets == classes).float() * valid
     intersection, target_area = (p * t).sum((0, 2, 3)), t.sum((0, 2, 3))
     dice = 2 * intersection / (p.sum((0, 2, 3)) + target_area).clamp(min=1)
     present = target_area > 0

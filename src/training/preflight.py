@@ -18,6 +18,7 @@ from data.preprocess import Size
 from data.sample import Sample
 from models import checkpoint
 from models.build import build_model
+from models.segmenter import Segmenter
 from training.dry_run import check_batches
 from training.initial_weights import find_initial_weights
 from training.losses import BINARY_LOSSES, MULTICLASS_LOSSES
@@ -160,6 +161,17 @@ def check_folds(
     for fold in folds:
         if path := find_initial_weights(settings, fold, samples):
             checkpoint.load_weights(path, model, "the network of this run")
+    check_batches_of_folds(settings, model, folds, samples, native_sizes)
+
+
+def check_batches_of_folds(
+    settings: Settings,
+    model: Segmenter,
+    folds: list[int],
+    samples: list[Sample],
+    native_sizes: Collection[Size],
+) -> None:
+    """Raise InputError if the model cannot be trained on the batches of these folds."""
     counts = [sum(sample.fold != fold for sample in samples) for fold in folds]
     # The smallest native size: at most 32 pixels a side are one pixel after the encoder.
     size = tuple(settings.train_size or min(native_sizes, key=max))
@@ -171,12 +183,8 @@ def check_finished_folds(settings: Settings, fingerprint: str) -> None:
     held out in two folds, or in none."""
     for fold in run_folder.finished_folds(settings.run_dir):
         path = run_folder.weights_path(settings.run_dir, fold)
-        metadata = checkpoint.read_metadata(path)
-        if metadata.get("fold", fold) != fold or metadata.get("data", fingerprint) != fingerprint:
-            raise InputError(
-                f"{path}: was trained on other images, masks or folds than data_dir and folds_csv "
-                "hold now; restore them, or set another run="
-            )
+        if problem := checkpoint.find_misfit(path, fold, fingerprint):
+            raise InputError(f"{problem}; restore them, or set another run=")
 
 
 def require_two_classes(samples: list[Sample]) -> None:
@@ -224,7 +232,11 @@ def check_before_launch(settings: Settings) -> None:
         for stage in stages[1:]:
             check_sizes(stage, sizes)
             check_batch_and_loss(stage, samples[0].class_map)
+        folds = folds_to_train(stages[-1], n_folds)
         check_folds(stages[0], folds_to_train(stages[0], n_folds), samples, sizes)
+        for stage in stages[1:]:
+            model = build_model(stage, len(samples[0].class_map.names), pretrained=False)
+            check_batches_of_folds(stage, model, folds, samples, sizes)
     process_env.print_once.cache_clear()  # lines that were not shown
 
 

@@ -26,6 +26,7 @@ SYNC_BN_BELOW = 2**22
 # For fewer updates, compiling and cuDNN's benchmarks take longer than they save. An estimate from
 # an H200 (docs/experiments.md).
 TUNE_MIN_UPDATES = 7000
+STATE_PARTS = ("model", "ema", "optimizer", "lr_schedule", "scaler")  # of a snapshot
 
 
 def has_few_pixels(settings: Settings, device: torch.device, n_processes: int) -> bool:
@@ -40,23 +41,12 @@ def has_one_size(settings: Settings) -> bool:
     return settings.train_size is not None or settings.batch_size > 1
 
 
-def convert_sync_batch_norm(model: nn.Module) -> nn.Module:
-    """Replace batch normalization by one with the statistics of all GPUs. torch's conversion would
-    drop the activations that timm's layers include."""
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    if all(type(norm) is nn.BatchNorm2d for norm in norms):
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    from timm.layers import convert_sync_batchnorm  # takes seconds, and model=unet does without
-
-    return convert_sync_batchnorm(model)
-
-
 def freeze_unused(model: nn.Module, settings: Settings) -> None:
     """Exclude parameters that the forward pass does not use from training, as in the last layer of
     some encoders: DDP waits for the gradient of each that is not excluded."""
     size, gradients = settings.train_size or (256, 256), {}
-    for device in ("meta", "cpu"):  # meta computes only shapes, but lacks some operations
-        with suppress(NotImplementedError):
+    for device in ("meta", "cpu"):  # meta computes only shapes, but has no values to read
+        with suppress(RuntimeError) if device == "meta" else nullcontext():
             trial = deepcopy(model).to(device).train()
             trial(torch.zeros((2, 3, *size), dtype=torch.uint8, device=device)).sum().backward()
             gradients = {name: p.grad for name, p in trial.named_parameters()}
@@ -103,7 +93,10 @@ class TrainState:
             freeze_unused(model, self.settings)
         syncs = self.syncs_batch_norm(model)
         if syncs:
-            model = convert_sync_batch_norm(model)
+            # Not torch's conversion, which drops the activations that timm's layers include.
+            from timm.layers import convert_sync_batchnorm  # takes seconds
+
+            model = convert_sync_batchnorm(model)
         if wants_compile(self.settings, self.device, self.is_long):
             obstacle = "SyncBatchNorm" if syncs else compile_obstacle(self.device)
             if obstacle:
@@ -124,8 +117,7 @@ class TrainState:
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits in fp32, as half precision overflows in the sums of the losses."""
         is_odd = len(images) != local_count(self.settings.batch_size)
-        context = self.device, self.precision, self.is_compiled, is_odd
-        with forward_context(*context, is_training=True):
+        with forward_context(self.device, self.precision, self.is_compiled, is_odd):
             return self.network(images).float()
 
     def train_step(
@@ -167,19 +159,10 @@ class TrainState:
 
     def state_dict(self) -> dict[str, Any]:
         """State of all parts, for a snapshot."""
-        return {name: part.state_dict() for name, part in self._parts().items()}
+        return {name: getattr(self, name).state_dict() for name in STATE_PARTS}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what state_dict() returned. A run may resume in another precision."""
-        for name, part in self._parts().items():
+        for name in STATE_PARTS:
             if name != "scaler" or state[name]:
-                part.load_state_dict(state[name])
-
-    def _parts(self) -> dict[str, Any]:
-        return {
-            "model": self.model,
-            "ema": self.ema,
-            "optimizer": self.optimizer,
-            "lr_schedule": self.lr_schedule,
-            "scaler": self.scaler,
-        }
+                getattr(self, name).load_state_dict(state[name])

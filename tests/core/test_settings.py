@@ -17,7 +17,6 @@ CHOICES = {
     "augmentation": augment.POLICIES,
     "dataset_format": datasets.FORMATS,
     "loss": losses.BINARY_LOSSES | losses.MULTICLASS_LOSSES,
-    "norm": unet.NORMS,
     "optimizer": optim.OPTIMIZERS,
     "precision": {"auto", *device.DTYPES},
     "tta": predictor.TTA_FLIPS,

@@ -163,11 +163,11 @@ def test_load_oof_members_of_network_in_another_folds_folder_is_rejected(runs_co
 
 def test_load_oof_members_of_networks_of_other_data_is_rejected(runs):
     fewer = dataset_fingerprint(runs.samples[1:])
-    with pytest.raises(InputError, match=r"would not be out of fold$"):
+    with pytest.raises(InputError, match=r"folds_csv hold now$"):
         load_runs.load_oof_members(runs.ensemble_settings, EQUAL, 0, fewer)
     limited = runs.settings("runs=[a,b]", "max_images=1")
     fewer = dataset_fingerprint(load_training_samples(limited))
-    with pytest.raises(InputError, match=r"\(set max_images=0, as in training\)"):
+    with pytest.raises(InputError, match="; set max_images=0, as in training"):
         load_runs.load_oof_members(limited, EQUAL, 0, fewer)
 
 

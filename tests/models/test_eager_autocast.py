@@ -26,7 +26,7 @@ from training.train_state import TrainState
 def test_depthwise_in_fp32_leaves_other_convolutions_in_bf16(conv, dtype):
     assert is_depthwise(conv.weight) == (dtype == torch.float32)
     x = torch.randn(2, conv.in_channels, 9, 8, dtype=torch.bfloat16, requires_grad=True)
-    with torch.autocast("cpu", torch.bfloat16), EagerAutocast(depthwise_in_fp32=True):
+    with torch.autocast("cpu", torch.bfloat16), EagerAutocast():
         y = conv(x)
         assert torch.is_autocast_enabled("cpu")
     assert y.dtype == dtype
@@ -57,9 +57,7 @@ def test_train_state_trains_depthwise_convolutions_in_fp32_on_a_cpu(precision, d
 
 @pytest.mark.parametrize("args", [[], ["full_size_skip=8"], ["half_size_decoder=true"]])
 def test_nearest_upsampling_keeps_its_dtype_and_all_values(args):
-    settings = load_settings(
-        ["model=smp", "encoder=tu-mobilenetv3_small_050", "encoder_weights=none", *args]
-    )
+    settings = load_settings(["model=smp", "encoder=resnet18", "encoder_weights=none", *args])
     model, images = build_model(settings), torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
     results, dtypes = [], set()
 

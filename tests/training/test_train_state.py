@@ -166,11 +166,13 @@ def test_syncs_batch_norm_if_a_gpu_has_few_pixels(monkeypatch, args, world_size,
     assert state.syncs_batch_norm(model) is False
 
 
-def test_convert_sync_batch_norm_keeps_the_activations_of_timm():
+def test_sync_batch_norm_keeps_the_activations_of_timm(monkeypatch):
     args = ["model=smp", "encoder=tu-tf_efficientnet_lite0", "encoder_weights=none"]
-    model = build_model(load_settings(args), 1, pretrained=False)
-    activations = [type(m.act) for m in model.modules() if hasattr(m, "act")]
-    converted = train_state.convert_sync_batch_norm(model)
+    settings = load_settings([*args, "size=[64,64]", "device=cpu"])
+    state = TrainState(settings, 1, 1, CPU)
+    activations = [type(m.act) for m in state.model.modules() if hasattr(m, "act")]
+    monkeypatch.setattr(state, "syncs_batch_norm", lambda model: True)
+    converted = state.wrap(state.model)
     norms = [m for m in converted.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     assert norms and all(isinstance(norm, nn.SyncBatchNorm) for norm in norms)
     kept = [m for m in converted.modules() if hasattr(m, "act")]
@@ -195,6 +197,22 @@ def test_freeze_unused_excludes_what_has_no_gradient(args, unused):
     model(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)).sum().backward()
     without = {name for name, p in model.named_parameters() if p.grad is None}
     assert frozen == without
+
+
+def test_freeze_unused_tries_a_network_that_reads_values_on_the_cpu():
+    class ReadsValues(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.unused = nn.Linear(1, 1), nn.Linear(1, 1)
+
+        def forward(self, images):
+            x = images[:, 0, 0, :1].float()
+            return self.used(x) if x.sum().item() == 0 else x
+
+    model = ReadsValues()
+    train_state.freeze_unused(model, load_settings(["size=[8,8]"]))
+    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+    assert frozen == ["unused.weight", "unused.bias"]
 
 
 def test_network_with_sync_batch_norm_is_not_compiled(monkeypatch, capsys):
