@@ -58,9 +58,10 @@ def test_check_before_launch_checks_later_stages(data_dir, tmp_path, monkeypatch
 
 
 def test_check_before_launch_tries_the_batches_of_later_stages(data_dir, tmp_path):
-    args = ["channels=2,2,2,2", "stages=[{epochs: 1}, {size: [8,8], batch_size: 1}]"]
-    others = [a for a in tiny_settings_args(data_dir, tmp_path) if not a.startswith("channels")]
-    settings = config.load_settings([a for a in others if a[:4] not in ("size", "batc")] + args)
+    settings = config.load_settings(tiny_settings_args(data_dir, tmp_path))
+    last = {"size": [8, 8], "batch_size": 1}
+    settings = replace(settings, channels=[2, 2, 2, 2], stages=[{"epochs": 1}, last], **last)
+    settings.stages[0] |= {"size": [32, 48], "batch_size": 4}
     with pytest.raises(InputError, match="batch_size=1: a step has only one of"):
         preflight.check_before_launch(settings)
 
