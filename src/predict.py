@@ -28,7 +28,7 @@ from core.errors import InputError
 from core.files import atomic_write, file_sha256
 from data import classes, datasets, rle
 from data.image_files import require_paths
-from data.image_writer import write_image
+from data.image_io import write_image
 from data.sample import Sample
 from evaluation import ensemble, oof, submission, visualize
 from evaluation.pixel_counts import count_pixels

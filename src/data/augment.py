@@ -26,14 +26,6 @@ warnings.filterwarnings("error", message="Argument.*not valid")
 PAPER_PROBABILITY = 0.1  # probability of each distortion in Jois & Aygar 2017
 
 
-BILINEAR = {  # soft masks stay soft
-    "interpolation": cv2.INTER_LINEAR,
-    "mask_interpolation": cv2.INTER_LINEAR,
-}
-REFLECT_BORDER = {"border_mode": cv2.BORDER_REFLECT_101, **BILINEAR}
-BLACK_BORDER = {"border_mode": cv2.BORDER_CONSTANT, **BILINEAR}  # as a letterbox
-
-
 def _affine(scale: float, shift: float, rotate: float, p: float) -> A.Affine:
     """Zoom by 1 ± scale, shift by ± a fraction of the size, rotate by ± degrees."""
     return A.Affine(
@@ -41,7 +33,7 @@ def _affine(scale: float, shift: float, rotate: float, p: float) -> A.Affine:
         keep_ratio=True,  # else albumentations draws the zoom of each axis
         translate_percent=(-shift, shift),
         rotate=(-rotate, rotate),
-        **REFLECT_BORDER,
+        border_mode=cv2.BORDER_REFLECT_101,
         p=p,
     )
 
@@ -63,7 +55,7 @@ POLICIES: dict[str, list[A.BasicTransform]] = {
     "paper": [  # independent: flip, rotation, zoom of each axis, shear, shift
         A.HorizontalFlip(p=PAPER_PROBABILITY),
         *(
-            A.Affine(**change, **BLACK_BORDER, p=PAPER_PROBABILITY)
+            A.Affine(**change, p=PAPER_PROBABILITY)  # black border, as a letterbox
             for change in (
                 {"rotate": (-20, 20)},
                 {"scale": {"x": (0.8, 1.0), "y": (0.8, 1.0)}},
@@ -90,7 +82,7 @@ class Augmenter:
         transforms = deepcopy(POLICIES[policy])
         if crop_size:
             transforms.append(A.RandomCrop(*crop_size))
-        mask_interpolation = None
+        mask_interpolation = cv2.INTER_LINEAR  # soft masks stay soft
         if not class_map.is_binary:
             mask_interpolation = cv2.INTER_NEAREST  # class ids must not be interpolated
             for transform in transforms:

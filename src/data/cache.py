@@ -29,13 +29,13 @@ from data.sample import Sample
 ImageAndTarget = tuple[np.ndarray, np.ndarray]  # h×w×3 RGB and h×w, both uint8
 
 
-def load_image_and_target(
-    sample: Sample, preprocessing: Preprocessing, mask: np.ndarray
-) -> ImageAndTarget:
-    """Read and preprocess a sample's image; make its target (coverage 0…255, or class ids) from
-    `mask`."""
-    image = preprocess_image(read_sample_image(sample), preprocessing)
-    return image, preprocess_mask(mask, preprocessing)
+def load_sample(
+    sample: Sample, preprocessing: Preprocessing
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return a sample's image, its target (coverage 0…255, or class ids), and its mask at native
+    size."""
+    image, mask = read_sample_image(sample), read_sample_mask(sample)
+    return preprocess_image(image, preprocessing), preprocess_mask(mask, preprocessing), mask
 
 
 class Cache:
@@ -85,8 +85,7 @@ def decode_all(
     """Yield the row of Cache.pixels and the packed mask of each sample, with a progress bar."""
 
     def decode_one(sample: Sample) -> tuple[np.ndarray, bytes]:
-        mask = read_sample_mask(sample)
-        image, target = load_image_and_target(sample, preprocessing, mask)
+        image, target, mask = load_sample(sample, preprocessing)
         return np.concatenate([image.reshape(-1), target.reshape(-1)]), pack_mask(mask)
 
     with (
@@ -135,11 +134,8 @@ def write_disk_cache(
 ) -> None:
     """Write both files of a cache. The .npy is renamed last, so its existence means that both are
     complete."""
-    header = {
-        "descr": "|u1",
-        "fortran_order": False,
-        "shape": (len(samples), 4 * size[0] * size[1]),
-    }
+    shape = len(samples), 4 * size[0] * size[1]
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     masks = []
     with atomic_write(path) as tmp_path:
         with open(tmp_path, "wb") as file:
@@ -170,29 +166,22 @@ def make_cache(settings: Settings, samples: Sequence[Sample]) -> Cache | None:
     images in every epoch."""
     preprocessing = preprocessing_from(settings)
     sizes = {preprocessing.size} if preprocessing.size else read_sizes(samples)
+    if len(sizes) > 1 and settings.cache in ("ram", "disk"):
+        raise InputError(f"cache={settings.cache}: images have several sizes; set size=h,w")
     size = min(sizes)
     name = f"{settings.dataset_name}_{size[0]}x{size[1]}_{cache_key(samples, preprocessing)}.npy"
     path = Path(settings.output_dir) / "cache" / name
     n_bytes = len(samples) * size[0] * size[1] * 4
-    if len(sizes) == 1:
-        location = choose_location(settings.cache, n_bytes, path)
-    elif settings.cache in ("ram", "disk"):
-        raise InputError(f"cache={settings.cache}: images have several sizes; set size=h,w")
-    else:
-        location = "none"
-    gib = f"{n_bytes / 2**30:.1f} GiB"
-    description = {
-        "ram": f"{gib}, cached in memory",
-        "disk": f"{gib}, cached in {path}",
-        "none": "not cached, decoded in every epoch",
-    }
-    print(f"decoded images: {description[location]}")
-    if location == "ram":
-        require_space("ram", n_bytes, available_ram())
-        return build_ram_cache(samples, preprocessing, size)
+    location = choose_location(settings.cache, n_bytes, path) if len(sizes) == 1 else "none"
+    if location == "none":
+        print("decoded images: not cached, decoded in every epoch")
+        return None
+    where = "memory" if location == "ram" else path
+    print(f"decoded images: {n_bytes / 2**30:.1f} GiB, cached in {where}")
     if location == "disk":
         return open_disk_cache(samples, preprocessing, size, path)
-    return None
+    require_space("ram", n_bytes, available_ram())
+    return build_ram_cache(samples, preprocessing, size)
 
 
 def choose_location(cache: str, n_bytes: int, path: Path) -> str:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.spatial.distance import cdist
+from scipy.cluster.vq import vq
 
 from core.errors import InputError
 
@@ -39,15 +39,12 @@ def decode_values(values: np.ndarray, class_map: ClassMap, name: str) -> np.ndar
 
     Raise InputError at a value that the class map does not contain.
     """
-    lookup = np.full(65536, -1, np.int16)
-    lookup[: len(class_map.value_to_class)] = class_map.value_to_class
-    index = values.astype(np.uint16)
-    classes = np.where(index == values, lookup[index], -1)
-    if classes.min(initial=0) < 0:
-        invalid = values[classes < 0][0].item()
-        valid = ", ".join(str(v) for v, c in enumerate(class_map.value_to_class) if c >= 0)
-        raise InputError(f"{name}: contains the value {invalid}; expected only {valid}")
-    return classes.astype(np.uint8)
+    valid = [value for value, class_id in enumerate(class_map.value_to_class) if class_id >= 0]
+    invalid = values[~np.isin(values, valid)]
+    if invalid.size:
+        found, listed = invalid[0].item(), ", ".join(map(str, valid))
+        raise InputError(f"{name}: contains the value {found}; expected only {listed}")
+    return np.array(class_map.value_to_class).astype(np.uint8)[values.astype(np.uint8)]
 
 
 def encode_values(classes: np.ndarray, class_map: ClassMap) -> np.ndarray:
@@ -71,16 +68,13 @@ def decode_colors(
     index `class_map.value_to_class` maps to a class. Raise InputError if too many pixels of label
     file `name` are far from every color.
     """
-    red, green, blue = np.moveaxis(label.astype(np.uint32), 2, 0)
-    packed, inverse = np.unique(red << 16 | green << 8 | blue, return_inverse=True)
-    colors = np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1)
-    distances = cdist(colors, palette)
-    distance = distances.min(axis=1)[inverse]
+    nearest, distance = vq(label.reshape(-1, 3).astype(np.float32), palette.astype(np.float32))
+    distance = distance.reshape(label.shape[:2])
     is_outlier = distance > MAX_JPEG_COLOR_ERROR
     if is_outlier.mean() > MAX_OUTLIER_FRACTION:
         color = label[is_outlier][0].tolist()
         raise InputError(f"{name}: contains the color {color}, which is no label color")
-    classes = np.array(class_map.value_to_class, np.uint8)[distances.argmin(axis=1)][inverse]
+    classes = np.array(class_map.value_to_class, np.uint8)[nearest].reshape(distance.shape)
     if class_map.max_color_distance:
         classes[distance > class_map.max_color_distance] = IGNORE
     return classes

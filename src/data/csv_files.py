@@ -97,6 +97,8 @@ def read_class_map(path: Path) -> ClassMap:
         raise InputError(f"{path}: value {invalid.iloc[0]!r}; expected different numbers, 0 to 255")
     classes = table[table["name"] != "ignore"]
     classes = classes.sort_values("name", key=lambda names: names != "background", kind="stable")
+    if len(classes) > IGNORE:
+        raise InputError(f"{path}: has {len(classes)} classes; expected at most {IGNORE}")
     if len(classes) < 2 or classes["name"].duplicated().any():
         raise InputError(f"{path}: expected two or more different names; delete it for one class")
     try:

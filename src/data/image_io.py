@@ -1,4 +1,4 @@
-"""Image files to arrays, rotated according to EXIF."""
+"""Image files to arrays, rotated according to EXIF, and arrays to image files."""
 
 import struct
 import warnings
@@ -11,10 +11,11 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from core.errors import InputError
+from core.files import atomic_write
 from data.image_files import foreign_file_remedy, list_images, require_paths
 
-# Exceptions that Pillow raises for files that are truncated, damaged or not images.
-DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, LookupError, struct.error)
+# Exceptions that Pillow and OpenCV raise for files that are truncated, damaged or not images.
+DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, LookupError, struct.error, cv2.error)
 FORMATS_READ = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # EPS would run a program
 OPENCV_FORMATS = ("JPEG", "MPO", "PNG")  # decoded by OpenCV, which is faster than Pillow
 MAX_PIXELS = 2**28  # a file of a few kB can declare more pixels than fit into memory
@@ -22,6 +23,8 @@ Image.MAX_IMAGE_PIXELS = None  # replaced by MAX_PIXELS
 warnings.filterwarnings("ignore", module="PIL")  # on odd metadata; what matters is an error
 EXIF_ORIENTATION = 0x0112
 NEW_SUBFILE_TYPE, REDUCED_OR_MASK = 254, 1 | 4  # a tag of a TIFF's page, and two of its bits
+PNG_END = b"IEND\xaeB`\x82"  # with its checksum; other data may follow
+CHANNEL_ORDER = {3: [2, 1, 0], 4: [2, 1, 0, 3]}  # RGB, RGBA → OpenCV's BGR, BGRA
 MAX_12_BITS = 15  # highest byte of 16-bit values of which only 12 bits are used
 
 
@@ -89,17 +92,11 @@ def read_orientation(path: Path) -> int:
         return exif_orientation(image)
 
 
-def find_photographs(path: Path, check_headers: bool = True) -> list[Path]:
-    """Return the image at `path`, or the images in the folder `path`, sorted by name.
-
-    Raises InputError if there is none or, with `check_headers`, if the header of a file is not that
-    of an image.
-    """
+def find_photographs(path: Path) -> list[Path]:
+    """Return the image at `path`, or the images in the folder `path`, sorted by name; InputError if
+    there is none."""
     require_paths(path)
-    images = list_images(path) if path.is_dir() else [path]
-    for image in images if check_headers else []:
-        read_image_size(image)
-    return images
+    return list_images(path) if path.is_dir() else [path]
 
 
 def exif_orientation(image: Image.Image) -> int:
@@ -132,8 +129,10 @@ def read_image(path: Path) -> np.ndarray:
             raise InputError(f"{path}: has values of 32 bits; save it with 8 or 16 bits")
         if image.format in OPENCV_FORMATS:
             pixels = _decode_by_opencv(path.read_bytes())
+        elif image.mode.startswith("I;16"):  # convert() would clip the values
+            pixels = np.dstack([(np.asarray(image) >> 8).astype(np.uint8)] * 3)
         else:
-            pixels = _to_rgb(image)
+            pixels = np.asarray(image.convert("RGB"))
         if is_16_bit and not pixels.any():
             pixels = read_16_bits(path)[..., :3]
     if is_16_bit and 0 < pixels.max() <= MAX_12_BITS:
@@ -148,7 +147,7 @@ def _decode_by_opencv(data: bytes) -> np.ndarray:
     """Decode a JPEG or PNG, not turned. Raises ValueError if it is truncated, which OpenCV does not
     report."""
     is_jpeg = data.startswith(b"\xff\xd8")
-    if not (_has_jpeg_end(data) if is_jpeg else b"IEND" in data[-4096:]):
+    if not (_has_jpeg_end(data) if is_jpeg else PNG_END in data):
         raise ValueError("the file is truncated")
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -162,7 +161,8 @@ def _has_jpeg_end(data: bytes) -> bool:
     it; the thumbnail before it has an end marker as well."""
     position = 2
     while data[position : position + 1] == b"\xff" and data[position + 1 : position + 2] != b"\xda":
-        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+        is_fill = data[position + 1 : position + 2] == b"\xff"  # any number may precede a marker
+        position += 1 if is_fill else 2 + int.from_bytes(data[position + 2 : position + 4], "big")
     return data.find(b"\xff\xd9", position) >= 0
 
 
@@ -188,8 +188,13 @@ def _to_8_bits(values: np.ndarray) -> np.ndarray:
     return (values if values.max(initial=0) < 256 else values >> 8).astype(np.uint8)
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
-    if image.mode.startswith("I;16"):
-        gray = (np.asarray(image) >> 8).astype(np.uint8)
-        return np.dstack([gray] * 3)
-    return np.asarray(image.convert("RGB"))
+def write_image(path: Path, image: np.ndarray) -> None:
+    """Write uint8 gray H×W, RGB H×W×3 or RGBA H×W×4 in the file format of the path's suffix."""
+    if image.ndim == 3:
+        image = image[..., CHANNEL_ORDER[image.shape[2]]]
+    encoded, data = cv2.imencode(path.suffix, image)
+    if not encoded:
+        height, width = image.shape[:2]
+        raise InputError(f"{path}: {width}×{height} pixels are too large for {path.suffix}")
+    with atomic_write(path, len(data)) as tmp_path:
+        tmp_path.write_bytes(data)

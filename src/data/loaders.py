@@ -16,7 +16,7 @@ from core.device import pick_device
 from core.errors import InputError
 from core.settings import Settings
 from data.augment import Augmenter
-from data.cache import Cache, ImageAndTarget, load_image_and_target
+from data.cache import Cache, ImageAndTarget, load_sample
 from data.datasets import read_native_size, read_sample_image, read_sample_mask
 from data.formats.carvana import IMAGE_SIZE
 from data.preprocess import Preprocessing, Size, preprocess_image, preprocessing_from
@@ -36,17 +36,13 @@ class TrainDataset(Dataset):
         class_map, crop_size = samples[0].class_map, settings.crop_size
         self.augment = Augmenter(settings.augmentation, settings.seed, class_map, crop_size)
 
-    def __len__(self) -> int:
-        return len(self.samples)
-
     def __getitem__(self, key: tuple[int, int]) -> ImageAndTarget:
         epoch, i = key
         sample = self.samples[i]
         if self.cache:
             image, target = self.cache.image_and_target(sample)
         else:
-            mask = read_sample_mask(sample)
-            image, target = load_image_and_target(sample, self.preprocessing, mask)
+            image, target, _ = load_sample(sample, self.preprocessing)
         return self.augment(image, target, epoch, sample.image_id)
 
 
@@ -65,8 +61,7 @@ def channels_first(image: np.ndarray) -> Tensor:
 def train_loader(samples: Sequence[Sample], settings: Settings, cache: Cache | None) -> DataLoader:
     """Return a loader of (images B×3×h×w, targets B×1×h×w), uint8; set `.batch_sampler.epoch`
     before each epoch."""
-    whole = cache.size if cache else network_size(samples[0], preprocessing_from(settings))
-    height, width = settings.crop_size or whole
+    height, width = settings.crop_size or network_size(samples[0], preprocessing_from(settings))
     local_batch_size = -(-settings.batch_size // process_env.world_size())
     batch_bytes = local_batch_size * 4 * height * width
     workers = choose_num_workers(settings, batch_bytes, is_cheap=cache is not None)
@@ -142,21 +137,16 @@ def stack_images(images: Sequence[np.ndarray]) -> Tensor:
     return default_collate(tensors).permute(0, 3, 1, 2)
 
 
+@dataclass
 class PredictionDataset(Dataset):
     """Maps i to the LoadedSample and the images of sample i."""
 
-    def __init__(
-        self,
-        samples: Sequence[Sample],
-        preprocessings: set[Preprocessing],
-        with_mask: bool,
-        cache: Cache | None,
-        skip_unreadable: bool,
-        n_threads: int,
-    ):
-        self.samples, self.preprocessings = samples, preprocessings
-        self.with_mask, self.cache = with_mask, cache
-        self.skip_unreadable, self.n_threads = skip_unreadable, n_threads
+    samples: Sequence[Sample]
+    preprocessings: set[Preprocessing]
+    with_mask: bool
+    cache: Cache | None
+    skip_unreadable: bool
+    n_threads: int
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 from PIL import Image
 
@@ -12,8 +11,7 @@ from data.image_files import list_names
 from data.image_io import exif_orientation, has_16_bits, open_image, read_16_bits, turn_upright
 
 GRAY_MODES = ("1", "L", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
-LOSSY_FORMATS = ("JPEG", "MPO", "JPEG2000")
-FULL_SCALES = (1, 255, 65535, np.inf)  # of mask values, as float, 8-bit and 16-bit files have
+FULL_SCALES = (1, 255, 65535)  # of mask values, as float, 8-bit and 16-bit files have
 
 
 def read_mask(path: Path, threshold: int = 0) -> np.ndarray:
@@ -36,11 +34,9 @@ def _shown_pixels(path: Path, image: Image.Image) -> np.ndarray:
         if image.mode in GRAY_MODES:
             return np.asarray(image)
         if image.mode == "P":
-            palette = np.zeros((256, 3), np.uint8)
-            colors = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
-            palette[: len(colors)] = colors
-            if (palette == palette[:, :1]).all():
-                return cv2.LUT(np.asarray(image), palette[:, 0])
+            colors = np.array(image.getpalette("RGB")).reshape(-1, 3)
+            if (colors == colors[:, :1]).all():
+                return np.asarray(image.convert("L"))
     return _to_rgba(path, image)
 
 
@@ -63,7 +59,8 @@ def _to_mask(path: Path, values: np.ndarray, threshold: int) -> np.ndarray:
     if threshold == 1:
         return mask
     if threshold:
-        full_scale = min(s for s in FULL_SCALES if values.max() <= s)
+        largest_value = values.max()
+        full_scale = min((s for s in FULL_SCALES if largest_value <= s), default=largest_value)
         return values >= threshold / 255 * full_scale
     n_values = np.unique(values).size
     fix = "set mask_threshold=128 to read soft edges and lossy files"
@@ -145,7 +142,7 @@ def is_lossy(path: Path, image: Image.Image) -> bool:
     """Whether the file's compression changes pixels."""
     is_lossy_webp = image.format == "WEBP" and b"VP8 " in path.read_bytes()[:64]
     is_jpeg_in_tiff = image.info.get("compression") in ("jpeg", "tiff_jpeg")
-    return image.format in LOSSY_FORMATS or is_lossy_webp or is_jpeg_in_tiff
+    return image.format in ("JPEG", "MPO") or is_lossy_webp or is_jpeg_in_tiff
 
 
 def _values_of_colors(

@@ -40,8 +40,7 @@ def letterbox_region(native_size: Size, preprocessing: Preprocessing) -> tuple[s
 def preprocess_image(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     """Convert H×W×3 to h×w×3 uint8 RGB; a letterbox is padded with black."""
     resized = _resize(image, preprocessing, None, 0)
-    n_colors = preprocessing.n_colors
-    return reduce_colors(resized, n_colors) if n_colors else resized
+    return reduce_colors(resized, preprocessing.n_colors) if preprocessing.n_colors else resized
 
 
 def preprocess_mask(mask: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:

@@ -12,8 +12,7 @@ from core.errors import InputError
 from core.settings import Settings
 from data.classes import ClassMap, colorize, encode_values
 from data.datasets import get_class_map
-from data.image_io import find_photographs, read_image
-from data.image_writer import write_image
+from data.image_io import find_photographs, read_image, read_image_size, write_image
 from evaluation import visualize
 from inference.cutout import read_background
 from inference.segmentation import Segmentation
@@ -26,8 +25,10 @@ def predict_photographs(settings: Settings, model: TrainedModel) -> list[str]:
     Returns an error message for each unreadable one; without skip_unreadable, InputError is raised.
     """
     path, class_map = Path(settings.images), get_class_map(settings)
-    photographs = find_photographs(path, check_headers=not settings.skip_unreadable)
-    photographs = photographs[: settings.max_images or None]
+    photographs = find_photographs(path)[: settings.max_images or None]
+    if not settings.skip_unreadable:  # report an unreadable one before predicting the others
+        for photograph in photographs:
+            read_image_size(photograph)
     check_background(settings, class_map)
     folder = run_folder.photographs_dir(
         settings.run_dir, path.resolve().name if path.is_dir() else path.stem

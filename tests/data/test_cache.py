@@ -15,7 +15,7 @@ from tiny_datasets import draw_car, make_cityscapes_pairs, make_data, make_pets,
 from core import config, machine
 from core.errors import InputError
 from data import cache, datasets
-from data.cache import load_image_and_target, make_cache
+from data.cache import load_sample, make_cache
 from data.preprocess import Preprocessing, preprocessing_from
 
 
@@ -49,8 +49,7 @@ def test_cache_holds_what_decoding_gives(shared_folder, tmp_path, dataset_format
     cached = make_cache(settings, samples)
     assert cached.size == (32, 48) and cached.preprocessing == preprocessing_from(settings)
     for sample in samples[::-1]:
-        mask = datasets.read_sample_mask(sample)
-        image, target = load_image_and_target(sample, cached.preprocessing, mask)
+        image, target, mask = load_sample(sample, cached.preprocessing)
         cached_image, cached_target = cached.image_and_target(sample)
         assert np.array_equal(cached_image, image) and np.array_equal(cached_target, target)
         assert np.array_equal(cached.mask(sample), mask)
@@ -67,10 +66,9 @@ def test_unpack_mask_inverts_pack_mask(mask):
 
 
 @pytest.mark.parametrize("size", [(32, 48), (96, 144), None])
-def test_load_image_and_target_resizes_both_to_full_coverage(settings, size):
+def test_load_sample_resizes_image_and_target_to_full_coverage(settings, size):
     sample = datasets.load_training_samples(settings)[0]
-    mask = datasets.read_sample_mask(sample)
-    image, target = load_image_and_target(sample, Preprocessing(size), mask)
+    image, target, mask = load_sample(sample, Preprocessing(size))
     assert image.shape[:2] == target.shape == (size or mask.shape)
     assert target.min() == 0 and target.max() == 255
     is_soft = ((target > 0) & (target < 255)).any()

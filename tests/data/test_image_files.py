@@ -7,7 +7,7 @@ import pytest
 
 from core.errors import InputError
 from data.image_files import IMAGE_SUFFIXES, describe_folder, list_images, require_paths
-from data.image_io import find_photographs
+from data.image_io import find_photographs, read_image_size
 
 DATA_FOLDERS = ("train", "train_masks")
 HEIC = b"\0\0\0\x18ftypheic"
@@ -115,8 +115,8 @@ def test_messages_hold_absolute_paths(tmp_path, monkeypatch):
     assert error_line(require_paths, Path("a/b")) == f"{tmp_path}: holds holiday.jpg; expected a/b/"
 
 
-def test_find_photographs_explains_a_video(tmp_path):
+def test_read_image_size_explains_a_video(tmp_path):
     (tmp_path / "clip.mov").write_bytes(b"\0\0\0\x14ftypqt  " + b"\0" * 99)
-    line = error_line(find_photographs, tmp_path / "clip.mov")
+    line = error_line(read_image_size, tmp_path / "clip.mov")
     assert line.startswith(f"{tmp_path}/clip.mov: cannot be read as an image")
     assert "ffmpeg" in line

@@ -22,6 +22,17 @@ def test_read_image_rejects_a_truncated_file(tmp_path, suffix):
         image_io.read_image(path)
 
 
+def test_read_image_accepts_fill_bytes_in_a_jpeg_and_data_after_a_png(tmp_path):
+    paths = tmp_path / "a.jpg", tmp_path / "a.png"
+    for path in paths:
+        Image.fromarray(PHOTOGRAPH).save(path, quality=95)
+    data = paths[0].read_bytes()
+    paths[0].write_bytes(data[:2] + b"\xff\xff" + data[2:])
+    paths[1].write_bytes(paths[1].read_bytes() + b"\0" * 5000)
+    for path in paths:
+        assert_shows(image_io.read_image(path), PHOTOGRAPH)
+
+
 # ---------------------------------------------------------------- file types
 
 PHOTOGRAPH = cv2.resize(draw_car(0, 1, (48, 72))[0], (60, 40))

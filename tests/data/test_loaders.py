@@ -187,7 +187,6 @@ def test_script_with_workers_ends_in_one_line_at_a_bad_image(data_dir):
 def test_train_dataset_augments_by_epoch(settings):
     samples = datasets.load_training_samples(settings)
     dataset = loaders.TrainDataset(samples, settings, None)
-    assert len(dataset) == 12
     assert len({dataset[epoch, 0][0].tobytes() for epoch in range(4)}) > 1
 
 

@@ -216,6 +216,12 @@ def test_mask_threshold_1_keeps_every_numbered_object(tmp_path, dtype):
     assert mask_io.read_mask(path, 1).tolist() == [[False, True, True, True]]
 
 
+def test_mask_threshold_of_32_bits_is_a_part_of_the_largest_value(tmp_path):
+    values = np.array([[0, 40_000, 90_000, 100_000]], np.int32)
+    path = save(tmp_path, "a.tif", Image.fromarray(values))
+    assert mask_io.read_mask(path, 128).tolist() == [[False, False, True, True]]
+
+
 def test_read_mask_rejects_nan(tmp_path):
     path = save(tmp_path, "a.tif", Image.fromarray(np.array([[0, np.nan, 1]], np.float32)))
     with pytest.raises(InputError, match="contains NaN or inf"):

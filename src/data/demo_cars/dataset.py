@@ -1,7 +1,6 @@
 """Write rendered cars as a data set in the competition's layout."""
 
 import csv
-import errno
 import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -52,7 +51,8 @@ def write_mask_gif(path: Path, mask: np.ndarray) -> None:
 def render_car(
     folder: Path, demo_car: DemoCar, split: str, seed: int, size: tuple[int, int]
 ) -> list[tuple[str, str]]:
-    """Write all views of one car to `folder`; return (file name, run-length mask) of each."""
+    """Write all views of one car to `folder`; return (file name, run-length mask) of
+    each test image."""
     cv2.setNumThreads(1)  # the processes already use all cores
     rng = np.random.default_rng([seed, demo_car.number, 1])
     car = build_car(rng, BODIES[demo_car.body], PAINTS[demo_car.color])
@@ -65,7 +65,8 @@ def render_car(
             raise OSError(f"{path}: cannot be written")
         if split == "train":
             write_mask_gif(folder / "train_masks" / f"{image_id}_mask.gif", mask)
-        rows.append((path.name, rle.encode(mask)))
+        else:
+            rows.append((path.name, rle.encode(mask)))
     return rows
 
 
@@ -88,13 +89,12 @@ def write_files(
         ProcessPoolExecutor(mp_context=get_context("spawn")) as pool,
         tqdm(total=len(demo_cars) * N_VIEWS, unit="image", desc="render", disable=None) as bar,
     ):
-        splits = {}
+        futures = []
         for demo_car in demo_cars:
             split = "train" if demo_car.number < train_cars else "test"
-            future = pool.submit(render_car, folder, demo_car, split, seed, size)
-            splits[future] = split
-        for future in as_completed(splits):
-            truth += future.result() if splits[future] == "test" else []
+            futures.append(pool.submit(render_car, folder, demo_car, split, seed, size))
+        for future in as_completed(futures):
+            truth += future.result()
             bar.update(N_VIEWS)
     write_csv(folder / "test_truth.csv", "img,rle_mask", truth)
     sample_submission = [(file_name, "1 1") for file_name, _ in truth]
@@ -119,10 +119,5 @@ def write_demo_dataset(
         demo_cars = draw_cars(train_cars + test_cars, seed)
         write_files(tmp_folder, demo_cars, train_cars, seed, size)
         tmp_folder.rename(folder)  # replaces an empty folder
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-        message = f"{folder}: another process has written it meanwhile; run this again"
-        raise InputError(message) from None
     finally:
         shutil.rmtree(tmp_folder, ignore_errors=True)

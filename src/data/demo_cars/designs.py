@@ -9,9 +9,7 @@ from typing import NamedTuple
 class Body(NamedTuple):
     """One body type. At every height its horizontal section is a superellipse."""
 
-    levels: list[
-        tuple[float, float, float, float]
-    ]  # height, half width, front x, rear x; ascending
+    levels: list[tuple[float, ...]]  # height, half width, front x, rear x; ascending
     exponent: float  # of the superellipse
     axles: tuple[float, float]  # x of the wheels
     tire_radius: float

@@ -47,18 +47,16 @@ class DatasetFormat:
 
     def read_size(self, sample: Sample) -> tuple[int, int]:
         """Return (height, width) from the headers; InputError if image and mask differ in size."""
-        height, width = self.read_native_size(sample)
-        mask_height, mask_width = image_io.read_image_size(sample.mask)
-        if (mask_height, mask_width) != (height, width):
-            is_turned = (mask_width, mask_height) == (height, width)
+        size, mask_size = self.read_native_size(sample), image_io.read_image_size(sample.mask)
+        if mask_size != size:
             hint = "; save both at one size, the mask without interpolation"
-            if is_turned:
+            if mask_size[::-1] == size:
                 hint = "; EXIF turns only one of the two upright: turn the other"
             raise InputError(
-                f"{sample.mask}: is {mask_width}×{mask_height} but {sample.image.name} is "
-                f"{width}×{height}{hint}"
+                f"{sample.mask}: is {mask_size[1]}×{mask_size[0]} but {sample.image.name} is "
+                f"{size[1]}×{size[0]}{hint}"
             )
-        return height, width
+        return size
 
     def fold_stratum(self, group: str) -> str:
         """Return the stratum of a group: folds.py spreads each stratum evenly over the folds."""
