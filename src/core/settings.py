@@ -162,7 +162,7 @@ class Settings:
     tile_overlap: float = setting(0.25, "fraction of a tile that overlaps its neighbor", TILE_OVERLAP, scope="machine")
     threshold: float | None = setting(None, "foreground threshold; null: the best one out of fold", OPEN_UNIT_INTERVAL, scope="machine")
     postprocess: str = setting("auto", "mask post-processing: none, or any of specks (remove them), largest (keep one component), fill (holes); auto: steps that gain on every fold", POSTPROCESS, scope="machine")
-    skip_unreadable: bool = setting(False, "give unreadable test images empty masks, list them at the end, and exit with code 3", scope="machine")
+    skip_unreadable: bool = setting(False, "give unreadable test images without labels empty masks, list them at the end, and exit with code 3", scope="machine")
     save_masks: bool = setting(False, "predict.py, one class: also write PNG masks and JPEG overlays; masks of several classes are always written", scope="machine")
     submission_csv: str = setting("", "csv to write or check; empty: submission.csv, in output_dir if dataset_name=carvana, else in the run's folder", CSV_FILE, scope="machine", is_path=True)
     truth_csv: str = setting("", "predict.py, score.py: csv of the true masks (img,rle_mask), to score the submission", scope="machine", is_path=True)

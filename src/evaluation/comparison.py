@@ -68,10 +68,15 @@ def load_ensemble(ensemble_dir: Path, runs: list[LeaderboardEntry]) -> Leaderboa
 def load_entries(output_dir: Path) -> list[LeaderboardEntry]:
     """Load all runs and ensembles in `output_dir`; InputError if no run has a finished fold.
 
-    Ensembles whose runs have changed since they were scored are left out with a message.
+    Runs with a damaged file, and ensembles whose runs have changed since they were scored, are left
+    out with a message.
     """
-    run_dirs = [path.parent for path in sorted(output_dir.glob("*/config.yaml"))]
-    runs = [load_run(run_dir) for run_dir in run_dirs if run_folder.finished_folds(run_dir)]
+    runs = []
+    for run_dir in (path.parent for path in sorted(output_dir.glob("*/config.yaml"))):
+        try:
+            runs += [load_run(run_dir)] if run_folder.finished_folds(run_dir) else []
+        except InputError as error:
+            print(f"{run_dir.name}: left out; {error}")
     if not runs:
         raise InputError(
             f"{output_dir}: no run has a finished fold; train one with `bash train.sh`"

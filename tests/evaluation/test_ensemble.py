@@ -375,3 +375,10 @@ def test_leaderboard_leaves_out_ensemble_whose_run_has_changed(runs_copy, capsys
     assert "a+b: left out, its runs have changed since" in capsys.readouterr().out
     table = pd.read_csv(runs_copy.output_dir / "leaderboard.csv")
     assert table["run"].tolist() == ["a", "b"]  # b is partial
+
+
+def test_leaderboard_leaves_out_a_damaged_run(runs_copy, capsys):
+    (runs_copy.output_dir / "b/fold0/best.safetensors").write_bytes(b"")
+    leaderboard.main(prediction_args(runs_copy.args())[:2])
+    assert "b: left out; " in capsys.readouterr().out
+    assert pd.read_csv(runs_copy.output_dir / "leaderboard.csv")["run"].tolist() == ["a"]
