@@ -4,6 +4,7 @@ README's promise for GPUS=4 and for several machines.
 """
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -143,6 +144,19 @@ def test_prediction_with_a_killed_process_ends_and_resumes(runs, tmp_path):
     assert code == 0 and "have been predicted already; resuming" in out, err
     predict.main([*args, f"submission_csv={tmp_path / 'one.csv'}"])
     assert path.read_bytes() == (tmp_path / "one.csv").read_bytes()
+
+
+def test_stopped_processes_end_with_the_line_that_says_how_to_resume(runs, tmp_path):
+    data_dir, path = make_data(tmp_path / "data", test_cars=3, views=60), tmp_path / "s.csv"
+    args = [*prediction_args(runs.args), f"data_dir={data_dir}", "run=by1", "batch_size=1"]
+    process = start(2, "predict.py", *args, f"submission_csv={path}")
+    while not any(tmp_path.glob("s.chunks/*_0*.json")) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=150)
+    assert process.returncode == 130 and not path.exists(), out + err
+    assert err.count("predict.py: stopped; run the same command again") == 1, err
+    assert "Traceback" not in err, err
 
 
 @pytest.mark.parametrize(
