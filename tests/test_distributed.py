@@ -129,12 +129,19 @@ def test_two_processes_train_an_encoder_with_unused_parameters(tmp_path):
     assert "out-of-fold dice" in out
 
 
-def test_prediction_with_a_killed_process_ends_and_resumes(runs, tmp_path):
+@pytest.fixture
+def prediction(runs, tmp_path):
+    """Two processes that are predicting, their arguments, and the submission they will write."""
     data_dir, path = make_data(tmp_path / "data", test_cars=3, views=60), tmp_path / "s.csv"
     args = [*prediction_args(runs.args), f"data_dir={data_dir}", "run=by1", "batch_size=1"]
     process = start(2, "predict.py", *args, f"submission_csv={path}")
     while not any(tmp_path.glob("s.chunks/*_0*.json")) and process.poll() is None:
         time.sleep(0.01)
+    return process, args, path
+
+
+def test_prediction_with_a_killed_process_ends_and_resumes(prediction, tmp_path):
+    process, args, path = prediction
     by_rank = {child.environ()["RANK"]: child for child in psutil.Process(process.pid).children()}
     by_rank["1"].kill()
     out, err = process.communicate(timeout=150)
@@ -146,12 +153,8 @@ def test_prediction_with_a_killed_process_ends_and_resumes(runs, tmp_path):
     assert path.read_bytes() == (tmp_path / "one.csv").read_bytes()
 
 
-def test_stopped_processes_end_with_the_line_that_says_how_to_resume(runs, tmp_path):
-    data_dir, path = make_data(tmp_path / "data", test_cars=3, views=60), tmp_path / "s.csv"
-    args = [*prediction_args(runs.args), f"data_dir={data_dir}", "run=by1", "batch_size=1"]
-    process = start(2, "predict.py", *args, f"submission_csv={path}")
-    while not any(tmp_path.glob("s.chunks/*_0*.json")) and process.poll() is None:
-        time.sleep(0.01)
+def test_stopped_processes_end_with_the_line_that_says_how_to_resume(prediction):
+    process, _, path = prediction
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=150)
     assert process.returncode == 130 and not path.exists(), out + err

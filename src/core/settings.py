@@ -149,7 +149,7 @@ class Settings:
     warmup: float = setting(0.05, "fraction of all updates in which lr rises to its peak; not with lr_schedule=plateau", HALF_OPEN_UNIT)
     grad_clip: float = setting(1.0, "maximum gradient norm; 0: off", NON_NEGATIVE)
     ema_decay: float = setting(0.99, "decay of the averaged weights, which are validated and saved; 0: off", HALF_OPEN_UNIT)
-    loss: Literal["auto", "bce_dice", "edge_bce_dice", "bce", "dice", "focal", "lovasz", "ce_dice", "ce"] = setting("auto", "training loss, in fp32 on logits; auto: bce_dice, for several classes ce_dice; edge_bce_dice: pixels near an outline weigh 20 times as much; ce_dice and ce: several classes")
+    loss: Literal["auto", "bce_dice", "edge_bce_dice", "bce", "dice", "focal", "lovasz", "ce_dice", "ce"] = setting("auto", "training loss, in fp32 on logits; auto: edge_bce_dice, for several classes ce_dice; edge_bce_dice: bce_dice in which pixels near an outline weigh 20 times as much; ce_dice and ce: several classes")
     validate_every_epochs: int = setting(1, "epochs between two validations", POSITIVE)
     checkpoint_metric: Literal["dice", "accuracy"] = setting("dice", "validation metric that selects the saved epoch")
     seed: int = setting(0, "seed of all random numbers", NON_NEGATIVE)

@@ -110,7 +110,7 @@ def cross_entropy_dice_loss(logits: Tensor, targets: Tensor, ignore_index: int =
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 BINARY_LOSSES: dict[str, Loss] = {
-    "auto": bce_dice_loss,
+    "auto": edge_bce_dice_loss,
     "bce_dice": bce_dice_loss,
     "edge_bce_dice": edge_bce_dice_loss,
     "bce": bce_loss,

@@ -10,6 +10,7 @@ from fake_cuda import Watch, fake_gpu
 
 from core.config import load_settings
 from data.loaders import LoadedSample, collate_samples
+from evaluation.ensemble_weights import keep_weightings
 from evaluation.pixel_counts import count_pixels
 from inference import predictor
 from inference.members import make_member
@@ -35,10 +36,11 @@ def make_batch(members, n_images, n_classes):
 
 
 def reduce(image):
-    """All that predict.py keeps of an image."""
+    """All that predict.py and the choice of ensemble weights keep of an image."""
+    weightings = keep_weightings(image) if image.mask.dtype == torch.bool else {}
     mean = image.mean()
     kept = count_pixels(mean, image.mask) | Binarizer(0.4, ["fill"]).reduce(mean)
-    return kept | {"agreement": image.agreement(mean), "each": image.each()}
+    return weightings | kept | {"agreement": image.agreement(mean), "each": image.each()}
 
 
 @pytest.mark.parametrize("precision", ["auto", "bf16", "fp32"])

@@ -62,7 +62,7 @@ def numpy_edge_bce(x, t):
 
 
 REFERENCES = {
-    "auto": lambda x, t: numpy_bce(x, t) + numpy_dice(x, t),
+    "auto": lambda x, t: numpy_edge_bce(x, t) + numpy_dice(x, t),
     "edge_bce_dice": lambda x, t: numpy_edge_bce(x, t) + numpy_dice(x, t),
     "bce": numpy_bce,
     "dice": numpy_dice,
