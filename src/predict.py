@@ -190,7 +190,7 @@ def main(args: list[str]) -> None:
         submission.require_replaceable(settings, [sample.image.name for sample in samples])
     run_weights, scores = ensemble.weights_and_scores(settings)
     if distributed.requested_processes() > 1:
-        free_memory(device)  # of the networks of weights_and_scores()
+        free_memory(device)  # of the networks that scored the ensemble
         distributed.launch_processes(device)
         return
     members = load_runs.load_members(settings, run_weights)

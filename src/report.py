@@ -126,6 +126,8 @@ class Report:
         agreement = dict(zip(stats["img"], stats["agreement"], strict=True))
         by_name = {sample.image.name: sample for sample in self.test_samples}
         samples = [by_name[name] for name in agreement if name in by_name]
+        if not samples:
+            return f"The images of {path} are not in {self.settings.data_dir}.", []
         summary = (
             f"The {len(samples)} images of {path} on which the {len(members)} networks agree least."
         )
@@ -145,7 +147,7 @@ def load_report(settings: Settings) -> Report:
     try:
         test_samples = datasets.load_test_samples(settings)
     except InputError as error:  # perhaps not all of them are on this machine
-        print(f"without test images: {error}")
+        print(f"the report has no test images: {error}")
         test_samples = []
     return Report(
         settings,

@@ -22,7 +22,7 @@ from core.errors import DISK_FULL_ERRNOS, NOT_WRITABLE_ERRNOS, InputError
 from core.settings import FIELDS
 from core.signals import StopRequested
 
-# Errors of a collective operation because another process is gone.
+# Matches messages of collective operations that fail because another process is gone.
 PEER_FAILURE = "gloo|NCCL|c10d|Connection (closed|reset)|Broken pipe"
 
 

@@ -123,10 +123,15 @@ def load_settings(
 
 
 def check_model_options(settings: Settings, args: list[str]) -> None:
-    """Raise InputError for an option of the other model in `args`, which would have no effect,
-    unless it is off."""
-    for name, value in parse_overrides(args).items():
-        model, is_off = FIELDS[name].metadata["model"], value in ("none", "0", "false", [], 0)
+    """Raise InputError for an option of the other model in `args`, or in their recipe unless they
+    set `model`: it would have no effect, unless it is off."""
+    overrides = parse_overrides(args)
+    recipe = {} if "model" in overrides else read_recipe(settings.recipe)
+    for name, value in (recipe | overrides).items():
+        model, is_off = (
+            FIELDS[name].metadata["model"],
+            value in ("none", "0", "false", [], 0),
+        )
         if model and model != settings.model and not is_off:
             found = f"{name}={format_value(value)}: is an option of model={model}"
             raise InputError(f"{found}, found model={settings.model}")

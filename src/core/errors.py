@@ -16,5 +16,5 @@ class InputError(Exception):
 DISK_FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NOT_WRITABLE_ERRNOS = {
     *(errno.EROFS, errno.EACCES, errno.EPERM),
-    *(errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG),
+    *(errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG),
 }

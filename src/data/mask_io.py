@@ -11,7 +11,7 @@ from data.image_files import list_names
 from data.image_io import exif_orientation, has_16_bits, open_image, read_16_bits, turn_upright
 
 GRAY_MODES = ("1", "L", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
-FULL_SCALES = (1, 255, 65535)  # of mask values, as float, 8-bit and 16-bit files have
+FULL_SCALES = (1, 255, 65535)  # of values in float, 8-bit and 16-bit files; more is its own
 
 
 def read_mask(path: Path, threshold: int = 0) -> np.ndarray:

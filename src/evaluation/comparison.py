@@ -1,6 +1,8 @@
 """Leaderboard of runs and ensembles: out-of-fold scores and the significance of differences."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,8 @@ class LeaderboardEntry:
 
 
 def load_run(run_dir: Path) -> LeaderboardEntry:
-    """Load a run that has a finished fold."""
+    """Load a run that has a finished fold; InputError if one of its files is damaged."""
+    run_folder.read_run_settings(run_dir)  # which predictor.json is written from
     folds = run_folder.finished_folds(run_dir)
     scores = oof.load_scores([run_folder.fold_dir(run_dir, fold) for fold in folds])
     metadata = [checkpoint.read_metadata(run_folder.weights_path(run_dir, k)) for k in folds]
@@ -47,8 +50,17 @@ def load_run(run_dir: Path) -> LeaderboardEntry:
 
 
 def load_ensemble(ensemble_dir: Path, runs: list[LeaderboardEntry]) -> LeaderboardEntry:
-    """Load an ensemble. Its parameters and training time are the sums over its runs."""
+    """Load an ensemble. Its parameters and training time are the sums over its runs.
+
+    Raises InputError if one of its runs is not among `runs`, or has changed since.
+    """
     stored = ensemble.read_ensemble(ensemble_dir)
+    is_complete = stored["runs"].keys() <= {run.name for run in runs}
+    if not is_complete or not ensemble.is_up_to_date(ensemble_dir):
+        raise InputError(
+            "its runs have changed since it was scored; score it again with `python "
+            f"src/leaderboard.py runs={','.join(stored['runs'])}`, or delete it"
+        )
     costs = [run.columns for run in runs if run.name in stored["runs"]]
     columns = {
         "tta": stored["tta"],
@@ -71,25 +83,26 @@ def load_entries(output_dir: Path) -> list[LeaderboardEntry]:
     Runs with a damaged file, and ensembles whose runs have changed since they were scored, are left
     out with a message.
     """
-    runs = []
-    for run_dir in (path.parent for path in sorted(output_dir.glob("*/config.yaml"))):
-        try:
-            runs += [load_run(run_dir)] if run_folder.finished_folds(run_dir) else []
-        except InputError as error:
-            print(f"{run_dir.name}: left out; {error}")
+    configs = output_dir.glob("*/config.yaml")
+    runs = load_intact(load_run, (p for p in configs if run_folder.finished_folds(p.parent)))
     if not runs:
         raise InputError(
             f"{output_dir}: no run has a finished fold; train one with `bash train.sh`"
         )
-    ensembles = []
-    for path in sorted(output_dir.glob("*/ensemble.json")):
-        if ensemble.is_up_to_date(path.parent):
-            ensembles.append(load_ensemble(path.parent, runs))
-        else:
-            names = ",".join(ensemble.read_ensemble(path.parent)["runs"])
-            fix = f"score it again with `python src/leaderboard.py runs={names}`, or delete it"
-            print(f"{path.parent.name}: left out, its runs have changed since it was scored; {fix}")
-    return runs + ensembles
+    return runs + load_intact(partial(load_ensemble, runs=runs), output_dir.glob("*/ensemble.json"))
+
+
+def load_intact(
+    load: Callable[[Path], LeaderboardEntry], files: Iterable[Path]
+) -> list[LeaderboardEntry]:
+    """Load the folder of each file; print why one cannot be loaded, and leave it out."""
+    entries = []
+    for path in sorted(files):
+        try:
+            entries.append(load(path.parent))
+        except InputError as error:
+            print(f"{path.parent.name}: left out; {error}")
+    return entries
 
 
 # ---------------------------------------------------------------- comparison

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from data.sample import Sample
 from evaluation import oof
-from evaluation.metrics import best_threshold_index, cross_fitted_dice, dice_curve
+from evaluation.metrics import BINS, best_threshold_index, cross_fitted_dice, dice_curve
 from evaluation.pixel_counts import probability_histograms
 from evaluation.statistics import prediction_interval
 from inference.combine import ImageProbabilities, quantize_probability
@@ -29,19 +29,23 @@ def weight_grid(n_runs: int) -> list[tuple[float, ...]]:
 
 
 def keep_weightings(image: ImageProbabilities) -> dict[str, Tensor]:
-    """Keep the histograms of the mean of R runs by each of the W weightings of weight_grid(),
-    W×2×256 int32 (see probability_histograms), and the H×W bool mask of the equal one at 0.5."""
-    runs = image.each()[:, 0]
-    grid = weight_grid(len(runs))
+    """Keep, for each of the W weightings of weight_grid(), the histograms of the weighted mean of
+    the R runs, W×2×256 int32 (see probability_histograms), and the H×W bool mask of the equally
+    weighted mean at 0.5."""
+    runs, mask = image.each()[:, 0], image.mask
+    grid, half_mask, certain = weight_grid(len(runs)), runs.mean(0) >= 0.5, 0
+    if not runs.is_cuda:  # a GPU is fast, and would have to be waited for
+        # Pixels in the first bin of all runs, or in the last one, are there with all weights.
+        low, high = (runs < 1 / BINS).all(0), (runs >= 1 - 1 / BINS).all(0)
+        certain = probability_histograms(high[low | high] * (BINS - 1), mask[low | high])
+        runs, mask = runs[:, ~(low | high)], mask[~(low | high)]
 
-    def mean(weights: tuple[float, ...]) -> Tensor:
-        return sum(weight * run for weight, run in zip(weights, runs, strict=True))
+    def count(weights: tuple[float, ...]) -> Tensor:
+        mean = sum(weight * run for weight, run in zip(weights, runs, strict=True))
+        return probability_histograms(quantize_probability(mean[None]), mask) + certain
 
-    histograms = [
-        probability_histograms(quantize_probability(mean(weights)[None]), image.mask)
-        for weights in grid
-    ]
-    return {"histograms": torch.stack(histograms).int(), "half_mask": mean(grid[0]) >= 0.5}
+    histograms = torch.stack([count(weights) for weights in grid]).int()
+    return {"histograms": histograms, "half_mask": half_mask}
 
 
 # ---------------------------------------------------------------- choice

@@ -110,7 +110,7 @@ def shrink(image: np.ndarray) -> np.ndarray:
 
 
 def jpeg_data_uri(image: np.ndarray) -> tuple[str, int, int]:
-    """Return the image, shrunk, as a JPEG data URI, its width and height."""
+    """Return the image, shrunk, as a JPEG data URI, and its width and height."""
     small = shrink(image)
     _, jpeg = cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])
     uri = "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()

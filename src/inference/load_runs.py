@@ -74,7 +74,7 @@ def load_oof_members(
         path = run_folder.weights_path(Path(settings.output_dir) / run, fold)
         network, trained, _ = checkpoint.load_model(path, pick_device(settings))
         if problem := checkpoint.find_misfit(path, fold, data_fingerprint):
-            hint = f"; set max_images={trained.max_images}, as in training"
+            hint = f", or set max_images={trained.max_images}, as in training"
             raise InputError(problem + hint * (trained.max_images != settings.max_images))
         members.append(make_member(network, trained, weights[run]))
     return members

@@ -65,11 +65,11 @@ def find_misfit(path: Path, fold: int, fingerprint: str) -> str:
     fingerprint, so that its scores there would not be out of fold; "" if it has."""
     metadata = read_metadata(path)
     if metadata.get("fold") != fold:
-        return f"{path}: held out fold {metadata.get('fold')}, not {fold}; the file was moved"
+        return f"{path}: held out fold {metadata.get('fold')}, not {fold}; move it back"
     if metadata.get("data") != fingerprint:
         return (
             f"{path}: was trained on other images, masks or folds than data_dir and folds_csv "
-            "hold now"
+            "hold now; restore them"
         )
     return ""
 

@@ -27,12 +27,12 @@ def conv_block(
 
     Padding 'same' keeps height and width; with 'valid' each reduces them by 2 · `dilation`.
     """
-    layers: list[nn.Module] = []
+    has_norm, layers = {"batch": True, "none": False}[norm], []
     for channels in [in_channels, *[out_channels] * (n_convs - 1)]:
         # Batch normalization subtracts the mean, so a bias before it would have no effect.
-        options = {"padding": padding, "dilation": dilation, "bias": norm == "none"}
+        options = {"padding": padding, "dilation": dilation, "bias": not has_norm}
         layers.append(nn.Conv2d(channels, out_channels, 3, **options))
-        if norm == "batch":
+        if has_norm:
             layers.append(nn.BatchNorm2d(out_channels))
         layers.append(nn.ReLU(inplace=True))
     return nn.Sequential(*layers)

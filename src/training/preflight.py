@@ -184,7 +184,7 @@ def check_finished_folds(settings: Settings, fingerprint: str) -> None:
     for fold in run_folder.finished_folds(settings.run_dir):
         path = run_folder.weights_path(settings.run_dir, fold)
         if problem := checkpoint.find_misfit(path, fold, fingerprint):
-            raise InputError(f"{problem}; restore them, or set another run=")
+            raise InputError(f"{problem}, or set another run=")
 
 
 def require_two_classes(samples: list[Sample]) -> None:
@@ -229,14 +229,16 @@ def check_before_launch(settings: Settings) -> None:
     with redirect_stdout(None):
         samples, stages = datasets.load_training_samples(settings), split_stages(settings)
         n_folds, sizes = check_data(stages[0], samples)
-        for stage in stages[1:]:
-            check_sizes(stage, sizes)
-            check_batch_and_loss(stage, samples[0].class_map)
-        folds = folds_to_train(stages[-1], n_folds)
         check_folds(stages[0], folds_to_train(stages[0], n_folds), samples, sizes)
-        for stage in stages[1:]:
-            model = build_model(stage, len(samples[0].class_map.names), pretrained=False)
-            check_batches_of_folds(stage, model, folds, samples, sizes)
+        folds = folds_to_train(stages[-1], n_folds)
+        for number, stage in enumerate(stages[1:], 2):
+            try:
+                check_sizes(stage, sizes)
+                check_batch_and_loss(stage, samples[0].class_map)
+                model = build_model(stage, len(samples[0].class_map.names), pretrained=False)
+                check_batches_of_folds(stage, model, folds, samples, sizes)
+            except InputError as error:
+                raise InputError(f"stage {number}: {error}") from None
     process_env.print_once.cache_clear()  # lines that were not shown
 
 

@@ -41,11 +41,23 @@ def has_one_size(settings: Settings) -> bool:
     return settings.train_size is not None or settings.batch_size > 1
 
 
+def convert_sync_batch_norm(model: nn.Module) -> nn.Module:
+    """Replace batch normalization by one with the statistics of all GPUs. torch's conversion would
+    drop the activations that timm's layers include."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    if all(type(norm) is nn.BatchNorm2d for norm in norms):
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    from timm.layers import convert_sync_batchnorm  # takes seconds, and model=unet does without
+
+    return convert_sync_batchnorm(model)
+
+
 def freeze_unused(model: nn.Module, settings: Settings) -> None:
     """Exclude parameters that the forward pass does not use from training, as in the last layer of
     some encoders: DDP waits for the gradient of each that is not excluded."""
     size, gradients = settings.train_size or (256, 256), {}
-    for device in ("meta", "cpu"):  # meta computes only shapes, but has no values to read
+    # The device meta computes only shapes: it has no values to read, and lacks some operations.
+    for device in ("meta", "cpu"):
         with suppress(RuntimeError) if device == "meta" else nullcontext():
             trial = deepcopy(model).to(device).train()
             trial(torch.zeros((2, 3, *size), dtype=torch.uint8, device=device)).sum().backward()
@@ -93,10 +105,7 @@ class TrainState:
             freeze_unused(model, self.settings)
         syncs = self.syncs_batch_norm(model)
         if syncs:
-            # Not torch's conversion, which drops the activations that timm's layers include.
-            from timm.layers import convert_sync_batchnorm  # takes seconds
-
-            model = convert_sync_batchnorm(model)
+            model = convert_sync_batch_norm(model)
         if wants_compile(self.settings, self.device, self.is_long):
             obstacle = "SyncBatchNorm" if syncs else compile_obstacle(self.device)
             if obstacle:

@@ -239,12 +239,20 @@ def test_check_model_options_rejects_an_option_of_the_other_model(args, message)
     with pytest.raises(InputError, match=message):
         config.check_model_options(settings, args)
     other = {"unet": "smp", "smp": "unet"}[settings.model]
-    config.check_model_options(replace(settings, model=other), args)
+    config.check_model_options(replace(settings, model=other), [*args, f"model={other}"])
 
 
 @pytest.mark.parametrize("args", [["recipe=carvana_small", "model=smp"], ["encoder_weights=none"]])
 def test_check_model_options_accepts_those_of_a_recipe_or_switched_off(args):
     config.check_model_options(config.load_settings(args), args)
+
+
+def test_check_model_options_rejects_an_option_of_the_other_model_in_a_recipe(tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("model: unet\nfull_size_skip: 16\nhalf_size_decoder: false\n")
+    args = [f"recipe={recipe}"]
+    with pytest.raises(InputError, match="full_size_skip=16: is an option of model=smp, found"):
+        config.check_model_options(config.load_settings(args), args)
 
 
 def test_load_settings_reads_names_of_the_first_release_in_a_recipe(tmp_path):

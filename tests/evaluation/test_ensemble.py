@@ -154,7 +154,7 @@ def test_load_oof_members_of_network_in_another_folds_folder_is_rejected(runs_co
     fingerprint = dataset_fingerprint(runs_copy.samples)
     shutil.copy(runs_copy.weights_path("a", 2), runs_copy.weights_path("a", 1))
     settings = runs_copy.ensemble_settings
-    with pytest.raises(InputError, match="held out fold 2, not 1; the file was moved"):
+    with pytest.raises(InputError, match="held out fold 2, not 1; move it back"):
         load_runs.load_oof_members(settings, EQUAL, 1, fingerprint)
     assert len(load_runs.load_oof_members(settings, EQUAL, 0, fingerprint)) == 2
     (member,) = load_runs.load_oof_members(settings, {"a": 0.0, "b": 0.7}, 0, fingerprint)
@@ -163,11 +163,11 @@ def test_load_oof_members_of_network_in_another_folds_folder_is_rejected(runs_co
 
 def test_load_oof_members_of_networks_of_other_data_is_rejected(runs):
     fewer = dataset_fingerprint(runs.samples[1:])
-    with pytest.raises(InputError, match=r"folds_csv hold now$"):
+    with pytest.raises(InputError, match=r"folds_csv hold now; restore them$"):
         load_runs.load_oof_members(runs.ensemble_settings, EQUAL, 0, fewer)
     limited = runs.settings("runs=[a,b]", "max_images=1")
     fewer = dataset_fingerprint(load_training_samples(limited))
-    with pytest.raises(InputError, match="; set max_images=0, as in training"):
+    with pytest.raises(InputError, match=", or set max_images=0, as in training"):
         load_runs.load_oof_members(limited, EQUAL, 0, fewer)
 
 
@@ -372,13 +372,17 @@ def test_leaderboard_leaves_out_ensemble_whose_run_has_changed(runs_copy, capsys
     shutil.rmtree(runs_copy.output_dir / "b/fold2")
     capsys.readouterr()
     leaderboard.main(prediction_args(runs_copy.args())[:2])
-    assert "a+b: left out, its runs have changed since" in capsys.readouterr().out
+    assert "a+b: left out; its runs have changed since" in capsys.readouterr().out
     table = pd.read_csv(runs_copy.output_dir / "leaderboard.csv")
     assert table["run"].tolist() == ["a", "b"]  # b is partial
 
 
 def test_leaderboard_leaves_out_a_damaged_run(runs_copy, capsys):
-    (runs_copy.output_dir / "b/fold0/best.safetensors").write_bytes(b"")
-    leaderboard.main(prediction_args(runs_copy.args())[:2])
-    assert "b: left out; " in capsys.readouterr().out
-    assert pd.read_csv(runs_copy.output_dir / "leaderboard.csv")["run"].tolist() == ["a"]
+    ensemble.score_ensemble(runs_copy.ensemble_settings)
+    for file in ("fold0/history.csv", "config.yaml"):
+        (runs_copy.output_dir / "b" / file).write_bytes(b"")
+        capsys.readouterr()
+        leaderboard.main(prediction_args(runs_copy.args())[:2])
+        out = capsys.readouterr().out
+        assert "\nb: left out; " in f"\n{out}" and "a+b: left out; its runs have changed" in out
+        assert pd.read_csv(runs_copy.output_dir / "leaderboard.csv")["run"].tolist() == ["a"]

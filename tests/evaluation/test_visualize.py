@@ -97,7 +97,7 @@ def test_draw_legend_has_the_color_of_each_class():
 @pytest.mark.parametrize(
     ("size", "expected"), [((200, 960), (100, 480)), ((90, 100), (90, 100)), ((1, 1920), (1, 480))]
 )
-def test_jpeg_data_uri_is_an_image_of_at_most_that_width(size, expected):
+def test_jpeg_data_uri_is_an_image_of_at_most_thumbnail_width(size, expected):
     image = np.zeros((*size, 3), np.uint8)
     image[..., 0] = 255
     uri, width, height = visualize.jpeg_data_uri(image)

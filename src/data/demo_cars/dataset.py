@@ -1,6 +1,7 @@
 """Write rendered cars as a data set in the competition's layout."""
 
 import csv
+import errno
 import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -51,8 +52,8 @@ def write_mask_gif(path: Path, mask: np.ndarray) -> None:
 def render_car(
     folder: Path, demo_car: DemoCar, split: str, seed: int, size: tuple[int, int]
 ) -> list[tuple[str, str]]:
-    """Write all views of one car to `folder`; return (file name, run-length mask) of
-    each test image."""
+    """Write all views of one car to `folder`; return (file name, run-length mask) of each
+    test image."""
     cv2.setNumThreads(1)  # the processes already use all cores
     rng = np.random.default_rng([seed, demo_car.number, 1])
     car = build_car(rng, BODIES[demo_car.body], PAINTS[demo_car.color])
@@ -119,5 +120,10 @@ def write_demo_dataset(
         demo_cars = draw_cars(train_cars + test_cars, seed)
         write_files(tmp_folder, demo_cars, train_cars, seed, size)
         tmp_folder.rename(folder)  # replaces an empty folder
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        message = f"{folder}: another process has written it meanwhile; run this again"
+        raise InputError(message) from None
     finally:
         shutil.rmtree(tmp_folder, ignore_errors=True)
