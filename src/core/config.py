@@ -128,10 +128,8 @@ def check_model_options(settings: Settings, args: list[str]) -> None:
     overrides = parse_overrides(args)
     recipe = {} if "model" in overrides else read_recipe(settings.recipe)
     for name, value in (recipe | overrides).items():
-        model, is_off = (
-            FIELDS[name].metadata["model"],
-            value in ("none", "0", "false", [], 0),
-        )
+        model = FIELDS[name].metadata["model"]
+        is_off = value in ("none", "0", "false", [], 0)
         if model and model != settings.model and not is_off:
             found = f"{name}={format_value(value)}: is an option of model={model}"
             raise InputError(f"{found}, found model={settings.model}")

@@ -231,11 +231,12 @@ def check_before_launch(settings: Settings) -> None:
         n_folds, sizes = check_data(stages[0], samples)
         check_folds(stages[0], folds_to_train(stages[0], n_folds), samples, sizes)
         folds = folds_to_train(stages[-1], n_folds)
+        # All stages have one network.
+        model = build_model(settings, len(samples[0].class_map.names), pretrained=False)
         for number, stage in enumerate(stages[1:], 2):
             try:
                 check_sizes(stage, sizes)
                 check_batch_and_loss(stage, samples[0].class_map)
-                model = build_model(stage, len(samples[0].class_map.names), pretrained=False)
                 check_batches_of_folds(stage, model, folds, samples, sizes)
             except InputError as error:
                 raise InputError(f"stage {number}: {error}") from None
