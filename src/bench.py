@@ -11,6 +11,7 @@ output/bench.json. An interrupted benchmark leaves what it has measured.
 import json
 import shlex
 import time
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -56,17 +57,23 @@ def recipes_to_measure(args: list[str]) -> dict[str, Settings]:
     return recipes
 
 
-def load_data(settings: Settings) -> Data:
-    """Load the samples of a recipe; InputError if it cannot be trained on them, or measured."""
-    if settings.size is None or settings.cache == "none":
-        fix = "; set 'stages=[]' size=h,w" if settings.stages else ""
-        raise InputError(f"recipe={settings.recipe}: bench.py needs size=h,w and a cache{fix}")
+def load_data(settings: Settings) -> tuple[Settings, Data]:
+    """Return the settings of a recipe, with the images' size for size=null, and its samples.
+
+    Raises InputError if it cannot be trained on them, or measured.
+    """
+    if settings.cache == "none":
+        raise InputError("cache=none: bench.py measures training on decoded images; leave it out")
     samples = datasets.load_training_samples(settings)
     fold = min(s.fold for s in samples) if settings.fold is None else settings.fold
     _, sizes = preflight.check_data(settings, samples)
+    if settings.size is None and len(sizes) > 1:
+        fix = "set 'stages=[]' size=h,w" if settings.stages else "set size=h,w"
+        raise InputError(f"{settings.data_dir}: has images of {len(sizes)} sizes; {fix}")
+    settings = replace(settings, size=list(settings.size or min(sizes)))
     with TemporaryDirectory() as folder:  # not output_dir, where the recipe may have a run
         preflight.check_folds(measurements.make_trial(settings, folder), [fold], samples, sizes)
-    return samples, fold
+    return settings, (samples, fold)
 
 
 # ---------------------------------------------------------------- measurements
@@ -150,7 +157,9 @@ def print_report(report: dict[str, Any]) -> None:
 
 def main(args: list[str]) -> None:
     start, recipes = time.monotonic(), recipes_to_measure(args)
-    data = {name: load_data(settings) for name, settings in recipes.items()}
+    loaded = {name: load_data(settings) for name, settings in recipes.items()}
+    recipes = {name: settings for name, (settings, _) in loaded.items()}
+    data = {name: samples_and_fold for name, (_, samples_and_fold) in loaded.items()}
     settings = next(iter(recipes.values()))
     torch.set_float32_matmul_precision("high")
     report = {

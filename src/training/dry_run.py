@@ -10,7 +10,7 @@ from core.errors import InputError
 from core.settings import Settings
 from data.sampler import smallest_batch
 from models.segmenter import Segmenter
-from training.train_state import has_few_pixels
+from training.network_setup import has_few_pixels
 
 
 def check_batches(

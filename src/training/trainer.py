@@ -1,4 +1,13 @@
-"""FoldTrainer: the training loop of one fold, with validation, snapshots and exact resume."""
+"""FoldTrainer: the training loop of one fold, with validation, snapshots and exact resume.
+
+What it does, without snapshots, signals, gradient accumulation and several GPUs:
+
+    for epoch in range(epochs):
+        for images, targets in loader:              # uint8, B×3×h×w and B×1×h×w
+            loss(network(images), targets / 255).backward()    # TrainState.train_step
+            clip_gradients(); optimizer.step(); lr_schedule.step(); ema.update(network)
+        score = validate(ema, held_out_images)      # Dice at native size; the best EMA is saved
+"""
 
 import math
 import signal
@@ -58,16 +67,15 @@ class FoldTrainer:
             torch.cuda.init()
             torch.cuda.reset_peak_memory_stats(device)
         torch.manual_seed(self.step_seed())  # for the initial weights
-        path = find_initial_weights(settings, fold, samples)
-        self.state = TrainState(settings, len(self.class_map.names), updates, device, path)
+        weights = find_initial_weights(settings, fold, samples)
+        self.state = TrainState(settings, len(self.class_map.names), updates, device, weights)
 
     def fit(self) -> None:
         """Train from the latest snapshot, or from scratch, to the last epoch."""
         self.resume()
         epochs, images = self.settings.epochs, len(self.train_samples)
-        done = self.epoch * images + self.metrics.images
-        title, options = f"fold {self.fold}", {"unit": "image", "disable": None}
-        with tqdm(None, title, epochs * images, initial=done, **options) as bar:
+        options = {"initial": self.epoch * images + self.metrics.images, "unit": "image"}
+        with tqdm(None, f"fold {self.fold}", epochs * images, disable=None, **options) as bar:
             while self.epoch < epochs:
                 row = self.train_epoch(bar)
                 is_last = self.epoch + 1 == epochs
@@ -93,7 +101,7 @@ class FoldTrainer:
         sampler.epoch, sampler.start = self.epoch, self.step
         start = time.monotonic()
         with DeferSignals() as stop:
-            for images, targets in self.loader if self.step < len(self.loader) else []:
+            for images, targets in self.loader:
                 images = images.to(self.device, non_blocking=True)
                 targets = targets.to(self.device, non_blocking=True)
                 is_update = self.train_batch(images, targets, bar)
@@ -119,8 +127,7 @@ class FoldTrainer:
         in_update = sampler.samples_in_update(self.step, accumulation)
         weight = local * process_env.world_size() / in_update
         self.step += 1
-        is_update = self.step % accumulation == 0
-        is_update |= self.step == len(self.loader)
+        is_update = self.step % accumulation == 0 or self.step == len(self.loader)
         loss, logits = self.state.train_step(images, targets, weight, is_update)
         self.metrics.add(loss, logits, targets, local)
         bar.update(total)
@@ -249,5 +256,5 @@ class FoldTrainer:
         self.log.rows, self.best_score = snapshot["history"], snapshot["best_score"]
         self.epoch, self.step = snapshot["epoch"], snapshot["step"]
         step = f" and step {self.step} of {len(self.loader)}" if self.step else ""
-        epochs = self.settings.epochs
-        print(f"fold {self.fold}: resuming after epoch {self.epoch} of {epochs}{step}")
+        done = f"epoch {self.epoch} of {self.settings.epochs}{step}"
+        print(f"fold {self.fold}: resuming after {done}")

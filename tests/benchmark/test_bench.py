@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import assert_input_error, once_per_session, tiny_settings_args
+from PIL import Image
 from tiny_datasets import make_data
 
 import bench
@@ -174,8 +175,7 @@ def test_bench_keeps_what_it_has_measured_before_an_error(two_recipes, tmp_path,
 @pytest.mark.parametrize(
     ("arg", "message"),
     [
-        ("size=null", "recipe=carvana_small: bench.py needs size=h,w and a cache"),
-        ("cache=none", "recipe=carvana_small: bench.py needs size=h,w and a cache"),
+        ("cache=none", "cache=none: bench.py measures training on decoded images"),
         ("fold=7", "fold=7: needs groups inside and outside it"),
         ("loss=ce", "loss=ce"),
         ("bench_recipes=carvana,carvanna", "recipe=carvanna: no such recipe"),
@@ -192,7 +192,19 @@ def test_bench_rejects_what_it_cannot_measure(data_dir, tmp_path, arg, message):
 
 def test_bench_measures_on_other_images_than_a_run_was_trained_on(run_copy):
     settings = load_settings([*run_copy.args, "max_images=2"])
-    assert len(bench.load_data(settings)[0]) == 4
+    _, (samples, _) = bench.load_data(settings)
+    assert len(samples) == 4
+
+
+def test_load_data_takes_the_size_of_the_images_for_size_null(data_dir, tmp_path):
+    args = [*tiny_settings_args(data_dir, tmp_path / "output"), "size=null"]
+    assert bench.load_data(load_settings(args))[0].size == [48, 72]
+    other = next((data_dir / "train").glob("*.jpg"))
+    Image.open(other).rotate(90, expand=True).save(other)
+    mask = next((data_dir / "train_masks").glob(f"{other.stem}*"))
+    Image.open(mask).rotate(90, expand=True).save(mask)
+    message = f"{data_dir}: has images of 2 sizes; set size=h,w"
+    assert_input_error(bench.load_data, load_settings([*args, "batch_size=1"]), message)
 
 
 def test_format_row_is_a_row_of_the_table():
@@ -225,7 +237,7 @@ def test_format_time_to_dice_names_the_minutes_or_the_best_dice():
 
 def test_measure_time_to_dice_ends_at_the_deadline(data_dir, tmp_path, monkeypatch):
     settings = load_settings(tiny_settings_args(data_dir, tmp_path / "output"))
-    samples = bench.load_data(settings)[0]
+    settings, (samples, _) = bench.load_data(settings)
     clock = iter(range(10**6))  # a second passes whenever it is read
     monkeypatch.setattr(measurements.time, "monotonic", lambda: float(next(clock)))
     result = measurements.measure_time_to_dice(settings, 0, samples, CPU, deadline=20.0)

@@ -1,5 +1,5 @@
-"""TrainState: one compiled graph for all folds, what happens when compilation fails, SyncBatchNorm,
-and resuming in another precision."""
+"""TrainState: one compiled graph for all folds, what happens when compilation fails, and resuming
+in another precision."""
 
 import pytest
 import torch
@@ -7,8 +7,7 @@ from conftest import run_script, tiny_settings_args
 from torch import nn
 
 from core.config import load_settings
-from models.build import build_model
-from training import train_state
+from training import network_setup, train_state
 from training.train_state import TrainState
 
 CPU = torch.device("cpu")
@@ -41,7 +40,7 @@ def use_backend(monkeypatch):
             compile_in_place(module, backend=backend, **options)
 
         monkeypatch.setattr(nn.Module, "compile", compile_with_backend)
-        monkeypatch.setattr(train_state, "compile_obstacle", lambda device: "")
+        monkeypatch.setattr(network_setup, "compile_obstacle", lambda device: "")
         torch._dynamo.reset()
 
     return use
@@ -74,15 +73,15 @@ def test_all_folds_and_odd_batches_make_one_graph(use_backend, precision):
     ],
 )
 def test_cudnn_benchmarks_kernels_where_the_network_is_compiled(monkeypatch, args, is_on):
-    monkeypatch.setattr(train_state, "compile_obstacle", lambda device: "")
+    monkeypatch.setattr(network_setup, "compile_obstacle", lambda device: "")
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", not is_on)
     make_state(*args)
     assert torch.backends.cudnn.benchmark == is_on
 
 
 def test_network_is_compiled_from_tune_min_updates_on(use_backend, monkeypatch):
-    monkeypatch.setattr(train_state, "TUNE_MIN_UPDATES", 5)
-    monkeypatch.setattr(train_state, "wants_compile", lambda settings, device, is_long: is_long)
+    monkeypatch.setattr(network_setup, "TUNE_MIN_UPDATES", 5)
+    monkeypatch.setattr(network_setup, "wants_compile", lambda settings, device, is_long: is_long)
     use_backend("eager")
     assert make_state(updates=5).is_compiled and not make_state(updates=4).is_compiled
 
@@ -118,7 +117,7 @@ def test_network_that_the_compiler_fails_on_trains_eagerly(use_backend):
 
 
 def test_obstacle_to_compilation_is_printed(monkeypatch, capsys):
-    monkeypatch.setattr(train_state, "compile_obstacle", lambda device: "there is no compiler")
+    monkeypatch.setattr(network_setup, "compile_obstacle", lambda device: "there is no compiler")
     state = make_state("compile=true")
     assert capsys.readouterr().out == (
         "compile=true: training without compiling, there is no compiler\n"
@@ -137,93 +136,6 @@ def test_train_with_a_failing_c_compiler_is_eager_and_prints_why(data_dir, tmp_p
     assert completed.returncode == 0, completed.stderr
     assert "compile=true: training without compiling, torch.compile fails: " in completed.stdout
     assert "out-of-fold dice" in completed.stdout and "Traceback" not in completed.stderr
-
-
-# ---------------------------------------------------------------- several GPUs
-
-
-@pytest.mark.parametrize(
-    ("args", "world_size", "syncs"),
-    [
-        (["size=[1024,1536]", "batch_size=4"], 1, False),
-        (["size=[1024,1536]", "batch_size=16"], 4, False),  # 4 images of 1.6 megapixels
-        (["size=[1024,1536]", "batch_size=8"], 4, True),
-        (["size=[256,384]", "batch_size=64"], 4, True),
-        (["size=[256,384]", "batch_size=256"], 4, False),
-        (["size=[256,384]", "batch_size=4", "norm=none"], 4, False),
-        (["size=null", "batch_size=64"], 4, True),
-    ],
-)
-def test_syncs_batch_norm_if_a_gpu_has_few_pixels(monkeypatch, args, world_size, syncs):
-    state = make_state("compile=false")
-    monkeypatch.setenv("WORLD_SIZE", str(world_size))
-    state.settings = load_settings([*TINY, *args])
-    has_norm = state.settings.norm == "batch"
-    model = nn.BatchNorm2d(2) if has_norm else nn.Conv2d(2, 2, 1)
-    state.device = torch.device("cuda", 0)
-    assert state.syncs_batch_norm(model) is syncs
-    state.device = CPU
-    assert state.syncs_batch_norm(model) is False
-
-
-def test_sync_batch_norm_keeps_the_activations_of_timm(monkeypatch):
-    args = ["model=smp", "encoder=tu-tf_efficientnet_lite0", "encoder_weights=none"]
-    settings = load_settings([*args, "size=[64,64]", "device=cpu"])
-    state = TrainState(settings, 1, 1, CPU)
-    activations = [type(m.act) for m in state.model.modules() if hasattr(m, "act")]
-    monkeypatch.setattr(state, "syncs_batch_norm", lambda model: True)
-    converted = state.wrap(state.model)
-    norms = [m for m in converted.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    assert norms and all(isinstance(norm, nn.SyncBatchNorm) for norm in norms)
-    kept = [m for m in converted.modules() if hasattr(m, "act")]
-    assert [type(m.act) for m in kept] == activations and nn.ReLU6 in activations
-    assert all(type(m).forward is not nn.SyncBatchNorm.forward for m in kept)
-
-
-@pytest.mark.parametrize(
-    ("args", "unused"),
-    [
-        (["model=smp", "encoder=efficientnet-b0"], {"_conv_head", "_bn1"}),
-        (["model=smp", "encoder=resnet18"], set()),
-        (["channels=[4,8]"], set()),
-    ],
-)
-def test_freeze_unused_excludes_what_has_no_gradient(args, unused):
-    settings = load_settings([*args, "encoder_weights=none", "size=[64,64]"])
-    model = build_model(settings, 1, pretrained=False)
-    train_state.freeze_unused(model, settings)
-    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    assert {name.split(".")[-2] for name in frozen} == unused
-    model(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)).sum().backward()
-    without = {name for name, p in model.named_parameters() if p.grad is None}
-    assert frozen == without
-
-
-def test_freeze_unused_tries_a_network_that_reads_values_on_the_cpu():
-    class ReadsValues(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.used, self.unused = nn.Linear(1, 1), nn.Linear(1, 1)
-
-        def forward(self, images):
-            x = images[:, 0, 0, :1].float()
-            return self.used(x) if x.sum().item() == 0 else x
-
-    model = ReadsValues()
-    train_state.freeze_unused(model, load_settings(["size=[8,8]"]))
-    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
-    assert frozen == ["unused.weight", "unused.bias"]
-
-
-def test_network_with_sync_batch_norm_is_not_compiled(monkeypatch, capsys):
-    """Each of its layers waits for the other GPUs, which breaks the graph."""
-    state = make_state("compile=false")
-    monkeypatch.setattr(state, "syncs_batch_norm", lambda model: True)
-    monkeypatch.setattr(train_state, "compile_obstacle", lambda device: "")
-    state.settings = load_settings([*TINY, "compile=true"])
-    wrapped = state.wrap(nn.Sequential(nn.BatchNorm2d(2)))
-    assert isinstance(wrapped[0], nn.SyncBatchNorm) and not state.is_compiled
-    assert "training without compiling, SyncBatchNorm" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- resuming in another precision

@@ -1,0 +1,92 @@
+"""The network that training calls: compiled, and wrapped by DistributedDataParallel (DDP)."""
+
+from contextlib import nullcontext, suppress
+from copy import deepcopy
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from core import process_env
+from core.device import compile_network, compile_obstacle, wants_compile
+from core.settings import Settings
+
+# Pixels of a GPU's images at network size, for example four of 1024×1024. Batch normalization over
+# fewer takes its statistics from all GPUs, for which it waits in every layer.
+SYNC_BN_BELOW = 2**22
+# For fewer updates, compiling and cuDNN's benchmarks take longer than they save. An estimate from
+# an H200 (docs/speed.md).
+TUNE_MIN_UPDATES = 7000
+
+
+def prepare_network(
+    model: nn.Module, settings: Settings, device: torch.device, updates: int
+) -> tuple[nn.Module, bool]:
+    """Return `model` compiled if the settings ask for it, and wrapped by DDP if there are several
+    processes; and whether it is compiled. Its parameters are those of `model`."""
+    if process_env.world_size() > 1:
+        freeze_unused(model, settings)
+    syncs = syncs_batch_norm(model, settings, device)
+    if syncs:
+        model = convert_sync_batch_norm(model)
+    is_compiled = False
+    tunes = wants_compile(settings, device, is_long=updates >= TUNE_MIN_UPDATES)
+    torch.backends.cudnn.benchmark = tunes and has_one_size(settings)
+    if tunes:
+        obstacle = "SyncBatchNorm" if syncs else compile_obstacle(device)
+        if obstacle:
+            print(f"compile={settings.compile}: training without compiling, {obstacle}")
+        else:
+            compile_network(model.network, has_one_size(settings))
+            is_compiled = True
+    if process_env.world_size() > 1:
+        device_ids = None if device.type == "cpu" else [device.index]
+        model = DistributedDataParallel(model, device_ids=device_ids)
+    return model, is_compiled
+
+
+def has_one_size(settings: Settings) -> bool:
+    """Whether all images of training have one size: batches of native images have."""
+    return settings.train_size is not None or settings.batch_size > 1
+
+
+def freeze_unused(model: nn.Module, settings: Settings) -> None:
+    """Exclude parameters that the forward pass does not use from training, as in the last layer of
+    some encoders: DDP waits for the gradient of each that is not excluded."""
+    size, gradients = settings.train_size or (256, 256), {}
+    # The device meta computes only shapes: it has no values to read, and lacks some operations.
+    for device in ("meta", "cpu"):
+        with suppress(RuntimeError) if device == "meta" else nullcontext():
+            trial = deepcopy(model).to(device).train()
+            trial(torch.zeros((2, 3, *size), dtype=torch.uint8, device=device)).sum().backward()
+            gradients = {name: p.grad for name, p in trial.named_parameters()}
+            break
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(gradients[name] is not None)
+
+
+# ---------------------------------------------------------------- batch normalization
+
+
+def has_few_pixels(settings: Settings, device: torch.device, n_processes: int) -> bool:
+    """Whether each of several GPUs has too few pixels for batch normalization on its own."""
+    height, width = settings.train_size or (0, 0)  # native sizes are not known here
+    pixels = settings.batch_size // n_processes * height * width
+    return device.type != "cpu" and n_processes > 1 and pixels < SYNC_BN_BELOW
+
+
+def syncs_batch_norm(model: nn.Module, settings: Settings, device: torch.device) -> bool:
+    """Whether `model` has batch normalization, over too few pixels on each of several GPUs."""
+    has_few = has_few_pixels(settings, device, process_env.world_size())
+    return has_few and any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+
+
+def convert_sync_batch_norm(model: nn.Module) -> nn.Module:
+    """Replace batch normalization by one with the statistics of all GPUs. torch's conversion would
+    drop the activations that timm's layers include."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    if all(type(norm) is nn.BatchNorm2d for norm in norms):
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    from timm.layers import convert_sync_batchnorm  # takes seconds, and model=unet does without
+
+    return convert_sync_batchnorm(model)
