@@ -88,7 +88,8 @@ def main(args: list[str]) -> None:
         raise InputError("gradio is missing; install it with `pip install -r requirements-app.txt`")
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     run_dir = Path(settings.output_dir) / run_folder.ensemble_name(settings.runs)
-    model = load(run_dir, settings.device, settings.precision)
+    tta = config.parse_overrides(args).get("tta")
+    model = load(run_dir, settings.device, settings.precision, settings.fold, tta)
     model(np.zeros((64, 64, 3), np.uint8)).cutout()  # a run of several classes ends here
     page = build_page(model, f"{run_dir.name}: mask and cut-out of a photograph")
     try:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from core import run_folder
 from core.config import load_settings
 from core.device import pick_device
+from core.errors import InputError
 from core.settings import Settings
 from data.image_io import read_image
 from data.loaders import LoadedSample, collate_samples
@@ -53,21 +55,36 @@ class TrainedModel:
         )
 
 
-def load(run_dir: str | os.PathLike, device: str = "auto", precision: str = "auto") -> TrainedModel:
+def load(
+    run_dir: str | os.PathLike,
+    device: str = "auto",
+    precision: str = "auto",
+    fold: int | None = None,
+    tta: str | None = None,
+) -> TrainedModel:
     """Return the networks of the run output/<run>, or of the ensemble output/<run>+<run>.
 
-    `device` is "auto", "cpu" or "cuda", `precision` "auto", "bf16", "fp16" or "fp32". Raises
-    InputError for other values, or if the folder holds no trained run.
+    Args:
+        device: "auto", "cpu" or "cuda".
+        precision: "auto", "bf16", "fp16" or "fp32".
+        fold: Use only the networks of this fold; None: those of all folds.
+        tta: "none", "hflip" or "flips"; None: the test-time augmentation of the run. Each network
+            runs once for each flip.
+
+    Raises InputError for other values, or if the folder holds no trained run.
     """
     run_dir = Path(os.path.expanduser(run_dir))
     stored = read_predictor(run_dir)
-    target = pick_device(load_settings([f"device={device}", f"precision={precision}"]))
-    loaded = [checkpoint.load_model(run_dir / n.path, target) for n in stored.networks]
-    weights = [network.weight for network in stored.networks]
-    members = [
-        make_member(model, settings, weight)
-        for (model, settings, _), weight in zip(loaded, weights, strict=True)
+    tta = tta or stored.tta
+    chosen = load_settings([f"device={device}", f"precision={precision}", f"tta={tta}"])
+    loaded = [
+        (*checkpoint.load_model(run_dir / network.path, pick_device(chosen)), network.weight)
+        for network in stored.networks
+        if fold is None or run_folder.fold_of(Path(network.path)) == fold
     ]
-    _, first_settings, _ = loaded[0]  # for its tiles
-    settings = replace(first_settings, device=device, precision=precision, tta=stored.tta)
+    if not loaded:
+        raise InputError(f"{run_dir}: has no network of fold {fold}")
+    members = [make_member(model, settings, weight) for model, settings, _, weight in loaded]
+    first_settings = loaded[0][1]  # for its tiles
+    settings = replace(first_settings, device=device, precision=precision, tta=tta)
     return TrainedModel(members, Binarizer(stored.threshold, stored.postprocess), settings)

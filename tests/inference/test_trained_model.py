@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import cv2
@@ -94,6 +95,33 @@ def test_load_finds_a_run_that_was_copied_without_its_scores(trained_run, tmp_pa
 def test_load_rejects_a_device_that_does_not_exist(trained_run):
     for device in ("gpu", "cuda:1"):
         assert_input_error(partial(load, device=device), trained_run.output_dir / "tiny", "device=")
+
+
+def test_load_of_one_fold_without_flips_predicts_as_predict_does(trained_run, photograph):
+    args = [*prediction_args(trained_run.args), "fold=1", "tta=none"]
+    settings = load_runs.settings_for_prediction(args)
+    weights, _ = ensemble.weights_and_scores(settings)
+    members = [*load_runs.load_members(settings, weights).values()]
+    samples = datasets.load_test_samples(settings)[:1]
+    [expected] = predictor.predict(members, samples, settings)
+    model = load(trained_run.output_dir / "tiny", "cpu", "fp32", fold=1, tta="none")
+    assert len(model.members) == 1
+    np.testing.assert_allclose(model(photograph).probability, expected.probability[0], atol=1e-6)
+
+
+def test_load_rejects_a_fold_or_flips_that_do_not_exist(trained_run):
+    run_dir = trained_run.output_dir / "tiny"
+    assert_input_error(partial(load, fold=7), run_dir, "tiny: has no network of fold 7")
+    assert_input_error(partial(load, tta="rotate"), run_dir, "tta=rotate: ", "expected one of")
+
+
+def test_calls_from_several_threads_return_what_one_after_the_other_do(trained_run):
+    photographs = sorted((trained_run.data_dir / "test").iterdir())
+    model = load(trained_run.output_dir / "tiny", device="cpu")
+    expected = [model(path).probability for path in photographs]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda path: model(path).probability, photographs * 4))
+    assert all((f == e).all() for f, e in zip(found, expected * 4, strict=True))
 
 
 def test_load_of_an_ensemble_uses_the_networks_of_its_runs(run_copy, photograph):
