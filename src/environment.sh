@@ -61,7 +61,7 @@ use_requirements() {
 }
 
 export NO_ALBUMENTATIONS_UPDATE=1 # no version check over the network at import
-# glibc asks the kernel for huge pages: a fifth to a third faster on a CPU (docs/experiments.md).
+# glibc asks the kernel for huge pages: a fifth to a third faster on a CPU (docs/speed.md).
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 
 if [ -n "${PYTHON:-}" ]; then

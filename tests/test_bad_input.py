@@ -1,4 +1,4 @@
-"""Invalid input: each row of the table in tests/README.md is run as it is written there.
+"""Invalid input: each row of the table in tests/invalid_input.md is run as it is written there.
 
 Most rows call the script's main in this process, whose InputError is the line that a user sees;
 those in REAL_COMMANDS run the command itself.
@@ -48,8 +48,8 @@ class Case:
 
 
 def read_cases() -> list[Case]:
-    """Read the rows of the table in tests/README.md."""
-    lines = (ROOT / "tests/README.md").read_text(encoding="utf-8").splitlines()
+    """Read the rows of the table in tests/invalid_input.md."""
+    lines = (ROOT / "tests/invalid_input.md").read_text(encoding="utf-8").splitlines()
     rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
     rows = [row for row in rows if row[1].startswith("`")]
     return [Case(name, text.strip("`"), int(code), message) for name, text, code, message in rows]

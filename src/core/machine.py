@@ -34,7 +34,7 @@ def set_thread_defaults() -> None:
 
     Waiting threads spin for a fraction of a millisecond and then sleep. By default they spin
     longer: two trainings side by side on two cores then slowed each other down 2.6 times
-    (docs/experiments.md). One training alone ran at 0.96 of the speed of endless spinning, and at
+    (docs/speed.md). One training alone ran at 0.96 of the speed of endless spinning, and at
     0.87 without any. Where a container's CPU time is limited, libgomp would start a thread for
     each core of the machine.
     """
@@ -49,7 +49,7 @@ def set_thread_defaults() -> None:
 def keep_freed_memory() -> None:
     """Let glibc keep freed buffers up to 2 GiB for the next allocation. By default it returns those
     from 32 MiB on to the system, which clears the pages of each new one: a third of the time of
-    a large training step on a CPU (docs/experiments.md). Other C libraries are left alone."""
+    a large training step on a CPU (docs/speed.md). Other C libraries are left alone."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     # Before glibc 2.35 the largest mmap threshold is 32 MiB.
     if mallopt and (mallopt(M_MMAP_THRESHOLD, LARGEST_INT) or mallopt(M_MMAP_THRESHOLD, 2**25)):

@@ -32,7 +32,7 @@ class EnsembleMember:
         normalization except in bf16.
 
         1 − Dice between the masks of a recipe=carvana_small network with and without folding was
-        8.9e-4 in bf16, 6.6e-5 in fp16 and 5e-8 in fp32 (docs/experiments.md).
+        8.9e-4 in bf16, 6.6e-5 in fp16 and 5e-8 in fp32 (docs/speed.md).
         """
         return self.model if precision == "bf16" else self.folded_model
 

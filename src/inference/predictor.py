@@ -42,7 +42,7 @@ TTA_FLIPS: dict[str, list[tuple[int, ...]]] = {
 PREFETCHED_BATCHES = 2
 MAX_TUNED_SHAPES = 8  # cuDNN looks for the fastest kernels again for each shape of a batch
 # Forward passes of single images. For fewer, compiling and cuDNN's benchmarks take longer than they
-# save. An estimate from training on an H200 (docs/experiments.md).
+# save. An estimate from training on an H200 (docs/speed.md).
 TUNE_MIN_PASSES = 10_000
 
 # Computes what is kept of an image, tensors by name, from its probabilities on the device. Must not

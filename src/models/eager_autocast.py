@@ -35,7 +35,7 @@ class EagerAutocast(TorchFunctionMode):
     - in training on a CPU, depthwise convolutions run in fp32: with stride 2 or a 5×5 kernel,
       oneDNN's backward pass in bf16 takes three to seven times as long.
 
-    Measured in docs/experiments.md.
+    Measured in docs/speed.md.
     """
 
     def __torch_function__(
