@@ -4,8 +4,8 @@
     python src/bench.py recipe=carvana_small                # another recipe
     python src/bench.py bench_recipes=carvana,carvana_small # several
 
-Takes `bench_minutes`. Prints the time of every step and a table in Markdown, and writes
-output/bench.json. An interrupted benchmark leaves what it has measured.
+Runs for about `bench_minutes` minutes. Prints the time of every step and a table in Markdown, and
+writes output/bench.json. An interrupted benchmark leaves what it has measured.
 """
 
 import json
@@ -38,7 +38,6 @@ from training import preflight
 
 DEFAULT_RECIPES = {"cuda": ["carvana_smp", "carvana"], "cpu": ["carvana_small"]}
 MAX_LOOP_IMAGES = 64  # images that the training and prediction loops repeat
-Data = tuple[list[Sample], int]  # all training samples, and the fold to hold out
 SPEED_COLUMNS = [
     *("recipe", "device", "training, images/s", "device busy", "TFLOP/s (of a matrix product)"),
     *("times a plain loop", "peak GiB", "prediction, images/s", "device busy"),
@@ -57,8 +56,9 @@ def recipes_to_measure(args: list[str]) -> dict[str, Settings]:
     return recipes
 
 
-def load_data(settings: Settings) -> tuple[Settings, Data]:
-    """Return the settings of a recipe, with the images' size for size=null, and its samples.
+def load_data(settings: Settings) -> tuple[Settings, list[Sample]]:
+    """Return the settings of a recipe, with the images' size for size=null and the first fold for
+    fold=null, and its samples.
 
     Raises InputError if it cannot be trained on them, or measured.
     """
@@ -70,40 +70,44 @@ def load_data(settings: Settings) -> tuple[Settings, Data]:
     if settings.size is None and len(sizes) > 1:
         fix = "set 'stages=[]' size=h,w" if settings.stages else "set size=h,w"
         raise InputError(f"{settings.data_dir}: has images of {len(sizes)} sizes; {fix}")
-    settings = replace(settings, size=list(settings.size or min(sizes)))
+    settings = replace(settings, size=list(settings.size or min(sizes)), fold=fold)
     with TemporaryDirectory() as folder:  # not output_dir, where the recipe may have a run
         preflight.check_folds(measurements.make_trial(settings, folder), [fold], samples, sizes)
-    return settings, (samples, fold)
+    return settings, samples
 
 
 # ---------------------------------------------------------------- measurements
 
 
 def measure_all(
-    recipes: dict[str, Settings], data: dict[str, Data], deadline: float, report: dict[str, Any]
+    recipes: dict[str, Settings],
+    data: dict[str, list[Sample]],
+    deadline: float,
+    report: dict[str, Any],
 ) -> None:
     """Add all measurements to the report. Leave out a recipe that would end after the deadline if
     it took as long as the one before."""
     first, first_settings = next(iter(recipes.items()))
-    (samples, fold), device = data[first], pick_device(first_settings)
+    device = pick_device(first_settings)
     seconds = 0.0  # that the recipe before took
     for name, settings in recipes.items():
         start = time.monotonic()
         if start + seconds > deadline:
             print(
-                f"{name}: not measured, it takes more than bench_minutes={settings.bench_minutes:g}"
+                f"{name}: skipped, would probably exceed bench_minutes={settings.bench_minutes:g}"
             )
             continue
-        chosen = data[name][0]
-        chosen = chosen[:: max(1, len(chosen) // MAX_LOOP_IMAGES)][:MAX_LOOP_IMAGES]
-        result = measurements.measure_recipe(settings, chosen, device)
+        samples = data[name]
+        n_training = sum(sample.fold != settings.fold for sample in samples)
+        chosen = samples[:: max(1, len(samples) // MAX_LOOP_IMAGES)][:MAX_LOOP_IMAGES]
+        result = measurements.measure_recipe(settings, chosen, n_training, device)
         if device.type == "cpu" and report["recipes"]:
             result = result | {"peak_gib": None}  # the peak of the process is that of all recipes
         report["recipes"][name] = result
         seconds = time.monotonic() - start
     if time.monotonic() < deadline:
         measured = measurements.measure_time_to_dice(
-            first_settings, fold, samples, device, deadline
+            first_settings, first_settings.fold, data[first], device, deadline
         )
         report["time_to_dice"] = {"recipe": first} | measured
 
@@ -157,9 +161,9 @@ def print_report(report: dict[str, Any]) -> None:
 
 def main(args: list[str]) -> None:
     start, recipes = time.monotonic(), recipes_to_measure(args)
-    loaded = {name: load_data(settings) for name, settings in recipes.items()}
-    recipes = {name: settings for name, (settings, _) in loaded.items()}
-    data = {name: samples_and_fold for name, (_, samples_and_fold) in loaded.items()}
+    data = {}
+    for name, settings in recipes.items():
+        recipes[name], data[name] = load_data(settings)
     settings = next(iter(recipes.values()))
     torch.set_float32_matmul_precision("high")
     report = {

@@ -108,7 +108,8 @@ def main(args: list[str]) -> None:
     device = pick_device(runs[0])
     torch.set_float32_matmul_precision("high")
     launches = distributed.requested_processes() > 1
-    if launches or (not process_env.is_distributed() and (len(runs) > 1 or runs[0].stages)):
+    has_later_training = len(runs) > 1 or bool(runs[0].stages)
+    if launches or (has_later_training and not process_env.is_launched()):
         for settings in runs:
             preflight.check_before_launch(settings)
     if launches:

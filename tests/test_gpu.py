@@ -165,7 +165,7 @@ def test_snapshot_holds_the_values_of_its_moment(tmp_path):
     writer = SnapshotWriter(tmp_path, GPU)
     for step in range(3):
         expected = weights.cpu()
-        writer.start({"epoch": 0, "step": step, "w": weights})
+        writer.start({"epoch": 0, "step": step, "fingerprint": "", "w": weights})
         for _ in range(100):
             weights.mul_(0.99)
         writer.wait()

@@ -38,9 +38,10 @@ def make_trial(settings: Settings, folder: str) -> Settings:
 
 
 def measure_recipe(
-    settings: Settings, samples: list[Sample], device: torch.device
+    settings: Settings, samples: list[Sample], n_training: int, device: torch.device
 ) -> dict[str, Any]:
-    """Measure training and prediction of a recipe.
+    """Measure training and prediction of a recipe on `samples`, as fast as with `n_training` images
+    to train on: their number decides whether networks are compiled.
 
     `training_busy` and `prediction_busy` are the shares of a loop's time in which the device works
     for it: the time of an image in steps on data that is on the device already, over its time in
@@ -49,6 +50,7 @@ def measure_recipe(
     steps, repeated = StepTimer(), samples * -(-MIN_LOOP_IMAGES // len(samples))
     with TemporaryDirectory() as folder, explain_out_of_memory(settings):
         trial = make_trial(settings, folder)
+        trial.epochs = max(1, round(settings.epochs * n_training / len(repeated)))
         trainer = FoldTrainer(trial, -1, repeated, make_cache(trial, samples), device)
         batch = time_loading(steps, trainer, samples[:N_STEP_IMAGES])
         training = measure_training(steps, trainer, batch)

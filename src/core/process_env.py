@@ -13,6 +13,11 @@ def is_distributed() -> bool:
     return "RANK" in os.environ
 
 
+def is_launched() -> bool:
+    """Whether launch_processes() started this process, after it had checked everything."""
+    return "GPUS" in os.environ and is_distributed()
+
+
 def rank() -> int:
     """Return the rank of this process among all processes."""
     return int(os.environ.get("RANK", "0"))

@@ -1,6 +1,7 @@
 """Where a result comes from: command, commit, package versions, machine and data."""
 
 import json
+import os
 import platform
 import shlex
 import subprocess
@@ -16,6 +17,8 @@ import torch
 from core.environment import ROOT
 from core.files import atomic_write
 
+RECORDS_NAME = "provenance.json"  # in the folder of a fold
+
 
 def current_commit() -> str:
     """Return the checked-out commit's short hash, with + if files differ; 'unknown' outside git."""
@@ -27,10 +30,26 @@ def current_commit() -> str:
     return described.stdout.strip() or "unknown"
 
 
-def train_command() -> str:
-    """Return the command that repeats this training from scratch."""
-    args = [arg for arg in sys.argv[1:] if not arg.startswith("resume=")]
-    return shlex.join(["bash", "train.sh", *args])
+def typed_command() -> str:
+    """Return the command that started this process."""
+    gpus = [f"GPUS={os.environ['GPUS']}"] if "GPUS" in os.environ else []
+    return shlex.join([*gpus, "bash", "train.sh", *sys.argv[1:]])
+
+
+def train_command(fold_dir: Path) -> str:
+    """Return the command that repeats a fold's training from scratch: that of its first start, or
+    of the run's if the fold was first started by resume=true."""
+    [first, *_] = _read_records(fold_dir) or [{"command": typed_command()}]
+    folders = [path.parent for path in fold_dir.parent.glob(f"fold*/{RECORDS_NAME}")]
+    if "resume=true" in shlex.split(first["command"]) and folders:
+        first = min((_read_records(folder)[0] for folder in folders), key=lambda r: r["time"])
+    words = shlex.split(first["command"])
+    return shlex.join(word for word in words if not word.startswith("resume="))
+
+
+def _read_records(fold_dir: Path) -> list[dict[str, Any]]:
+    path = fold_dir / RECORDS_NAME
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
 
 def package_versions() -> dict[str, str]:
@@ -60,14 +79,13 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 
 def append_run_record(folder: Path, device: torch.device, data: dict[str, Any]) -> None:
     """Append this start's command, machine, package versions and `data` to provenance.json."""
-    path = folder / "provenance.json"
-    records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    records = _read_records(folder)
     record = {
         "time": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
-        "command": shlex.join(["bash", "train.sh", *sys.argv[1:]]),
+        "command": typed_command(),
         **describe_machine(device),
         "packages": package_versions(),
         "data": data,
     }
-    with atomic_write(path) as tmp_path:
+    with atomic_write(folder / RECORDS_NAME) as tmp_path:
         tmp_path.write_text(json.dumps([*records, record], indent=2) + "\n", encoding="utf-8")

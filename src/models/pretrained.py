@@ -146,10 +146,15 @@ def is_learned(name: str) -> bool:
 def match_by_name(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors that have a name and shape of `expected`, by that name.
 
-    "model." before a name is ignored: SMP's encoders keep networks of timm in this attribute.
+    "model." before a name is ignored: SMP's encoders keep networks of timm in this attribute. So
+    is the difference between "." and "_": timm renames stages.0 to stages_0 in some encoders.
     """
-    by_name = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
-    found = {name: by_name.get(name.removeprefix("model.")) for name in expected}
+
+    def key(name: str) -> str:
+        return name.removeprefix("model.").replace(".", "_")
+
+    by_name = {key(name): tensor for name, tensor in tensors.items()}
+    found = {name: by_name.get(key(name)) for name in expected}
     return {
         name: tensor
         for name, tensor in found.items()
@@ -218,7 +223,7 @@ def require_hub_files(encoder: str, encoder_weights: str) -> None:
         except Exception as error:  # of any type: errors of the HTTP client are not wrapped
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise InputError(
-                f"encoder_weights={encoder_weights}: {repo_id} is not cached, and the model hub "
-                f"does not offer it ({reason}); check the network, or set encoder_weights=none to "
-                "train from scratch"
+                f"encoder_weights={encoder_weights}: {repo_id} is not cached, and cannot be "
+                f"downloaded from the model hub ({reason}); check the network, or set "
+                "encoder_weights=none to train from scratch"
             ) from None

@@ -16,8 +16,8 @@ class Segmenter(nn.Module):
 
     Normalizes the images, pads them by reflection to a size that the network accepts, and crops
     the logits to the images' size. Both sides of an axis are padded by the same number of pixels,
-    the second one by one more if the number is odd: a flipped image keeps its place on the grid of
-    the network's strides.
+    the second one by one more if the number is odd. With an even number, a flipped image keeps its
+    place on the grid of the network's strides.
 
     Args:
         network: Maps normalized float images to logits, which may be smaller by the same number of

@@ -1,14 +1,21 @@
-"""Initial weights from another run: fold k starts from the weights of fold k."""
+"""Where the weights come from at the start of training: another run, or a pretrained encoder."""
 
 from pathlib import Path
 
 from core.errors import InputError
-from core.run_folder import weights_path
+from core.run_folder import snapshot_dir, weights_path
 from core.settings import Settings
 from data.datasets import dataset_fingerprint
 from data.sample import Sample
 from models.checkpoint import find_misfit
 from training.stages import find_init_run
+
+
+def needs_pretrained(settings: Settings, fold: int) -> bool:
+    """Whether training of `fold` starts from pretrained weights of the encoder: neither from a
+    snapshot nor from another run, which replace all weights."""
+    has_snapshot = any(snapshot_dir(settings.run_dir, fold).glob("*.pt"))
+    return not has_snapshot and not find_init_run(settings)
 
 
 def find_initial_weights(settings: Settings, fold: int, samples: list[Sample]) -> Path | None:
@@ -22,7 +29,6 @@ def find_initial_weights(settings: Settings, fold: int, samples: list[Sample]) -
     if not init_run:
         return None
     path = weights_path(Path(settings.output_dir) / init_run, fold)
-    problem = ""
     if init_run == settings.run:
         problem = "is this run itself"
     elif not path.is_file():

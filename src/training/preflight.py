@@ -20,9 +20,9 @@ from models import checkpoint
 from models.build import build_model
 from models.segmenter import Segmenter
 from training.dry_run import check_batches
-from training.initial_weights import find_initial_weights
+from training.initial_weights import find_initial_weights, needs_pretrained
 from training.losses import BINARY_LOSSES, MULTICLASS_LOSSES
-from training.stages import find_init_run, split_stages
+from training.stages import split_stages
 
 
 def load_run_settings(args: list[str]) -> Settings:
@@ -41,7 +41,6 @@ def load_run_settings(args: list[str]) -> Settings:
     stored = run_folder.read_run_settings(settings.run_dir)
     if settings.resume:
         settings = config.load_settings(args, {**stored, "fold": None}, path)
-    config.check_model_options(settings, args)
     fix = "" if settings.resume else "set resume=true for the settings of the run, or "
     started = config.to_stored_settings(config.load_settings([], stored, path))
     _require_settings_of_run(settings, started, "this run has", fix)
@@ -60,14 +59,16 @@ def _require_settings_of_run(
 
 
 def prepare_data(settings: Settings, args: list[str]) -> None:
-    """Run the recipe's prepare_scripts if data_dir is missing, folds.py if only folds_csv is."""
-    if process_env.is_distributed():  # GPUS=n did so before; torchrun expects the data to exist
-        return
-    if not Path(settings.data_dir).exists():
+    """Run the recipe's prepare_scripts if data_dir is missing, folds.py if only folds_csv is.
+
+    Not for a run that has started, whose settings `args` need not contain, and not under torchrun,
+    which expects the data to exist.
+    """
+    if not process_env.is_distributed() and not run_folder.has_started(settings.run_dir):
+        has_data, has_folds = Path(settings.data_dir).exists(), Path(settings.folds_csv).exists()
         for script in settings.prepare_scripts:
-            cli.run_script_in_subprocess(script, args)
-    elif "folds.py" in settings.prepare_scripts and not Path(settings.folds_csv).exists():
-        cli.run_script_in_subprocess("folds.py", args)
+            if not has_data or (script == "folds.py" and not has_folds):
+                cli.run_script_in_subprocess(script, args)
     if "n_folds" in config.parse_overrides(args):
         n_folds = max(csv_files.read_folds(settings).values()) + 1
         if n_folds != settings.n_folds:
@@ -157,7 +158,8 @@ def check_folds(
             )
         require_two_classes([sample for sample in samples if sample.fold != fold])
     # Reports an unknown encoder, or weights that do not fit, before images are decoded.
-    model = build_model(settings, len(samples[0].class_map.names), not find_init_run(settings))
+    pretrained = any(needs_pretrained(settings, fold) for fold in folds)
+    model = build_model(settings, len(samples[0].class_map.names), pretrained)
     for fold in folds:
         if path := find_initial_weights(settings, fold, samples):
             checkpoint.load_weights(path, model, "the network of this run")
@@ -230,13 +232,13 @@ def check_before_launch(settings: Settings) -> None:
         samples, stages = datasets.load_training_samples(settings), split_stages(settings)
         n_folds, sizes = check_data(stages[0], samples)
         check_folds(stages[0], folds_to_train(stages[0], n_folds), samples, sizes)
-        folds = folds_to_train(stages[-1], n_folds)
         # All stages have one network.
         model = build_model(settings, len(samples[0].class_map.names), pretrained=False)
         for number, stage in enumerate(stages[1:], 2):
             try:
                 check_sizes(stage, sizes)
                 check_batch_and_loss(stage, samples[0].class_map)
+                folds = folds_to_train(stage, n_folds)
                 check_batches_of_folds(stage, model, folds, samples, sizes)
             except InputError as error:
                 raise InputError(f"stage {number}: {error}") from None

@@ -85,7 +85,7 @@ def load_snapshot(folder: Path, fingerprint: str) -> dict[str, Any] | None:
         except (ValueError, RuntimeError, UnpicklingError) as error:
             print(f"{path}: damaged, skipped ({str(error).splitlines()[0]})")
             continue
-        if snapshot.get("fingerprint", fingerprint) != fingerprint:  # older snapshots lack it
+        if snapshot.get("fingerprint") != fingerprint:
             raise InputError(
                 f"{folder}: was trained on other images, masks or folds than data_dir and "
                 "folds_csv hold now; restore them, or set another run="

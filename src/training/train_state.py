@@ -27,8 +27,8 @@ class TrainState:
     """Model, EMA, optimizer, learning rate schedule and gradient scaler.
 
     `model` is the Segmenter; `network` is what training calls: the same module, compiled, and
-    wrapped by DDP if there are several processes. With `initial_weights`, a file, model and EMA
-    start from these.
+    wrapped by DDP if there are several processes. Model and EMA start from the file
+    `initial_weights`, else from random weights, those of the encoder `pretrained`.
     """
 
     def __init__(
@@ -38,11 +38,12 @@ class TrainState:
         updates: int,
         device: torch.device,
         initial_weights: Path | None = None,
+        pretrained: bool = False,
     ):
         self.settings, self.device, self.is_binary = settings, device, n_classes == 1
         self.loss = (BINARY_LOSSES if self.is_binary else MULTICLASS_LOSSES)[settings.loss]
         self.precision = pick_precision(settings, device)
-        self.model = build_model(settings, n_classes, pretrained=not initial_weights)
+        self.model = build_model(settings, n_classes, pretrained)
         if initial_weights:
             checkpoint.load_weights(initial_weights, self.model, "the network of this run")
         self.model.to(device)

@@ -37,7 +37,7 @@ from models import checkpoint
 from models.segmenter import count_parameters
 from training.epoch_log import EpochLog
 from training.epoch_metrics import EpochMetrics, peak_memory
-from training.initial_weights import find_initial_weights
+from training.initial_weights import find_initial_weights, needs_pretrained
 from training.snapshots import SnapshotWriter, load_snapshot
 from training.train_state import TrainState
 
@@ -68,7 +68,8 @@ class FoldTrainer:
             torch.cuda.reset_peak_memory_stats(device)
         torch.manual_seed(self.step_seed())  # for the initial weights
         weights = find_initial_weights(settings, fold, samples)
-        self.state = TrainState(settings, len(self.class_map.names), updates, device, weights)
+        n_classes, pretrained = len(self.class_map.names), needs_pretrained(settings, fold)
+        self.state = TrainState(settings, n_classes, updates, device, weights, pretrained)
 
     def fit(self) -> None:
         """Train from the latest snapshot, or from scratch, to the last epoch."""
@@ -227,7 +228,7 @@ class FoldTrainer:
             "epoch": self.epoch + 1,
             "parameters": count_parameters(self.state.model),
             "precision": self.state.precision,
-            "command": provenance.train_command(),
+            "command": provenance.train_command(self.snapshots.folder.parent),
             "commit": provenance.current_commit(),
         }
 
@@ -255,6 +256,5 @@ class FoldTrainer:
             self.metrics.load_state_dict(snapshot["metrics"])
         self.log.rows, self.best_score = snapshot["history"], snapshot["best_score"]
         self.epoch, self.step = snapshot["epoch"], snapshot["step"]
-        step = f" and step {self.step} of {len(self.loader)}" if self.step else ""
-        done = f"epoch {self.epoch} of {self.settings.epochs}{step}"
-        print(f"fold {self.fold}: resuming after {done}")
+        at = f" and step {self.step} of {len(self.loader)}" if self.step else ""
+        print(f"fold {self.fold}: resuming after epoch {self.epoch} of {self.settings.epochs}{at}")

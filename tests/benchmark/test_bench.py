@@ -129,7 +129,7 @@ def two_recipes(data_dir, tmp_path, monkeypatch):
     """Arguments for two recipes that take 40 s each, and a minute for both."""
     clock = [0.0]
 
-    def measure_recipe(settings, samples, device):
+    def measure_recipe(settings, samples, n_training, device):
         clock[0] += 40
         return RESULT
 
@@ -154,14 +154,14 @@ def test_bench_leaves_out_a_recipe_for_which_it_has_too_little_time(two_recipes,
     bench.main(two_recipes)
     report = json.loads((tmp_path / "output/bench.json").read_text())
     assert report["recipes"].keys() == {"carvana_small"} and report["time_to_dice"]["left"] == 20
-    assert "carvana: not measured, it takes more than bench_minutes=1\n" in capsys.readouterr().out
+    assert "carvana: skipped, would probably exceed bench_minutes=1\n" in capsys.readouterr().out
     bench.main([*two_recipes, "bench_minutes=1.5"])
     report = json.loads((tmp_path / "output/bench.json").read_text())
     assert report["recipes"].keys() == {"carvana_small", "carvana"}
 
 
 def test_bench_keeps_what_it_has_measured_before_an_error(two_recipes, tmp_path, monkeypatch):
-    def measure_recipe(settings, samples, device):
+    def measure_recipe(settings, samples, n_training, device):
         if settings.recipe == "carvana":
             raise InputError("out of memory with batch_size=4")
         return RESULT
@@ -192,7 +192,7 @@ def test_bench_rejects_what_it_cannot_measure(data_dir, tmp_path, arg, message):
 
 def test_bench_measures_on_other_images_than_a_run_was_trained_on(run_copy):
     settings = load_settings([*run_copy.args, "max_images=2"])
-    _, (samples, _) = bench.load_data(settings)
+    _, samples = bench.load_data(settings)
     assert len(samples) == 4
 
 
@@ -237,7 +237,7 @@ def test_format_time_to_dice_names_the_minutes_or_the_best_dice():
 
 def test_measure_time_to_dice_ends_at_the_deadline(data_dir, tmp_path, monkeypatch):
     settings = load_settings(tiny_settings_args(data_dir, tmp_path / "output"))
-    settings, (samples, _) = bench.load_data(settings)
+    settings, samples = bench.load_data(settings)
     clock = iter(range(10**6))  # a second passes whenever it is read
     monkeypatch.setattr(measurements.time, "monotonic", lambda: float(next(clock)))
     result = measurements.measure_time_to_dice(settings, 0, samples, CPU, deadline=20.0)

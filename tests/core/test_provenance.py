@@ -22,9 +22,25 @@ def test_package_versions_leave_out_what_is_not_installed(monkeypatch, tmp_path)
     assert provenance.package_versions().keys() == {"python", "numpy"}
 
 
-def test_train_command_quotes_arguments_and_leaves_out_resume(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["train.py", "size=[8,8]", "resume=true", "run=a"])
-    assert provenance.train_command() == "bash train.sh 'size=[8,8]' run=a"
+def start_fold(fold_dir, monkeypatch, *args):
+    monkeypatch.setattr(sys, "argv", ["train.py", *args])
+    fold_dir.mkdir(exist_ok=True)
+    provenance.append_run_record(fold_dir, torch.device("cpu"), {})
+    return provenance.train_command(fold_dir)
+
+
+def test_train_command_quotes_arguments_and_leaves_out_resume(monkeypatch, tmp_path):
+    command = start_fold(tmp_path / "fold0", monkeypatch, "size=[8,8]", "resume=true", "run=a")
+    assert command == "bash train.sh 'size=[8,8]' run=a"
+    monkeypatch.setenv("GPUS", "2")
+    assert start_fold(tmp_path / "fold1", monkeypatch) == "GPUS=2 bash train.sh"
+
+
+def test_train_command_after_a_resume_is_that_of_the_first_start(monkeypatch, tmp_path):
+    expected = "bash train.sh run=a lr=3e-4"
+    assert start_fold(tmp_path / "fold0", monkeypatch, "run=a", "lr=3e-4") == expected
+    assert start_fold(tmp_path / "fold0", monkeypatch, "run=a", "resume=true") == expected
+    assert start_fold(tmp_path / "fold1", monkeypatch, "run=a", "resume=true") == expected
 
 
 def test_current_commit_outside_git_is_unknown(monkeypatch, tmp_path):

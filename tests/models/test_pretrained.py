@@ -185,6 +185,20 @@ def test_load_encoder_weights_matches_by_name(tmp_path, suffix, prefix):
             assert torch.equal(tensor, tensors[prefix + name])
 
 
+def test_load_encoder_weights_fits_an_encoder_whose_stages_timm_has_flattened(tmp_path):
+    """In the file it is stages.0.downsample, in the encoder stages_0.downsample."""
+    smp.patch_torchvision_ops()
+    import timm
+
+    name = "convnext_atto"
+    tensors = timm.create_model(name).state_dict()
+    path = write_weights(tmp_path / "w.safetensors", tensors)
+    settings = load_settings(["model=smp", f"encoder=tu-{name}", f"encoder_weights={path}"])
+    encoder = build_model(settings).network.encoder
+    weights = encoder.state_dict()["model.stages_0.blocks.0.conv_dw.weight"]
+    assert torch.equal(weights, tensors["stages.0.blocks.0.conv_dw.weight"])
+
+
 @pytest.mark.parametrize("key", [None, "state_dict", "model"])
 def test_load_encoder_weights_of_other_names_matches_by_order(tmp_path, key):
     """Also without the counter of batches, as older files of PyTorch are."""

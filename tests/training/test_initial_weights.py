@@ -10,11 +10,14 @@ from safetensors.torch import load_file
 
 import train
 from core.config import load_settings
-from core.run_folder import read_run_settings, weights_path
+from core.errors import InputError
+from core.run_folder import read_run_settings, snapshot_dir, weights_path
 from data import datasets
 from models import checkpoint
 from models.build import build_model
-from training.initial_weights import find_initial_weights
+from training import preflight
+from training.initial_weights import find_initial_weights, needs_pretrained
+from training.snapshots import save_snapshot
 from training.trainer import FoldTrainer
 
 CPU = torch.device("cpu")
@@ -85,6 +88,18 @@ def test_training_from_initial_weights_needs_no_pretrained_ones(run_copy):
     checkpoint.save_model(weights_of(run_copy, 0), model, settings, metadata)
     state = FoldTrainer(settings, 0, samples, None, CPU).state
     assert have_equal_weights(state.model, model.state_dict())
+
+
+def test_resuming_from_a_snapshot_needs_no_pretrained_weights(data_dir, tmp_path):
+    args = smp_args(tiny_settings_args(data_dir, tmp_path), "tu-mobilenetv3_small_050")
+    settings = load_settings([*args, "encoder_weights=missing.pth"])
+    assert needs_pretrained(settings, 0)
+    save_snapshot(snapshot_dir(settings.run_dir, 0), {"epoch": 0, "step": 1})
+    assert not needs_pretrained(settings, 0) and needs_pretrained(settings, 1)
+    samples = datasets.load_training_samples(settings)
+    preflight.check_folds(settings, [0], samples, {(48, 72)})
+    with pytest.raises(InputError, match=r"missing\.pth: no such file"):
+        preflight.check_folds(settings, [0, 1], samples, {(48, 72)})
 
 
 # ---------------------------------------------------------------- refusals

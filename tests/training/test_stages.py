@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from conftest import tiny_settings_args
+from conftest import assert_input_error, tiny_settings_args
 from safetensors.torch import load_file
 
 import train
 from core import config
 from core.errors import InputError
 from core.run_folder import weights_path
-from training.initial_weights import find_init_run
-from training.stages import split_stages
+from training import preflight
+from training.stages import find_init_run, split_stages
 
 STAGES = "stages=[{size: [64,96], epochs: 2, lr: 1e-3}, {lr: 2e-3}, {size: [128,192], epochs: 1}]"
 
@@ -80,3 +80,34 @@ def test_each_stage_trains_from_the_weights_of_the_stage_before(data_dir, tmp_pa
     first, last = map(load_file, paths)
     for name, tensor in first.items():  # from scratch, the second stage would have other weights
         assert torch.allclose(tensor, last[name], atol=1e-6), name
+
+
+@pytest.fixture
+def staged_args(data_dir, tmp_path):
+    of_stages = ("size=", "epochs=", "lr=")
+    return [a for a in tiny_settings_args(data_dir, tmp_path) if not a.startswith(of_stages)]
+
+
+@pytest.mark.parametrize("launcher", ["train.sh", "torchrun"])
+def test_later_stages_are_checked_before_the_first_one_trains(
+    staged_args, tmp_path, monkeypatch, launcher
+):
+    if launcher == "torchrun":
+        monkeypatch.setenv("RANK", "0")
+        monkeypatch.delenv("GPUS", raising=False)
+    stages = "stages=[{size: [16,24], epochs: 1}, {size: [16,24], epochs: 1, crop_size: [64,64]}]"
+    message = "stage 2: crop_size=64,64: images are 16,24"
+    assert_input_error(train.main, [*staged_args, stages], message)
+    assert not list(tmp_path.glob("tiny/**/*.safetensors"))
+
+
+def test_a_middle_stage_with_files_is_found_before_the_first_one_trains(staged_args, tmp_path):
+    stages = [f"{{size: [{size},24], epochs: 1}}" for size in (8, 16, 32)]
+    weights = weights_path(tmp_path / "tiny/stage2", 0)
+    weights.parent.mkdir(parents=True)
+    weights.touch()
+    message = "stage 2: ", "already exists; set resume=true"
+    settings = config.load_settings([*staged_args, f"stages=[{','.join(stages)}]"])
+    with pytest.raises(InputError) as raised:
+        preflight.check_before_launch(settings)
+    assert all(part in str(raised.value) for part in message)
