@@ -9,7 +9,7 @@ fail() {
 }
 
 case ${OSTYPE:-} in
-msys* | cygwin* | win32*) fail "Windows runs this through WSL: \`wsl --install\`, then the same commands in Ubuntu" ;;
+msys* | cygwin* | win32*) fail "on Windows, use WSL: \`wsl --install\`, then the same commands in Ubuntu" ;;
 esac
 
 # Whether Python $1 has every pinned version. Local version labels such as +cu128 are ignored.

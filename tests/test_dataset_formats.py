@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -61,6 +62,16 @@ def test_cityscapes_pairs_are_split_in_the_middle(tmp_path):
     assert datasets.read_sizes(samples) == {(48, 48)}
 
 
+def test_two_images_of_one_name_are_rejected(tmp_path):
+    data_dir = make_cityscapes(tmp_path / "cityscapes")
+    folder = data_dir / "leftImg8bit/train"
+    city = min(folder.iterdir())
+    shutil.copytree(city, folder / "other")
+    shutil.copytree(data_dir / "gtFine/train" / city.name, data_dir / "gtFine/train/other")
+    with pytest.raises(InputError, match=f"two train images are named {city.name}.*; rename or"):
+        load("cityscapes", data_dir)
+
+
 def test_cityscapes_samples_pair_images_with_label_ids(tmp_path):
     data_dir = make_cityscapes(tmp_path / "cityscapes")
     args = ["cityscapes_classes=19", "group_regex=([^_]+)_.+"]
@@ -109,7 +120,7 @@ def test_reading_cityscapes_pairs_rejects_other_shapes_and_colors(tmp_path):
     path = data_dir / "train" / "1.jpg"
     samples = load("pairs", data_dir)
     cv2.imwrite(str(path), np.zeros((48, 90, 3), np.uint8))
-    with pytest.raises(InputError, match=r"1.jpg: is 90×48, expected twice as wide as high"):
+    with pytest.raises(InputError, match=r"1.jpg: is 90×48, expected twice as wide as tall"):
         datasets.read_sizes(samples)
     cv2.imwrite(str(path), np.full((48, 96, 3), (0, 255, 0), np.uint8))
     with pytest.raises(InputError, match=r"1.jpg: .*color"):

@@ -319,7 +319,7 @@ def test_scripts_run_in_the_folder_in_which_they_are_called(checkout, tmp_path):
 def test_windows_is_rejected_in_one_line(checkout, system):
     code, out, err = checkout.run(OSTYPE=system)
     assert (code, out, len(err.splitlines())) == (2, "", 1), err
-    assert "Windows runs this through WSL" in err and not checkout.venv.exists()
+    assert "on Windows, use WSL" in err and not checkout.venv.exists()
 
 
 def test_shell_files_need_no_more_than_the_bash_of_macos():

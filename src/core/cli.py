@@ -41,8 +41,8 @@ def _check_arguments(args: list[str]) -> None:
         name = one.partition("=")[0]
         if one != next_one and name == next_one.partition("=")[0]:
             is_list = name in FIELDS and "list" in str(FIELDS[name].type)
-            fix = f"write a list as {name}=a,b" if is_list else "it takes one"
-            raise InputError(f"{one} {next_one}: are two values; {fix}")
+            fix = f"write a list as {name}=a,b" if is_list else "it takes one value"
+            raise InputError(f"{one} {next_one}: {name} is set twice; {fix}")
     load_settings_without_stages(args)
 
 
@@ -83,7 +83,13 @@ def run_script_in_subprocess(name: str, args: list[str]) -> None:
     """Run another script; if it fails, exit with its code."""
     sys.stdout.flush()
     command = [sys.executable, str(SRC / name), *args]
-    code = subprocess.run(command, check=False).returncode
+    with subprocess.Popen(command) as process:
+        try:
+            code = process.wait()
+        except StopRequested as stop:
+            if stop.signum == signal.SIGTERM:  # Ctrl-C reaches both processes
+                process.terminate()
+            raise  # after the script has removed its temporary files
     if code < 0:
         process_env.report_error(f"{name}: killed by {signal.Signals(-code).name}")
     if code:

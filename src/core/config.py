@@ -47,10 +47,10 @@ def parse_overrides(args: list[str]) -> dict[str, Any]:
     for name, path in find_paths(values).items():
         if re.match(r"[A-Za-z]:[\\/]", path):
             unix_path = f"/mnt/{path[0].lower()}/..."
-            raise InputError(f"{name}={path}: is a path of Windows; in WSL write {unix_path}")
+            raise InputError(f"{name}={path}: is a Windows path; in WSL, write {unix_path}")
     for name in ("images", "data_dir", "output_dir"):
         if values.get(name) == "":
-            raise InputError(f"{name}=: is empty; a shell variable may not be set")
+            raise InputError(f"{name}=: is empty; perhaps a shell variable is unset")
     # zsh leaves the ~ of key=~/folder
     return values | {name: os.path.expanduser(path) for name, path in find_paths(values).items()}
 
@@ -172,7 +172,8 @@ def _assign_last_stage(conf: DictConfig, overrides: dict[str, Any]) -> DictConfi
         conf = copy.deepcopy(base)
         for key, value in stage.items():
             _assign(conf, key, value, f"stage {number}: ")
-        # Of their types: YAML reads 1e-3 as text. What another stage sets is the base's here.
+        # Converted to their types: YAML reads 1e-3 as text. Keys that only other stages set have
+        # the base's values.
         stages.append({key: conf[key] for key in keys})
     return OmegaConf.merge(conf, {"stages": stages})
 
@@ -182,8 +183,9 @@ def is_recipe_file(recipe: str) -> bool:
     return recipe.endswith((".yaml", ".yml"))
 
 
-def read_recipe(name: str) -> dict[str, Any]:
-    """Read src/recipes/<name>.yaml, or the .yaml file at the path `name`."""
+def read_recipe(name: str, derived: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Read src/recipes/<name>.yaml, or the .yaml file at the path `name`; over the recipe that it
+    names as `recipe`, if it does. `derived`: the recipes that are read over this one."""
     path = SRC / "recipes" / f"{name}.yaml"
     if is_recipe_file(name):
         path = Path(os.path.expanduser(name))
@@ -196,7 +198,11 @@ def read_recipe(name: str) -> dict[str, Any]:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: a recipe must be lines of `key: value`")
-    return rename_old_settings(values)
+    values = rename_old_settings(values)
+    base = values.pop("recipe", "")
+    if base in (*derived, name):
+        raise InputError(f"{path}: recipe={base}: starts from itself")
+    return (read_recipe(str(base), (*derived, name)) if base else {}) | values
 
 
 def _assign(conf: DictConfig, key: str, value: Any, source: str) -> None:

@@ -32,7 +32,7 @@ QUICK_MODULES = (
 def reject_windows() -> None:
     """Exit with code 2 on Windows, which lacks what locks, signals and worker processes need."""
     if sys.platform == "win32":
-        _exit("Windows runs this through WSL: `wsl --install`, then the same commands in Ubuntu")
+        _exit("on Windows, use WSL: `wsl --install`, then the same commands in Ubuntu")
 
 
 def explain_missing_package(

@@ -16,7 +16,7 @@ OPEN_UNIT_INTERVAL: Check = ("above 0 and below 1", lambda v: 0 < v < 1)
 TWO_OR_MORE: Check = ("2 or more", lambda v: v >= 2)
 ONE_TWO_FOUR: Check = ("1, 2 or 4", lambda v: v in (1, 2, 4))
 SIZE: Check = ("height,width, each 8 or more", lambda v: len(v) == 2 and min(v) >= 8)
-CHANNELS: Check = ("2 to 8 widths, each above 0", lambda v: 2 <= len(v) <= 8 and min(v) > 0)
+CHANNELS: Check = ("2 to 8 channel counts, each above 0", lambda v: 2 <= len(v) <= 8 and min(v) > 0)
 ALL_POSITIVE: Check = ("a list of numbers above 0", lambda v: all(x > 0 for x in v))
 ALL_IN_UNIT: Check = ("a list of numbers in [0, 1)", lambda v: all(0 <= x < 1 for x in v))
 CITYSCAPES_CLASSES: Check = ("19 or 34", lambda v: v in (19, 34))
@@ -24,8 +24,14 @@ COLOR_COUNT: Check = ("0, or 2 to 256", lambda v: v == 0 or 2 <= v <= 256)
 DILATIONS: Check = ("0 to 8", lambda v: 0 <= v <= 8)
 TILE_SIZE: Check = ("0, or 128 or more", lambda v: v == 0 or v >= 128)
 TILE_OVERLAP: Check = ("0 or more and at most 0.75", lambda v: 0 <= v <= 0.75)
-NAME: Check = ("a plain folder name", lambda v: re.fullmatch(r"([\w+][\w.+-]*)?", v) is not None)
-RUN_OR_STAGE: Check = ("run or run/stage1", lambda v: NAME[1](re.sub(r"/stage\d+$", "", v)))
+NAME: Check = (
+    "a plain folder name other than cache, which output/ has already",
+    lambda v: re.fullmatch(r"(?!cache$)([\w+][\w.+-]*)?", v) is not None,
+)
+RUN_OR_STAGE: Check = (
+    "a run name or <run>/stage<n>",
+    lambda v: NAME[1](re.sub(r"/stage\d+$", "", v)),
+)
 NAMES: Check = (
     "distinct plain folder names, as in runs=a,b",
     lambda v: all(map(NAME[1], v)) and len({*v}) == len(v),
@@ -110,7 +116,7 @@ class Settings:
     resize_mode: Literal["stretch", "letterbox"] = setting("stretch", "how an image is resized to `size`; letterbox keeps its aspect ratio", scope="model")
     reduce_colors: int = setting(0, "number of colors per image after quantization; 0: off", COLOR_COUNT, scope="model")
     cache: Literal["auto", "ram", "disk", "none"] = setting("auto", "where decoded images are kept; auto: in memory if they take at most half of it, else on disk on the same condition, else nowhere: they are decoded in every epoch", scope="machine")
-    augmentation: Literal["none", "flip", "flips", "light", "strong", "paper"] = setting("light", "random changes of training images: flip: horizontal flip only; flips: horizontal and vertical, for images without a fixed top; light, strong: horizontal flip, shift, zoom, rotation, color; paper: those of Jois & Aygar 2017")
+    augmentation: Literal["none", "flip", "flips", "light", "strong", "paper"] = setting("light", "random changes of training images: flip: horizontal flip only; flips: horizontal and vertical, for images with no natural up direction, such as aerial photographs; light, strong: horizontal flip, shift, zoom, rotation, color; paper: those of Jois & Aygar 2017")
     prepare_scripts: list[str] = setting([], "scripts that create data_dir or folds_csv if missing", scope="machine")
     demo_cars: int = setting(12, "training cars that demo.py renders", TWO_OR_MORE)
     demo_test_cars: int = setting(4, "test cars that demo.py renders", POSITIVE)
@@ -154,7 +160,7 @@ class Settings:
     checkpoint_metric: Literal["dice", "accuracy"] = setting("dice", "validation metric that selects the saved epoch")
     seed: int = setting(0, "seed of all random numbers", NON_NEGATIVE)
 
-    runs: list[str] = setting([], "runs to ensemble; weights are equal, unless for 2 or 3 runs of one class others have a better cross-fitted out-of-fold Dice; train.py trains each run with the recipe of its name; empty: only `run`", NAMES, scope="machine")
+    runs: list[str] = setting([], "runs to ensemble, with equal weights unless, for 2 or 3 runs of one class, others have a better cross-fitted out-of-fold Dice; train.py trains each run with the recipe of its name; empty: only `run`", NAMES, scope="machine")
     images: str = setting("", "a photograph or a folder of photographs: predict.py writes their masks and cut-outs instead of predicting the test images", scope="machine", is_path=True)
     background: str = setting("", "images: color (#rrggbb or a name) or picture to put behind the object", scope="machine")
     tta: Literal["none", "hflip", "flips"] = setting("hflip", "test-time augmentation, whose probabilities are averaged: hflip: the image and its horizontal flip; flips: also its vertical flip and both together")

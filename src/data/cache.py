@@ -119,7 +119,7 @@ def open_disk_cache(
     they are missing. One process writes while the others wait."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
-        if not path.exists():
+        if not (path.exists() and path.with_suffix(".npz").exists()):
             remove_stale_tmp_files(path.parent, path.stem)
             n_bytes = len(samples) * 4 * size[0] * size[1]
             require_space("disk", n_bytes, free_disk_bytes(path.parent))

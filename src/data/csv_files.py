@@ -35,12 +35,16 @@ def require_distinct(path: Path | str, names: pd.Series) -> None:
 
 
 def read_car_metadata(settings: Settings) -> pd.DataFrame | None:
-    """Return the columns make and car ("year make model") of each group from metadata.csv, or None
-    if there is no such file."""
+    """Return the columns make and car ("year make model") of each group from the competition's
+    metadata.csv, or None if there is no such file, or one with other columns."""
     path = Path(settings.data_dir) / "metadata.csv"
+    columns = ["id", "year", "make", "model", "trim1", "trim2"]
     if not path.exists():
         return None
-    cars = read_csv_strict(path, ["id", "year", "make", "model", "trim1", "trim2"])
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        if file.readline().strip() != ",".join(columns):
+            return None
+    cars = read_csv_strict(path, columns)
     require_distinct(path, cars["id"])
     cars = cars.set_index("id")
     return cars.assign(car=cars["year"] + " " + cars["make"] + " " + cars["model"])[["make", "car"]]

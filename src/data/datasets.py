@@ -70,14 +70,14 @@ def read_sizes(samples: Sequence[Sample]) -> set[tuple[int, int]]:
         raise InputError(f"{errors[0]}" + f" ({len(errors)} such files)" * (len(errors) > 1))
     if turned := [sample.image.name for sample in samples if is_turned_alone(sample)]:
         process_env.print_once(
-            f"warning: EXIF turns or mirrors {len(turned)} photographs, {turned[0]} for example, "
+            f"warning: EXIF rotates or mirrors {len(turned)} photographs, {turned[0]} for example, "
             "but not their masks; check that the masks are upright"
         )
     return sizes
 
 
 def is_turned_alone(sample: Sample) -> bool:
-    """Whether EXIF turns or mirrors the image of a sample, but not its mask, at the same size."""
+    """Whether EXIF rotates or mirrors the image of a sample, but not its mask, at the same size."""
     orientation = image_io.read_orientation(sample.image)
     if orientation == 1 or sample.mask.suffix == ".csv":
         return False
@@ -109,11 +109,16 @@ def load_samples(settings: Settings, split: str) -> list[Sample]:
             f"group_regex={regex}: does not match {len(unmatched)} of {len(files)} image names, "
             f"the first is {unmatched[0]}; set group_regex='(.+)' for independent images"
         )
-    name = settings.dataset_format
-    return [
-        Sample(image, group or image.stem, mask, -1, name, class_map)
-        for (image, mask), group in zip(files, groups, strict=True)
-    ]
+    name, by_id = settings.dataset_format, {}
+    for (image, mask), group in zip(files, groups, strict=True):
+        sample = Sample(image, group or image.stem, mask, -1, name, class_map)
+        if other := by_id.get(sample.image_id):
+            raise InputError(
+                f"{settings.data_dir}: two {split} images are named {sample.image_id}, "
+                f"{other.image} and {image}; rename or remove one"
+            )
+        by_id[sample.image_id] = sample
+    return list(by_id.values())
 
 
 def load_training_samples(settings: Settings) -> list[Sample]:
@@ -142,7 +147,8 @@ def drop_empty_masks(samples: list[Sample]) -> list[Sample]:
     is read."""
     empty_values = [0, IGNORE] if samples[0].class_map.has_background else [IGNORE]
     empty = [s.image_id for s in samples if np.isin(read_sample_mask(s), empty_values).all()]
-    print(f"skip_empty: {len(empty)} masks show only background: {', '.join(empty[:5])}")
+    examples = f": {', '.join(empty[:5])}" if empty else ""
+    print(f"skip_empty: {len(empty)} masks show only background{examples}")
     if len(empty) == len(samples):
         raise InputError(f"skip_empty=true: all {len(samples)} masks show only background")
     is_empty = set(empty)
@@ -174,9 +180,9 @@ def dataset_fingerprint(samples: Sequence[Sample]) -> str:
 
 
 def mask_identity(path: Path) -> str:
-    """Return the size of a mask's file, or its hash if the format may be uncompressed, where masks
-    of one size have files of one size."""
-    is_compressed = path.suffix.lower() not in (".bmp", ".tif", ".tiff")
+    """Return the size of a mask's file, or its hash if other masks may have files of that size: in
+    uncompressed formats, and in a csv of all masks."""
+    is_compressed = path.suffix.lower() not in (".bmp", ".tif", ".tiff", ".csv")
     return str(path.stat().st_size) if is_compressed else file_sha256(path)
 
 

@@ -3,7 +3,7 @@
 import struct
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import cv2
@@ -92,18 +92,12 @@ def read_orientation(path: Path) -> int:
         return exif_orientation(image)
 
 
-def find_photographs(path: Path) -> list[Path]:
-    """Return the image at `path`, or the images in the folder `path`, sorted by name; InputError if
-    there is none."""
-    require_paths(path)
-    return list_images(path) if path.is_dir() else [path]
-
-
 def exif_orientation(image: Image.Image) -> int:
     """Return 1…8, see turn_upright. Pillow itself turns a TIFF upright."""
     exif = Image.Exif()
     if image.format != "TIFF":
-        exif.load(image.info.get("exif"))  # image.getexif() would decode a whole PNG to find it
+        with suppress(SyntaxError, struct.error):  # a damaged header of an intact image
+            exif.load(image.info.get("exif"))  # image.getexif() would decode a whole PNG to find it
     orientation = exif.get(EXIF_ORIENTATION)
     return orientation if orientation in range(1, 9) else 1
 
@@ -118,6 +112,13 @@ def turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 # ---------------------------------------------------------------- images
+
+
+def find_photographs(path: Path) -> list[Path]:
+    """Return the image at `path`, or the images in the folder `path`, sorted by name; InputError if
+    there is none."""
+    require_paths(path)
+    return list_images(path) if path.is_dir() else [path]
 
 
 def read_image(path: Path) -> np.ndarray:

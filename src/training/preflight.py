@@ -81,7 +81,7 @@ def prepare_data(settings: Settings, args: list[str]) -> None:
 def check_data(settings: Settings, samples: list[Sample]) -> tuple[int, set[Size]]:
     """Print a summary of the data; return the number of folds and the native sizes of all images.
 
-    Raises InputError for images that make no batch or are smaller than crop_size.
+    Raises InputError for images that cannot be batched or are smaller than crop_size.
     """
     group_folds = {sample.group: sample.fold for sample in samples}
     listed = csv_files.read_folds(settings)
@@ -96,7 +96,7 @@ def check_data(settings: Settings, samples: list[Sample]) -> tuple[int, set[Size
     )
     height, width = settings.size or (0, 0)
     if all((height - width) * (high - wide) < 0 for high, wide in sizes):
-        shape = "higher than wide" if height > width else "wider than high"
+        shape = "taller than wide" if height > width else "wider than tall"
         print(
             f"warning: size={height},{width} is height,width, but no image is {shape}; try "
             f"size={width},{height}"
@@ -105,7 +105,7 @@ def check_data(settings: Settings, samples: list[Sample]) -> tuple[int, set[Size
 
 
 def check_sizes(settings: Settings, native_sizes: Collection[Size]) -> None:
-    """Raise InputError if images of these sizes make no batch, or are smaller than crop_size."""
+    """Raise InputError if images of these sizes cannot be batched or are smaller than crop_size."""
     if settings.train_size is None and len(native_sizes) > 1 and settings.batch_size > 1:
         found = f"has images of {len(native_sizes)} sizes"
         raise InputError(f"{settings.data_dir}: {found}; set size=h,w")

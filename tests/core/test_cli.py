@@ -40,9 +40,9 @@ def test_run_main_ignores_a_comment_that_zsh_passes_on():
 
 def test_check_arguments_rejects_two_values_side_by_side():
     """As bash expands fold={0,1}. Of others the last one counts, so that scripts can append."""
-    with pytest.raises(InputError, match="fold=0 fold=1: are two values; it takes one"):
+    with pytest.raises(InputError, match="fold=0 fold=1: fold is set twice; it takes one value"):
         cli._check_arguments(["run=a", "fold=0", "fold=1"])
-    with pytest.raises(InputError, match="runs=a runs=b: are two values; write a list as runs=a,b"):
+    with pytest.raises(InputError, match="runs is set twice; write a list as runs=a,b"):
         cli._check_arguments(["runs=a", "runs=b"])
     cli._check_arguments(["resume=true", "resume=true", "fold=0", "run=a", "fold=1"])
 
@@ -92,7 +92,7 @@ def test_error_in_our_own_imports_is_a_traceback():
 
 
 def test_windows_is_rejected_in_one_line():
-    assert_rejected(run_train_with("sys.platform = 'win32'"), "Windows runs this through WSL")
+    assert_rejected(run_train_with("sys.platform = 'win32'"), "on Windows, use WSL")
 
 
 @pytest.mark.parametrize(("signum", "code"), [(2, 130), (15, 143)])

@@ -24,6 +24,26 @@ def test_load_settings_prefers_arguments_to_the_recipe_and_the_recipe_to_default
     assert settings.run == "mine" and settings.runs == ["mine"]
 
 
+def test_recipe_starts_from_the_recipe_that_it_names(tmp_path):
+    base, mine = tmp_path / "base.yaml", tmp_path / "mine.yaml"
+    base.write_text("recipe: carvana_small\nepochs: 7\nlr: 1.0e-4\n")
+    mine.write_text(f"recipe: {base}\nepochs: 9\n")
+    settings, small = (config.load_settings([f"recipe={r}"]) for r in (mine, "carvana_small"))
+    assert (settings.epochs, settings.lr, settings.channels) == (9, 1e-4, small.channels)
+    assert settings.recipe == str(mine) and settings.run == "mine"
+
+
+def test_recipe_that_starts_from_itself_or_a_missing_one_is_rejected(tmp_path):
+    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    one.write_text(f"recipe: {two}\n")
+    two.write_text(f"recipe: {one}\n")
+    with pytest.raises(InputError, match=r"two.yaml: recipe=\S+one.yaml: starts from itself"):
+        config.load_settings([f"recipe={one}"])
+    one.write_text("recipe: carvanna\n")
+    with pytest.raises(InputError, match="recipe=carvanna: no such recipe"):
+        config.load_settings([f"recipe={one}"])
+
+
 def test_split_runs_gives_each_run_the_recipe_of_its_name_and_all_other_arguments(tmp_path):
     assert config.split_runs(["recipe=carvana", "fold=1"]) == [["recipe=carvana", "fold=1"]]
     both = [["fold=1", "recipe=carvana", "runs=carvana"], ["fold=1", "recipe=demo", "runs=demo"]]
@@ -70,7 +90,7 @@ def test_every_recipe_loads_and_starts_with_its_purpose(path):
         ("size={a: 1}", ["expected a list"]),
         ("size=[256", ["invalid value", "lists as 1,2"]),
         ("channels=8,a", ["channels=8,a", "Integer"]),
-        ("channels=[64]", ["widths"]),
+        ("channels=[64]", ["channel counts"]),
         ("loss=bcee", ["expected one of", "bce_dice"]),
         ("optimizer=lion", ["adamw"]),
         ("model=vnet", ["unet"]),
@@ -265,8 +285,8 @@ def test_load_settings_reads_names_of_the_first_release_in_a_recipe(tmp_path):
 @pytest.mark.parametrize(
     ("arg", "message"),
     [
-        ("images=", "images=: is empty; a shell variable may not be set"),
-        ("output_dir=D:/runs", "output_dir=D:/runs: is a path of Windows; in WSL write /mnt/d/..."),
+        ("images=", "images=: is empty; perhaps a shell variable is unset"),
+        ("output_dir=D:/runs", "output_dir=D:/runs: is a Windows path; in WSL, write /mnt/d/..."),
         ("epochs=010", "epochs=010: invalid value"),
         ("channels=064,128", "channels=064,128: invalid value"),
         ("bench_minutes=8:30", "bench_minutes=8:30: invalid value"),

@@ -50,6 +50,11 @@ def test_read_car_metadata_joins_year_make_and_model(tmp_path):
     assert cars.loc["abc"].to_dict() == {"make": "Ford", "car": "2012 Ford Focus"}
 
 
+def test_metadata_of_other_columns_is_not_the_competitions(tmp_path):
+    (tmp_path / "metadata.csv").write_bytes(b"id,photographer\nabc,\xe4\n")
+    assert csv_files.read_car_metadata(Settings(data_dir=str(tmp_path))) is None
+
+
 @pytest.mark.parametrize(
     ("read", "name", "text"),
     [

@@ -166,8 +166,8 @@ def test_check_sizes_counts_all_masks_of_another_size(data_dir):
     with pytest.raises(InputError) as raised:
         datasets.read_sizes(samples)
     assert str(raised.value) == (
-        f"{samples[3].mask}: is 48×72 but 000000000001_01.jpg is 72×48; EXIF turns only one of the "
-        "two upright: turn the other (2 such files)"
+        f"{samples[3].mask}: is 48×72 but 000000000001_01.jpg is 72×48; EXIF rotates only one of "
+        "them; rotate the other to match (2 such files)"
     )
 
 
@@ -373,7 +373,7 @@ def test_read_sizes_warns_of_photographs_that_exif_turns_alone(
     with Image.open(samples[0].image) as image:
         image.save(samples[0].image, exif=exif)
     assert datasets.read_sizes(samples) == {(48, 72)}
-    assert ("EXIF turns or mirrors 1 photographs" in capsys.readouterr().out) == is_warned
+    assert ("EXIF rotates or mirrors 1 photographs" in capsys.readouterr().out) == is_warned
 
 
 @pytest.mark.parametrize("suffix", [".bmp", ".tif"])
@@ -431,6 +431,15 @@ def test_dataset_fingerprint_is_that_of_the_first_release(tmp_path, settings, ex
     assert datasets.dataset_fingerprint(samples[::-1]) == expected
     other_fold = [replace(samples[0], fold=1), samples[1]]
     assert datasets.dataset_fingerprint(other_fold) != expected
+
+
+def test_dataset_fingerprint_changes_with_the_masks_of_a_csv(tmp_path):
+    csv, class_map = tmp_path / "train_masks.csv", datasets.get_class_map(Settings())
+    samples = [Sample(tmp_path / "a.jpg", "a", csv, 0, "carvana", class_map)]
+    csv.write_text("img,rle_mask\na.jpg,1 2\nb.jpg,3 4\n")
+    first = datasets.dataset_fingerprint(samples)
+    csv.write_text("img,rle_mask\na.jpg,3 4\nb.jpg,1 2\n")  # of the same size
+    assert datasets.dataset_fingerprint(samples) != first
 
 
 def test_describe_dataset_counts_images_and_bytes(shared_data_dir):

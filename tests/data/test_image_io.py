@@ -129,6 +129,13 @@ def test_image_mask_and_size_are_turned_as_exif_demands(tmp_path, suffix, orient
         assert np.array_equal(mask_io.read_label_values(path), expected)
 
 
+def test_intact_photograph_with_a_damaged_exif_header_is_read_as_it_is(tmp_path):
+    path = tmp_path / "a.jpg"
+    Image.fromarray(PHOTOGRAPH).save(path, exif=b"Exif\0\0not a TIFF header")
+    assert image_io.read_image(path).shape == PHOTOGRAPH.shape
+    assert image_io.read_orientation(path) == 1
+
+
 # ---------------------------------------------------------------- files that are not one picture
 
 

@@ -26,7 +26,7 @@ def test_check_data_warns_of_width_and_height_in_the_wrong_order(data_dir, capsy
     lines = capsys.readouterr().out.splitlines()
     assert "12 images with masks, 72×48" in lines[0]
     warning = (
-        "warning: size=48,32 is height,width, but no image is higher than wide; try size=32,48"
+        "warning: size=48,32 is height,width, but no image is taller than wide; try size=32,48"
     )
     assert lines[1:] == [warning] * is_turned
 

@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import glob
 import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -62,8 +63,8 @@ def render_car(
         image, mask = render_view(car, view, size)
         image_id = f"{demo_car.id}_{view:02d}"
         path = folder / split / f"{image_id}.jpg"
-        if not cv2.imwrite(str(path), image, [cv2.IMWRITE_JPEG_QUALITY, 92]):
-            raise OSError(f"{path}: cannot be written")
+        _, jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 92])
+        path.write_bytes(jpeg.tobytes())
         if split == "train":
             write_mask_gif(folder / "train_masks" / f"{image_id}_mask.gif", mask)
         else:
@@ -94,14 +95,31 @@ def write_files(
         for demo_car in demo_cars:
             split = "train" if demo_car.number < train_cars else "test"
             futures.append(pool.submit(render_car, folder, demo_car, split, seed, size))
-        for future in as_completed(futures):
-            truth += future.result()
-            bar.update(N_VIEWS)
+        try:
+            for future in as_completed(futures):
+                truth += future.result()
+                bar.update(N_VIEWS)
+        except BaseException:  # such as StopRequested; leaving the pool waits for all cars
+            pool.shutdown(cancel_futures=True)
+            raise
     write_csv(folder / "test_truth.csv", "img,rle_mask", truth)
     sample_submission = [(file_name, "1 1") for file_name, _ in truth]
     write_csv(folder / "sample_submission.csv", "img,rle_mask", sample_submission)
     metadata = [(c.id, c.year, *MAKES_AND_MODELS[c.body], c.body, c.color) for c in demo_cars]
     write_csv(folder / "metadata.csv", "id,year,make,model,trim1,trim2", metadata)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete the temporary folders of processes that were killed while they wrote `folder`."""
+    for tmp_folder in folder.parent.glob(f"{glob.escape(folder.name)}.tmp-*"):
+        pid = tmp_folder.name.rpartition("-")[2]
+        if pid.isdecimal():
+            try:
+                os.kill(int(pid), 0)  # sends no signal
+            except ProcessLookupError:
+                shutil.rmtree(tmp_folder, ignore_errors=True)
+            except PermissionError:  # a process of another user
+                continue
 
 
 def write_demo_dataset(
@@ -112,8 +130,9 @@ def write_demo_dataset(
     `folder` must be missing or empty; it is created only when the data set is complete. The same
     arguments give the same bytes. `size` is height, width.
     """
-    if not folder.name:
+    if not folder.name or folder.is_symlink() or folder.is_mount():
         raise InputError(f"data_dir={folder}: choose a folder that can be created")
+    remove_unfinished(folder)
     tmp_folder = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
     tmp_folder.mkdir(parents=True)
     try:
@@ -123,7 +142,7 @@ def write_demo_dataset(
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-        message = f"{folder}: another process has written it meanwhile; run this again"
+        message = f"{folder}: another process created it in the meantime; run this command again"
         raise InputError(message) from None
     finally:
         shutil.rmtree(tmp_folder, ignore_errors=True)

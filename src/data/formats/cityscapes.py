@@ -72,7 +72,7 @@ class Cityscapes(DatasetFormat):
                 name = image.stem.removesuffix("_leftImg8bit") + "_gtFine_labelIds.png"
                 files.append((image, labels_dir / city.name / name))
         if not files:
-            raise InputError(f"{images_dir}: contains no folder of a city")
+            raise InputError(f"{images_dir}: contains no city folders")
         require_paths(*(label for _, label in files))
         return files
 
@@ -116,5 +116,5 @@ class CityscapesPairs(Cityscapes):
     def read_size(self, sample: Sample) -> tuple[int, int]:
         height, width = image_io.read_image_size(sample.image)
         if width != 2 * height:
-            raise InputError(f"{sample.image}: is {width}×{height}, expected twice as wide as high")
+            raise InputError(f"{sample.image}: is {width}×{height}, expected twice as wide as tall")
         return height, height

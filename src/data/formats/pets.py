@@ -18,7 +18,10 @@ class Pets(DatasetFormat):
         root = Path(settings.data_dir)
         list_path = root / "annotations" / LISTS[split]
         require_paths(root / "images", list_path)
-        lines = list_path.read_text(encoding="utf-8").splitlines()
+        try:
+            lines = list_path.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise InputError(f"{list_path}: is not UTF-8 text ({error.reason})") from None
         names = [line.split()[0] for line in lines if line.strip() and not line.startswith("#")]
         if not names:
             raise InputError(f"{list_path}: lists no image")

@@ -1,6 +1,9 @@
 """The demo data set: the competition's layout, exact masks, complete or absent."""
 
 import csv
+import os
+import subprocess
+from concurrent.futures import as_completed
 
 import numpy as np
 import pytest
@@ -84,6 +87,37 @@ def test_write_demo_dataset_interrupted_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         dataset.write_demo_dataset(tmp_path / "data", 1, 0, 3, SIZE)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_write_demo_dataset_deletes_what_killed_processes_left(tmp_path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    left, running = (tmp_path / f"data.tmp-{pid}" for pid in (ended.pid, os.getppid()))
+    left.mkdir()
+    running.mkdir()
+    dataset.remove_unfinished(tmp_path / "data")
+    assert [path.name for path in tmp_path.iterdir()] == [running.name]
+
+
+def test_stopped_rendering_does_not_render_the_other_cars(tmp_path, monkeypatch):
+    """Sixty cars take minutes."""
+
+    def stop(futures):
+        next(as_completed(futures)).result()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dataset, "as_completed", stop)
+    cars = dataset.draw_cars(60, seed=3)
+    with pytest.raises(KeyboardInterrupt):
+        dataset.write_files(tmp_path, cars, 60, 3, SIZE)
+    assert len(list((tmp_path / "train").iterdir())) < 16 * 30
+
+
+def test_write_demo_dataset_rejects_a_link_before_rendering(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    with pytest.raises(InputError, match="link: choose a folder that can be created"):
+        dataset.write_demo_dataset(tmp_path / "link", 1, 0, 3, SIZE)
 
 
 @pytest.mark.parametrize("occupied", ["a folder with a file", "a file"])
