@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core import cli, config, run_folder
+from core import cli
 from core.errors import InputError
 
 if __name__ == "__main__":
@@ -19,7 +19,8 @@ if __name__ == "__main__":
 
 import numpy as np
 
-from inference import load
+from evaluation import ensemble
+from inference import load_runs
 from inference.segmentation import Segmentation
 from inference.trained_model import TrainedModel
 
@@ -83,15 +84,13 @@ def build_page(model: TrainedModel, title: str) -> "Blocks":
 
 
 def main(args: list[str]) -> None:
-    settings = config.load_settings_without_stages(args)
     if importlib.util.find_spec("gradio") is None:
         raise InputError("gradio is missing; install it with `pip install -r requirements-app.txt`")
+    settings = load_runs.settings_for_prediction(args)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    run_dir = Path(settings.output_dir) / run_folder.ensemble_name(settings.runs)
-    tta = config.parse_overrides(args).get("tta")
-    model = load(run_dir, settings.device, settings.precision, settings.fold, tta)
+    model = ensemble.load_trained_model(settings)
     model(np.zeros((64, 64, 3), np.uint8)).cutout()  # a run of several classes ends here
-    page = build_page(model, f"{run_dir.name}: mask and cut-out of a photograph")
+    page = build_page(model, f"{settings.run}: mask and cut-out of a photograph")
     try:
         _, url, _ = page.launch(quiet=True, prevent_thread_lock=True, footer_links=[])
     except OSError as error:  # the port is in use

@@ -18,6 +18,8 @@ from data.demo_cars.dataset import write_demo_dataset
 
 def main(args: list[str]) -> None:
     settings = config.load_settings_without_stages(args)
+    if not {"recipe", "data_dir"} & config.parse_overrides(args).keys():
+        raise InputError("set recipe=demo, or data_dir=<new folder>")
     folder = Path(settings.data_dir)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"data_dir={folder}: exists and is not empty; delete it or set another")

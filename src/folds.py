@@ -39,8 +39,9 @@ def warn_of_copies(samples: list[Sample]) -> None:
         groups[file_sha256(sample.image)].add(sample.group)
     if copies := [sorted(names) for names in groups.values() if len(names) > 1]:
         print(
-            f"warning: {len(copies)} images are there several times, as in {copies[0][0]} and "
-            f"{copies[0][1]}: a network may be trained on one copy and scored on the other"
+            f"warning: {len(copies)} images occur more than once, for example in groups "
+            f"{copies[0][0]} and {copies[0][1]}: a network may be trained on one copy and scored "
+            "on the other"
         )
 
 

@@ -5,6 +5,7 @@ Multiclass runs write PNG masks instead. If the test split has labels, scores ar
 
 import json
 import sys
+from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -33,13 +34,12 @@ from data.sample import Sample
 from evaluation import ensemble, oof, submission, visualize
 from evaluation.pixel_counts import count_pixels
 from inference import load_runs
-from inference.chunks import ChunkedPrediction, ImageResult, prediction_key
+from inference.chunks import ChunkedPrediction, ImageResult, images_hash, prediction_key
 from inference.combine import ImageProbabilities
 from inference.members import EnsembleMember
 from inference.pipeline import map_in_threads
 from inference.postprocess import Binarizer
 from inference.predictor import Prediction, predict
-from inference.trained_model import TrainedModel
 from reporting.pictures import predict_photographs
 
 
@@ -54,7 +54,7 @@ def predict_pending_chunks(
     pending = distributed.gather([chunks.pending()])[0]
     done = len(chunks.samples) - sum(len(chunks.chunk(i)) for i in pending)
     if done:
-        print(f"{done} images have been predicted already; resuming")
+        print(f"resuming: {done} images are already predicted")
     my_chunks = distributed.shard(pending)
     samples = [sample for i in my_chunks for sample in chunks.chunk(i)]
     with_mask = all(sample.mask for sample in samples)
@@ -104,13 +104,19 @@ def to_result(settings: Settings, binarizer: Binarizer, prediction: Prediction) 
 def merge_chunks(settings: Settings, chunks: ChunkedPrediction) -> list[ImageResult]:
     """Write submission.csv (binary) or the legend of the colors (multiclass), and
     submission_stats.csv; return the results without their RLE."""
-    path, class_map = settings.submission_path, chunks.samples[0].class_map
+    path, class_map, results = settings.submission_path, chunks.samples[0].class_map, []
+
+    def rows_of_masks() -> Iterator[tuple[str, str]]:
+        for result in chunks.read():
+            results.append(replace(result, rle=""))
+            yield result.file_name, result.rle
+
     if class_map.is_binary:
-        submission.write_submission(path, ((r.file_name, r.rle) for r in chunks.read()))
+        submission.write_submission(path, rows_of_masks())
     else:
+        results = list(chunks.read())
         legend = visualize.draw_legend(class_map)
         write_image(run_folder.masks_dir(settings.run_dir) / "legend.png", legend)
-    results = [replace(result, rle="") for result in chunks.read()]
     rows = [(result.file_name, result.area, result.agreement) for result in results]
     table = pd.DataFrame(rows, columns=["img", "area", "agreement"])
     with atomic_write(path.with_name(f"{path.stem}_stats.csv")) as tmp_path:
@@ -157,7 +163,8 @@ def check_and_report(settings: Settings, samples: list[Sample], results: list[Im
         oof.warn_of_constant_masks(scores)
     if samples[0].class_map.is_binary:
         submission.check_submission(settings)
-    end_with_errors([f"its mask is empty: {result.error}" for result in results if result.error])
+    effect = "its mask is empty" if samples[0].class_map.is_binary else "it has no mask"
+    end_with_errors([f"{effect}: {result.error}" for result in results if result.error])
 
 
 def end_with_errors(errors: list[str]) -> None:
@@ -170,10 +177,7 @@ def end_with_errors(errors: list[str]) -> None:
 
 def predict_own_photographs(settings: Settings) -> None:
     """Write masks and cut-outs of the setting `images`, with the same networks and threshold."""
-    run_weights, scores = ensemble.weights_and_scores(settings)
-    members = load_runs.load_members(settings, run_weights)
-    model = TrainedModel([*members.values()], oof.choose_binarizer(settings, scores), settings)
-    end_with_errors(predict_photographs(settings, model))
+    end_with_errors(predict_photographs(settings, ensemble.load_trained_model(settings)))
 
 
 def main(args: list[str]) -> None:
@@ -189,8 +193,8 @@ def main(args: list[str]) -> None:
     if samples[0].class_map.is_binary:
         submission.require_replaceable(settings, [sample.image.name for sample in samples])
     run_weights, scores = ensemble.weights_and_scores(settings)
+    free_memory(device)  # of the networks that scored the ensemble
     if distributed.requested_processes() > 1:
-        free_memory(device)  # of the networks that scored the ensemble
         distributed.launch_processes(device)
         return
     members = load_runs.load_members(settings, run_weights)
@@ -203,8 +207,9 @@ def main(args: list[str]) -> None:
         line += f", threshold {binarizer.threshold:.4f} ({source}), postprocess {steps}"
     print(line)
     distributed.init_process_group(device)
-    key = prediction_key(settings, members, samples, binarizer)
-    distributed.assert_equal_on_all_ranks({"weights, images or settings": key})
+    key = prediction_key(settings, members, binarizer)
+    images = images_hash(samples)
+    distributed.assert_equal_on_all_ranks({"weights or settings": key, "test images": images})
     folder = settings.submission_path.with_suffix(".chunks")
     chunks = ChunkedPrediction(folder, key, samples, settings.batch_size)
     with chunks.lock() if process_env.is_main_process() else nullcontext():

@@ -3,7 +3,6 @@
 Without `run=`, `runs=` or `recipe=` it shows the first of the leaderboard. The page opens offline.
 """
 
-import json
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
@@ -28,6 +27,7 @@ from evaluation import comparison, ensemble, label_errors, oof
 from evaluation.metrics import dataset_scores, per_class
 from evaluation.postprocess_choice import explain_steps
 from evaluation.statistics import prediction_interval
+from evaluation.submission import read_submission_json
 from inference import load_runs
 from inference.postprocess import Binarizer
 from reporting import charts, gallery
@@ -114,12 +114,15 @@ class Report:
         """Return a summary of the submission, and the test images with the lowest agreement."""
         path = self.settings.submission_path
         stats_path, json_path = path.with_name(f"{path.stem}_stats.csv"), path.with_suffix(".json")
+        path = path if self.scores.is_binary else stats_path  # several classes have no csv of masks
         command = f"`bash predict.sh runs={','.join(self.weights)}`"
         if not stats_path.exists() or not json_path.exists():
             return f"There is no {path} yet; {command} writes it.", []
         members = load_runs.load_members(self.settings, self.weights)
+        if len(members) == 1:
+            return "With one network there is nothing to disagree.", []
         networks = sorted(file_sha256(Path(weights_file)) for weights_file in members)
-        stored = json.loads(json_path.read_text(encoding="utf-8"))
+        stored = read_submission_json(json_path)
         if stored["runs"] != self.weights or stored.get("networks") != networks:
             return f"{path} was made by other runs or weights; {command} replaces it.", []
         stats = pd.read_csv(stats_path).dropna().nsmallest(N_DISAGREEMENT, "agreement")

@@ -1,6 +1,5 @@
 """Check submission.csv strictly; with truth_csv=, also score it."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +10,12 @@ from core.settings import Settings
 if __name__ == "__main__":
     cli.check_arguments()  # before the imports that take seconds
 
-from evaluation.submission import check_submission
+from evaluation.submission import check_submission, read_submission_json
 
 # Settings of a trained run that its submission depends on.
-INHERITED = ("dataset_name", "dataset_format", "group_regex", "data_dir", "use_hq_images")
+INHERITED = (
+    *("dataset_name", "dataset_format", "group_regex", "data_dir", "use_hq_images", "truth_csv"),
+)
 
 
 def require_submission_of_runs(settings: Settings, args: list[str]) -> None:
@@ -23,7 +24,7 @@ def require_submission_of_runs(settings: Settings, args: list[str]) -> None:
     json_path = path.with_suffix(".json")
     if "submission_csv" in typed or not {"run", "runs", "recipe"} & typed or not json_path.exists():
         return
-    runs = json.loads(json_path.read_text(encoding="utf-8"))["runs"]
+    runs = read_submission_json(json_path)["runs"]
     if {*runs} != {*settings.runs}:
         raise InputError(
             f"{path}: was made by {','.join(runs)}, not by {','.join(settings.runs)}; predict with "

@@ -65,7 +65,7 @@ def test_to_hex_reads_what_the_color_picker_sends(color, expected):
 def test_app_names_the_missing_package_or_run(trained_run, tmp_path, monkeypatch):
     args = ["run=tiny", f"output_dir={tmp_path}", "device=cpu"]
     if importlib.util.find_spec("gradio"):
-        assert_input_error(app.main, args, "tiny: no such folder", "trained run")
+        assert_input_error(app.main, args, "tiny: has no trained fold; train it with")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert_input_error(app.main, args, "pip install -r requirements-app.txt")
 

@@ -148,7 +148,7 @@ def test_prediction_with_a_killed_process_ends_and_resumes(prediction, tmp_path)
     assert process.returncode == 137 and not path.exists(), out + err
     assert err.count("process 1 of 2 was killed by SIGKILL") == 1 and "Traceback" not in err, err
     code, out, err = run(2, "predict.py", *args, f"submission_csv={path}")
-    assert code == 0 and "have been predicted already; resuming" in out, err
+    assert code == 0 and "images are already predicted" in out, err
     predict.main([*args, f"submission_csv={tmp_path / 'one.csv'}"])
     assert path.read_bytes() == (tmp_path / "one.csv").read_bytes()
 

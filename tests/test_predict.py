@@ -58,7 +58,7 @@ def test_predict_keeps_chunks_of_another_prediction(run_copy, capsys):
     chunk.touch()
     predict.main([*prediction_args(run_copy.args), "max_images=2"])
     assert {path.name for path in folder.glob("*.json")} == {chunk.name}
-    assert "holds parts of other predictions" in capsys.readouterr().out
+    assert "contains chunks of other unfinished predictions" in capsys.readouterr().out
 
 
 def test_score_of_another_run_than_the_submission_is_rejected(run_copy):

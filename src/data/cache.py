@@ -148,7 +148,7 @@ def write_disk_cache(
             np.savez(file, packed=np.frombuffer(b"".join(masks), np.uint8), ends=ends)
 
 
-def cache_key(samples: Sequence[Sample], preprocessing: Preprocessing) -> str:
+def cache_key(samples: Sequence[Sample], preprocessing: Preprocessing | None) -> str:
     """Return a hash of the files (name, size, modification time) and of the preprocessing."""
     lines = [repr((preprocessing, samples[0].dataset_format, samples[0].class_map))]
     for sample in samples:

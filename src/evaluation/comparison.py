@@ -83,12 +83,11 @@ def load_entries(output_dir: Path) -> list[LeaderboardEntry]:
     Runs with a damaged file, and ensembles whose runs have changed since they were scored, are left
     out with a message.
     """
-    configs = output_dir.glob("*/config.yaml")
-    runs = load_intact(load_run, (p for p in configs if run_folder.finished_folds(p.parent)))
+    configs = [p for p in output_dir.glob("*/config.yaml") if run_folder.finished_folds(p.parent)]
+    runs = load_intact(load_run, configs)
     if not runs:
-        raise InputError(
-            f"{output_dir}: no run has a finished fold; train one with `bash train.sh`"
-        )
+        found = "no run could be loaded, see above" if configs else "no run has a finished fold"
+        raise InputError(f"{output_dir}: {found}; train one with `bash train.sh`")
     return runs + load_intact(partial(load_ensemble, runs=runs), output_dir.glob("*/ensemble.json"))
 
 

@@ -14,10 +14,11 @@ from data.datasets import dataset_fingerprint, load_training_samples
 from data.sample import Sample
 from evaluation import oof
 from evaluation.ensemble_weights import MAX_RUNS, WeightChoice, choose_weights, keep_weightings
-from inference.load_runs import load_oof_members
+from inference.load_runs import load_members, load_oof_members
 from inference.pipeline import map_in_threads
 from inference.predictor import Prediction, Reduce, keep_mean, predict
 from inference.predictor_file import write_predictor
+from inference.trained_model import TrainedModel
 
 # ---------------------------------------------------------------- out-of-fold scores
 
@@ -29,7 +30,9 @@ def common_folds(settings: Settings) -> list[int]:
     common = set.intersection(*map(set, finished.values()))
     if not common:
         by_run = ", ".join(f"{run}: {folds}" for run, folds in finished.items())
-        raise InputError(f"runs={settings.runs}: no fold is trained in all of them ({by_run})")
+        raise InputError(
+            f"runs={','.join(settings.runs)}: no fold is trained in all of them ({by_run})"
+        )
     return sorted(common)
 
 
@@ -46,6 +49,13 @@ def weights_and_scores(settings: Settings) -> tuple[dict[str, float], oof.Scores
         print(f"{settings.run}: ensemble not scored {how}; predicting the training images")
         score_ensemble(settings)
     return read_ensemble(run_dir)["runs"], oof.load_scores([run_dir])
+
+
+def load_trained_model(settings: Settings) -> TrainedModel:
+    """Load the networks, weights, threshold and post-processing that predict.py uses."""
+    run_weights, scores = weights_and_scores(settings)
+    members = load_members(settings, run_weights)
+    return TrainedModel([*members.values()], oof.choose_binarizer(settings, scores), settings)
 
 
 def score_ensemble(settings: Settings) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """The submission: writing it, checking it strictly, and scoring it if the true masks are known."""
 
 import csv
+import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 import pandas as pd
@@ -47,6 +48,19 @@ def write_submission(path: Path, masks: Iterable[tuple[str, str]]) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(SUBMISSION_COLUMNS)
         writer.writerows(masks)
+
+
+def read_submission_json(path: Path) -> dict[str, Any]:
+    """Read submission.json; InputError if predict.py has not written it."""
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(stored, dict) or "runs" not in stored:
+            raise ValueError("it does not name runs")
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: was not written by predict.py ({error}); predict again"
+        ) from None
+    return stored
 
 
 def check_submission(settings: Settings) -> None:

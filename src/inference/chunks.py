@@ -35,16 +35,19 @@ class ImageResult:
 class ChunkedPrediction:
     """Samples split into chunks of whole batches, and the folder of the finished chunks.
 
-    The names of its files begin with the key of the prediction: those of another one, with other
-    settings or a part of the images, stay for it to be resumed.
+    File names start with the prediction's key, so chunks of other predictions stay in the folder
+    and can be resumed. They end with a hash of the chunk's images: after one image is replaced,
+    only its chunk is predicted again.
     """
 
     def __init__(self, folder: Path, key: str, samples: list[Sample], batch_size: int):
         self.folder, self.prefix, self.samples = folder, key[:16], samples
         self.chunk_size = BATCHES_PER_CHUNK * batch_size
+        count = -(-len(samples) // self.chunk_size)
+        self.names = [f"{self.prefix}_{i:06}_{images_hash(self.chunk(i))}" for i in range(count)]
 
     def __len__(self) -> int:
-        return -(-len(self.samples) // self.chunk_size)
+        return len(self.names)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -61,7 +64,7 @@ class ChunkedPrediction:
 
     def chunk_path(self, i: int) -> Path:
         """Return the path of chunk `i`, which exists only if the chunk is finished."""
-        return self.folder / f"{self.prefix}_{i:06}.json"
+        return self.folder / f"{self.names[i]}.json"
 
     def pending(self) -> list[int]:
         """Return the indices of the chunks that are not finished."""
@@ -85,24 +88,27 @@ class ChunkedPrediction:
         for path in self.folder.glob(f"{self.prefix}_*"):
             path.unlink()
         if any(self.folder.glob("*.json")):
-            print(f"{self.folder}: holds parts of other predictions; delete it if none is resumed")
+            print(
+                f"{self.folder}: contains chunks of other unfinished predictions; delete it unless "
+                "you plan to resume them"
+            )
         else:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def prediction_key(
-    settings: Settings,
-    members: dict[str, EnsembleMember],
-    samples: list[Sample],
-    binarizer: Binarizer,
+    settings: Settings, members: dict[str, EnsembleMember], binarizer: Binarizer
 ) -> str:
-    """Return a hash of the settings, weights (by path) and samples that a prediction depends on."""
-    first_member = next(iter(members.values()))
+    """Return a hash of the settings and weights (by path) that a prediction depends on."""
     parts = [
         (settings.tta, settings.tile_size, settings.tile_overlap, settings.batch_size),
-        (settings.precision, settings.save_masks, settings.skip_unreadable, binarizer),
-        cache_key(samples, first_member.preprocessing),
+        (settings.precision, settings.save_masks, binarizer),
     ]
     for path, member in members.items():
-        parts.append((path, file_sha256(Path(path)), member.preprocessing, member.weight))
+        parts.append((file_sha256(Path(path)), member.preprocessing, member.weight))
     return hashlib.sha256("\n".join(map(repr, parts)).encode()).hexdigest()
+
+
+def images_hash(samples: list[Sample]) -> str:
+    """Return a hash of the files of the images and masks: their names, sizes and times."""
+    return cache_key(samples, None)

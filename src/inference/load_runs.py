@@ -13,10 +13,11 @@ from models import checkpoint
 
 # ---------------------------------------------------------------- settings
 
-OF_THE_MACHINE = {"device", "precision", "compile", "num_workers", "cache"}
-OF_THE_SELECTION = {"run", "runs", "fold", "resume", "max_images", "output_dir", "images"}
 # Settings of a run that prediction does not inherit.
-NOT_INHERITED_BY_PREDICTION = OF_THE_MACHINE | OF_THE_SELECTION | {"background"}
+NOT_INHERITED_BY_PREDICTION = {
+    *("device", "precision", "compile", "num_workers", "cache"),
+    *("run", "runs", "fold", "resume", "max_images", "output_dir", "images", "background"),
+}
 
 
 def settings_for_prediction(args: list[str]) -> Settings:
@@ -30,9 +31,10 @@ def settings_for_prediction(args: list[str]) -> Settings:
         raise InputError(f"{overridden[0]} cannot be changed at prediction; leave it out")
     first_run = Path(settings.output_dir) / min(settings.runs)
     if not run_folder.finished_folds(first_run):
+        name = f" run={first_run.name}" * (first_run.name != Path(settings.recipe).stem)
         raise InputError(
             f"{first_run}: has no trained fold; train it with "
-            f"`bash train.sh recipe={settings.recipe}`, or set run= or runs=a,b"
+            f"`bash train.sh recipe={settings.recipe}{name}`, or set run= or runs=a,b"
         )
     stored = run_folder.read_run_settings(first_run)
     inherited = {k: v for k, v in stored.items() if k not in NOT_INHERITED_BY_PREDICTION}
@@ -74,7 +76,7 @@ def load_oof_members(
         path = run_folder.weights_path(Path(settings.output_dir) / run, fold)
         network, trained, _ = checkpoint.load_model(path, pick_device(settings))
         if problem := checkpoint.find_misfit(path, fold, data_fingerprint):
-            hint = f", or set max_images={trained.max_images}, as in training"
+            hint = f"; {run} was trained with max_images={trained.max_images}"
             raise InputError(problem + hint * (trained.max_images != settings.max_images))
         members.append(make_member(network, trained, weights[run]))
     return members

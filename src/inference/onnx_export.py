@@ -42,11 +42,15 @@ def check_exportable(members: list[EnsembleMember], settings: Settings) -> None:
     preprocessings = {member.preprocessing for member in members}
     if len(preprocessings) > 1:
         sizes = " and ".join(str(p.size or "native") for p in preprocessings)
-        raise InputError(f"runs={settings.runs}: need images of {sizes}; export each run alone")
+        raise InputError(
+            f"runs={','.join(settings.runs)}: need images of {sizes}; export each run alone"
+        )
     if settings.reduce_colors:
         raise InputError(f"reduce_colors={settings.reduce_colors}: ONNX cannot reduce colors")
     if settings.tile_size:
-        raise InputError(f"tile_size={settings.tile_size}: ONNX predicts whole images")
+        raise InputError(
+            f"tile_size={settings.tile_size}: ONNX predicts whole images; set tile_size=0"
+        )
     n_bytes = sum(t.nbytes for member in members for t in member.model.state_dict().values())
     if n_bytes > MAX_BYTES:
         raise InputError(
@@ -56,7 +60,7 @@ def check_exportable(members: list[EnsembleMember], settings: Settings) -> None:
 
 
 def smallest_side(network: Segmenter) -> int:
-    """Return the smallest side from which on images can be padded by reflection."""
+    """Return the smallest image side that can be padded by reflection."""
     sides = range(1, EXAMPLE_SHAPE[2])
     too_short = [side for side in sides if (network.input_size(side) - side + 1) // 2 >= side]
     return max(too_short, default=0) + 1

@@ -212,11 +212,11 @@ def pick_inference_precision(settings: Settings, device: torch.device) -> str:
 
 def predict_probability_tta(model: Segmenter, images: Tensor, settings: Settings) -> Tensor:
     """Return the mean probability over the flips: uint8 B×3×h×w → float32 B×C×h×w in [0, 1]."""
-    probabilities = []
-    for axes in TTA_FLIPS[settings.tta]:
+    total, flips = 0.0, TTA_FLIPS[settings.tta]
+    for axes in flips:
         logits = sliding_window_logits(
             model, images.flip(axes), settings.tile_size, settings.tile_overlap
         )
         probability = logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
-        probabilities.append(probability.flip(axes))
-    return torch.stack(probabilities).mean(0)
+        total = total + probability.flip(axes)
+    return total / len(flips)

@@ -22,7 +22,7 @@ class StoredNetwork:
 
 @dataclass
 class PredictorFile:
-    """What masks depend on besides the weights themselves; all of it was chosen out of fold."""
+    """Everything besides the weights that masks depend on."""
 
     networks: list[StoredNetwork]
     tta: str
@@ -55,7 +55,7 @@ def read_predictor(run_dir: Path) -> PredictorFile:
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{path}: cannot be read ({error}); {fix}") from None
     if not _is_current(run_dir, stored):
-        raise InputError(f"{path}: has other networks than the run has now; {fix}")
+        raise InputError(f"{path}: does not match the run's current networks; {fix}")
     return stored
 
 

@@ -3,7 +3,6 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from models.segmenter import Segmenter
@@ -25,16 +24,18 @@ def sliding_window_logits(
         return network(images).float()
     # As in Isensee et al. 2021, nnU-Net.
     window = torch.signal.windows.gaussian(tile_size, std=tile_size / 8, device=images.device)
-    logits, weights = 0.0, 0.0
+    logits, weights = None, images.new_zeros((height, width), dtype=torch.float32)
     for top in tile_starts(height, tile_size, overlap):
         for left in tile_starts(width, tile_size, overlap):
             tile = images[..., top : top + tile_size, left : left + tile_size]
             rows, columns = tile.shape[-2:]
             weight = window[:rows, None] * window[:columns]
-            padding = (left, width - left - columns, top, height - top - rows)
-            logits = logits + F.pad(network(tile).float() * weight, padding)
-            weights = weights + F.pad(weight, padding)
-    return logits / weights
+            tile_logits = network(tile).float() * weight
+            if logits is None:
+                logits = tile_logits.new_zeros((*tile_logits.shape[:2], height, width))
+            logits[..., top : top + rows, left : left + columns] += tile_logits
+            weights[top : top + rows, left : left + columns] += weight
+    return logits.div_(weights)
 
 
 def tile_starts(side: int, tile_size: int, overlap: float) -> list[int]:

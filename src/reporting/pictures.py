@@ -1,6 +1,7 @@
 """Masks, cut-outs and overlays of photographs, written to output/<run>/<name>/."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import cv2
@@ -28,7 +29,8 @@ def predict_photographs(settings: Settings, model: TrainedModel) -> list[str]:
     photographs = find_photographs(path)[: settings.max_images or None]
     if not settings.skip_unreadable:  # report an unreadable one before predicting the others
         for photograph in photographs:
-            read_image_size(photograph)
+            with suggest_skipping():
+                read_image_size(photograph)
     check_background(settings, class_map)
     folder = run_folder.photographs_dir(
         settings.run_dir, path.resolve().name if path.is_dir() else path.stem
@@ -36,10 +38,11 @@ def predict_photographs(settings: Settings, model: TrainedModel) -> list[str]:
     empty, errors = [], []
     for photograph in tqdm(photographs, "predict", unit="image", disable=None):
         try:
-            image = read_image(photograph)
+            with nullcontext() if settings.skip_unreadable else suggest_skipping():
+                image = read_image(photograph)
         except InputError as error:
             if not settings.skip_unreadable:
-                raise InputError(f"{error}; or set skip_unreadable=true") from None
+                raise
             errors.append(str(error))
             continue
         result = model(image)
@@ -49,11 +52,20 @@ def predict_photographs(settings: Settings, model: TrainedModel) -> list[str]:
     if not class_map.is_binary:
         write_image(folder / "legend.png", visualize.draw_legend(class_map))
     count = len(photographs) - len(errors)
-    print(f"{count} photograph{'s' * (count != 1)} of {path}: see {folder}")
+    print(f"{count} photograph{'s' * (count != 1)} from {path}, written to {folder}")
     if empty:
         verb = "is" if len(empty) == 1 else "are"
         print(f"{len(empty)} of {count} masks {verb} empty; the first is of {empty[0]}")
     return errors
+
+
+@contextmanager
+def suggest_skipping() -> Iterator[None]:
+    """Add the setting that skips unreadable photographs to an InputError."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{error}; or set skip_unreadable=true") from None
 
 
 def check_background(settings: Settings, class_map: ClassMap) -> None:

@@ -2,7 +2,7 @@
 
 Binary losses take logits B×1×H×W and targets B×1×H×W in [0, 1]; targets may be soft, as a mask
 resized by area is. Multiclass losses take logits B×C×H×W and targets B×1×H×W of uint8 class ids,
-with IGNORE where a pixel has no class.
+with IGNORE_INDEX where a pixel has no class.
 """
 
 from collections.abc import Callable
@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.classes import IGNORE
-
+IGNORE_INDEX = 255  # target of a pixel without a class, as in data/classes.py
 EDGE_WEIGHT = 20  # of edge_bce_dice; measured in docs/experiments.md
 
 # ---------------------------------------------------------------- binary
@@ -92,17 +91,17 @@ def lovasz_hinge_loss(logits: Tensor, targets: Tensor) -> Tensor:
 def cross_entropy_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the cross-entropy, averaged over the pixels that have a class; 0 if there is none."""
     class_ids = targets[:, 0].long()
-    total = F.cross_entropy(logits.float(), class_ids, ignore_index=IGNORE, reduction="sum")
-    return total / (class_ids != IGNORE).sum().clamp(min=1)
+    total = F.cross_entropy(logits.float(), class_ids, ignore_index=IGNORE_INDEX, reduction="sum")
+    return total / (class_ids != IGNORE_INDEX).sum().clamp(min=1)
 
 
 def cross_entropy_dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the sum of the cross-entropy and of 1 − soft Dice, the latter of each class over the
     batch, averaged over the classes in the targets."""
-    valid = (targets != IGNORE).float()  # B×1×H×W
+    valid = (targets != IGNORE_INDEX).float()  # B×1×H×W
     p = logits.float().softmax(1) * valid
     classes = torch.arange(logits.shape[1], device=logits.device).view(-1, 1, 1)
-    t = (targets == classes).float()  # IGNORE is no class
+    t = (targets == classes).float()  # IGNORE_INDEX is no class
     intersection, target_area = (p * t).sum((0, 2, 3)), t.sum((0, 2, 3))
     dice = 2 * intersection / (p.sum((0, 2, 3)) + target_area).clamp(min=1)
     present = target_area > 0

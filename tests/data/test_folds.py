@@ -53,7 +53,7 @@ def test_main_warns_of_an_image_in_two_groups(data_dir, capsys):
     shutil.copy(train_dir / "000000000000_01.jpg", train_dir / "000000000002_03.jpg")
     (data_dir / "new.csv").unlink()
     folds.main([*args, "n_folds=2"])
-    expected = "warning: 1 images are there several times, as in 000000000000 and 000000000002"
+    expected = "warning: 1 images occur more than once, for example in groups 000000000000 and "
     assert expected in capsys.readouterr().out
 
 

@@ -151,9 +151,9 @@ def test_load_rejects_a_predictor_of_other_networks(run_copy):
     run_dir = run_copy.output_dir / "tiny"
     weights = [run_folder.weights_path(run_dir, fold) for fold in (0, 1)]
     shutil.copy(weights[0], weights[1])
-    assert_input_error(load, run_dir, "has other networks than the run has now", "leaderboard.py")
+    assert_input_error(load, run_dir, "does not match the run's current networks", "leaderboard.py")
     shutil.rmtree(weights[1].parent)
-    assert_input_error(load, run_dir, "has other networks than the run has now")
+    assert_input_error(load, run_dir, "does not match the run's current networks")
 
 
 def test_load_rejects_a_predictor_that_lacks_a_finished_fold(run_copy):
@@ -161,7 +161,7 @@ def test_load_rejects_a_predictor_that_lacks_a_finished_fold(run_copy):
     path = run_folder.predictor_path(run_dir)
     stored = json.loads(path.read_text())
     path.write_text(json.dumps(stored | {"networks": stored["networks"][:1]}))
-    assert_input_error(load, run_dir, "has other networks than the run has now")
+    assert_input_error(load, run_dir, "does not match the run's current networks")
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"networks": []}', '{"a": 1}'])

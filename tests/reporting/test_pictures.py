@@ -56,7 +56,7 @@ def test_predict_writes_mask_cutout_and_overlay_of_a_photograph(
     before = files_below(run_dir.parent)
     predict.main([*arguments, f"images={photograph}"])
     folder = run_dir / "my holiday"
-    assert f"1 photograph of {photograph}: see {folder}" in capsys.readouterr().out
+    assert f"1 photograph from {photograph}, written to {folder}" in capsys.readouterr().out
     names = {"mask.png", "cutout.png", "overlay.jpg"}
     assert {path.name for path in folder.iterdir()} == {f"my holiday_{name}" for name in names}
     mask = mask_io.read_mask(folder / "my holiday_mask.png")
@@ -83,7 +83,9 @@ def test_predict_takes_a_folder_of_photographs_of_any_size_and_orientation(
     Image.fromarray(image).save(photos / "upright.png")
     draw_photograph(photos / "large.jpg", (480, 330), quality=95)
     predict.main([*arguments, f"images={photos}/"])
-    assert f"3 photographs of {photos}: see {run_dir / 'photos'}" in capsys.readouterr().out
+    assert (
+        f"3 photographs from {photos}, written to {run_dir / 'photos'}" in capsys.readouterr().out
+    )
     masks = {
         name: mask_io.read_mask(run_dir / "photos" / f"{name}_mask.png")
         for name in ("turned", "upright", "large")
@@ -197,7 +199,7 @@ def test_predict_skips_unreadable_photographs_if_asked_to(arguments, run_dir, tm
         predict.main([*args, "skip_unreadable=true"])
     assert exit.value.code == 3
     printed = capsys.readouterr().out
-    assert f"1 photograph of {photos}: see {run_dir / 'photos'}" in printed
+    assert f"1 photograph from {photos}, written to {run_dir / 'photos'}" in printed
     assert printed.count("skipped, ") == 2 and "b.jpg: cannot be read" in printed
     names = {path.name for path in (run_dir / "photos").iterdir()}
     assert names == {"a_mask.png", "a_cutout.png", "a_overlay.jpg"}
