@@ -31,7 +31,7 @@ venv_is_ready() {
 make_venv() {
   trap 'exit 130' INT
   if command -v flock >/dev/null && ! flock -n 9; then # pip inherits the lock, even if orphaned
-    echo "Waiting for another command that installs into .venv." >&2
+    echo "Waiting for another command that uses .venv, or installs into it." >&2
     flock 9 || true # some network file systems have no locks
   fi
   if venv_is_ready; then return; fi
@@ -57,6 +57,11 @@ use_requirements() {
   if [ "$PYTHON" = "$PWD/.venv/bin/python" ] && ! venv_is_ready; then
     [ -w . ] || fail "$PWD is not writable, so .venv cannot be made there"
     (make_venv) 9>.venv.lock || exit $?
+  fi
+  # The command holds this lock while it runs: make_venv of another one then waits.
+  if [ "$PYTHON" = "$PWD/.venv/bin/python" ] && [ -w .venv.lock ] && command -v flock >/dev/null; then
+    exec 8<.venv.lock
+    flock -s -n 8 || true
   fi
 }
 

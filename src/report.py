@@ -146,7 +146,7 @@ def load_report(settings: Settings) -> Report:
     if data is None:  # a file system may ignore the case of names
         names = ", ".join(entry.name for entry in entries)
         raise InputError(f"run={settings.run}: no such run; found {names}")
-    entries = [entry for entry in entries if entry.data == data]
+    entries = comparison.sort_entries([entry for entry in entries if entry.data == data])
     try:
         test_samples = datasets.load_test_samples(settings)
     except InputError as error:  # perhaps not all of them are on this machine
@@ -157,7 +157,7 @@ def load_report(settings: Settings) -> Report:
         weights,
         scores,
         oof.choose_binarizer(settings, scores),
-        sorted(entries, key=lambda entry: -entry.scores.dice.mean()),
+        entries,
         datasets.load_training_samples(settings),
         test_samples,
         csv_files.read_car_metadata(settings),

@@ -24,7 +24,11 @@ from tiny_datasets import make_data
 import train
 
 EXIT_CODES = {"SIGKILL": {-9}, "SIGTERM": {143, -15}, "SIGINT": {130, -2}}
-TIMES = ["seconds", "images_per_second", "peak_gb"]  # columns of history.csv that vary between runs
+TIMES = [
+    "seconds",
+    "images_per_second",
+    "peak_gib",
+]  # columns of history.csv that vary between runs
 UNCOMPARED = {"provenance.json", "submission.json", ".lock"}  # these record when a run started
 KILLS_PER_RUN = 10  # then the job may finish and is compared
 

@@ -20,7 +20,11 @@ from evaluation import metrics
 from training.optim import ModelEMA
 
 RUNS = ("narrow", "wide")
-TIMES = ["seconds", "images_per_second", "peak_gb"]  # columns of history.csv that vary between runs
+TIMES = [
+    "seconds",
+    "images_per_second",
+    "peak_gib",
+]  # columns of history.csv that vary between runs
 
 
 def read_oof(run, name="oof.csv"):

@@ -165,15 +165,18 @@ def compare_to(entry: LeaderboardEntry, best: LeaderboardEntry) -> dict[str, flo
     }
 
 
+def sort_entries(entries: list[LeaderboardEntry]) -> list[LeaderboardEntry]:
+    """Sort the entries of one data set, best first. Runs with fewer images are below complete ones:
+    their folds may be the easy ones."""
+    most = max(e.scores.dice.size for e in entries)
+    return sorted(entries, key=lambda e: (e.scores.dice.size < most, -e.scores.dice.mean(), e.name))
+
+
 def build_leaderboards(entries: list[LeaderboardEntry]) -> list[pd.DataFrame]:
-    """Return a leaderboard for each data set, the largest first: its entries, best first, each
-    compared with the best. Runs with fewer images rank below complete ones: their folds may be
-    the easy ones."""
+    """Return a leaderboard for each data set, the largest first: its entries, best first."""
     tables = []
     for data in dict.fromkeys(entry.data for entry in entries):
-        same = [entry for entry in entries if entry.data == data]
-        most = max(len(entry.scores.dice) for entry in same)
-        same.sort(key=lambda e: (len(e.scores.dice) < most, -e.scores.dice.mean(), e.name))
+        same = sort_entries([entry for entry in entries if entry.data == data])
         tables.append(pd.DataFrame([to_row(e) | compare_to(e, same[0]) for e in same]))
     return sorted(tables, key=lambda table: -table["images"].max())
 

@@ -23,18 +23,18 @@ class EnsembleMember:
     weight: float = 1.0
 
     @cached_property
-    def folded_model(self) -> Segmenter:
-        """The model without batch normalization, see fold_norms()."""
-        return fold_norms(self.model)
+    def fused_model(self) -> Segmenter:
+        """The model without batch normalization, see fuse_batch_norms()."""
+        return fuse_batch_norms(self.model)
 
     def model_for(self, precision: str) -> Segmenter:
-        """Return the model to run in 'bf16', 'fp16' or 'fp32': the one with folded batch
+        """Return the model to run in 'bf16', 'fp16' or 'fp32': the one with fused batch
         normalization except in bf16.
 
         1 − Dice between the masks of a recipe=carvana_small network with and without folding was
         8.9e-4 in bf16, 6.6e-5 in fp16 and 5e-8 in fp32 (docs/speed.md).
         """
-        return self.model if precision == "bf16" else self.folded_model
+        return self.model if precision == "bf16" else self.fused_model
 
 
 def make_member(model: Segmenter, settings: Settings, weight: float = 1.0) -> EnsembleMember:
@@ -45,15 +45,15 @@ def make_member(model: Segmenter, settings: Settings, weight: float = 1.0) -> En
 # ---------------------------------------------------------------- batch normalization
 
 
-def fold_norms(network: Segmenter) -> Segmenter:
+def fuse_batch_norms(network: Segmenter) -> Segmenter:
     """Return a copy of a network in evaluation mode whose convolutions include the batch
     normalization that follows them: the same function in fewer passes over memory.
 
     Layers are paired by the order in which a network registers them. If the network calls them in
     another one, which changes its logits, it is returned as it is.
     """
-    folded, is_changed = deepcopy(network), False
-    for parent in folded.modules():
+    fused, is_changed = deepcopy(network), False
+    for parent in fused.modules():
         for (conv_name, conv), (norm_name, norm) in pairwise(list(parent.named_children())):
             is_pair = isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
             if is_pair and conv.out_channels == norm.num_features:
@@ -61,7 +61,7 @@ def fold_norms(network: Segmenter) -> Segmenter:
                 # The normalization layers of timm include the activation.
                 setattr(parent, norm_name, getattr(norm, "act", nn.Identity()))
                 is_changed = True
-    return folded if is_changed and computes_the_same(network, folded) else network
+    return fused if is_changed and computes_the_same(network, fused) else network
 
 
 @torch.inference_mode()

@@ -184,8 +184,8 @@ class BatchForward:
             return logits
 
         probabilities, (precision, models) = [], self.precision_and_models
-        is_odd = any(len(x) != self.settings.batch_size for x in images.values())
-        with forward_context(self.device, precision, self.is_compiled, is_odd):
+        is_partial = any(len(x) != self.settings.batch_size for x in images.values())
+        with forward_context(self.device, precision, self.is_compiled, is_partial):
             for member, model in zip(self.members, models, strict=True):
                 if precision == "fp16":
                     model = partial(checked, model)

@@ -13,15 +13,15 @@ from core.device import autocast
 
 @contextmanager
 def forward_context(
-    device: torch.device, precision: str, is_compiled: bool, is_odd_batch: bool
+    device: torch.device, precision: str, is_compiled: bool, is_partial_batch: bool
 ) -> Iterator[None]:
     """Run networks in 'bf16', 'fp16' or 'fp32'.
 
-    A batch of another size than the others runs a compiled network eagerly, as it would otherwise
-    be compiled again.
+    A compiled network runs a partial batch, one with fewer images than the others, eagerly: it
+    would be compiled again.
     """
     dtypes = EagerAutocast() if precision != "fp32" and not is_compiled else nullcontext()
-    recompiles = is_compiled and is_odd_batch
+    recompiles = is_compiled and is_partial_batch
     stance = torch.compiler.set_stance("force_eager") if recompiles else nullcontext()
     with stance, autocast(device, precision), dtypes:
         yield

@@ -26,14 +26,15 @@ def prepare_network(
     processes; and whether it is compiled. Its parameters are those of `model`."""
     if process_env.world_size() > 1:
         freeze_unused(model, settings)
-    syncs = syncs_batch_norm(model, settings, device)
+    has_norm = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    syncs = has_norm and has_few_pixels(settings, device, process_env.world_size())
     if syncs:
         model = convert_sync_batch_norm(model)
     is_compiled = False
     tunes = wants_compile(settings, device, is_long=updates >= TUNE_MIN_UPDATES)
     torch.backends.cudnn.benchmark = tunes and has_one_size(settings)
     if tunes:
-        obstacle = "SyncBatchNorm" if syncs else compile_obstacle(device)
+        obstacle = "SyncBatchNorm breaks the graph" if syncs else compile_obstacle(device)
         if obstacle:
             print(f"compile={settings.compile}: training without compiling, {obstacle}")
         else:
@@ -73,12 +74,6 @@ def has_few_pixels(settings: Settings, device: torch.device, n_processes: int) -
     height, width = settings.train_size or (0, 0)  # native sizes are not known here
     pixels = settings.batch_size // n_processes * height * width
     return device.type != "cpu" and n_processes > 1 and pixels < SYNC_BN_BELOW
-
-
-def syncs_batch_norm(model: nn.Module, settings: Settings, device: torch.device) -> bool:
-    """Whether `model` has batch normalization, over too few pixels on each of several GPUs."""
-    has_few = has_few_pixels(settings, device, process_env.world_size())
-    return has_few and any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
 
 
 def convert_sync_batch_norm(model: nn.Module) -> nn.Module:

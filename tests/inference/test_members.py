@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from core.config import load_settings
-from inference.members import fold_norms, make_member
+from inference.members import fuse_batch_norms, make_member
 from models.build import build_model
 from models.segmenter import Segmenter
 
@@ -51,19 +51,19 @@ def logits_of(network):
         (["recipe=carvana_smp", "encoder=tu-tf_efficientnet_lite0"], 58),
     ],
 )
-def test_fold_norms_leaves_no_norm_and_the_same_logits(args, n_norms):
+def test_fuse_batch_norms_leaves_no_norm_and_the_same_logits(args, n_norms):
     network, _ = build_trained(args)
-    folded, expected = fold_norms(network), logits_of(network)
-    assert count_norms(network) == n_norms and count_norms(folded) == 0
-    difference = (logits_of(folded) - expected).abs().max()
+    fused, expected = fuse_batch_norms(network), logits_of(network)
+    assert count_norms(network) == n_norms and count_norms(fused) == 0
+    difference = (logits_of(fused) - expected).abs().max()
     assert difference < 1e-4 * max(1, expected.abs().max())
 
 
-def test_fold_norms_leaves_the_original_unchanged():
+def test_fuse_batch_norms_leaves_the_original_unchanged():
     network, _ = build_trained(["channels=[4,8]"])
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    folded = fold_norms(network)
-    assert not folded.training
+    fused = fuse_batch_norms(network)
+    assert not fused.training
     after = network.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
@@ -92,9 +92,9 @@ class OneSizeOnly(nn.Sequential):
     [NormBeforeConv(), OneSizeOnly(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3))],
     ids=["order", "size"],
 )
-def test_fold_norms_keeps_norms_that_it_cannot_fold(network):
+def test_fuse_batch_norms_keeps_norms_that_it_cannot_fuse(network):
     network = randomize_norms(Segmenter(network, lambda size: size))
-    assert fold_norms(network) is network
+    assert fuse_batch_norms(network) is network
 
 
 def test_make_member_takes_the_preprocessing_of_training():

@@ -55,7 +55,7 @@ def test_predicting_a_batch_on_a_fake_gpu_never_waits(monkeypatch, args, n_class
     )
     networks = [build_model(settings, n_classes, pretrained=False).eval() for _ in range(2)]
     members = [make_member(network, settings) for network in networks]
-    networks += [member.folded_model for member in members]  # reads values, once a network
+    networks += [member.fused_model for member in members]  # reads values, once a network
     batch = make_batch(members, 4, n_classes)
     with fake_gpu() as fake:
         # Of real tensors, as pinning itself asks the driver; only pinned ones can be copied.

@@ -12,23 +12,19 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
 @pytest.mark.parametrize(
-    ("args", "world_size", "syncs"),
+    ("args", "world_size", "few"),
     [
         (["size=[1024,1536]", "batch_size=4"], 1, False),
         (["size=[1024,1536]", "batch_size=16"], 4, False),  # 4 images of 1.6 megapixels
         (["size=[1024,1536]", "batch_size=8"], 4, True),
         (["size=[256,384]", "batch_size=64"], 4, True),
         (["size=[256,384]", "batch_size=256"], 4, False),
-        (["size=[256,384]", "batch_size=4", "norm=none"], 4, False),
         (["size=null", "batch_size=64"], 4, True),
     ],
 )
-def test_syncs_batch_norm_if_a_gpu_has_few_pixels(monkeypatch, args, world_size, syncs):
-    monkeypatch.setenv("WORLD_SIZE", str(world_size))
-    settings = load_settings(args)
-    model = nn.BatchNorm2d(2) if settings.norm == "batch" else nn.Conv2d(2, 2, 1)
-    assert network_setup.syncs_batch_norm(model, settings, GPU) is syncs
-    assert network_setup.syncs_batch_norm(model, settings, CPU) is False
+def test_batch_norm_has_few_pixels_on_each_of_several_gpus(args, world_size, few):
+    assert network_setup.has_few_pixels(load_settings(args), GPU, world_size) is few
+    assert network_setup.has_few_pixels(load_settings(args), CPU, world_size) is False
 
 
 def test_sync_batch_norm_keeps_the_activations_of_timm():
@@ -80,9 +76,9 @@ def test_freeze_unused_tries_a_network_that_reads_values_on_the_cpu():
 
 def test_network_with_sync_batch_norm_is_not_compiled(monkeypatch, capsys):
     """Each of its layers waits for the other GPUs, which breaks the graph."""
-    monkeypatch.setattr(network_setup, "syncs_batch_norm", lambda *args: True)
+    monkeypatch.setattr(network_setup, "has_few_pixels", lambda *args: True)
     monkeypatch.setattr(network_setup, "compile_obstacle", lambda device: "")
     model, settings = nn.Sequential(nn.BatchNorm2d(2)), load_settings(["compile=true"])
     network, is_compiled = network_setup.prepare_network(model, settings, CPU, updates=1)
     assert isinstance(network[0], nn.SyncBatchNorm) and not is_compiled
-    assert "training without compiling, SyncBatchNorm" in capsys.readouterr().out
+    assert "training without compiling, SyncBatchNorm breaks" in capsys.readouterr().out
