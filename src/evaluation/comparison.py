@@ -15,7 +15,6 @@ from core.files import atomic_write
 from evaluation import ensemble, metrics, oof, statistics
 from evaluation.history import training_costs
 from evaluation.postprocess_choice import choose_steps, cross_fitted_steps, explain_steps
-from evaluation.statistics import format_gain
 from models import checkpoint
 
 
@@ -201,9 +200,9 @@ def format_scores(table: pd.DataFrame) -> pd.DataFrame:
     text = table[["run"]].copy()
     text["oof dice"] = [statistics.format_mean(r["oof_dice"], r["standard_error"]) for r in rows]
     text["against the best (95%)"] = ["best", *map(format_difference, rows[1:])]
-    text["tta"] = table["tta"] + " " + table["tta_gain"].map(format_gain)
+    text["tta"] = table["tta"] + " " + table["tta_gain"].map(statistics.format_gain)
     if "threshold" in table:
-        gains = table[["threshold_gain", "postprocess_gain"]].map(format_gain)
+        gains = table[["threshold_gain", "postprocess_gain"]].map(statistics.format_gain)
         text["threshold"] = table["threshold"].map("{:.3f} ".format) + gains["threshold_gain"]
         text["postprocess"] = table["postprocess"] + " " + gains["postprocess_gain"]
     else:
