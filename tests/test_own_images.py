@@ -1,4 +1,4 @@
-"""The Python lines of docs/own-images.md run as they are printed there."""
+"""The Python lines of docs/deployment.md run as they are printed there."""
 
 import re
 import shutil
@@ -13,22 +13,22 @@ import export
 import predict
 import train
 
-PAGE = (ROOT / "docs" / "own-images.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
 CODE = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture
 def folder(run_copy, tmp_path, monkeypatch):
-    """A folder with output/carvana, a trained run, and car.jpg."""
-    shutil.copytree(run_copy.output_dir / "tiny", tmp_path / "output" / "carvana")
-    shutil.copy(min((run_copy.data_dir / "test").iterdir()), tmp_path / "car.jpg")
+    """A folder with output/own_images, a trained run, and photo.jpg."""
+    shutil.copytree(run_copy.output_dir / "tiny", tmp_path / "output" / "own_images")
+    shutil.copy(min((run_copy.data_dir / "test").iterdir()), tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def run_code(code):
     names = {}
-    exec(compile(code, "docs/own-images.md", "exec"), names)
+    exec(compile(code, "docs/deployment.md", "exec"), names)
     return names
 
 
@@ -40,9 +40,16 @@ def test_python_lines_of_the_page_give_mask_and_cutout(folder):
 
 
 @pytest.mark.slow
-def test_onnx_lines_of_the_page_give_the_same_mask(folder, run_copy):
+@pytest.mark.parametrize("size", ["of the run", "native"])
+def test_onnx_lines_of_the_page_give_the_same_mask(folder, run_copy, size):
     args = [a for a in prediction_args(run_copy.args) if not a.startswith(("run=", "output_dir="))]
-    export.main([*args, "run=carvana", "output_dir=output", "images=car.jpg"])
+    if size == "native":
+        train_args = [
+            a for a in run_copy.args if not a.startswith(("run=", "output_dir=", "size="))
+        ]
+        shutil.rmtree("output/own_images")
+        train.main([*train_args, "run=own_images", "output_dir=output", "size=null", "fold=0"])
+    export.main([*args, "run=own_images", "output_dir=output", "images=photo.jpg"])
     result, names = run_code(CODE[0])["result"], run_code(CODE[1])
     np.testing.assert_allclose(names["probability"], result.probability, atol=0.02)
     assert np.mean(names["mask"] == result.mask) > 0.99
