@@ -1,4 +1,4 @@
-"""What bench.py compares with: a plain training loop, the usual RLE encoder, a matrix product."""
+"""What bench.py compares with: a plain training loop and a matrix product."""
 
 from contextlib import suppress
 

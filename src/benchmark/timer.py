@@ -43,7 +43,7 @@ class LoopDone(Exception):
 
 
 class LoopTimer(tqdm):
-    """Takes the place of a loop's progress bar, and ends the loop by LoopDone after `seconds`.
+    """Stands in for a loop's progress bar and raises LoopDone after `seconds`.
 
     The clock starts at the end of the first step, which starts workers and fills pipelines. At both
     ends it waits for a GPU, in between it does not.

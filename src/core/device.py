@@ -181,7 +181,7 @@ def explain_out_of_memory(settings: Settings, is_training: bool = True) -> Itera
         text = str(error).lower()
         if "dataloader worker (pid" in text:
             raise InputError(
-                "a process that loads images was killed, probably as memory ran out; set "
+                "a process that loads images was killed, probably because memory ran out; set "
                 "num_workers=0 or cache=none"
             ) from None
         is_oom = isinstance(error, torch.OutOfMemoryError | MemoryError)

@@ -77,7 +77,7 @@ def _file_sha256(path: Path, size: int, mtime_ns: int) -> str:
 def _write_error_message(path: Path, error: OSError, size: int) -> str:
     if error.errno in NOT_WRITABLE_ERRNOS:
         reason = f"cannot be written ({error.strerror})"
-        return f"{path}: {reason}; choose another folder, as with output_dir=... or folds_csv=..."
+        return f"{path}: {reason}; set another folder, such as output_dir=... or folds_csv=..."
     free = shutil.disk_usage(path.parent).free / 2**20
     needed = f"{size / 2**20:.1f} MiB are needed, " if size else ""
     return f"{path}: {error.strerror}; {needed}{free:.1f} MiB are free: free some space"

@@ -30,7 +30,7 @@ def _affine(scale: float, shift: float, rotate: float, p: float) -> A.Affine:
     """Zoom by 1 ± scale, shift by ± a fraction of the size, rotate by ± degrees."""
     return A.Affine(
         scale=(1 - scale, 1 + scale),
-        keep_ratio=True,  # else albumentations draws the zoom of each axis
+        keep_ratio=True,  # else albumentations samples a separate zoom for each axis
         translate_percent=(-shift, shift),
         rotate=(-rotate, rotate),
         border_mode=cv2.BORDER_REFLECT_101,

@@ -11,8 +11,8 @@ from core import process_env
 def step_bounds(count: int, batch_size: int) -> list[int]:
     """Return where in an epoch its steps begin, and its end.
 
-    A last step of a single sample, on which some networks cannot be trained, gets another one of
-    the step before it, unless that has only two.
+    A last step of a single sample, on which some networks cannot be trained, takes one sample from
+    the previous step, unless that has only two.
     """
     bounds = [*range(0, count, batch_size), count]
     if len(bounds) > 2 and batch_size > 2 and bounds[-1] - bounds[-2] == 1:

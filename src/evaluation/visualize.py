@@ -82,7 +82,8 @@ def zoom_on_error(image: np.ndarray, predicted: np.ndarray, true: np.ndarray) ->
 def disagreement_heatmap(image: np.ndarray, share: np.ndarray) -> np.ndarray:
     """Draw on the dimmed image how evenly the members of an ensemble are divided, up to yellow.
 
-    `share` is the fraction of members that predict foreground, H×W in [0, 1].
+    `share` is the fraction of members that agree, H×W in [0, 1]: that predict foreground, or for
+    several classes the class of the ensemble.
     """
     division = (4 * share * (1 - share) * 255).astype(np.uint8)
     heat = cv2.cvtColor(cv2.applyColorMap(division, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)

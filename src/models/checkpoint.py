@@ -61,11 +61,12 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 
 def find_misfit(path: Path, fold: int, fingerprint: str) -> str:
-    """Return why the network of a weights file has not held out `fold` of the data with this
-    fingerprint, so that its scores there would not be out of fold; "" if it has."""
+    """Return why the network in `path` was not trained with `fold` held out of the data with this
+    fingerprint, so that its scores there would not be out of fold; "" if it was."""
     metadata = read_metadata(path)
     if metadata.get("fold") != fold:
-        return f"{path}: held out fold {metadata.get('fold')}, not {fold}; move it back"
+        held_out = metadata.get("fold")
+        return f"{path}: is in the wrong folder: it held out fold {held_out}, not {fold}; move it"
     if metadata.get("data") != fingerprint:
         return (
             f"{path}: was trained on other images, masks or folds than data_dir and folds_csv "

@@ -1,8 +1,8 @@
 """U-Net (Ronneberger, Fischer & Brox 2015, https://arxiv.org/abs/1505.04597).
 
-The encoder computes features at ever lower resolution with ever more channels. The decoder doubles
-the resolution level by level and concatenates at each level the encoder's features of the same
-resolution (skip connections), so that the output has both context and sharp edges:
+The encoder computes features at lower and lower resolution with more and more channels. The
+decoder doubles the resolution level by level and concatenates at each level the encoder's features
+of the same resolution (skip connections), so that the output has both context and sharp edges:
 
     image  -> encoder_blocks[0] ---------------- skip ----------------> decoder_blocks[1] -> logits
                      | max pool                                                ^ upsamplers[1]
@@ -27,7 +27,7 @@ def conv_block(
 
     Padding 'same' keeps height and width; with 'valid' each reduces them by 2 · `dilation`.
     """
-    has_norm, layers = {"batch": True, "none": False}[norm], []
+    has_norm, layers = norm == "batch", []
     for channels in [in_channels, *[out_channels] * (n_convs - 1)]:
         # Batch normalization subtracts the mean, so a bias before it would have no effect.
         options = {"padding": padding, "dilation": dilation, "bias": not has_norm}
@@ -96,7 +96,7 @@ class UNet(nn.Module):
     Maps float images B×3×H×W to logits B×n_classes×H×W. With padding 'same', H and W must be
     multiples of `space_to_depth` · 2^(levels − 1): for others the skip connections are cropped, and
     the logits are smaller than the images, as they always are with padding 'valid'. H and W that
-    are no multiples of `space_to_depth` raise RuntimeError; `input_size` returns those that fit.
+    are not multiples of `space_to_depth` raise RuntimeError; `input_size` returns sizes that fit.
 
     Args:
         channels: Channels of each encoder level, top to bottom; the last level is the bottleneck.
@@ -139,7 +139,7 @@ class UNet(nn.Module):
         block = partial(conv_block, n_convs=convs_per_level, norm=norm, padding=padding)
 
         # Channels of the decoder, bottom to top.
-        skip_channels = channels[-2::-1]
+        skip_channels = list(reversed(channels[:-1]))
         decoder_channels = decoder_channels or skip_channels
         below_channels = [channels[-1], *decoder_channels[:-1]]  # input of each upsampling
         up_channels = upsample_channels or decoder_channels  # output of each upsampling

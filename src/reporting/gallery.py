@@ -109,11 +109,11 @@ def disagreement_card(prediction: Prediction, weights: np.ndarray, agreement: fl
     mean = torch.einsum("mchw,m->chw", each, torch.tensor(weights).to(each))
     if sample.class_map.is_binary:
         votes = each[:, 0] >= 0.5
-        picture = visualize.highlight_mask(image, (mean[0] >= 0.5).cpu().numpy())
+        picture = visualize.highlight_mask(image, (mean[0] >= 0.5).numpy())
     else:
         votes = each.argmax(1) == mean.argmax(0)
-        picture = classes.colorize(mean.argmax(0).byte().cpu().numpy(), sample.class_map)
-    share = np.tensordot(weights, votes.cpu().numpy(), 1)
+        picture = classes.colorize(mean.argmax(0).byte().numpy(), sample.class_map)
+    share = np.tensordot(weights, votes.numpy(), 1)
     lines = [
         f"agreement of the {len(weights)} networks with their ensemble: {agreement:.5f}",
         f"disputed: {np.count_nonzero((share > 0.2) & (share < 0.8)):,} pixels",

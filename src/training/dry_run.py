@@ -47,7 +47,7 @@ def check_batches(
 
 
 def find_singles(counts: list[int], batch_size: int, n_processes: int) -> list[int]:
-    """Return those numbers of images of which a process gets a single one in some step."""
+    """Return the image counts for which some process gets a single image in a step."""
     return [count for count in counts if smallest_batch(count, batch_size, n_processes) == 1]
 
 

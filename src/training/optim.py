@@ -21,7 +21,7 @@ OPTIMIZERS = {  # class and options
 
 def make_optimizer(settings: Settings, network: nn.Module) -> torch.optim.Optimizer:
     """Return the optimizer of the settings. Parameters of one dimension, such as biases and
-    normalization, have no weight decay."""
+    normalization, get no weight decay."""
     matrices = [p for p in network.parameters() if p.ndim > 1]
     vectors = [p for p in network.parameters() if p.ndim <= 1]
     groups = [

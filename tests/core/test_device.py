@@ -219,7 +219,7 @@ def test_explain_out_of_memory_suggests_smaller_settings(args, message):
 
 def test_explain_out_of_memory_names_a_killed_loading_process():
     with (
-        pytest.raises(InputError, match="loads images was killed, probably as memory ran out"),
+        pytest.raises(InputError, match="loads images was killed, probably because memory ran out"),
         device.explain_out_of_memory(load_settings([])),
     ):
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")

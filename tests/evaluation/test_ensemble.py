@@ -154,7 +154,7 @@ def test_load_oof_members_of_network_in_another_folds_folder_is_rejected(runs_co
     fingerprint = dataset_fingerprint(runs_copy.samples)
     shutil.copy(runs_copy.weights_path("a", 2), runs_copy.weights_path("a", 1))
     settings = runs_copy.ensemble_settings
-    with pytest.raises(InputError, match="held out fold 2, not 1; move it back"):
+    with pytest.raises(InputError, match="is in the wrong folder: it held out fold 2, not 1"):
         load_runs.load_oof_members(settings, EQUAL, 1, fingerprint)
     assert len(load_runs.load_oof_members(settings, EQUAL, 0, fingerprint)) == 2
     (member,) = load_runs.load_oof_members(settings, {"a": 0.0, "b": 0.7}, 0, fingerprint)
