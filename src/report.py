@@ -158,7 +158,7 @@ def load_report(settings: Settings) -> Report:
         scores,
         oof.choose_binarizer(settings, scores),
         entries,
-        datasets.load_training_samples(settings),
+        ensemble.load_scored_samples(settings),
         test_samples,
         csv_files.read_car_metadata(settings),
     )

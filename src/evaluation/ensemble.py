@@ -58,6 +58,12 @@ def load_trained_model(settings: Settings) -> TrainedModel:
     return TrainedModel([*members.values()], oof.choose_binarizer(settings, scores), settings)
 
 
+def load_scored_samples(settings: Settings) -> list[Sample]:
+    """Return the training samples of the first run, as many as it was trained on."""
+    stored = run_folder.read_run_settings(Path(settings.output_dir) / min(settings.runs))
+    return load_training_samples(replace(settings, max_images=stored.get("max_images", 0)))
+
+
 def score_ensemble(settings: Settings) -> dict[str, Any]:
     """Score the runs together out of fold, choose their weights, and write both; return the content
     of ensemble.json.
@@ -68,9 +74,7 @@ def score_ensemble(settings: Settings) -> dict[str, Any]:
         raise InputError(
             f"{settings.run_dir}: this name is reserved for the ensemble; rename the run"
         )
-    stored = run_folder.read_run_settings(Path(settings.output_dir) / min(settings.runs))
-    settings = replace(settings, max_images=stored.get("max_images", 0))  # as in training
-    runs, folds, samples = settings.runs, common_folds(settings), load_training_samples(settings)
+    runs, folds, samples = settings.runs, common_folds(settings), load_scored_samples(settings)
     fingerprint, equal = dataset_fingerprint(samples), dict.fromkeys(runs, 1 / len(runs))
     chooses = samples[0].class_map.is_binary and len(runs) <= MAX_RUNS and len(folds) > 1
     samples = sorted((s for s in samples if s.fold in folds), key=lambda sample: sample.fold)

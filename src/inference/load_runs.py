@@ -77,7 +77,7 @@ def load_oof_members(
         network, trained, _ = checkpoint.load_model(path, pick_device(settings))
         if problem := checkpoint.find_misfit(path, fold, data_fingerprint):
             hint = f"; {run} was trained with max_images={trained.max_images}"
-            raise InputError(problem + hint * (trained.max_images != settings.max_images))
+            raise InputError(problem + hint * (trained.max_images > 0))
         members.append(make_member(network, trained, weights[run]))
     return members
 

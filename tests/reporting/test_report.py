@@ -241,6 +241,30 @@ def test_disagreement_section_ignores_a_submission_of_other_runs_or_weights(outp
     assert "`bash predict.sh runs=b,a`" in summary
 
 
+@pytest.fixture
+def one_fold_of_few_images(tmp_path):
+    args = tiny_args(make_data(tmp_path / "data"), tmp_path / "output")
+    train.main([*args, "run=trial", "fold=0", "max_images=2", "epochs=1"])
+    predict.main([f"output_dir={tmp_path / 'output'}", "run=trial"])
+    return tmp_path / "output"
+
+
+def test_report_of_one_network_trained_on_few_images(one_fold_of_few_images):
+    loaded = load(one_fold_of_few_images, "run=trial")
+    assert len(loaded.samples) == 4 and len(loaded.cards) == 2
+    assert loaded.disagreement_section() == ("With one network there is nothing to disagree.", [])
+    assert "networks of all folds together" not in report.render_page(loaded)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_report_with_a_damaged_submission_json_is_one_line(output_copy, text):
+    path = output_copy / "a+b" / "submission.json"
+    path.write_text(text)
+    loaded = load(output_copy, "runs=[a,b]")
+    with pytest.raises(InputError, match=r"submission\.json: was not written by predict\.py"):
+        loaded.disagreement_section()
+
+
 # ---------------------------------------------------------------- invalid input
 
 
