@@ -1,4 +1,4 @@
-"""A page in the browser: drop a photograph, see its mask and cut-out, and move the threshold.
+"""A page in the browser: drop a photograph, see its mask and cutout, and move the threshold.
 
 Needs `pip install -r requirements-app.txt`. Only this machine can open the page, unless the
 environment variable GRADIO_SERVER_NAME=0.0.0.0 is set; GRADIO_SERVER_PORT chooses the port.
@@ -33,7 +33,7 @@ TRANSPARENT, COLORED = "transparent", "one color"
 def draw(
     result: Segmentation | None, threshold: float, background: str, color: str
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Return the mask and the cut-out at a threshold; no network runs."""
+    """Return the mask and the cutout at a threshold; no network runs."""
     if result is None:
         return None, None
     result = result.with_threshold(threshold)
@@ -68,7 +68,7 @@ def build_page(model: TrainedModel, title: str) -> "Blocks":
             photograph = gr.Image(sources=["upload", "clipboard"], label="Photograph")
             options = {"format": "png", "interactive": False, "buttons": ["download", "fullscreen"]}
             mask = gr.Image(image_mode="L", label="Mask", **options)
-            cutout = gr.Image(image_mode="RGBA", label="Cut-out", **options)
+            cutout = gr.Image(image_mode="RGBA", label="Cutout", **options)
         with gr.Row():
             best = model.binarizer.threshold
             threshold = gr.Slider(1 / 256, 255 / 256, best, step=1 / 256, label="Threshold")
@@ -90,7 +90,7 @@ def main(args: list[str]) -> None:
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     model = ensemble.load_trained_model(settings)
     model(np.zeros((64, 64, 3), np.uint8)).cutout()  # a run of several classes ends here
-    page = build_page(model, f"{settings.run}: mask and cut-out of a photograph")
+    page = build_page(model, f"{settings.run}: mask and cutout of a photograph")
     try:
         _, url, _ = page.launch(quiet=True, prevent_thread_lock=True, footer_links=[])
     except OSError as error:  # the port is in use

@@ -176,7 +176,7 @@ def end_with_errors(errors: list[str]) -> None:
 
 
 def predict_own_photographs(settings: Settings) -> None:
-    """Write masks and cut-outs of the setting `images`, with the same networks and threshold."""
+    """Write masks and cutouts of the setting `images`, with the same networks and threshold."""
     end_with_errors(predict_photographs(settings, ensemble.load_trained_model(settings)))
 
 

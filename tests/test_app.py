@@ -74,7 +74,7 @@ def test_app_names_the_missing_package_or_run(trained_run, tmp_path, monkeypatch
 def test_page_shows_the_threshold_that_was_chosen_out_of_fold(model):
     page = app.build_page(model, "title")
     components = {c["props"].get("label"): c for c in page.config["components"]}
-    assert components.keys() >= {"Photograph", "Mask", "Cut-out", "Threshold", "Background"}
+    assert components.keys() >= {"Photograph", "Mask", "Cutout", "Threshold", "Background"}
     threshold = components["Threshold"]["props"]["value"]
     assert threshold == pytest.approx(model.binarizer.threshold, abs=5e-4)
 
@@ -125,11 +125,11 @@ def test_page_in_a_browser_shows_mask_and_cutout_and_moves_the_threshold(
             browser.open(url)
             [upload] = wait_for(lambda: browser.find("input[type=file]"))
             browser.type(upload, photograph)
-            labels = {"Photograph", "Mask", "Cut-out"}
+            labels = {"Photograph", "Mask", "Cutout"}
             shown = wait_for(lambda: browser.run(PICTURES), lambda found: found.keys() >= labels)
             mask = fetch_image(shown["Mask"]) > 0
             assert (mask == expected.mask).all()
-            assert (fetch_image(shown["Cut-out"])[..., 3] == expected.alpha).all()
+            assert (fetch_image(shown["Cutout"])[..., 3] == expected.alpha).all()
             browser.run(MOVE_SLIDER)
             moved = wait_for(
                 lambda: browser.run(PICTURES),

@@ -60,7 +60,7 @@ def ensemble_name(runs: Sequence[str]) -> str:
 
 
 def photographs_dir(run_dir: Path, name: str) -> Path:
-    """output/<run>/<name>: masks and cut-outs of photographs; InputError for a name in use."""
+    """output/<run>/<name>: masks and cutouts of photographs; InputError for a name in use."""
     if name in ("", masks_dir(run_dir).name) or re.fullmatch(r"(fold|stage)\d+|.*\.chunks", name):
         raise InputError(
             f"images: {name!r} is a folder of {run_dir} itself; rename the photographs'"

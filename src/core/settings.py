@@ -161,7 +161,7 @@ class Settings:
     seed: int = setting(0, "seed of all random numbers", NON_NEGATIVE)
 
     runs: list[str] = setting([], "runs to ensemble, with equal weights unless, for 2 or 3 runs of one class, others have a better cross-fitted out-of-fold Dice; train.py trains each run with the recipe of its name; empty: only `run`", NAMES, scope="machine")
-    images: str = setting("", "a photograph or a folder of photographs: predict.py writes their masks and cut-outs instead of predicting the test images", scope="machine", is_path=True)
+    images: str = setting("", "a photograph or a folder of photographs: predict.py writes their masks and cutouts instead of predicting the test images", scope="machine", is_path=True)
     background: str = setting("", "images: color (#rrggbb or a name) or picture to put behind the object", scope="machine")
     tta: Literal["none", "hflip", "flips"] = setting("hflip", "test-time augmentation, whose probabilities are averaged: hflip: the image and its horizontal flip; flips: also its vertical flip and both together")
     tile_size: int = setting(0, "predict network inputs larger than this in tiles of this side, for large images at size=null; 0: whole", TILE_SIZE, scope="machine")

@@ -54,7 +54,8 @@ def collate(pairs: Sequence[ImageAndTarget]) -> list[Tensor]:
 
 
 def channels_first(image: np.ndarray) -> Tensor:
-    """Return h×w×3 as a tensor 3×h×w, a view if possible: stacking transposes a batch faster."""
+    """Return h×w×3 as a tensor 3×h×w, a view if possible: transposing while a batch is stacked is
+    faster than transposing each image."""
     return torch.from_numpy(np.require(image, requirements="CW")).permute(2, 0, 1)
 
 
@@ -63,7 +64,7 @@ def train_loader(samples: Sequence[Sample], settings: Settings, cache: Cache | N
     before each epoch."""
     height, width = settings.crop_size or network_size(samples[0], preprocessing_from(settings))
     local_batch_size = -(-settings.batch_size // process_env.world_size())
-    batch_bytes = local_batch_size * 4 * height * width
+    batch_bytes = local_batch_size * 4 * height * width  # three of the image, one of the target
     workers = choose_num_workers(settings, batch_bytes, is_cheap=cache is not None)
     return DataLoader(
         TrainDataset(samples, settings, cache),
@@ -86,7 +87,7 @@ class LoadedSample:
     sample: Sample
     native_size: Size
     mask: np.ndarray | None  # H×W bool, or uint8 class ids
-    error: str = ""  # why the image could not be read; then it is in no group
+    error: str = ""  # why the image could not be read; such a sample is in no group
 
 
 @dataclass
@@ -94,7 +95,7 @@ class LoadedGroup:
     """Consecutive samples of a batch whose images have one shape, and these images."""
 
     samples: list[LoadedSample]
-    images: dict[Preprocessing, Tensor]  # B×3×h×w uint8, in memory B×h×w×3
+    images: dict[Preprocessing, Tensor]  # B×3×h×w uint8, channels-last in memory
 
 
 @dataclass
@@ -132,7 +133,7 @@ def collate_samples(loaded: Sequence[tuple[LoadedSample, Images]]) -> LoadedBatc
 
 
 def stack_images(images: Sequence[np.ndarray]) -> Tensor:
-    """Stack images h×w×3 to B×3×h×w, not transposed in memory; in a worker into shared memory."""
+    """Stack images h×w×3 to B×3×h×w, channels-last; in a worker directly into shared memory."""
     tensors = [torch.from_numpy(np.require(image, requirements="CW")) for image in images]
     return default_collate(tensors).permute(0, 3, 1, 2)
 
@@ -186,7 +187,8 @@ def prediction_loader(
 ) -> DataLoader:
     """Return a loader of LoadedBatches of `batch_size` samples, in the order of `samples`.
 
-    `cache` must contain the samples, and is used if it has what is requested.
+    `cache`, if set, must contain the samples. It is used if masks are requested and its
+    preprocessing is the only one.
     """
     use_cache = cache is not None and preprocessings == {cache.preprocessing} and with_mask
     sizes = [network_size(sample, p) for sample in samples[:1] for p in preprocessings]

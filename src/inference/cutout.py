@@ -1,4 +1,4 @@
-"""Cut-outs: soft alpha at the edge of a mask, clean colors there, and another background."""
+"""Cutouts: soft alpha at the edge of a mask, clean colors there, and another background."""
 
 import os
 from collections.abc import Iterable
@@ -111,7 +111,7 @@ def _parse_color(text: str) -> tuple[int, ...] | None:
 
 
 def put_on_background(cutout: np.ndarray, background: np.ndarray) -> np.ndarray:
-    """Blend a cut-out, H×W×4 RGBA, over H×W×3 RGB, both uint8: a · object + (1 − a) · background,
+    """Blend a cutout, H×W×4 RGBA, over H×W×3 RGB, both uint8: a · object + (1 − a) · background,
     on the sRGB values as they are."""
     opacity = cutout[..., 3:].astype(np.float32) / 255
     blended = opacity * cutout[..., :3] + (1 - opacity) * background

@@ -1,8 +1,8 @@
 """Predict the probabilities of images, for validation, out-of-fold scores and test images.
 
-On a GPU three stages overlap: worker processes, or a thread for cached images, load batches; a
-second thread runs the networks, up to two batches ahead; the caller uses the results, in threads
-if that takes long (map_in_threads()). Only the caller waits for the GPU, for its next batch.
+On a GPU three stages overlap: worker processes, or one thread for cached images, load batches;
+the network thread runs the networks, up to two batches ahead; the caller consumes the results, with
+map_in_threads() if that is slow. Only the caller waits for the GPU.
 """
 
 from collections.abc import Callable, Iterator
@@ -40,13 +40,13 @@ TTA_FLIPS: dict[str, list[tuple[int, ...]]] = {
     "flips": [(), (-1,), (-2,), (-1, -2)],
 }
 PREFETCHED_BATCHES = 2
-MAX_TUNED_SHAPES = 8  # cuDNN looks for the fastest kernels again for each shape of a batch
+MAX_TUNED_SHAPES = 8  # cudnn.benchmark tunes for each new shape; no more than these
 # Forward passes of single images. For fewer, compiling and cuDNN's benchmarks take longer than they
 # save. An estimate from training on an H200 (docs/speed.md).
 TUNE_MIN_PASSES = 10_000
 
-# Computes what is kept of an image, tensors by name, from its probabilities on the device. Must not
-# wait for the device, for example by reading a value.
+# Reduces the probabilities of an image to the tensors that are kept, by name, on the device. Must
+# not synchronize with the device, for example through .item().
 Reduce = Callable[[ImageProbabilities], dict[str, Tensor]]
 
 
@@ -91,7 +91,7 @@ def predict(
     preprocessings = {member.preprocessing for member in members}
     loader = prediction_loader(samples, preprocessings, settings, with_mask, cache)
     batches, forward = (batch for batch in loader), BatchForward(members, settings, reduce)
-    benchmark = torch.backends.cudnn.benchmark  # of training, in validation
+    benchmark = torch.backends.cudnn.benchmark  # of training, which validation interrupts
     is_long = len(samples) * len(members) * len(TTA_FLIPS[settings.tta]) >= TUNE_MIN_PASSES
     if forward.device.type == "cuda":  # on a CPU, loading would slow the networks down
         batches = prefetch(batches, 1)

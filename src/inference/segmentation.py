@@ -1,4 +1,4 @@
-"""The result of one photograph: probability, mask, opacity and cut-out."""
+"""The result of one photograph: probability, mask, opacity and cutout."""
 
 import os
 from dataclasses import dataclass, replace
@@ -33,7 +33,7 @@ class Segmentation:
     def alpha(self) -> np.ndarray:
         """H×W uint8 opacity: soft within a few pixels of the mask's outline."""
         if self.probability.ndim > 2:
-            raise InputError("a cut-out needs a run of one class; this run has several")
+            raise InputError("a cutout needs a run of one class; this run has several")
         threshold = self.binarizer.threshold
         return soft_alpha(self.probability, self.mask, threshold, self.edge_radius)
 

@@ -67,7 +67,9 @@ class DilatedBottom(nn.Module):
 # ---------------------------------------------------------------- upsampling by a factor of 2
 
 
-UPSAMPLERS: dict[str, Callable[[int, int], nn.Module]] = {  # by input and output channels
+UPSAMPLERS: dict[
+    str, Callable[[int, int], nn.Module]
+] = {  # name → function of input and output channels
     # Transposed convolution as in the paper: the outputs do not overlap.
     "transpose": lambda c_in, c_out: nn.ConvTranspose2d(c_in, c_out, kernel_size=2, stride=2),
     # Transposed convolution whose outputs overlap by one pixel.
@@ -78,9 +80,9 @@ UPSAMPLERS: dict[str, Callable[[int, int], nn.Module]] = {  # by input and outpu
     "nearest": lambda c_in, c_out: nn.Sequential(
         nn.Upsample(scale_factor=2), nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(c_in, c_out, 2)
     ),
-    # Nearest neighbor alone, with c_in output channels.
+    # Nearest neighbor alone; the output has c_in channels.
     "repeat": lambda c_in, c_out: nn.Upsample(scale_factor=2),
-    # A 1×1 convolution, then bilinear: in this order it costs a quarter.
+    # A 1×1 convolution, then bilinear: a quarter of the cost of the reverse order.
     "bilinear": lambda c_in, c_out: nn.Sequential(
         nn.Conv2d(c_in, c_out, kernel_size=1), nn.Upsample(scale_factor=2, mode="bilinear")
     ),
@@ -93,10 +95,10 @@ UPSAMPLERS: dict[str, Callable[[int, int], nn.Module]] = {  # by input and outpu
 class UNet(nn.Module):
     """U-Net with the options of the published variants in src/recipes.
 
-    Maps float images B×3×H×W to logits B×n_classes×H×W. With padding 'same', H and W must be
-    multiples of `space_to_depth` · 2^(levels − 1): for others the skip connections are cropped, and
-    the logits are smaller than the images, as they always are with padding 'valid'. H and W that
-    are not multiples of `space_to_depth` raise RuntimeError; `input_size` returns sizes that fit.
+    Maps float images B×3×H×W to logits B×n_classes×H×W. With padding 'same', H and W should be
+    multiples of `space_to_depth` · 2^(levels − 1). For other sizes the skip connections are cropped
+    and the logits are smaller than the images, as they always are with padding 'valid'. Sizes that
+    are not multiples of `space_to_depth` raise RuntimeError; `input_size` returns one that fits.
 
     Args:
         channels: Channels of each encoder level, top to bottom; the last level is the bottleneck.
@@ -145,7 +147,7 @@ class UNet(nn.Module):
         up_channels = upsample_channels or decoder_channels  # output of each upsampling
         top_channels = [decoder_channels[-1], *refine_channels]
 
-        # The order of creation decides which random numbers become which layer's weights.
+        # Another order of these lines would change the initial weights of a seed.
         down = pairwise([3 * space_to_depth**2, *channels])
         self.encoder_blocks = nn.ModuleList(block(c_in, c_out) for c_in, c_out in down)
         if dilated_bottom:
@@ -191,13 +193,13 @@ class UNet(nn.Module):
     def input_size(self, size: int) -> int:
         """Return the smallest input size that yields at least `size` output pixels along one axis.
 
-        With padding 'valid' the output lacks the same number of pixels on both sides.
+        With padding 'valid' the output is smaller by the same number of pixels on both sides.
         """
         block_shrinkage = 2 * self.convs_per_level if self.padding == "valid" else 0
         refine_shrinkage = 2 * len(self.refine) if self.padding == "valid" else 0
 
-        # From the output back to the bottleneck's output, and on to the input. Only numbers above 0
-        # are divided: ONNX rounds towards 0, Python down.
+        # Back from the output through the decoder to the bottleneck, and on to the input. Only
+        # positive numbers are divided: ONNX rounds toward 0, Python down.
         input_size = (size + self.space_to_depth - 1) // self.space_to_depth + refine_shrinkage
         for _ in self.upsamplers:
             input_size = (input_size + block_shrinkage + 1) // 2

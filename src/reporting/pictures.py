@@ -1,4 +1,4 @@
-"""Masks, cut-outs and overlays of photographs, written to output/<run>/<name>/."""
+"""Masks, cutouts and overlays of photographs, written to output/<run>/<name>/."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -82,7 +82,7 @@ def check_background(settings: Settings, class_map: ClassMap) -> None:
 def draw_pictures(
     result: Segmentation, class_map: ClassMap, background: str
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield file name ending and pixels of each picture; cut-outs need a mask of one class."""
+    """Yield file name ending and pixels of each picture; cutouts need a mask of one class."""
     if not class_map.is_binary:
         colored = colorize(result.mask, class_map)
         yield "mask.png", colored

@@ -65,6 +65,13 @@ def batch_metrics(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.stack([dice.sum(), accuracy.sum()])
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Let peak_memory() start anew on a GPU."""
+    if device.type == "cuda":
+        torch.cuda.init()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory(device: torch.device) -> int:
     """Return the peak memory in bytes: of the GPU if `device` is one, else of this process."""
     if device.type == "cuda":

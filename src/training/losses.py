@@ -25,9 +25,10 @@ def bce_loss(logits: Tensor, targets: Tensor) -> Tensor:
 def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Return 1 − soft Dice of each image, averaged over the images.
 
-    The denominator has squares as in Milletari et al. 2016, V-Net, https://arxiv.org/abs/1606.04797:
-    the minimum for a soft target is then the target itself and not its rounding. Adding 1 to
-    numerator and denominator makes the loss of two empty masks 0.
+    The squares in the denominator follow Milletari et al. 2016, V-Net,
+    https://arxiv.org/abs/1606.04797: for a soft target the minimum is then at the target itself,
+    not at its rounded version. With 1 added to numerator and denominator, the loss of two empty
+    masks is 0.
     """
     p, t = logits.float().sigmoid().flatten(1), targets.float().flatten(1)
     numerator = 2 * (p * t).sum(1) + 1
@@ -49,10 +50,10 @@ def edge_bce_dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def edge_weights(targets: Tensor) -> Tensor:
-    """Return the weights of pixels, B×1×H×W with mean 1 in each image: those within 5 pixels of an
-    outline weigh EDGE_WEIGHT times as much as the others. Most errors are among them."""
+    """Return pixel weights, B×1×H×W with mean 1 in each image: those within 5 pixels of an object's
+    boundary weigh EDGE_WEIGHT times as much as the others. Most errors are among them."""
     average = F.avg_pool2d(targets, 11, stride=1, padding=5, count_include_pad=False)
-    is_edge = (average > 0.005) & (average < 0.995)  # for soft targets
+    is_edge = (average > 0.005) & (average < 0.995)  # one of 11×11 pixels is 0.008
     weights = 1 + (EDGE_WEIGHT - 1) * is_edge.float()
     return weights / weights.mean((1, 2, 3), keepdim=True)
 
@@ -96,8 +97,8 @@ def cross_entropy_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def cross_entropy_dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the sum of the cross-entropy and of 1 − soft Dice, the latter of each class over the
-    batch, averaged over the classes in the targets."""
+    """Return the sum of cross-entropy and 1 − soft Dice. Dice is computed for each class over the
+    batch and averaged over the classes in the targets."""
     valid = (targets != IGNORE_INDEX).float()  # B×1×H×W
     p = logits.float().softmax(1) * valid
     classes = torch.arange(logits.shape[1], device=logits.device).view(-1, 1, 1)

@@ -20,15 +20,15 @@ from training.losses import BINARY_LOSSES, MULTICLASS_LOSSES
 from training.network_setup import prepare_network
 from training.optim import ModelEMA, make_optimizer, make_schedule
 
-STATE_PARTS = ("model", "ema", "optimizer", "lr_schedule", "scaler")  # of a snapshot
+STATE_PARTS = ("model", "ema", "optimizer", "lr_schedule", "scaler")  # saved in a snapshot
 
 
 class TrainState:
     """Model, EMA, optimizer, learning rate schedule and gradient scaler.
 
-    `model` is the Segmenter; `network` is what training calls: the same module, compiled, and
-    wrapped by DDP if there are several processes. Model and EMA start from the file
-    `initial_weights`, else from random weights, those of the encoder `pretrained`.
+    `model` is the Segmenter; `network` is what training calls: the same module, possibly compiled,
+    and wrapped by DDP if there are several processes. Model and EMA start from the file
+    `initial_weights`, else from random weights, with a pretrained encoder if `pretrained`.
     """
 
     def __init__(
@@ -54,20 +54,20 @@ class TrainState:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits in fp32, as half precision overflows in the sums of the losses."""
+        """Return the logits in fp32: the sums in the losses would overflow in half precision."""
         is_partial = len(images) != local_count(self.settings.batch_size)
-        # Autocast, with two corrections for speed.
+        # Autocast, with the two exceptions in models/eager_autocast.py.
         with forward_context(self.device, self.precision, self.is_compiled, is_partial):
             return self.network(images).float()
 
     def train_step(
         self, images: Tensor, targets: Tensor, weight: float = 1.0, is_update: bool = True
     ) -> tuple[Tensor, Tensor]:
-        """Run forward and backward; with `is_update`, also update the weights.
+        """Run forward and backward of a step; if `is_update`, also update the weights.
 
-        images: B×3×h×w uint8; targets: B×1×h×w uint8. `weight`: this batch's part of the images of
-        an update, times the number of ranks, whose gradients DDP averages. Returns loss and logits,
-        detached, without synchronizing with the GPU.
+        images: B×3×h×w uint8; targets: B×1×h×w uint8, 0…255 for one class, else class ids.
+        `weight` of the loss: this batch's share of the images of an update, times the number of
+        ranks. Returns loss and logits, detached, without synchronizing with the GPU.
         """
         no_sync = isinstance(self.network, DistributedDataParallel) and not is_update
         with self.network.no_sync() if no_sync else nullcontext():
@@ -93,7 +93,7 @@ class TrainState:
         self.optimizer.zero_grad()
 
     def report_metric(self, metric: float) -> None:
-        """Pass a validation score to the plateau schedule."""
+        """Step ReduceLROnPlateau with a validation score; other schedules ignore it."""
         if isinstance(self.lr_schedule, ReduceLROnPlateau):
             self.lr_schedule.step(metric)
 

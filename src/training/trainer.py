@@ -1,12 +1,13 @@
 """FoldTrainer: the training loop of one fold, with validation, snapshots and exact resume.
 
-What it does, without snapshots, signals, gradient accumulation and several GPUs:
+Without snapshots, signals, gradient accumulation and multiple GPUs, for one class:
 
     for epoch in range(epochs):
         for images, targets in loader:              # uint8, B×3×h×w and B×1×h×w
             loss(network(images), targets / 255).backward()    # TrainState.train_step
             clip_gradients(); optimizer.step(); lr_schedule.step(); ema.update(network)
-        score = validate(ema, held_out_images)      # Dice at native size; the best EMA is saved
+            optimizer.zero_grad()
+        score = validate(ema, held_out_images)      # if due; the best EMA is saved
 """
 
 import math
@@ -36,14 +37,14 @@ from inference.predictor import keep_mean, predict
 from models import checkpoint
 from models.segmenter import count_parameters
 from training.epoch_log import EpochLog
-from training.epoch_metrics import EpochMetrics, peak_memory
+from training.epoch_metrics import EpochMetrics, peak_memory, reset_peak_memory
 from training.initial_weights import find_initial_weights, needs_pretrained
 from training.snapshots import SnapshotWriter, load_snapshot
 from training.train_state import TrainState
 
 
 class FoldTrainer:
-    """One fold in training: its samples, its TrainState, and its position (epoch and step)."""
+    """Trains one fold; holds its samples, its TrainState, and its position (epoch and step)."""
 
     def __init__(
         self,
@@ -63,9 +64,7 @@ class FoldTrainer:
         folder = run_folder.snapshot_dir(settings.run_dir, fold)
         self.snapshots = SnapshotWriter(folder, device)
         updates = math.ceil(len(self.loader) / settings.grad_accumulation) * settings.epochs
-        if device.type == "cuda":
-            torch.cuda.init()
-            torch.cuda.reset_peak_memory_stats(device)
+        reset_peak_memory(device)
         torch.manual_seed(self.step_seed())  # for the initial weights
         weights = find_initial_weights(settings, fold, samples)
         n_classes, pretrained = len(self.class_map.names), needs_pretrained(settings, fold)
@@ -126,13 +125,14 @@ class FoldTrainer:
         sampler, accumulation = self.loader.batch_sampler, self.settings.grad_accumulation
         local, total = sampler.samples_in_step(self.step)
         in_update = sampler.samples_in_update(self.step, accumulation)
+        # Accumulated over steps and averaged over ranks: the mean over the images of the update.
         weight = local * process_env.world_size() / in_update
         self.step += 1
         is_update = self.step % accumulation == 0 or self.step == len(self.loader)
         loss, logits = self.state.train_step(images, targets, weight, is_update)
         self.metrics.add(loss, logits, targets, local)
         bar.update(total)
-        if self.step % 50 == 1:  # reading the loss waits for the GPU
+        if self.step % 50 == 1:  # rarely: reading the loss waits for the GPU
             mean = float(self.metrics.sums[0]) / max(self.metrics.images, 1)
             bar.set_postfix_str(f"loss {self.require_finite(mean):.4f}")
         return is_update
@@ -194,7 +194,7 @@ class FoldTrainer:
             if process_env.is_main_process():
                 path = run_folder.weights_path(self.settings.run_dir, self.fold)
                 metadata = self.checkpoint_metadata() | means
-                self.snapshots.wait()  # a kill must not leave weights without a snapshot
+                self.snapshots.wait()  # a kill must not leave new weights without a snapshot
                 checkpoint.save_model(path, self.state.ema.module, self.settings, metadata)
         return means
 

@@ -146,7 +146,7 @@ def test_photographs_of_several_classes_are_colored_and_have_no_cutout(tmp_path,
     assert colors <= {tuple(color) for color in get_class_map(settings).colors}
     label = cv2.imread(str(folder / "cat_label.png"), cv2.IMREAD_UNCHANGED)
     assert (decode_values(label, get_class_map(settings), "") == result.mask).all()
-    with pytest.raises(InputError, match="a cut-out needs a run of one class"):
+    with pytest.raises(InputError, match="a cutout needs a run of one class"):
         result.cutout()
     with pytest.raises(InputError, match="background=white: needs a run of one class; pets has 3"):
         predict_photographs(replace(settings, background="white"), model)
