@@ -67,9 +67,8 @@ class DilatedBottom(nn.Module):
 # ---------------------------------------------------------------- upsampling by a factor of 2
 
 
-UPSAMPLERS: dict[
-    str, Callable[[int, int], nn.Module]
-] = {  # name → function of input and output channels
+# Name → function of input and output channels.
+UPSAMPLERS: dict[str, Callable[[int, int], nn.Module]] = {
     # Transposed convolution as in the paper: the outputs do not overlap.
     "transpose": lambda c_in, c_out: nn.ConvTranspose2d(c_in, c_out, kernel_size=2, stride=2),
     # Transposed convolution whose outputs overlap by one pixel.
