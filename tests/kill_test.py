@@ -27,7 +27,7 @@ EXIT_CODES = {"SIGKILL": {-9}, "SIGTERM": {143, -15}, "SIGINT": {130, -2}}
 TIMES = [
     "seconds",
     "images_per_second",
-    "peak_gib",
+    "peak_gb",
 ]  # columns of history.csv that vary between runs
 UNCOMPARED = {"provenance.json", "submission.json", ".lock"}  # these record when a run started
 KILLS_PER_RUN = 10  # then the job may finish and is compared

@@ -280,6 +280,23 @@ def test_two_commands_at_once_make_one_venv(checkout):
     assert checkout.count_calls("venv .venv") == 1
 
 
+@pytest.mark.skipif(not shutil.which("flock"), reason="flock is missing")
+def test_venv_is_not_remade_while_a_command_runs_from_it(checkout):
+    checkout.add_python()
+    go = checkout.bin / "go"
+    first = checkout.start(TRAIN=f'until [ -e "{go}" ]; do sleep 0.01; done')
+    assert first.stdout.readline().startswith("trained with")
+    with open(checkout.folder / "requirements.txt", "a") as file:
+        file.write("another==1.0\n")
+    second = checkout.start()
+    assert second.stderr.readline().startswith("Waiting for another command that uses .venv")
+    assert checkout.count_calls("venv .venv") == 1
+    go.touch()
+    outputs = [process.communicate(timeout=30) for process in (first, second)]
+    assert [first.returncode, second.returncode] == [0, 0], outputs
+    assert checkout.count_calls("venv .venv") == 2
+
+
 def test_program_does_not_inherit_the_lock(checkout):
     checkout.add_python()
     _, out, err = checkout.run(TRAIN="[ ! -e /dev/fd/9 ] || echo locked")

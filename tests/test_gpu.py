@@ -85,7 +85,7 @@ def test_training_reaches_the_dice_of_the_cpu(
     args = [f"precision={precision}", f"num_workers={num_workers}"]
     train.main(gpu_args(shared_data_dir, tmp_path, *args))
     assert oof_dice(tmp_path) == pytest.approx(oof_dice(cpu_run), abs=5e-3)
-    assert (pd.read_csv(tmp_path / "tiny/fold0/history.csv")["peak_gib"] > 0).all()
+    assert (pd.read_csv(tmp_path / "tiny/fold0/history.csv")["peak_gb"] > 0).all()
 
 
 def test_compilation_works_on_this_machine():

@@ -23,7 +23,7 @@ RUNS = ("narrow", "wide")
 TIMES = [
     "seconds",
     "images_per_second",
-    "peak_gib",
+    "peak_gb",
 ]  # columns of history.csv that vary between runs
 
 

@@ -185,7 +185,7 @@ def is_recipe_file(recipe: str) -> bool:
 
 def read_recipe(name: str, derived: tuple[str, ...] = ()) -> dict[str, Any]:
     """Read src/recipes/<name>.yaml, or the .yaml file at the path `name`; over the recipe that it
-    names as `recipe`, if it does. `derived`: the recipes that are read over this one."""
+    names as `recipe`, a path relative to its folder. `derived`: the recipes read over this one."""
     path = SRC / "recipes" / f"{name}.yaml"
     if is_recipe_file(name):
         path = Path(os.path.expanduser(name))
@@ -199,10 +199,12 @@ def read_recipe(name: str, derived: tuple[str, ...] = ()) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"{path}: a recipe must be lines of `key: value`")
     values = rename_old_settings(values)
-    base = values.pop("recipe", "")
+    base = str(values.pop("recipe", ""))
+    if is_recipe_file(base):
+        base = str(path.parent / os.path.expanduser(base))
     if base in (*derived, name):
         raise InputError(f"{path}: recipe={base}: starts from itself")
-    return (read_recipe(str(base), (*derived, name)) if base else {}) | values
+    return (read_recipe(base, (*derived, name)) if base else {}) | values
 
 
 def _assign(conf: DictConfig, key: str, value: Any, source: str) -> None:

@@ -44,6 +44,7 @@ def launch_processes(device: torch.device) -> None:
         raise InputError(f"GPUS={count}: this machine has {torch.cuda.device_count()}")
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # its report is 40 lines
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, machine.available_cores() // count)))
+    os.environ[process_env.LAUNCHED] = "1"
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "60")  # seconds for the last snapshot
     config = LaunchConfig(
         min_nodes=1,

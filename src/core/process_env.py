@@ -7,6 +7,8 @@ import time
 from functools import cache
 from pathlib import Path
 
+LAUNCHED = "CARVANA_LAUNCHED"  # set for the processes that launch_processes() starts
+
 
 def is_distributed() -> bool:
     """Whether torchrun or launch_processes() started this process."""
@@ -15,7 +17,7 @@ def is_distributed() -> bool:
 
 def is_launched() -> bool:
     """Whether launch_processes() started this process, after it had checked everything."""
-    return "GPUS" in os.environ and is_distributed()
+    return LAUNCHED in os.environ and is_distributed()
 
 
 def rank() -> int:

@@ -1,8 +1,8 @@
 """Where a result comes from: command, commit, package versions, machine and data."""
 
 import json
-import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from core import process_env
 from core.environment import ROOT
 from core.files import atomic_write
 
@@ -32,18 +33,22 @@ def current_commit() -> str:
 
 def typed_command() -> str:
     """Return the command that started this process."""
-    gpus = [f"GPUS={os.environ['GPUS']}"] if "GPUS" in os.environ else []
+    gpus = [f"GPUS={process_env.world_size()}"] if process_env.is_launched() else []
     return shlex.join([*gpus, "bash", "train.sh", *sys.argv[1:]])
 
 
 def train_command(fold_dir: Path) -> str:
     """Return the command that repeats a fold's training from scratch: that of its first start, or
-    of the run's if the fold was first started by resume=true."""
+    of the run's, in any stage and fold, if the fold was first started by resume=true."""
     [first, *_] = _read_records(fold_dir) or [{"command": typed_command()}]
-    folders = [path.parent for path in fold_dir.parent.glob(f"fold*/{RECORDS_NAME}")]
-    if "resume=true" in shlex.split(first["command"]) and folders:
-        first = min((_read_records(folder)[0] for folder in folders), key=lambda r: r["time"])
     words = shlex.split(first["command"])
+    if any(word.startswith("resume=") for word in words):
+        parent = fold_dir.parent
+        run_dir = parent.parent if re.fullmatch(r"stage\d+", parent.name) else parent
+        folders = [path.parent for path in run_dir.glob(f"**/fold*/{RECORDS_NAME}")]
+        records = [_read_records(folder)[0] for folder in folders]
+        first = min(records, key=lambda r: ("resume=" in r["command"], r["time"]), default=first)
+        words = [word for word in shlex.split(first["command"]) if not word.startswith("fold=")]
     return shlex.join(word for word in words if not word.startswith("resume="))
 
 

@@ -8,11 +8,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequested(KeyboardInterrupt):
-    """SIGINT or SIGTERM arrived; the script exits with `exit_code`."""
+    """SIGINT or SIGTERM, `signum`, arrived; the script exits with `exit_code`."""
 
     def __init__(self, signum: int):
         super().__init__()
-        self.exit_code = 128 + signum
+        self.signum, self.exit_code = signum, 128 + signum
 
 
 def raise_on_signal() -> None:

@@ -102,7 +102,7 @@ def prediction_key(
     """Return a hash of the settings and weights (by path) that a prediction depends on."""
     parts = [
         (settings.tta, settings.tile_size, settings.tile_overlap, settings.batch_size),
-        (settings.precision, settings.save_masks, binarizer),
+        (settings.precision, settings.save_masks, settings.max_images, binarizer),
     ]
     for path, member in members.items():
         parts.append((file_sha256(Path(path)), member.preprocessing, member.weight))

@@ -31,10 +31,13 @@ def settings_for_prediction(args: list[str]) -> Settings:
         raise InputError(f"{overridden[0]} cannot be changed at prediction; leave it out")
     first_run = Path(settings.output_dir) / min(settings.runs)
     if not run_folder.finished_folds(first_run):
-        name = f" run={first_run.name}" * (first_run.name != Path(settings.recipe).stem)
+        how = f"recipe={settings.recipe}"
+        if first_run.name != Path(settings.recipe).stem:
+            is_recipe = (config.SRC / "recipes" / f"{first_run.name}.yaml").exists()
+            how = f"recipe={first_run.name}" if is_recipe else f"{how} run={first_run.name}"
         raise InputError(
-            f"{first_run}: has no trained fold; train it with "
-            f"`bash train.sh recipe={settings.recipe}{name}`, or set run= or runs=a,b"
+            f"{first_run}: has no trained fold; train it with `bash train.sh {how}`, or set run= "
+            "or runs=a,b"
         )
     stored = run_folder.read_run_settings(first_run)
     inherited = {k: v for k, v in stored.items() if k not in NOT_INHERITED_BY_PREDICTION}

@@ -31,7 +31,7 @@ class EnsembleMember:
         """Return the model to run in 'bf16', 'fp16' or 'fp32': the one with fused batch
         normalization except in bf16.
 
-        1 − Dice between the masks of a recipe=carvana_small network with and without folding was
+        1 − Dice between the masks of a recipe=carvana_small network with and without fusing was
         8.9e-4 in bf16, 6.6e-5 in fp16 and 5e-8 in fp32 (docs/speed.md).
         """
         return self.model if precision == "bf16" else self.fused_model

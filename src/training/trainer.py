@@ -155,7 +155,7 @@ class FoldTrainer:
             "train_accuracy": accuracy,
             "seconds": round(self.metrics.seconds, 2),
             "images_per_second": round(images / self.metrics.seconds, 2),
-            "peak_gib": round(peak_memory(self.device) / 2**30, 3),
+            "peak_gb": round(peak_memory(self.device) / 2**30, 3),
         }
 
     def elapsed(self, start: float) -> float:

@@ -27,7 +27,7 @@ def test_load_settings_prefers_arguments_to_the_recipe_and_the_recipe_to_default
 def test_recipe_starts_from_the_recipe_that_it_names(tmp_path):
     base, mine = tmp_path / "base.yaml", tmp_path / "mine.yaml"
     base.write_text("recipe: carvana_small\nepochs: 7\nlr: 1.0e-4\n")
-    mine.write_text(f"recipe: {base}\nepochs: 9\n")
+    mine.write_text("recipe: base.yaml\nepochs: 9\n")
     settings, small = (config.load_settings([f"recipe={r}"]) for r in (mine, "carvana_small"))
     assert (settings.epochs, settings.lr, settings.channels) == (9, 1e-4, small.channels)
     assert settings.recipe == str(mine) and settings.run == "mine"

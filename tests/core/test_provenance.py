@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-from core import provenance
+from core import process_env, provenance
 
 
 def test_package_versions_are_those_that_are_pinned():
@@ -32,7 +32,8 @@ def start_fold(fold_dir, monkeypatch, *args):
 def test_train_command_quotes_arguments_and_leaves_out_resume(monkeypatch, tmp_path):
     command = start_fold(tmp_path / "fold0", monkeypatch, "size=[8,8]", "resume=true", "run=a")
     assert command == "bash train.sh 'size=[8,8]' run=a"
-    monkeypatch.setenv("GPUS", "2")
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", process_env.LAUNCHED: "1"}.items():
+        monkeypatch.setenv(name, value)
     assert start_fold(tmp_path / "fold1", monkeypatch) == "GPUS=2 bash train.sh"
 
 
@@ -40,7 +41,16 @@ def test_train_command_after_a_resume_is_that_of_the_first_start(monkeypatch, tm
     expected = "bash train.sh run=a lr=3e-4"
     assert start_fold(tmp_path / "fold0", monkeypatch, "run=a", "lr=3e-4") == expected
     assert start_fold(tmp_path / "fold0", monkeypatch, "run=a", "resume=true") == expected
-    assert start_fold(tmp_path / "fold1", monkeypatch, "run=a", "resume=true") == expected
+    assert start_fold(tmp_path / "fold1", monkeypatch, "run=a", "resume=True") == expected
+
+
+def test_train_command_of_a_later_stage_or_fold_is_that_of_the_run(monkeypatch, tmp_path):
+    (tmp_path / "stage1").mkdir()
+    args = ["recipe=demo", "run=a"]
+    start_fold(tmp_path / "stage1/fold0", monkeypatch, *args, "fold=0")
+    for folder in ("fold0", "stage1/fold1"):
+        command = start_fold(tmp_path / folder, monkeypatch, "run=a", "resume=true")
+        assert command == "bash train.sh recipe=demo run=a"
 
 
 def test_current_commit_outside_git_is_unknown(monkeypatch, tmp_path):

@@ -130,7 +130,7 @@ def test_prediction_key_depends_on_weights_settings_and_binarizer(tmp_path):
     assert key() == before == key(skip_unreadable=True)
     changed = [
         *(key(tta="flips"), key(tile_size=128), key(batch_size=3)),
-        *(key(precision="bf16"), key(save_masks=True)),
+        *(key(precision="bf16"), key(save_masks=True), key(max_images=8)),
         key(member=replace(member, weight=0.5)),
         *(key(binarizer=Binarizer(0.4, [])), key(binarizer=Binarizer(0.5, ["fill"]))),
     ]

@@ -74,10 +74,18 @@ def test_freeze_unused_tries_a_network_that_reads_values_on_the_cpu():
     assert frozen == ["unused.weight", "unused.bias"]
 
 
+def test_network_without_batch_norm_needs_no_synchronization(monkeypatch):
+    monkeypatch.setattr(network_setup, "has_few_pixels", lambda *args: True)
+    model, settings = nn.Sequential(nn.Conv2d(2, 2, 1)), load_settings(["compile=false"])
+    network, _ = network_setup.prepare_network(model, settings, CPU, updates=1)
+    assert network is model and not any("Sync" in type(m).__name__ for m in network.modules())
+
+
 def test_network_with_sync_batch_norm_is_not_compiled(monkeypatch, capsys):
     """Each of its layers waits for the other GPUs, which breaks the graph."""
     monkeypatch.setattr(network_setup, "has_few_pixels", lambda *args: True)
     monkeypatch.setattr(network_setup, "compile_obstacle", lambda device: "")
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)  # restored after the test
     model, settings = nn.Sequential(nn.BatchNorm2d(2)), load_settings(["compile=true"])
     network, is_compiled = network_setup.prepare_network(model, settings, CPU, updates=1)
     assert isinstance(network[0], nn.SyncBatchNorm) and not is_compiled

@@ -2,8 +2,6 @@
 
 import csv
 import errno
-import glob
-import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -16,6 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from core.errors import InputError
+from core.files import folder_lock
 from data import rle
 from data.demo_cars.cars import build_car
 from data.demo_cars.designs import BODIES, MAKES_AND_MODELS, PAINTS
@@ -109,19 +108,6 @@ def write_files(
     write_csv(folder / "metadata.csv", "id,year,make,model,trim1,trim2", metadata)
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Delete the temporary folders of processes that were killed while they wrote `folder`."""
-    for tmp_folder in folder.parent.glob(f"{glob.escape(folder.name)}.tmp-*"):
-        pid = tmp_folder.name.rpartition("-")[2]
-        if pid.isdecimal():
-            try:
-                os.kill(int(pid), 0)  # sends no signal
-            except ProcessLookupError:
-                shutil.rmtree(tmp_folder, ignore_errors=True)
-            except PermissionError:  # a process of another user
-                continue
-
-
 def write_demo_dataset(
     folder: Path, train_cars: int, test_cars: int, seed: int, size: tuple[int, int] = FRAME_SIZE
 ) -> None:
@@ -132,17 +118,19 @@ def write_demo_dataset(
     """
     if not folder.name or folder.is_symlink() or folder.is_mount():
         raise InputError(f"data_dir={folder}: choose a folder that can be created")
-    remove_unfinished(folder)
-    tmp_folder = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
-    tmp_folder.mkdir(parents=True)
-    try:
-        demo_cars = draw_cars(train_cars + test_cars, seed)
-        write_files(tmp_folder, demo_cars, train_cars, seed, size)
-        tmp_folder.rename(folder)  # replaces an empty folder
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-        message = f"{folder}: another process created it in the meantime; run this command again"
-        raise InputError(message) from None
-    finally:
-        shutil.rmtree(tmp_folder, ignore_errors=True)
+    tmp_folder = folder.with_name(f"{folder.name}.tmp")
+    with folder_lock(tmp_folder, "wait until it is written"):
+        try:
+            for left in ("train", "train_masks", "test"):  # by a process that was killed
+                shutil.rmtree(tmp_folder / left, ignore_errors=True)
+            demo_cars = draw_cars(train_cars + test_cars, seed)
+            write_files(tmp_folder, demo_cars, train_cars, seed, size)
+            (tmp_folder / ".lock").unlink()
+            tmp_folder.rename(folder)  # replaces an empty folder
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+                raise
+            found = "another process created it in the meantime"
+            raise InputError(f"{folder}: {found}; run this command again") from None
+        finally:
+            shutil.rmtree(tmp_folder, ignore_errors=True)

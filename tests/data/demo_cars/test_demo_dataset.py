@@ -1,16 +1,21 @@
 """The demo data set: the competition's layout, exact masks, complete or absent."""
 
 import csv
-import os
+import signal
 import subprocess
-from concurrent.futures import as_completed
+import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 
 import numpy as np
 import pytest
+from browser import wait_for
+from conftest import ROOT
 from PIL import Image
 
 import demo
 from core.errors import InputError
+from core.files import folder_lock
 from data import rle
 from data.demo_cars import dataset
 from data.demo_cars.cars import build_car
@@ -89,28 +94,47 @@ def test_write_demo_dataset_interrupted_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_write_demo_dataset_deletes_what_killed_processes_left(tmp_path):
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    left, running = (tmp_path / f"data.tmp-{pid}" for pid in (ended.pid, os.getppid()))
-    left.mkdir()
-    running.mkdir()
-    dataset.remove_unfinished(tmp_path / "data")
-    assert [path.name for path in tmp_path.iterdir()] == [running.name]
+def test_write_demo_dataset_replaces_what_a_killed_process_left(tmp_path):
+    left = tmp_path / "data.tmp" / "train" / "half.jpg"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    dataset.write_demo_dataset(tmp_path / "data", 1, 0, 3, SIZE)
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    names = {path.name for path in (tmp_path / "data").rglob("*")}
+    assert "half.jpg" not in names and ".lock" not in names
+
+
+def test_write_demo_dataset_while_another_process_does_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("core.files.LOCK_WAIT_S", 0)
+    with (
+        folder_lock(tmp_path / "data.tmp", ""),
+        pytest.raises(InputError, match="another process is using this folder; wait until"),
+    ):
+        dataset.write_demo_dataset(tmp_path / "data", 1, 0, 3, SIZE)
 
 
 def test_stopped_rendering_does_not_render_the_other_cars(tmp_path, monkeypatch):
-    """Sixty cars take minutes."""
-
     def stop(futures):
         next(as_completed(futures)).result()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(dataset, "as_completed", stop)
-    cars = dataset.draw_cars(60, seed=3)
+    monkeypatch.setattr(dataset, "ProcessPoolExecutor", partial(ProcessPoolExecutor, 2))
+    cars = dataset.draw_cars(20, seed=3)
     with pytest.raises(KeyboardInterrupt):
-        dataset.write_files(tmp_path, cars, 60, 3, SIZE)
-    assert len(list((tmp_path / "train").iterdir())) < 16 * 30
+        dataset.write_files(tmp_path, cars, 20, 3, SIZE)
+    assert len(list((tmp_path / "train").iterdir())) < 16 * 10
+
+
+def test_stopped_train_script_leaves_nothing_of_the_demo_that_it_renders(tmp_path):
+    args = ["recipe=demo", f"data_dir={tmp_path / 'data'}", f"output_dir={tmp_path / 'output'}"]
+    command = [sys.executable, str(ROOT / "src" / "train.py"), *args]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        wait_for(lambda: list(tmp_path.glob("data.tmp/train/*.jpg")))
+        process.send_signal(signal.SIGTERM)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 143 and "Traceback" not in stderr
+    assert not list(tmp_path.glob("data*"))
 
 
 def test_write_demo_dataset_rejects_a_link_before_rendering(tmp_path):
