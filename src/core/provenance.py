@@ -40,16 +40,16 @@ def typed_command() -> str:
 def train_command(fold_dir: Path) -> str:
     """Return the command that repeats a fold's training from scratch: that of its first start, or
     of the run's, in any stage and fold, if the fold was first started by resume=true."""
-    [first, *_] = _read_records(fold_dir) or [{"command": typed_command()}]
-    words = shlex.split(first["command"])
-    if any(word.startswith("resume=") for word in words):
+    [own, *_] = _read_records(fold_dir) or [{"command": typed_command()}]
+    first = own
+    if "resume=" in own["command"]:
         parent = fold_dir.parent
         run_dir = parent.parent if re.fullmatch(r"stage\d+", parent.name) else parent
         folders = [path.parent for path in run_dir.glob(f"**/fold*/{RECORDS_NAME}")]
-        records = [_read_records(folder)[0] for folder in folders]
-        first = min(records, key=lambda r: ("resume=" in r["command"], r["time"]), default=first)
-        words = [word for word in shlex.split(first["command"]) if not word.startswith("fold=")]
-    return shlex.join(word for word in words if not word.startswith("resume="))
+        records = [own, *(_read_records(folder)[0] for folder in folders)]
+        first = min(records, key=lambda r: ("resume=" in r["command"], r.get("time", "")))
+    left_out = ("resume=",) if first is own else ("resume=", "fold=")
+    return shlex.join(w for w in shlex.split(first["command"]) if not w.startswith(left_out))
 
 
 def _read_records(fold_dir: Path) -> list[dict[str, Any]]:

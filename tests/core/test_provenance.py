@@ -44,6 +44,11 @@ def test_train_command_after_a_resume_is_that_of_the_first_start(monkeypatch, tm
     assert start_fold(tmp_path / "fold1", monkeypatch, "run=a", "resume=True") == expected
 
 
+def test_train_command_of_a_job_that_always_resumes_keeps_its_fold(monkeypatch, tmp_path):
+    command = start_fold(tmp_path / "fold2", monkeypatch, "resume=true", "run=a", "fold=2")
+    assert command == "bash train.sh run=a fold=2"
+
+
 def test_train_command_of_a_later_stage_or_fold_is_that_of_the_run(monkeypatch, tmp_path):
     (tmp_path / "stage1").mkdir()
     args = ["recipe=demo", "run=a"]
