@@ -275,6 +275,20 @@ def test_pages_link_only_to_files_that_exist(page):
         assert target.startswith("http") or (page.parent / target).exists(), target
 
 
+def heading_anchors(page):
+    """Return the anchors that GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p.suffix == ".md"], ids=lambda p: p.name)
+def test_pages_link_only_to_headings_that_exist(page):
+    text = page.read_text(encoding="utf-8")
+    for link, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", text):
+        target = page.parent / link if link else page
+        assert anchor in heading_anchors(target), f"{link}#{anchor}"
+
+
 def test_commands_on_the_pages_have_settings_that_exist():
     """Measurements also have commands of older commits, tests/invalid_input.md wrong ones."""
     measured = ("experiments.md", "speed.md")
