@@ -52,6 +52,8 @@ REMOVED = {"augment_on", "bench_baselines", "compare", "decode", "jpeg_decode", 
 def rename_old_settings(values: dict[str, Any]) -> dict[str, Any]:
     """Return `values` with old names replaced, and removed settings and values dropped."""
     values = {RENAMED.get(name, name): v for name, v in values.items() if name not in REMOVED}
+    if values.get("dilated_bottom") == 0:  # other values are no longer possible
+        del values["dilated_bottom"]
     if isinstance(steps := values.get("postprocess"), str):  # there was a step `hull`
         values["postprocess"] = ",".join(s for s in steps.split(",") if s != "hull") or "none"
     return values

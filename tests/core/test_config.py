@@ -277,9 +277,16 @@ def test_check_model_options_rejects_an_option_of_the_other_model_in_a_recipe(tm
 
 def test_load_settings_reads_names_of_the_first_release_in_a_recipe(tmp_path):
     recipe = tmp_path / "old.yaml"
-    recipe.write_text("batch: 7\namp: fp32\naugment_on: gpu\n")
+    recipe.write_text("batch: 7\namp: fp32\naugment_on: gpu\ndilated_bottom: 0\n")
     settings = config.load_settings([f"recipe={recipe}"])
     assert (settings.batch_size, settings.precision) == (7, "fp32")
+
+
+def test_load_settings_rejects_a_removed_option_that_is_on(tmp_path):
+    recipe = tmp_path / "old.yaml"
+    recipe.write_text("dilated_bottom: 6\n")
+    with pytest.raises(InputError, match="dilated_bottom=6"):
+        config.load_settings([f"recipe={recipe}"])
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from core.config import load_settings
 from core.errors import InputError
 from models.build import build_model, build_unet
 from models.segmenter import count_parameters
-from models.unet import UPSAMPLERS, DilatedBottom, UNet, center_crop
+from models.unet import UPSAMPLERS, UNet, center_crop
 
 PAPER_CHANNELS = [64, 128, 256, 512, 1024]
 
@@ -213,50 +213,3 @@ def test_unet_initial_weights_depend_only_on_the_seed_and_the_order_of_the_layer
                 weight = module.weight.detach().clone()
                 module.reset_parameters()
                 assert torch.equal(module.weight, weight)
-
-
-# ---------------------------------------------------------------- dilated bottleneck
-
-
-@pytest.mark.parametrize("norm", ["none", "batch"])
-@torch.inference_mode()
-def test_dilated_bottom_is_the_sum_of_stacked_convolutions(norm):
-    bottom, x = DilatedBottom(3, 4, n_convs=3, norm=norm).eval(), torch.randn(1, 3, 9, 8)
-    expected = torch.zeros(1, 4, 9, 8)
-    y = x
-    for i, conv in enumerate(bottom.convs):
-        y = F.conv2d(y, conv[0].weight, conv[0].bias, padding=2**i, dilation=2**i)
-        y = (conv[1](y) if norm == "batch" else y).relu()
-        expected += y
-    assert torch.allclose(bottom(x), expected, atol=1e-5)
-
-
-def test_dilated_bottom_of_six_convolutions_sees_127_pixels():
-    bottom = DilatedBottom(1, 1, n_convs=6, norm="none")
-    for parameter in bottom.parameters():
-        parameter.data.fill_(1.0)
-    x = torch.zeros(1, 1, 1, 201, requires_grad=True)
-    bottom(x)[0, 0, 0, 100].backward()
-    seen = x.grad.flatten().nonzero().flatten()
-    assert (seen.min(), seen.max()) == (100 - 63, 100 + 63)
-
-
-def test_unet_with_dilated_bottom_has_it_in_place_of_the_bottleneck():
-    """With lyakaap's widths: 44 channels, three levels above the bottleneck, no normalization."""
-    options = {"norm": "none", "upsampling": "nearest"}
-    channels = [44, 88, 176, 352]
-    plain, dilated = (UNet(channels, **options, dilated_bottom=n) for n in (0, 6))
-    convs = [conv_parameters(c, 352, 3) for c in (176, 352, 352, 352, 352, 352)]
-    difference = sum(convs) - sum(convs[:2])
-    assert count_parameters(dilated) == count_parameters(plain) + difference
-    logits = dilated(torch.randn(1, 3, 16, 24))
-    assert logits.shape == (1, 1, 16, 24)
-    logits.sum().backward()
-    assert all(p.grad is not None for p in dilated.parameters())
-
-
-def test_build_unet_passes_dilated_bottom_and_rejects_it_with_valid_padding():
-    args = ["channels=[4,8]", "dilated_bottom=4"]
-    assert len(build_model(load_settings(args)).network.encoder_blocks[-1].convs) == 4
-    with pytest.raises(InputError, match="dilated_bottom=4: needs padding=same"):
-        build_model(load_settings([*args, "padding=valid"]))
