@@ -143,7 +143,7 @@ def damage(run):
 @pytest.mark.parametrize(
     ("change", "args", "parts"),
     [
-        (swap_folds, [], ["fold0/best.safetensors: held out fold 1, not 0"]),
+        (swap_folds, [], ["fold0/best.safetensors: is in the wrong folder: it held out fold 1"]),
         (regroup, [], ["was trained on other images, masks or folds", "folds_csv"]),
         (drop_image, [], ["was trained on other images, masks or folds"]),
         (None, ["max_images=2"], ["was trained on other images, masks or folds"]),
