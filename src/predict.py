@@ -3,6 +3,7 @@
 Multiclass runs write PNG masks instead. If the test split has labels, scores are printed.
 """
 
+import hashlib
 import json
 import sys
 from collections.abc import Iterator
@@ -34,7 +35,7 @@ from data.sample import Sample
 from evaluation import ensemble, oof, submission, visualize
 from evaluation.pixel_counts import count_pixels
 from inference import load_runs
-from inference.chunks import ChunkedPrediction, ImageResult, images_hash, prediction_key
+from inference.chunks import ChunkedPrediction, ImageResult, prediction_key
 from inference.combine import ImageProbabilities
 from inference.members import EnsembleMember
 from inference.pipeline import map_in_threads
@@ -208,10 +209,10 @@ def main(args: list[str]) -> None:
     print(line)
     distributed.init_process_group(device)
     key = prediction_key(settings, members, binarizer)
-    images = images_hash(samples)
-    distributed.assert_equal_on_all_ranks({"weights or settings": key, "test images": images})
     folder = settings.submission_path.with_suffix(".chunks")
     chunks = ChunkedPrediction(folder, key, samples, settings.batch_size)
+    images = hashlib.sha256("".join(chunks.images_hashes).encode()).hexdigest()[:12]
+    distributed.assert_equal_on_all_ranks({"weights or settings": key, "test images": images})
     with chunks.lock() if process_env.is_main_process() else nullcontext():
         predict_pending_chunks(settings, list(members.values()), chunks, binarizer)
         if process_env.is_main_process():

@@ -50,6 +50,7 @@ def measure_recipe(
     steps, repeated = StepTimer(), samples * -(-MIN_LOOP_IMAGES // len(samples))
     with TemporaryDirectory() as folder, explain_out_of_memory(settings):
         trial = make_trial(settings, folder)
+        # As many updates as the recipe makes: from TUNE_MIN_UPDATES on, training is compiled.
         trial.epochs = max(1, round(settings.epochs * n_training / len(repeated)))
         trainer = FoldTrainer(trial, -1, repeated, make_cache(trial, samples), device)
         batch = time_loading(steps, trainer, samples[:N_STEP_IMAGES])

@@ -43,7 +43,7 @@ class LoopDone(Exception):
 
 
 class LoopTimer(tqdm):
-    """Stands in for a loop's progress bar and raises LoopDone after `seconds`.
+    """Progress bar of a loop that shows nothing, counts images, and ends it after `seconds`.
 
     The clock starts at the end of the first step, which starts workers and fills pipelines. At both
     ends it waits for a GPU, in between it does not.

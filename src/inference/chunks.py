@@ -44,10 +44,10 @@ class ChunkedPrediction:
         self.folder, self.prefix, self.samples = folder, key[:16], samples
         self.chunk_size = BATCHES_PER_CHUNK * batch_size
         count = -(-len(samples) // self.chunk_size)
-        self.names = [f"{self.prefix}_{i:06}_{images_hash(self.chunk(i))}" for i in range(count)]
+        self.images_hashes = [images_hash(self.chunk(i)) for i in range(count)]
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.images_hashes)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -64,7 +64,7 @@ class ChunkedPrediction:
 
     def chunk_path(self, i: int) -> Path:
         """Return the path of chunk `i`, which exists only if the chunk is finished."""
-        return self.folder / f"{self.names[i]}.json"
+        return self.folder / f"{self.prefix}_{i:06}_{self.images_hashes[i]}.json"
 
     def pending(self) -> list[int]:
         """Return the indices of the chunks that are not finished."""
@@ -99,7 +99,8 @@ class ChunkedPrediction:
 def prediction_key(
     settings: Settings, members: dict[str, EnsembleMember], binarizer: Binarizer
 ) -> str:
-    """Return a hash of the settings and weights (by path) that a prediction depends on."""
+    """Return a hash of the settings and weights that a prediction depends on. `members`: by path of
+    their weights."""
     parts = [
         (settings.tta, settings.tile_size, settings.tile_overlap, settings.batch_size),
         (settings.precision, settings.save_masks, settings.max_images, binarizer),

@@ -1,7 +1,6 @@
 """Masks, cutouts and overlays of photographs, written to output/<run>/<name>/."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import cv2
@@ -19,6 +18,8 @@ from inference.cutout import read_background
 from inference.segmentation import Segmentation
 from inference.trained_model import TrainedModel
 
+SKIP_HINT = "; or set skip_unreadable=true"
+
 
 def predict_photographs(settings: Settings, model: TrainedModel) -> list[str]:
     """Predict the photographs of the setting `images`, write their pictures and print where.
@@ -28,9 +29,11 @@ def predict_photographs(settings: Settings, model: TrainedModel) -> list[str]:
     path, class_map = Path(settings.images), get_class_map(settings)
     photographs = find_photographs(path)[: settings.max_images or None]
     if not settings.skip_unreadable:  # report an unreadable one before predicting the others
-        for photograph in photographs:
-            with suggest_skipping():
+        try:
+            for photograph in photographs:
                 read_image_size(photograph)
+        except InputError as error:
+            raise InputError(f"{error}{SKIP_HINT}") from None
     check_background(settings, class_map)
     folder = run_folder.photographs_dir(
         settings.run_dir, path.resolve().name if path.is_dir() else path.stem
@@ -38,11 +41,10 @@ def predict_photographs(settings: Settings, model: TrainedModel) -> list[str]:
     empty, errors = [], []
     for photograph in tqdm(photographs, "predict", unit="image", disable=None):
         try:
-            with nullcontext() if settings.skip_unreadable else suggest_skipping():
-                image = read_image(photograph)
+            image = read_image(photograph)
         except InputError as error:
             if not settings.skip_unreadable:
-                raise
+                raise InputError(f"{error}{SKIP_HINT}") from None
             errors.append(str(error))
             continue
         result = model(image)
@@ -57,15 +59,6 @@ def predict_photographs(settings: Settings, model: TrainedModel) -> list[str]:
         verb = "is" if len(empty) == 1 else "are"
         print(f"{len(empty)} of {count} masks {verb} empty; the first is of {empty[0]}")
     return errors
-
-
-@contextmanager
-def suggest_skipping() -> Iterator[None]:
-    """Add the setting that skips unreadable photographs to an InputError."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{error}; or set skip_unreadable=true") from None
 
 
 def check_background(settings: Settings, class_map: ClassMap) -> None:

@@ -252,7 +252,7 @@ def one_fold_of_few_images(tmp_path):
 def test_report_of_one_network_trained_on_few_images(one_fold_of_few_images):
     loaded = load(one_fold_of_few_images, "run=trial")
     assert len(loaded.samples) == 4 and len(loaded.cards) == 2
-    assert loaded.disagreement_section() == ("With one network there is nothing to disagree.", [])
+    assert loaded.disagreement_section() == ("A single network has nothing to disagree with.", [])
     assert "networks of all folds together" not in report.render_page(loaded)
 
 
