@@ -119,7 +119,7 @@ def format_row(name: str, machine: dict[str, Any], result: dict[str, Any]) -> li
     """Format a recipe's result under SPEED_COLUMNS."""
     rate, plain = (result[f"{kind}training_images_per_second"] for kind in ("", "plain_"))
     tflops, largest = result["training_tflops"], result["matrix_product_tflops"]
-    device = machine["gpu"] or f"{machine['cores']} cores of {machine['cpu']}"
+    device = machine["gpu"] or f"{machine['threads']} threads on {machine['cpu']}"
     return [
         f"`{name}`",
         f"{device}, {result['precision']}, batch {result['settings']['batch_size']}",

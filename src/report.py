@@ -120,7 +120,7 @@ class Report:
             return f"There is no {path} yet; {command} writes it.", []
         members = load_runs.load_members(self.settings, self.weights)
         if len(members) == 1:
-            return "A single network has nothing to disagree with.", []
+            return "Disagreement needs two or more networks.", []
         networks = sorted(file_sha256(Path(weights_file)) for weights_file in members)
         stored = read_submission_json(json_path)
         if stored["runs"] != self.weights or stored.get("networks") != networks:

@@ -31,9 +31,12 @@ def train_folds(settings: Settings, device: torch.device) -> None:
     n_folds, sizes = preflight.check_data(settings, samples)
     folds = preflight.folds_to_train(settings, n_folds)
     distributed.init_process_group(device)
-    if folds:
+    fingerprint, commit = datasets.dataset_fingerprint(samples), provenance.current_commit()
+    preflight.check_finished_folds(settings, fingerprint)
+    if not folds:
+        print(f"{settings.run_dir}: finished already; set another run= to train again")
+    else:
         preflight.check_folds(settings, folds, samples, sizes)
-        fingerprint, commit = datasets.dataset_fingerprint(samples), provenance.current_commit()
         distributed.assert_equal_on_all_ranks({"data_dir": fingerprint, "commit": commit})
         save_config(settings)
         cache = make_cache(settings, samples)

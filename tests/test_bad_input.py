@@ -362,7 +362,7 @@ CORRUPTIONS: dict[str, Corruption] = {
     "a recipe with an unknown key": write_recipe("epoch: 3\n"),
     "a recipe that is a list": write_recipe("- lr\n"),
     "a text for a number": nothing,
-    "a last step of one image, of which one pixel is left": nothing,
+    "steps of one image, of which one pixel is left": nothing,
     "a number for a list": nothing,
     "a value out of range": nothing,
     "a fold that does not exist": nothing,

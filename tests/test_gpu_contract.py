@@ -40,7 +40,7 @@ def train_steps(state, metrics, size, device):
         images = torch.empty(4, 3, *size, dtype=torch.uint8, device=device)
         targets = torch.empty(4, 1, *size, dtype=torch.uint8, device=device)
         loss, logits = state.train_step(images, targets, 1.0, is_update)
-        metrics.add(loss, logits, targets, 4)
+        metrics.add(loss, logits, targets)
     return loss, logits
 
 

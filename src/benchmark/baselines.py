@@ -40,8 +40,8 @@ class PlainDataset(Dataset):
 def plain_images_per_second(
     settings: Settings, samples: list[Sample], device: torch.device
 ) -> float | None:
-    """Train the settings' network as most published solutions do: float32, NCHW, eager, without a
-    cache, reading the loss at every step. None if the memory of a GPU is too small for it."""
+    """Train the settings' network in a textbook loop: float32, NCHW, eager, without a cache,
+    reading the loss at every step. None if the memory of a GPU is too small for it."""
     torch.backends.cudnn.benchmark = False  # torch's default, which measurements have changed
     model = build_model(settings, pretrained=False)
     network = model.network.to(device, memory_format=torch.contiguous_format)

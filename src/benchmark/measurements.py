@@ -40,12 +40,11 @@ def make_trial(settings: Settings, folder: str) -> Settings:
 def measure_recipe(
     settings: Settings, samples: list[Sample], n_training: int, device: torch.device
 ) -> dict[str, Any]:
-    """Measure training and prediction of a recipe on `samples`, as fast as with `n_training` images
-    to train on: their number decides whether networks are compiled.
+    """Measure training and prediction of a recipe on `samples`. Training is compiled if it would be
+    on `n_training` images.
 
-    `training_busy` and `prediction_busy` are the shares of a loop's time in which the device works
-    for it: the time of an image in steps on data that is on the device already, over its time in
-    the loop.
+    `training_busy` and `prediction_busy`: the time per image of steps on data that is already on
+    the device, divided by the time per image in the loop.
     """
     steps, repeated = StepTimer(), samples * -(-MIN_LOOP_IMAGES // len(samples))
     with TemporaryDirectory() as folder, explain_out_of_memory(settings):

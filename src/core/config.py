@@ -123,8 +123,8 @@ def load_settings(
 
 
 def check_model_options(settings: Settings, args: list[str]) -> None:
-    """Raise InputError for an option of the other model in `args`, or in their recipe unless they
-    set `model`: it would have no effect, unless it is off."""
+    """Raise InputError if `args`, or their recipe unless they set `model`, set an option of the
+    other model: it would have no effect. Options that are off are accepted."""
     overrides = parse_overrides(args)
     recipe = {} if "model" in overrides else read_recipe(settings.recipe)
     for name, value in (recipe | overrides).items():
@@ -144,8 +144,8 @@ def load_settings_without_stages(
 
 
 def split_runs(args: list[str]) -> list[list[str]]:
-    """Return the arguments that train each run of `runs`, with the recipe of its name: from the
-    folder of the recipe in `args` if that is a file."""
+    """Return a list of arguments for each run of `runs`; a run is trained with the recipe of its
+    name. If `recipe` is a file, the recipes are files in its folder."""
     settings = load_settings(args)
     if settings.runs == [settings.run]:
         return [args]
@@ -184,8 +184,11 @@ def is_recipe_file(recipe: str) -> bool:
 
 
 def read_recipe(name: str, derived: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Read src/recipes/<name>.yaml, or the .yaml file at the path `name`; over the recipe that it
-    names as `recipe`, a path relative to its folder. `derived`: the recipes read over this one."""
+    """Return the settings of src/recipes/<name>.yaml, or of the .yaml file at the path `name`.
+
+    If it has a key `recipe`, it overrides the settings of that recipe, whose path is relative to
+    the file. `derived`: names of the recipes that led here, to detect cycles.
+    """
     path = SRC / "recipes" / f"{name}.yaml"
     if is_recipe_file(name):
         path = Path(os.path.expanduser(name))
@@ -217,7 +220,9 @@ def _assign(conf: DictConfig, key: str, value: Any, source: str) -> None:
         assigned = conf[key]  # fails for ${name}, which has a meaning in OmegaConf
     except (OmegaConfBaseException, TypeError) as error:
         reason = str(error).splitlines()[0]  # the other lines repeat the key and the class
-        if "ListConfig" in reason or isinstance(error, TypeError):
+        if key == "fold":
+            reason = "expected one fold, or none for all; start the command once for each fold"
+        elif "ListConfig" in reason or isinstance(error, TypeError):
             reason = "expected a list, written a,b; in a recipe [a,b]"
         raise InputError(f"{typed}: {reason}; {HELP_HINT}") from None
     check = FIELDS[key].metadata["check"]

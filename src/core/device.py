@@ -189,12 +189,16 @@ def explain_out_of_memory(settings: Settings, is_training: bool = True) -> Itera
             raise
         size = settings.train_size if is_training else settings.size
         height, width = size or (1024, 1536)
-        half_batch = f"batch_size={settings.batch_size // 2}"
+        processes = process_env.world_size()
+        half = settings.batch_size // 2 // processes * processes
         if not is_training:  # also in validation; a run cannot resume with another batch_size
             fix = f"tile_size={max(128, (settings.tile_size or max(height, width)) // 2)}"
-            fix += f", or for predict.sh {half_batch}" * (settings.batch_size > 1)
-        elif settings.batch_size > 1:
-            fix = f"{half_batch} grad_accumulation={settings.grad_accumulation * 2}"
+            fix += f", or for predict.sh batch_size={settings.batch_size // 2}" * (
+                settings.batch_size > 1
+            )
+        elif half:
+            steps = settings.grad_accumulation * settings.batch_size // half
+            fix = f"batch_size={half} grad_accumulation={steps}"
         else:
             name = "crop_size" if settings.crop_size else "size"
             fix = f"{name}={height // 2},{width // 2}"

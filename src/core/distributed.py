@@ -30,18 +30,24 @@ LONG_TIMEOUT = timedelta(days=2)  # longest wait after predicting many images
 
 
 def requested_processes() -> int:
-    """Number of processes requested by GPUS=n; 1 inside a process that is one of them."""
+    """Return the number of processes requested by GPUS=n; 1 inside one of them."""
     value = os.environ.get("GPUS", "1")
     if not value.isdecimal() or int(value) < 1:
         raise InputError(f"GPUS={value}: must be the number of GPUs, as in GPUS=4")
     return 1 if process_env.is_distributed() else int(value)
 
 
+def count_processes() -> int:
+    """Return the number of processes that run, or that this one is about to start."""
+    return max(requested_processes(), process_env.world_size())
+
+
 def launch_processes(device: torch.device) -> None:
     """Run this script's command in GPUS processes; if one fails, exit with its code."""
     count = requested_processes()
     if device.type == "cuda" and count > torch.cuda.device_count():
-        raise InputError(f"GPUS={count}: this machine has {torch.cuda.device_count()}")
+        n_gpus = torch.cuda.device_count()
+        raise InputError(f"GPUS={count}: this machine has {n_gpus}; set GPUS={n_gpus} or less")
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # its report is 40 lines
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, machine.available_cores() // count)))
     os.environ[process_env.LAUNCHED] = "1"
@@ -141,7 +147,7 @@ def map_sharded(fn: Callable[[list[Any]], Iterable[T]], items: list[Any]) -> lis
 
 
 def all_reduce_any(flags: list[bool]) -> list[bool]:
-    """Logical OR over ranks, on CPU tensors so that it does not synchronize with the GPU."""
+    """Return the logical OR over ranks, on CPU tensors so as not to synchronize with the GPU."""
     if process_env.world_size() == 1:
         return flags
     tensor = torch.tensor(flags, dtype=torch.uint8)

@@ -90,7 +90,7 @@ def _check_version(name: str, found: tuple, oldest: tuple, newest: tuple) -> Non
     text, first, last = (".".join(map(str, version)) for version in (found, oldest, newest))
     message = f"PYTHON={sys.executable}: {name} {text}; {first} to {last} are known to work"
     if found < oldest:
-        _exit(message)
+        _exit(f"{message}; install one of these, or unset PYTHON to use .venv")
     if found > newest:
         print(f"warning: {message}", file=sys.stderr)
 

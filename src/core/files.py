@@ -1,5 +1,6 @@
 """Atomic file writes, and locks on folders."""
 
+import errno
 import fcntl
 import glob
 import hashlib
@@ -16,6 +17,7 @@ from core import process_env
 from core.errors import DISK_FULL_ERRNOS, NOT_WRITABLE_ERRNOS, InputError
 
 LOCK_WAIT_S = 2  # for a lock that another process holds
+NO_LOCKS_ERRNOS = {errno.ENOLCK, errno.EOPNOTSUPP}  # of some network file systems
 
 
 @contextmanager
@@ -91,10 +93,10 @@ def folder_lock(folder: Path, hint: str) -> Iterator[None]:
     removed here.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
+    # After a restart by torchrun the old process may still be exiting.
+    wait_s = 30 if process_env.restart_count() else LOCK_WAIT_S
     try:
-        # After a restart by torchrun the old process may still be exiting.
-        lock.acquire(timeout=30 if process_env.restart_count() else LOCK_WAIT_S)
+        lock = acquire_lock(folder / ".lock", wait_s)
     except (Timeout, FileNotFoundError):  # the latter: that process has removed the folder
         raise InputError(f"{folder}: another process is using this folder; {hint}") from None
     try:
@@ -103,6 +105,24 @@ def folder_lock(folder: Path, hint: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def acquire_lock(path: Path, timeout_s: float = -1) -> FileLock:
+    """Return the acquired lock of a file; raise Timeout after `timeout_s`, if that is not negative.
+
+    On a file system without locks it is not acquired, and a warning is printed.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=timeout_s)
+    except OSError as error:  # Timeout is one, too
+        if error.errno not in NO_LOCKS_ERRNOS:
+            raise
+        process_env.print_once(
+            f"warning: {path.parent} is on a file system without locks; do not start a second "
+            "command that writes there"
+        )
+    return lock
 
 
 def is_locked(folder: Path) -> bool:

@@ -33,10 +33,10 @@ def set_thread_defaults() -> None:
     """Set OpenMP's variables where the user has not; libgomp reads them as torch is imported.
 
     Waiting threads spin for a fraction of a millisecond and then sleep. By default they spin
-    longer: two trainings side by side on two cores then slowed each other down 2.6 times
-    (docs/speed.md). One training alone ran at 0.96 of the speed of endless spinning, and at
-    0.87 without any. Where a container's CPU time is limited, libgomp would start a thread for
-    each core of the machine.
+    longer: two processes of convolution steps side by side on two cores then slowed each other
+    down 2.6 times (docs/speed.md). One training alone ran at 0.96 of the speed of endless
+    spinning, and at 0.87 without any. Where a container's CPU time is limited, libgomp would
+    start a thread for each core of the machine.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"

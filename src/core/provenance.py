@@ -31,8 +31,8 @@ def current_commit() -> str:
     return described.stdout.strip() or "unknown"
 
 
-def typed_command() -> str:
-    """Return the command that started this process."""
+def equivalent_train_command() -> str:
+    """Return a train.sh command with this process's arguments, however it was started."""
     gpus = [f"GPUS={process_env.world_size()}"] if process_env.is_launched() else []
     return shlex.join([*gpus, "bash", "train.sh", *sys.argv[1:]])
 
@@ -40,7 +40,7 @@ def typed_command() -> str:
 def train_command(fold_dir: Path) -> str:
     """Return the command that repeats a fold's training from scratch: that of its first start, or
     of the run's, in any stage and fold, if the fold was first started by resume=true."""
-    [own, *_] = _read_records(fold_dir) or [{"command": typed_command()}]
+    [own, *_] = _read_records(fold_dir) or [{"command": equivalent_train_command()}]
     first = own
     if "resume=" in own["command"]:
         parent = fold_dir.parent
@@ -68,13 +68,13 @@ def package_versions() -> dict[str, str]:
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Return processor, cores, GPU, torch version, commit and date."""
+    """Return processor, number of torch threads, GPU, torch version, commit and date."""
     cpuinfo = Path("/proc/cpuinfo")  # Linux only
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return {
         "cpu": models[0] if models else platform.machine(),
-        "cores": torch.get_num_threads(),
+        "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "torch": torch.__version__,
         "commit": current_commit(),
@@ -87,7 +87,7 @@ def append_run_record(folder: Path, device: torch.device, data: dict[str, Any]) 
     records = _read_records(folder)
     record = {
         "time": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
-        "command": typed_command(),
+        "command": equivalent_train_command(),
         **describe_machine(device),
         "packages": package_versions(),
         "data": data,

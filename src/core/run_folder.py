@@ -39,6 +39,11 @@ def snapshot_dir(run_dir: Path, fold: int) -> Path:
     return fold_dir(run_dir, fold) / "resume"
 
 
+def has_snapshot(run_dir: Path, fold: int) -> bool:
+    """Whether training of the fold resumes from a snapshot."""
+    return any(snapshot_dir(run_dir, fold).glob("*.pt"))
+
+
 def ensemble_path(run_dir: Path) -> Path:
     """output/<run>+<run>/ensemble.json"""
     return run_dir / "ensemble.json"
@@ -63,7 +68,8 @@ def photographs_dir(run_dir: Path, name: str) -> Path:
     """output/<run>/<name>: masks and cutouts of photographs; InputError for a name in use."""
     if name in ("", masks_dir(run_dir).name) or re.fullmatch(r"(fold|stage)\d+|.*\.chunks", name):
         raise InputError(
-            f"images: {name!r} is a folder of {run_dir} itself; rename the photographs'"
+            f"images: {run_dir / name} is reserved for the run's own files; rename the folder "
+            "or file that images= names"
         )
     return run_dir / name
 
@@ -74,7 +80,7 @@ def config_path(run_dir: Path) -> Path:
 
 
 def finished_folds(run_dir: Path) -> list[int]:
-    """Sorted folds that have weights and out-of-fold scores."""
+    """Return the sorted folds that have weights and out-of-fold scores."""
     folders = [path.parent for path in run_dir.glob("fold*/oof.npz")]
     names = [folder.name for folder in folders if (folder / "best.safetensors").exists()]
     return sorted(int(name[4:]) for name in names if name[4:].isdecimal())

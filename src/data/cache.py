@@ -9,12 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 from tqdm import tqdm
 
 from core import machine, process_env
 from core.errors import InputError
-from core.files import atomic_write, remove_stale_tmp_files
+from core.files import acquire_lock, atomic_write, remove_stale_tmp_files
 from core.settings import Settings
 from data.datasets import read_sample_image, read_sample_mask, read_sizes
 from data.preprocess import (
@@ -32,8 +31,8 @@ ImageAndTarget = tuple[np.ndarray, np.ndarray]  # h×w×3 RGB and h×w, both uin
 def load_sample(
     sample: Sample, preprocessing: Preprocessing
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return a sample's image, its target (coverage 0…255, or class ids), and its mask at native
-    size."""
+    """Return a sample's image (h×w×3 uint8), its target (h×w uint8: coverage 0…255, or class ids),
+    and its mask at native size (H×W bool, or uint8 class ids)."""
     image, mask = read_sample_image(sample), read_sample_mask(sample)
     return preprocess_image(image, preprocessing), preprocess_mask(mask, preprocessing), mask
 
@@ -58,7 +57,7 @@ class Cache:
         self.pixels, self.masks = pixels, masks
 
     def image_and_target(self, sample: Sample) -> ImageAndTarget:
-        """Return views into the cache, which must not be written to."""
+        """Return image h×w×3 and target h×w, uint8 views into the cache; do not write to them."""
         record, area = self.pixels[self.index[sample.image_id]], self.size[0] * self.size[1]
         return record[: 3 * area].reshape(*self.size, 3), record[3 * area :].reshape(self.size)
 
@@ -118,12 +117,15 @@ def open_disk_cache(
     """Open the cache file `path` (.npy, pixels) and the .npz of the masks, and write them first if
     they are missing. One process writes while the others wait."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
+    lock = acquire_lock(path.with_suffix(".lock"))
+    try:
         if not (path.exists() and path.with_suffix(".npz").exists()):
             remove_stale_tmp_files(path.parent, path.stem)
             n_bytes = len(samples) * 4 * size[0] * size[1]
             require_space("disk", n_bytes, free_disk_bytes(path.parent))
             write_disk_cache(samples, preprocessing, size, path)
+    finally:
+        lock.release()
     with np.load(path.with_suffix(".npz")) as file:
         masks = np.split(file["packed"], file["ends"][:-1])
     return Cache(samples, preprocessing, size, np.load(path, mmap_mode="c"), masks)
@@ -185,8 +187,8 @@ def make_cache(settings: Settings, samples: Sequence[Sample]) -> Cache | None:
 
 
 def choose_location(cache: str, n_bytes: int, path: Path) -> str:
-    """Return "ram", "disk" or "none" for the setting `cache`. "auto" takes at most half of the
-    available space, and a file that exists or that another process is writing."""
+    """Return "ram", "disk" or "none" for the setting `cache`. "auto" uses a cache file that exists
+    or is being written, else a place with more than twice the needed space."""
     if cache != "auto":
         return cache
     if path.exists() or any(path.parent.glob(f".{path.name}.*.tmp")):

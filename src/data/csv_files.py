@@ -58,7 +58,8 @@ def read_folds(settings: Settings) -> dict[str, int]:
     table = table[table["dataset"] == settings.dataset_name]
     if table.empty:
         raise InputError(
-            f"{path}: has no row of dataset {settings.dataset_name}; see `python src/folds.py`"
+            f"{path}: has no row of dataset {settings.dataset_name}; write its rows with "
+            "`python src/folds.py` and the same settings, or set dataset_name=..."
         )
     require_distinct(path, table["group"])
     non_numeric = table["fold"][~table["fold"].str.fullmatch(r"\d{1,3}")]

@@ -182,6 +182,8 @@ def dataset_fingerprint(samples: Sequence[Sample]) -> str:
 def mask_identity(path: Path) -> str:
     """Return the size of a mask's file, or its hash if other masks may have files of that size: in
     uncompressed formats, and in a csv of all masks."""
+    if not path.exists():
+        raise InputError(f"{path}: is missing, or a link to a missing file")
     is_compressed = path.suffix.lower() not in (".bmp", ".tif", ".tiff", ".csv")
     return str(path.stat().st_size) if is_compressed else file_sha256(path)
 

@@ -38,7 +38,8 @@ def open_image(path: Path) -> Iterator[Image.Image]:
             width, height = image.size
             if height * width > MAX_PIXELS:
                 raise InputError(
-                    f"{path}: header declares {width}×{height} pixels, the limit is 2^28"
+                    f"{path}: header declares {width}×{height} pixels, the limit is 2^28; "
+                    "scale it down or cut it into tiles"
                 )
             if (n_pictures := count_pictures(image)) > 1:
                 fix = "ffmpeg -i <file> frame_%04d.png"

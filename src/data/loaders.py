@@ -63,12 +63,13 @@ def train_loader(samples: Sequence[Sample], settings: Settings, cache: Cache | N
     """Return a loader of (images B×3×h×w, targets B×1×h×w), uint8; set `.batch_sampler.epoch`
     before each epoch."""
     height, width = settings.crop_size or network_size(samples[0], preprocessing_from(settings))
-    local_batch_size = -(-settings.batch_size // process_env.world_size())
+    sampler = EpochBatchSampler(len(samples), settings.batch_size, settings.seed)
+    local_batch_size = sampler.n_samples // process_env.world_size()
     batch_bytes = local_batch_size * 4 * height * width  # three of the image, one of the target
     workers = choose_num_workers(settings, batch_bytes, is_cheap=cache is not None)
     return DataLoader(
         TrainDataset(samples, settings, cache),
-        batch_sampler=EpochBatchSampler(len(samples), settings.batch_size, settings.seed),
+        batch_sampler=sampler,
         collate_fn=collate,
         num_workers=workers,
         pin_memory=pick_device(settings).type == "cuda",
@@ -194,7 +195,11 @@ def prediction_loader(
     sizes = [network_size(sample, p) for sample in samples[:1] for p in preprocessings]
     batch_bytes = settings.batch_size * sum(3 * height * width for height, width in sizes)
     # Passing a cached image to this process takes longer than reading it.
-    workers = 0 if use_cache else choose_num_workers(settings, batch_bytes, is_cheap=True)
+    workers = (
+        0
+        if use_cache
+        else choose_num_workers(settings, batch_bytes, is_cheap=True, may_reduce=True)
+    )
     dataset = PredictionDataset(
         samples,
         preprocessings,

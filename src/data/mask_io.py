@@ -23,8 +23,13 @@ def read_mask(path: Path, threshold: int = 0) -> np.ndarray:
     """
     with open_image(path) as image:
         orientation, pixels = exif_orientation(image), _shown_pixels(path, image)
+        lossy = is_lossy(path, image)
     is_gray = pixels.ndim == 2
-    mask = _to_mask(path, pixels, threshold) if is_gray else _rgba_mask(path, pixels, threshold)
+    is_opaque = is_gray or pixels[..., 3].min() == 255
+    if lossy and is_opaque and threshold > 1:  # of noise on black, one value may be left
+        mask = (pixels if is_gray else pixels[..., :3].max(axis=2)) >= threshold
+    else:
+        mask = _to_mask(path, pixels, threshold) if is_gray else _rgba_mask(path, pixels, threshold)
     return turn_upright(mask, orientation)
 
 
@@ -133,7 +138,7 @@ def _require_equal_grays(
     are_values = (rgb == gray[..., None]).all() and np.isin(gray, list(valid_values)).all()
     if are_values and (gray != indices).any():
         raise InputError(
-            f"{path}: the grays of its palette and its indices are different values in "
+            f"{path}: its palette's gray levels and its palette indices mean different classes in "
             "classes.csv; save it as gray PNG"
         )
 
@@ -161,8 +166,8 @@ def _values_of_colors(
     if indices is not None:
         if not unlisted.size and (indices != values).any():
             raise InputError(
-                f"{path}: its palette indices and its colors are different values in classes.csv; "
-                "save it as RGB, or write the colors of its palette into classes.csv"
+                f"{path}: its palette's colors and its palette indices mean different classes in "
+                "classes.csv; save it as RGB, or write the colors of its palette into classes.csv"
             )
         return indices
     if (rgb == rgb[..., :1]).all():

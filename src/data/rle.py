@@ -65,8 +65,8 @@ def decode(text: str, shape: tuple[int, int]) -> np.ndarray:
 
 
 def is_counted_down_columns(text: str, shape: tuple[int, int]) -> bool:
-    """Whether the mask is scattered as it is read, but not if its pixels are counted down the
-    columns, as in other competitions."""
+    """Whether the run lengths look column-major, as in other competitions: the mask is scattered if
+    decoded row by row, but not if decoded column by column. shape: (H, W)."""
     size = shape[0] * shape[1]
     if not vertical_continuity(*parse_runs(text, size), shape) < MIN_CONTINUITY:  # NaN: unknown
         return False

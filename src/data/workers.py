@@ -8,9 +8,13 @@ from core.errors import InputError
 from core.settings import Settings
 
 
-def choose_num_workers(settings: Settings, batch_bytes: int, is_cheap: bool) -> int:
+def choose_num_workers(
+    settings: Settings, batch_bytes: int, is_cheap: bool, may_reduce: bool = False
+) -> int:
     """Return the number of worker processes: one per core as far as their batches fit into shared
     memory, but none if the network runs on the same cores and loading is cheap.
+
+    InputError if the setting num_workers is more than fits, unless `may_reduce`.
 
     Measured with the carvana_small network on 1918×1280 JPEGs, 2 cores, batches of 4: 18.2 ms an
     image with threads that decode between two forward passes, 20.2 ms with neither threads nor
@@ -24,9 +28,10 @@ def choose_num_workers(settings: Settings, batch_bytes: int, is_cheap: bool) -> 
         "more, start the container with --shm-size=8g"
     )
     if settings.num_workers is not None:
-        if settings.num_workers > fitting:
-            raise InputError(f"num_workers={settings.num_workers}: {explanation}")
-        return settings.num_workers
+        if settings.num_workers > fitting and not may_reduce:
+            hint = f", or set num_workers={fitting}"
+            raise InputError(f"num_workers={settings.num_workers}: {explanation}{hint}")
+        return min(settings.num_workers, fitting)
     if is_cheap and pick_device(settings).type == "cpu":
         return 0
     if fitting < machine.cores_per_process():

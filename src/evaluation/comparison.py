@@ -64,8 +64,6 @@ def load_ensemble(ensemble_dir: Path, runs: list[LeaderboardEntry]) -> Leaderboa
     columns = {
         "tta": stored["tta"],
         "tta_gain": np.nan,
-        "weights": " ".join(f"{run}:{weight:.2f}" for run, weight in stored["runs"].items()),
-        "weights_gain": max(stored["gain_over_equal_weights"], 0.0),  # else they are equal
         "parameters": sum(run["parameters"] for run in costs),
         "seconds": sum(run["seconds"] for run in costs),
         "images_per_second": np.nan,
@@ -235,11 +233,13 @@ def to_markdown(table: pd.DataFrame) -> str:
 
 
 def write_leaderboard(output_dir: Path) -> None:
-    """Compare all runs and ensembles in `output_dir`: print and write the tables, and write each
-    one's predictor.json."""
+    """Print and write the tables of all runs and ensembles, and write their predictor.json."""
     entries = load_entries(output_dir)
     for entry in entries:
-        ensemble.store_predictor(output_dir / entry.name, entry.scores, entry.columns["tta"])
+        try:
+            ensemble.store_predictor(output_dir / entry.name, entry.scores, entry.columns["tta"])
+        except InputError as error:  # the folder of another user, for example
+            print(error)
     tables = build_leaderboards(entries)
     with atomic_write(output_dir / "leaderboard.csv") as tmp_path:
         pd.concat(tables).to_csv(tmp_path, index=False, float_format="%.6f")

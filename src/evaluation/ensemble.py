@@ -13,7 +13,6 @@ from core.settings import Settings
 from data.datasets import dataset_fingerprint, load_training_samples
 from data.sample import Sample
 from evaluation import oof
-from evaluation.ensemble_weights import MAX_RUNS, WeightChoice, choose_weights, keep_weightings
 from inference.load_runs import load_members, load_oof_members
 from inference.pipeline import map_in_threads
 from inference.predictor import Prediction, Reduce, keep_mean, predict
@@ -65,46 +64,32 @@ def load_scored_samples(settings: Settings) -> list[Sample]:
 
 
 def score_ensemble(settings: Settings) -> dict[str, Any]:
-    """Score the runs together out of fold, choose their weights, and write both; return the content
-    of ensemble.json.
-
-    The weights are equal, unless there are up to MAX_RUNS with one class and two or more folds.
-    """
+    """Score the mean of the runs out of fold; write ensemble.json and return its content."""
     if run_folder.config_path(settings.run_dir).exists():
         raise InputError(
             f"{settings.run_dir}: this name is reserved for the ensemble; rename the run"
         )
     runs, folds, samples = settings.runs, common_folds(settings), load_scored_samples(settings)
-    fingerprint, equal = dataset_fingerprint(samples), dict.fromkeys(runs, 1 / len(runs))
-    chooses = samples[0].class_map.is_binary and len(runs) <= MAX_RUNS and len(folds) > 1
+    fingerprint, weights = dataset_fingerprint(samples), dict.fromkeys(runs, 1 / len(runs))
     samples = sorted((s for s in samples if s.fold in folds), key=lambda sample: sample.fold)
-
-    def measure(weights: dict[str, float], reduce: Reduce) -> list[dict[str, Any]]:
-        predictions = predict_out_of_fold(settings, weights, samples, fingerprint, reduce)
-        return list(map_in_threads(oof.image_statistics, predictions))
-
-    if chooses:
-        choice = choose_weights(measure(equal, keep_weightings), samples, runs)
-        if choice.weights != equal:  # but the post-processing was measured with equal weights
-            statistics = measure(choice.weights, oof.keep_statistics)
-            choice.scores.per_image["step_dice"] = oof.to_scores(samples, statistics).step_dice
-    else:
-        choice = WeightChoice(equal, oof.to_scores(samples, measure(equal, oof.keep_statistics)))
+    reduce = oof.keep_statistics
+    predictions = predict_out_of_fold(settings, weights, samples, fingerprint, reduce)
+    scores = oof.to_scores(samples, list(map_in_threads(oof.image_statistics, predictions)))
     data = {
-        "runs": choice.weights,
-        "gain_over_equal_weights": choice.gain,
-        "interval": choice.interval,
+        "runs": weights,
         "folds": folds,
         "data": fingerprint,
         "tta": settings.tta,
         "networks": weight_file_hashes(Path(settings.output_dir), runs),
         "commit": provenance.current_commit(),
     }
-    oof.save_scores(settings.run_dir, choice.scores)
+    oof.save_scores(settings.run_dir, scores)
     with atomic_write(run_folder.ensemble_path(settings.run_dir)) as tmp_path:
         tmp_path.write_text(json.dumps(data, indent=2) + "\n")
-    store_predictor(settings.run_dir, choice.scores, settings.tta)
-    print(f"{settings.run}: {choice.describe()}")
+    store_predictor(settings.run_dir, scores, settings.tta)
+    print(
+        f"{settings.run}: out-of-fold dice {oof.format_mean_dice(scores)} of the mean of the runs"
+    )
     return data
 
 
@@ -131,15 +116,22 @@ def read_ensemble(ensemble_dir: Path) -> dict[str, Any]:
     """Read ensemble.json, as `score_ensemble` has written it."""
     path = run_folder.ensemble_path(ensemble_dir)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        missing = {"runs", "networks", "tta", "data", "commit"} - set(data)
+    except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{path}: cannot be read ({error}); delete its folder") from None
+    if missing:
+        raise InputError(f"{path}: has no {min(missing)!r}; delete its folder")
+    return data
 
 
 def is_up_to_date(ensemble_dir: Path) -> bool:
-    """Whether the runs still have the weights that the ensemble was scored with."""
+    """Whether the runs still have the weights that the ensemble was scored with, and equal ones in
+    the ensemble, which were chosen in earlier versions."""
     data = read_ensemble(ensemble_dir)
-    return data["networks"] == weight_file_hashes(ensemble_dir.parent, list(data["runs"]))
+    return len({*data["runs"].values()}) == 1 and data["networks"] == weight_file_hashes(
+        ensemble_dir.parent, list(data["runs"])
+    )
 
 
 def weight_file_hashes(output_dir: Path, runs: list[str]) -> dict[str, str]:
@@ -157,7 +149,7 @@ def weight_file_hashes(output_dir: Path, runs: list[str]) -> dict[str, str]:
 
 def store_predictor(run_dir: Path, scores: oof.Scores, tta: str) -> None:
     """Write predictor.json: all finished networks, and the threshold and post-processing of the
-    first run's settings, or those with the best out-of-fold scores."""
+    first run's settings, or those that choose_binarizer() selects."""
     runs = {run_dir.name: 1.0}
     if run_folder.ensemble_path(run_dir).exists():
         runs = read_ensemble(run_dir)["runs"]

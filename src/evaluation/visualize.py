@@ -120,7 +120,7 @@ def jpeg_data_uri(image: np.ndarray) -> tuple[str, int, int]:
 
 def thumbnail(prediction: Prediction) -> np.ndarray:
     """Draw a prediction at most THUMBNAIL_WIDTH pixels wide: the outline and the errors of its
-    mask, or its class map in color."""
+    mask, or its class ids in color."""
     sample, predicted = prediction.sample, Binarizer(0.5, [])(prediction.probability)
     if sample.class_map.is_binary:
         image = draw_overlay(read_sample_image(sample), predicted, prediction.loaded.mask)

@@ -46,6 +46,8 @@ def settings_for_prediction(args: list[str]) -> Settings:
     merged = config.load_settings_without_stages(args, inherited | selected, path)
     for run in merged.runs:
         check_classes_match(merged, Path(merged.output_dir) / run)
+        if "tile_size" not in config.parse_overrides(args):
+            check_tiles_match(merged, Path(merged.output_dir) / run)
     return replace(merged, run=run_folder.ensemble_name(merged.runs))
 
 
@@ -59,6 +61,17 @@ def check_classes_match(settings: Settings, run_dir: Path) -> None:
                 f"{path}: was trained with {_format_classes(trained)}, the settings select "
                 f"{_format_classes(names)}: set dataset_format=, cityscapes_classes=, "
                 "trimap_border= and data_dir= (its classes.csv) as in training"
+            )
+
+
+def check_tiles_match(settings: Settings, run_dir: Path) -> None:
+    """Raise InputError if the run was scored with other tiles than the first of the runs."""
+    if run_folder.finished_folds(run_dir):
+        tile_size = run_folder.read_run_settings(run_dir).get("tile_size", 0)
+        if tile_size != settings.tile_size:
+            raise InputError(
+                f"runs={','.join(settings.runs)}: have tile_size={settings.tile_size} and "
+                f"{tile_size}; set tile_size="
             )
 
 

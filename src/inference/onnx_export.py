@@ -46,7 +46,10 @@ def check_exportable(members: list[EnsembleMember], settings: Settings) -> None:
             f"runs={','.join(settings.runs)}: need images of {sizes}; export each run alone"
         )
     if settings.reduce_colors:
-        raise InputError(f"reduce_colors={settings.reduce_colors}: ONNX cannot reduce colors")
+        raise InputError(
+            f"reduce_colors={settings.reduce_colors}: ONNX cannot reduce colors; export a run that "
+            "was trained with reduce_colors=0"
+        )
     if settings.tile_size:
         raise InputError(
             f"tile_size={settings.tile_size}: ONNX predicts whole images; set tile_size=0"
@@ -92,7 +95,10 @@ def export_onnx(
         program.save(tmp_path)
         difference = max(_difference(tmp_path, model, each) for each in images)
         if not difference <= MAX_DIFFERENCE:
-            raise InputError(f"{path}: not written; it differs from torch by {difference:.1e}")
+            raise InputError(
+                f"{path}: not written: its output differs from torch's by {difference:.1e}, the "
+                f"limit is {MAX_DIFFERENCE:g}; predict with predict.sh or load() instead"
+            )
     return difference
 
 

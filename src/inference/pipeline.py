@@ -1,4 +1,4 @@
-"""Work in background threads, and copies between host and GPU that wait for nothing."""
+"""Background threads, and asynchronous copies between host and GPU."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable

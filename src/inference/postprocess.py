@@ -17,7 +17,7 @@ MIN_COMPONENT_FRACTION = 2e-3  # of the mask's area: for a car on 1918×1280, ab
 
 @dataclass
 class Binarizer:
-    """Converts a probability to a mask (binary) or a class map (several classes)."""
+    """Converts a probability to a mask (binary) or class ids (several classes)."""
 
     threshold: float
     steps: list[str]  # names of STEPS
@@ -33,7 +33,7 @@ class Binarizer:
         return {"mask": probability[0] >= self.threshold}
 
     def finish(self, values: dict[str, Tensor]) -> np.ndarray:
-        """Return the mask or class map; `values` on the host."""
+        """Return the mask or class ids; `values` on the host."""
         mask = values["mask"].numpy()
         return apply_steps(mask, self.steps) if mask.dtype == bool else mask
 

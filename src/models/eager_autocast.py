@@ -13,7 +13,7 @@ from core.device import autocast
 
 @contextmanager
 def forward_context(
-    device: torch.device, precision: str, is_compiled: bool, is_partial_batch: bool
+    device: torch.device, precision: str, is_compiled: bool, is_partial_batch: bool = False
 ) -> Iterator[None]:
     """Run networks in 'bf16', 'fp16' or 'fp32'.
 

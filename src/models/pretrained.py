@@ -86,10 +86,11 @@ def find_weights_file(encoder_weights: str) -> Path | None:
 
 
 def load_encoder_weights(encoder: nn.Module, path: Path, settings: Settings) -> None:
-    """Copy the tensors of a file into an encoder, except those that it lacks, as a classifier's.
+    """Copy the tensors of a file into an encoder; ignore those that the encoder does not have, such
+    as a classifier's.
 
-    They are matched by name, those of a .pth file otherwise by order. Raises InputError if a tensor
-    of the encoder is missing in the file or of another shape.
+    They are matched by name, or, except in a .safetensors file, by order. Raises InputError if a
+    tensor of the encoder is missing in the file or of another shape.
     """
     tensors = {name: tensor for name, tensor in read_tensors(path).items() if is_learned(name)}
     expected = {name: t for name, t in encoder.state_dict().items() if is_learned(name)}
@@ -129,7 +130,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except Exception:  # of any type: torch.load wraps none of those of a damaged file
         is_valid = False
     if not is_valid:
-        raise InputError(f"encoder_weights={path}: does not contain named tensors alone")
+        raise InputError(
+            f"encoder_weights={path}: must contain only named tensors; save the "
+            "encoder's state_dict()"
+        )
     if {"metadata", "about"} & header.keys():
         raise InputError(
             f"encoder_weights={path}: is a network of train.py, which has seen all folds but one; "

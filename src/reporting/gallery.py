@@ -64,7 +64,8 @@ def compare_masks(
 def compare_classes(
     image: np.ndarray, predicted: np.ndarray, true: np.ndarray, class_map: ClassMap
 ) -> tuple[list[str], Pictures]:
-    """Describe and draw the errors of a multiclass prediction; both class maps are H×W uint8."""
+    """Describe and draw the errors of a multiclass prediction; `predicted` and `true` are H×W
+    uint8 class ids."""
     names = class_map.names
     maps = torch.from_numpy(predicted), torch.from_numpy(true)
     errors = confusion_matrix(*maps, len(names)).numpy()
@@ -116,7 +117,8 @@ def disagreement_card(prediction: Prediction, weights: np.ndarray, agreement: fl
     share = np.tensordot(weights, votes.numpy(), 1)
     lines = [
         f"agreement of the {len(weights)} networks with their ensemble: {agreement:.5f}",
-        f"disputed: {np.count_nonzero((share > 0.2) & (share < 0.8)):,} pixels",
+        "more than a fifth of the networks, by weight, differ from the others on "
+        f"{np.count_nonzero((share > 0.2) & (share < 0.8)):,} pixels",
     ]
     heatmap = visualize.disagreement_heatmap(image, share)
     pictures = {"photograph": image, "ensemble prediction": picture}

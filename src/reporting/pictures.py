@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from core import run_folder
 from core.errors import InputError
+from core.files import atomic_write
 from core.settings import Settings
 from data.classes import ClassMap, colorize, encode_values
 from data.datasets import get_class_map
@@ -19,6 +20,7 @@ from inference.segmentation import Segmentation
 from inference.trained_model import TrainedModel
 
 SKIP_HINT = "; or set skip_unreadable=true"
+SOURCE_NAME = "source.txt"  # the path of the photographs
 
 
 def predict_photographs(settings: Settings, model: TrainedModel) -> list[str]:
@@ -38,6 +40,7 @@ def predict_photographs(settings: Settings, model: TrainedModel) -> list[str]:
     folder = run_folder.photographs_dir(
         settings.run_dir, path.resolve().name if path.is_dir() else path.stem
     )
+    claim_folder(folder, path)
     empty, errors = [], []
     for photograph in tqdm(photographs, "predict", unit="image", disable=None):
         try:
@@ -59,6 +62,17 @@ def predict_photographs(settings: Settings, model: TrainedModel) -> list[str]:
         verb = "is" if len(empty) == 1 else "are"
         print(f"{len(empty)} of {count} masks {verb} empty; the first is of {empty[0]}")
     return errors
+
+
+def claim_folder(folder: Path, photographs: Path) -> None:
+    """Note in `folder` whose pictures it holds; InputError if it holds those of another path, which
+    would be overwritten or mixed with them."""
+    note, source = folder / SOURCE_NAME, str(photographs.resolve())
+    found = note.read_text(encoding="utf-8").strip() if note.exists() else source
+    if found != source:
+        raise InputError(f"{folder}: holds pictures of {found}; move it away, or rename {source}")
+    with atomic_write(note) as tmp_path:
+        tmp_path.write_text(source + "\n", encoding="utf-8")
 
 
 def check_background(settings: Settings, class_map: ClassMap) -> None:

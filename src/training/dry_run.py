@@ -1,14 +1,18 @@
-"""Check before training that a network can be trained on the smallest batch of an epoch."""
+"""Check before training that a network can be trained on the batches of an epoch."""
 
+from collections.abc import Collection
 from copy import deepcopy
 
 import torch
 
+from core import distributed
 from core.config import format_value
 from core.device import pick_device
 from core.errors import InputError
 from core.settings import Settings
-from data.sampler import smallest_batch
+from data.preprocess import Size
+from data.sample import Sample
+from data.sampler import samples_per_step
 from models.segmenter import Segmenter
 from training.network_setup import has_few_pixels
 
@@ -16,39 +20,34 @@ from training.network_setup import has_few_pixels
 def check_batches(
     settings: Settings,
     model: Segmenter,
-    size: tuple[int, int],
-    counts: list[int],
-    n_processes: int,
+    folds: list[int],
+    samples: list[Sample],
+    native_sizes: Collection[Size],
 ) -> None:
-    """Raise InputError if `model` cannot be trained on images of this size (h, w), or not on the
-    single image that a process has in some step of an epoch of `counts` images.
+    """Raise InputError if `model` cannot be trained on the batches of these folds.
 
     Batch normalization needs two values per channel. A network that pools an image to one pixel
-    has one value per image.
+    has one value per image, so each process needs two images in a step.
     """
+    processes = distributed.count_processes()
+    count = min(sum(sample.fold != fold for sample in samples) for fold in folds)
+    if count < processes:
+        raise InputError(f"GPUS={processes}: has only {count} images to train on; set less")
+    # The smallest native size: at most 32 pixels a side are one pixel after the encoder.
+    size = tuple(settings.train_size or min(native_sizes, key=max))
     names = ["arch", "encoder"] if settings.model == "smp" else ["model", "channels", "norm"]
     network = " ".join(f"{name}={format_value(getattr(settings, name))}" for name in names)
     shape = f"size={size[0]},{size[1]}"
     if obstacle := find_obstacle(model, 2, size):
         raise InputError(f"{network}: cannot be trained on images of {shape}: {obstacle}")
-    syncs = has_few_pixels(settings, pick_device(settings), n_processes)
-    singles = find_singles(counts, settings.batch_size, n_processes)
-    if syncs or not singles or not find_obstacle(model, 1, size):
-        return
-    larger = range(settings.batch_size + 1, max(counts) + 1)
-    fits = (n for n in larger if not find_singles(counts, n, n_processes))
-    fix = next((f"set batch_size={n}" for n in fits), "add images")
-    where = f" on one of {n_processes} processes" if n_processes > 1 else ""
-    raise InputError(
-        f"batch_size={settings.batch_size}: a step has only one of {singles[0]} training images"
-        f"{where}, and {network} cannot be trained on a single image of {shape}, because of batch "
-        f"normalization; {fix}"
-    )
-
-
-def find_singles(counts: list[int], batch_size: int, n_processes: int) -> list[int]:
-    """Return the image counts for which some process gets a single image in a step."""
-    return [count for count in counts if smallest_batch(count, batch_size, n_processes) == 1]
+    has_singles = samples_per_step(count, settings.batch_size, processes) == processes
+    syncs = has_few_pixels(settings, pick_device(settings), processes)
+    if has_singles and not syncs and find_obstacle(model, 1, size):
+        fix = f"set batch_size={2 * processes}" if count >= 2 * processes else "add images"
+        raise InputError(
+            f"batch_size={settings.batch_size}: {network} cannot be trained on a single image of "
+            f"{shape} in a step of a process, because of batch normalization; {fix}"
+        )
 
 
 def find_obstacle(model: Segmenter, n_images: int, size: tuple[int, int]) -> str:

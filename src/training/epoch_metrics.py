@@ -18,20 +18,19 @@ class EpochMetrics:
         self.sums = torch.zeros(3, device=device)  # loss, Dice, accuracy, each summed over images
         self.images, self.seconds = 0, 0.0
 
-    def add(self, loss: Tensor, logits: Tensor, targets: Tensor, images: int) -> None:
-        """Add a step of this rank, of which `images` images count."""
-        if images:
-            self.sums += torch.cat([loss[None] * images, batch_metrics(logits, targets)])
-        self.images += images
+    def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
+        """Add a step of this rank; `loss` is the mean over its images."""
+        self.sums += torch.cat([loss[None] * len(logits), batch_metrics(logits, targets)])
+        self.images += len(logits)
 
     def reduced(self) -> tuple[Tensor, int]:
-        """Sums and number of images over all ranks (collective)."""
+        """Return sums and number of images over all ranks (collective)."""
         local = torch.cat([self.sums, self.sums.new_tensor([self.images])])
         total = distributed.all_reduce_sum(local)
         return total[:3], int(total[3])
 
     def state_dict(self) -> dict[str, Any]:
-        """State of all ranks for a snapshot (collective)."""
+        """Return the state of all ranks for a snapshot (collective)."""
         sums, images = self.reduced()
         return {"sums": sums, "images": images, "seconds": self.seconds}
 

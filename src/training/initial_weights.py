@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from core.errors import InputError
-from core.run_folder import snapshot_dir, weights_path
+from core.run_folder import has_snapshot, weights_path
 from core.settings import Settings
 from data.datasets import dataset_fingerprint
 from data.sample import Sample
@@ -14,19 +14,18 @@ from training.stages import find_init_run
 def needs_pretrained(settings: Settings, fold: int) -> bool:
     """Whether training of `fold` starts from pretrained weights of the encoder: neither from a
     snapshot nor from another run, which replace all weights."""
-    has_snapshot = any(snapshot_dir(settings.run_dir, fold).glob("*.pt"))
-    return not has_snapshot and not find_init_run(settings)
+    return not has_snapshot(settings.run_dir, fold) and not find_init_run(settings)
 
 
 def find_initial_weights(settings: Settings, fold: int, samples: list[Sample]) -> Path | None:
     """Return the weights of `fold` of the stage before, or of the run `init_run`; None if there
-    is neither.
+    is neither, or if the fold resumes from a snapshot, which replaces them.
 
     Raises InputError unless that run held out the same fold of the same samples: otherwise its
     network was trained on images that this one is scored on.
     """
     init_run = find_init_run(settings)
-    if not init_run:
+    if not init_run or has_snapshot(settings.run_dir, fold):
         return None
     path = weights_path(Path(settings.output_dir) / init_run, fold)
     if init_run == settings.run:

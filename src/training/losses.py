@@ -50,8 +50,11 @@ def edge_bce_dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def edge_weights(targets: Tensor) -> Tensor:
-    """Return pixel weights, B×1×H×W with mean 1 in each image: those within 5 pixels of an object's
-    boundary weigh EDGE_WEIGHT times as much as the others. Most errors are among them."""
+    """Return pixel weights, B×1×H×W with mean 1 in each image.
+
+    Pixels within 5 network-input pixels of an object's boundary weigh EDGE_WEIGHT times as much as
+    the others: most errors are among them.
+    """
     average = F.avg_pool2d(targets, 11, stride=1, padding=5, count_include_pad=False)
     is_edge = (average > 0.005) & (average < 0.995)  # one of 11×11 pixels is 0.008
     weights = 1 + (EDGE_WEIGHT - 1) * is_edge.float()

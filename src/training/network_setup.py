@@ -47,7 +47,8 @@ def prepare_network(
 
 
 def has_one_size(settings: Settings) -> bool:
-    """Whether all images of training have one size: batches of native images have."""
+    """Whether all training images have one size: train_size is set, or batches of several native
+    images require it."""
     return settings.train_size is not None or settings.batch_size > 1
 
 

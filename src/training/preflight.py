@@ -18,7 +18,6 @@ from data.preprocess import Size
 from data.sample import Sample
 from models import checkpoint
 from models.build import build_model
-from models.segmenter import Segmenter
 from training.dry_run import check_batches
 from training.initial_weights import find_initial_weights, needs_pretrained
 from training.losses import BINARY_LOSSES, MULTICLASS_LOSSES
@@ -40,11 +39,22 @@ def load_run_settings(args: list[str]) -> Settings:
     path = run_folder.config_path(settings.run_dir)
     stored = run_folder.read_run_settings(settings.run_dir)
     if settings.resume:
+        if "recipe" in config.parse_overrides(args):
+            warn_of_changed_recipe(settings, stored, path)
         settings = config.load_settings(args, {**stored, "fold": None}, path)
     fix = "" if settings.resume else "set resume=true for the settings of the run, or "
     started = config.to_stored_settings(config.load_settings([], stored, path))
     _require_settings_of_run(settings, started, "this run has", fix)
     return settings
+
+
+def warn_of_changed_recipe(settings: Settings, stored: dict[str, Any], path: Path) -> None:
+    """Print what a resumed run keeps of its stored settings where the recipe has others now."""
+    recipe = config.to_stored_settings(config.load_settings([f"recipe={settings.recipe}"]))
+    names = config.read_recipe(settings.recipe).keys() - set(MAY_DIFFER_ON_RESUME)
+    if changed := sorted(name for name in names if recipe[name] != stored.get(name)):
+        kept = " ".join(f"{name}={config.format_value(stored.get(name))}" for name in changed)
+        process_env.print_once(f"{path}: resuming with {kept}, unlike recipe={settings.recipe}")
 
 
 def _require_settings_of_run(
@@ -128,7 +138,7 @@ def folds_to_train(settings: Settings, n_folds: int) -> list[int]:
     finished = run_folder.finished_folds(settings.run_dir)
     for fold in requested:
         weights = run_folder.weights_path(settings.run_dir, fold)
-        has_snapshot = any(run_folder.snapshot_dir(settings.run_dir, fold).glob("*.pt"))
+        has_snapshot = run_folder.has_snapshot(settings.run_dir, fold)
         if not settings.resume and (weights.exists() or has_snapshot):
             raise InputError(
                 f"{weights.parent}: already exists; set resume=true to continue, or choose "
@@ -145,9 +155,7 @@ def folds_to_train(settings: Settings, n_folds: int) -> list[int]:
 def check_folds(
     settings: Settings, folds: list[int], samples: list[Sample], native_sizes: Collection[Size]
 ) -> None:
-    """Raise InputError if these folds, or this model, cannot be trained on these samples, or if
-    finished folds of the run were trained on others."""
-    check_finished_folds(settings, datasets.dataset_fingerprint(samples))
+    """Raise InputError if these folds, or this model, cannot be trained on these samples."""
     check_batch_and_loss(settings, samples[0].class_map)
     with_images = sorted({sample.fold for sample in samples})
     for fold in folds:
@@ -163,21 +171,7 @@ def check_folds(
     for fold in folds:
         if path := find_initial_weights(settings, fold, samples):
             checkpoint.load_weights(path, model, "the network of this run")
-    check_batches_of_folds(settings, model, folds, samples, native_sizes)
-
-
-def check_batches_of_folds(
-    settings: Settings,
-    model: Segmenter,
-    folds: list[int],
-    samples: list[Sample],
-    native_sizes: Collection[Size],
-) -> None:
-    """Raise InputError if the model cannot be trained on the batches of these folds."""
-    counts = [sum(sample.fold != fold for sample in samples) for fold in folds]
-    # The smallest native size: at most 32 pixels a side are one pixel after the encoder.
-    size = tuple(settings.train_size or min(native_sizes, key=max))
-    check_batches(settings, model, size, counts, count_processes())
+    check_batches(settings, model, folds, samples, native_sizes)
 
 
 def check_finished_folds(settings: Settings, fingerprint: str) -> None:
@@ -205,19 +199,14 @@ def require_two_classes(samples: list[Sample]) -> None:
     )
 
 
-def count_processes() -> int:
-    """Return the number of processes that train, or that this one is about to start."""
-    return max(distributed.requested_processes(), process_env.world_size())
-
-
 def check_batch_and_loss(settings: Settings, class_map: ClassMap) -> None:
-    """Raise InputError if a batch has no image for each process, or if the loss does not fit the
-    number of classes."""
-    processes = count_processes()
-    if settings.batch_size < processes:
+    """Raise InputError if the images of a batch cannot be divided among the processes, or if the
+    loss does not fit the number of classes."""
+    processes = distributed.count_processes()
+    if settings.batch_size % processes:
         raise InputError(
-            f"batch_size={settings.batch_size}: is the total over {processes} GPUs; set "
-            f"batch_size={processes} or more"
+            f"batch_size={settings.batch_size}: is the total over {processes} GPUs; set a multiple "
+            f"of {processes}, or another number of GPUs"
         )
     losses = BINARY_LOSSES if class_map.is_binary else MULTICLASS_LOSSES
     if settings.loss not in losses:
@@ -238,8 +227,8 @@ def check_before_launch(settings: Settings) -> None:
             try:
                 check_sizes(stage, sizes)
                 check_batch_and_loss(stage, samples[0].class_map)
-                folds = folds_to_train(stage, n_folds)
-                check_batches_of_folds(stage, model, folds, samples, sizes)
+                if folds := folds_to_train(stage, n_folds):
+                    check_batches(stage, model, folds, samples, sizes)
             except InputError as error:
                 raise InputError(f"stage {number}: {error}") from None
     process_env.print_once.cache_clear()  # lines that were not shown

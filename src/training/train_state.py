@@ -12,7 +12,6 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from core import process_env
 from core.device import pick_precision
 from core.settings import Settings
-from data.sampler import local_count
 from models import checkpoint
 from models.build import build_model
 from models.eager_autocast import forward_context
@@ -55,9 +54,8 @@ class TrainState:
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits in fp32: the sums in the losses would overflow in half precision."""
-        is_partial = len(images) != local_count(self.settings.batch_size)
         # Autocast, with the two exceptions in models/eager_autocast.py.
-        with forward_context(self.device, self.precision, self.is_compiled, is_partial):
+        with forward_context(self.device, self.precision, self.is_compiled):
             return self.network(images).float()
 
     def train_step(
@@ -66,8 +64,8 @@ class TrainState:
         """Run forward and backward of a step; if `is_update`, also update the weights.
 
         images: B×3×h×w uint8; targets: B×1×h×w uint8, 0…255 for one class, else class ids.
-        `weight` of the loss: this batch's share of the images of an update, times the number of
-        ranks. Returns loss and logits, detached, without synchronizing with the GPU.
+        `weight` of the loss: 1 / number of steps of the update. Returns loss and logits, detached,
+        without synchronizing with the GPU.
         """
         no_sync = isinstance(self.network, DistributedDataParallel) and not is_update
         with self.network.no_sync() if no_sync else nullcontext():
@@ -98,7 +96,7 @@ class TrainState:
             self.lr_schedule.step(metric)
 
     def state_dict(self) -> dict[str, Any]:
-        """State of all parts, for a snapshot."""
+        """Return the state of all parts, for a snapshot."""
         return {name: getattr(self, name).state_dict() for name in STATE_PARTS}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

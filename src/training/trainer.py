@@ -61,8 +61,7 @@ class FoldTrainer:
         self.epoch, self.step, self.best_score = 0, 0, -1.0
         self.metrics, self.log = EpochMetrics(device), EpochLog(settings, fold)
         self.loader = train_loader(self.train_samples, settings, cache)
-        folder = run_folder.snapshot_dir(settings.run_dir, fold)
-        self.snapshots = SnapshotWriter(folder, device)
+        self.snapshots = SnapshotWriter(run_folder.snapshot_dir(settings.run_dir, fold), device)
         updates = math.ceil(len(self.loader) / settings.grad_accumulation) * settings.epochs
         reset_peak_memory(device)
         torch.manual_seed(self.step_seed())  # for the initial weights
@@ -73,9 +72,10 @@ class FoldTrainer:
     def fit(self) -> None:
         """Train from the latest snapshot, or from scratch, to the last epoch."""
         self.resume()
-        epochs, images = self.settings.epochs, len(self.train_samples)
-        options = {"initial": self.epoch * images + self.metrics.images, "unit": "image"}
-        with tqdm(None, f"fold {self.fold}", epochs * images, disable=None, **options) as bar:
+        epochs, sampler = self.settings.epochs, self.loader.batch_sampler
+        total, done = epochs * len(sampler), self.epoch * len(sampler) + self.step
+        options = {"unit": "image", "initial": done * sampler.n_samples, "disable": None}
+        with tqdm(None, f"fold {self.fold}", total * sampler.n_samples, **options) as bar:
             while self.epoch < epochs:
                 row = self.train_epoch(bar)
                 is_last = self.epoch + 1 == epochs
@@ -123,15 +123,12 @@ class FoldTrainer:
         """Train on this rank's part of a step; return whether the weights were updated."""
         torch.manual_seed(self.step_seed())  # dropout is reproducible after resume
         sampler, accumulation = self.loader.batch_sampler, self.settings.grad_accumulation
-        local, total = sampler.samples_in_step(self.step)
-        in_update = sampler.samples_in_update(self.step, accumulation)
-        # Accumulated over steps and averaged over ranks: the mean over the images of the update.
-        weight = local * process_env.world_size() / in_update
+        weight = 1 / sampler.steps_in_update(self.step, accumulation)
         self.step += 1
-        is_update = self.step % accumulation == 0 or self.step == len(self.loader)
+        is_update = self.step % accumulation == 0 or self.step == len(sampler)
         loss, logits = self.state.train_step(images, targets, weight, is_update)
-        self.metrics.add(loss, logits, targets, local)
-        bar.update(total)
+        self.metrics.add(loss, logits, targets)
+        bar.update(sampler.n_samples)
         if self.step % 50 == 1:  # rarely: reading the loss waits for the GPU
             mean = float(self.metrics.sums[0]) / max(self.metrics.images, 1)
             bar.set_postfix_str(f"loss {self.require_finite(mean):.4f}")
@@ -248,8 +245,11 @@ class FoldTrainer:
             self.snapshots.start(snapshot)
 
     def resume(self) -> None:
-        """Restore the latest snapshot, if there is one."""
-        if (snapshot := load_snapshot(self.snapshots.folder, self.fingerprint)) is None:
+        """Restore the latest snapshot, if there is one (collective)."""
+        snapshot = load_snapshot(self.snapshots.folder, self.fingerprint)
+        position = f"{snapshot['epoch']}-{snapshot['step']}" if snapshot else "none"
+        distributed.assert_equal_on_all_ranks({"snapshot": position})
+        if snapshot is None:
             return
         self.state.load_state_dict(snapshot)
         if process_env.is_main_process():  # rank 0 continues the sums of all ranks

@@ -29,7 +29,7 @@ RESULT = {
     **{"matrix_product_tflops": 800.0, "plain_training_images_per_second": 50.0, "peak_gib": 5.06},
     **{"prediction_images_per_second": 230.0, "prediction_busy": 0.97},
 }
-MACHINE = {"gpu": "a GPU", "cpu": "a CPU", "cores": 16}
+MACHINE = {"gpu": "a GPU", "cpu": "a CPU", "threads": 16}
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_bench_writes_the_time_of_every_step(report):
     assert result["ms"].keys() == STEPS
     assert all(ms > 0 for ms in result["ms"].values())
     assert result["settings"]["batch_size"] == 2 and result["precision"] == "fp32"
-    assert report["machine"]["cores"] >= 1 and "src/bench.py" in report["command"]
+    assert report["machine"]["threads"] >= 1 and "src/bench.py" in report["command"]
 
 
 def test_bench_measures_training_and_prediction_of_a_recipe(report):

@@ -1,5 +1,6 @@
 """Atomic writes and folder locks, also after a process is killed and on a full disk."""
 
+import errno
 import subprocess
 import sys
 import time
@@ -7,7 +8,7 @@ import time
 import pytest
 from conftest import ROOT
 
-from core import files
+from core import files, process_env
 from core.errors import InputError
 from core.files import atomic_write, folder_lock
 
@@ -92,6 +93,18 @@ def test_folder_lock_of_a_killed_process_is_free_and_its_files_are_removed(tmp_p
     for _ in range(2):
         with folder_lock(tmp_path, ""):
             assert {path.name for path in tmp_path.iterdir()} == {".lock", "weights"}
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_folder_lock_on_a_file_system_without_locks_warns(tmp_path, monkeypatch, capsys, code):
+    def fail(*args):
+        raise OSError(code, "no locks")
+
+    monkeypatch.setattr("fcntl.flock", fail)
+    process_env.print_once.cache_clear()
+    with folder_lock(tmp_path, ""):
+        assert not files.is_locked(tmp_path)
+    assert f"warning: {tmp_path} is on a file system without locks" in capsys.readouterr().out
 
 
 def test_is_locked_while_another_process_holds_the_lock(tmp_path):

@@ -175,6 +175,15 @@ def test_read_mask_with_threshold_reads_lossy_files(tmp_path, suffix):
     assert (mask_io.read_mask(path, 128) == (large > 0)).mean() > 0.995
 
 
+@pytest.mark.parametrize("name", ["m.jpg", "m.tif"])
+def test_read_mask_with_threshold_reads_noise_of_one_value_in_a_lossy_file_as_black(tmp_path, name):
+    noise = np.zeros((16, 16), np.uint8)
+    noise[:8, :8] = 1
+    options = {"compression": "jpeg"} if name == "m.tif" else {}
+    path = save(tmp_path, name, Image.fromarray(noise), quality=100, **options)
+    assert mask_io.read_mask(path).any() and not mask_io.read_mask(path, 128).any()
+
+
 UNCLEAR_MASKS = {
     "neither_black.png": (paint((50,) * 3, WHITE), "shows 2 values"),
     "red_on_white.png": (paint(WHITE, RED), "shows 2 values"),
@@ -259,7 +268,7 @@ def test_read_label_values_reads_gray_values_and_palette_indices(tmp_path, name,
 def test_read_label_values_rejects_a_palette_of_grays_in_another_order(tmp_path):
     """Pillow writes gray values as indices of the values that occur."""
     path = save(tmp_path, "labels.gif", Image.fromarray(np.array([[0, 2, 2]], np.uint8)))
-    with pytest.raises(InputError, match="the grays of its palette and its indices"):
+    with pytest.raises(InputError, match="gray levels and its palette indices mean"):
         mask_io.read_label_values(path, valid_values=(0, 1, 2))
     gray = save(tmp_path, "labels.png", Image.fromarray(np.array([[0, 2, 2]], np.uint8)))
     assert mask_io.read_label_values(gray, valid_values=(0, 1, 2)).tolist() == [[0, 2, 2]]
@@ -324,7 +333,7 @@ def test_read_label_values_rejects_a_palette_in_another_order_than_the_values(tm
     Image.fromarray(COLOR_LABELS).convert("P", palette=Image.Palette.ADAPTIVE).save(
         tmp_path / "a.png"
     )
-    with pytest.raises(InputError, match="its palette indices and its colors are different"):
+    with pytest.raises(InputError, match="its palette's colors and its palette indices"):
         mask_io.read_label_values(tmp_path / "a.png", COLOR_VALUES)
     path = save(tmp_path, "b.png", palette_image(LABELS % 2 * 3, BLACK, BLUE, BLUE, RED))
     assert np.array_equal(mask_io.read_label_values(path, COLOR_VALUES), LABELS % 2 * 3)

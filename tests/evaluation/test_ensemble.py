@@ -141,6 +141,14 @@ def test_settings_for_prediction_of_other_model_classes_or_run_is_rejected(runs,
     assert_input_error(lambda a: runs.settings(*a), args, *parts)
 
 
+def test_settings_for_prediction_of_runs_with_other_tiles_asks_for_one_size(runs_copy):
+    path = run_folder.config_path(runs_copy.output_dir / "b")
+    path.write_text(path.read_text().replace("tile_size: 0", "tile_size: 256"))
+    with pytest.raises(InputError, match="runs=a,b: have tile_size=0 and 256; set tile_size="):
+        runs_copy.settings("runs=a,b")
+    assert runs_copy.settings("runs=a,b", "tile_size=128").tile_size == 128
+
+
 def test_settings_for_prediction_of_hand_edited_config_is_checked(runs_copy):
     path = run_folder.config_path(runs_copy.output_dir / "a")
     path.write_text(path.read_text().replace("tta: hflip", "tta: sideways"))
@@ -214,7 +222,7 @@ def test_score_ensemble_predicts_each_image_by_the_networks_that_held_it_out(run
 def test_score_ensemble_writes_what_read_ensemble_reads(runs_copy, capsys):
     settings, samples = runs_copy.ensemble_settings, runs_copy.samples
     written = ensemble.score_ensemble(settings)
-    assert capsys.readouterr().out.startswith("a+b: equal weights: a 0.50, b 0.50; gain of fitted")
+    assert capsys.readouterr().out.startswith("a+b: out-of-fold dice ")
     stored = ensemble.read_ensemble(settings.run_dir)
     assert stored == json.loads(json.dumps(written))
     assert stored["runs"] == {"a": 0.5, "b": 0.5} and stored["folds"] == [0, 1, 2]
@@ -224,23 +232,8 @@ def test_score_ensemble_writes_what_read_ensemble_reads(runs_copy, capsys):
     assert stored["networks"]["b/fold2/best.safetensors"] == digest
 
 
-def test_score_ensemble_measures_the_steps_with_the_chosen_weights(runs_copy, monkeypatch):
-    chosen, choose = {"a": 1.0, "b": 0.0}, ensemble.choose_weights
-    settings = runs_copy.ensemble_settings
-    monkeypatch.setattr(
-        ensemble, "choose_weights", lambda *args: replace(choose(*args), weights=chosen)
-    )
-    ensemble.score_ensemble(settings)
-    _, scores = ensemble.weights_and_scores(runs_copy.settings("run=a"))
-    steps = dict(zip(scores.table["image_id"], scores.per_image["step_dice"].tolist(), strict=True))
-    both = oof.load_scores([settings.run_dir])
-    for image_id, dice in zip(both.table["image_id"], both.per_image["step_dice"], strict=True):
-        assert dice.tolist() == steps[image_id]
-    assert read_predictor(settings.run_dir).networks[0].weight == pytest.approx(1 / N_FOLDS)
-
-
 @pytest.mark.parametrize("folds_or_runs", ["one common fold", "four runs"])
-def test_score_ensemble_without_choice_has_equal_weights(runs_copy, folds_or_runs, capsys):
+def test_score_ensemble_scores_the_mean_of_the_runs(runs_copy, folds_or_runs):
     names = ["a", "b"]
     if folds_or_runs == "four runs":
         for name in ("c", "d"):
@@ -252,8 +245,6 @@ def test_score_ensemble_without_choice_has_equal_weights(runs_copy, folds_or_run
     settings = runs_copy.settings(f"runs=[{','.join(names)}]")
     stored = ensemble.score_ensemble(settings)
     assert stored["runs"] == dict.fromkeys(names, 1 / len(names))
-    assert stored["interval"] is None and stored["gain_over_equal_weights"] == 0
-    assert "equal weights: a " in capsys.readouterr().out
     level = oof.load_scores([settings.run_dir]).histograms[0].sum(axis=0).argmax()
     mean = np.mean([PROBABILITY["a"], *[PROBABILITY["b"]] * (len(names) - 1)])
     assert level == pytest.approx(256 * mean, abs=1)
@@ -329,11 +320,11 @@ def test_is_up_to_date_hashes_a_file_once_until_it_changes(runs_copy, monkeypatc
     assert hashed == [str(path)]
 
 
-@pytest.mark.parametrize("data", [None, b"{", b"\xff"])
+@pytest.mark.parametrize("data", [None, b"{", b"\xff", b"{}", b"[]", b"1", b'{"runs": {}}'])
 def test_read_ensemble_of_missing_or_damaged_file_is_an_input_error(tmp_path, data):
     if data is not None:
         (tmp_path / "ensemble.json").write_bytes(data)
-    with pytest.raises(InputError, match=r"ensemble.json: cannot be read"):
+    with pytest.raises(InputError, match=r"ensemble\.json: .*; delete its folder"):
         ensemble.read_ensemble(tmp_path)
 
 
@@ -343,7 +334,7 @@ def test_read_ensemble_of_missing_or_damaged_file_is_an_input_error(tmp_path, da
 def test_leaderboard_has_runs_and_ensemble_with_costs_of_its_runs(runs_copy, capsys):
     leaderboard.main([*prediction_args(runs_copy.args()), "runs=[b,a]"])
     printed = capsys.readouterr().out
-    assert "a+b: equal weights: b 0.50, a 0.50" in printed and "against the best (95%)" in printed
+    assert "a+b: out-of-fold dice " in printed and "against the best (95%)" in printed
     assert "post-processing of" in printed and "  fill: " in printed
     table = pd.read_csv(runs_copy.output_dir / "leaderboard.csv").set_index("run")
     assert set(table.index) == {"a", "b", "a+b"} and table["oof_dice"].is_monotonic_decreasing

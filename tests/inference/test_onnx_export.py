@@ -62,7 +62,7 @@ def test_export_writes_the_mean_of_all_folds_and_flips(run_copy, capsys):
         np.testing.assert_allclose(run_onnx(path, images), expected, atol=1e-5)
 
     metadata = {prop.key: prop.value for prop in onnx.load(path).metadata_props}
-    assert (metadata["size"], metadata["tta"], metadata["classes"]) == ("32x48", "hflip", "car")
+    assert (metadata["size"], metadata["tta"], metadata["classes"]) == ("32x48", "hflip", "object")
     assert 0 < float(metadata["threshold"]) < 1
 
 
@@ -107,7 +107,7 @@ def test_export_that_differs_from_torch_is_not_written(tmp_path, monkeypatch):
     settings = config.load_settings(["channels=[8,16]", "tta=none", "device=cpu"])
     model, path = MeanProbability(build_members(settings), settings), tmp_path / "model.onnx"
     monkeypatch.setattr("inference.onnx_export.MAX_DIFFERENCE", -1.0)
-    with pytest.raises(InputError, match="not written; it differs from torch by"):
+    with pytest.raises(InputError, match="not written: its output differs from torch's by"):
         export_onnx(path, model, {}, [random_images(1, 3, 64, 64)])
     assert not list(tmp_path.iterdir())
 

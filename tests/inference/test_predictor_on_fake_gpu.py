@@ -10,7 +10,6 @@ from fake_cuda import Watch, fake_gpu
 
 from core.config import load_settings
 from data.loaders import LoadedSample, collate_samples
-from evaluation.ensemble_weights import keep_weightings
 from evaluation.pixel_counts import count_pixels
 from inference import predictor
 from inference.members import make_member
@@ -36,11 +35,10 @@ def make_batch(members, n_images, n_classes):
 
 
 def reduce(image):
-    """All that predict.py and the choice of ensemble weights keep of an image."""
-    weightings = keep_weightings(image) if image.mask.dtype == torch.bool else {}
+    """All that predict.py and report.py keep of an image."""
     mean = image.mean()
     kept = count_pixels(mean, image.mask) | Binarizer(0.4, ["fill"]).reduce(mean)
-    return weightings | kept | {"agreement": image.agreement(mean), "each": image.each()}
+    return kept | {"agreement": image.agreement(mean), "each": image.each()}
 
 
 @pytest.mark.parametrize("precision", ["auto", "bf16", "fp32"])

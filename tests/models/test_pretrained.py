@@ -240,8 +240,8 @@ def swapped(tensors):
         ),
         ("pth", swapped, r"2 of the 8 tensors .*model.1.weight \(4\)"),
         ("pth", lambda t: t | {"model.0.bias": torch.full([4], torch.nan)}, "contains NaN or inf"),
-        ("pth", lambda t: t | {"epoch": 3}, "does not contain named tensors alone"),
-        ("pth", lambda t: list(t.values()), "does not contain named tensors alone"),
+        ("pth", lambda t: t | {"epoch": 3}, "must contain only named tensors"),
+        ("pth", lambda t: list(t.values()), "must contain only named tensors"),
     ],
 )
 def test_load_encoder_weights_that_do_not_fit_raises_one_line(tmp_path, suffix, change, message):
@@ -262,14 +262,14 @@ def test_load_encoder_weights_that_do_not_fit_raises_one_line(tmp_path, suffix, 
 def test_read_tensors_of_a_damaged_file_raises_one_line(tmp_path, suffix, data):
     path = tmp_path / f"w.{suffix}"
     path.write_bytes(data)
-    with pytest.raises(InputError, match=rf"w\.{suffix}: does not contain named tensors alone"):
+    with pytest.raises(InputError, match=rf"w\.{suffix}: must contain only named tensors"):
         pretrained.read_tensors(path)
 
 
 def test_read_tensors_never_executes_a_pickle(tmp_path):
     executed = tmp_path / "executed"
     torch.save({"model.0.weight": Payload(executed)}, tmp_path / "w.pth")
-    with pytest.raises(InputError, match="does not contain named tensors alone"):
+    with pytest.raises(InputError, match="must contain only named tensors"):
         pretrained.read_tensors(tmp_path / "w.pth")
     assert not executed.exists()
 

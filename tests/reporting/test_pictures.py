@@ -57,8 +57,8 @@ def test_predict_writes_mask_cutout_and_overlay_of_a_photograph(
     predict.main([*arguments, f"images={photograph}"])
     folder = run_dir / "my holiday"
     assert f"1 photograph from {photograph}, written to {folder}" in capsys.readouterr().out
-    names = {"mask.png", "cutout.png", "overlay.jpg"}
-    assert {path.name for path in folder.iterdir()} == {f"my holiday_{name}" for name in names}
+    names = {f"my holiday_{name}" for name in ("mask.png", "cutout.png", "overlay.jpg")}
+    assert {path.name for path in folder.iterdir()} == {*names, "source.txt"}
     mask = mask_io.read_mask(folder / "my holiday_mask.png")
     cutout = read_cutout(folder / "my holiday_cutout.png")
     assert mask.shape == (50, 80) and cutout.shape == (50, 80, 4)
@@ -139,7 +139,11 @@ def test_photographs_of_several_classes_are_colored_and_have_no_cutout(tmp_path,
     assert predict_photographs(settings, model) == []
     folder = settings.run_dir / "cat"
     names = {path.name for path in folder.iterdir()}
-    assert names == {"cat_mask.png", "cat_label.png", "cat_overlay.jpg", "legend.png"}
+    assert names == {
+        *("cat_mask.png", "cat_label.png", "cat_overlay.jpg"),
+        "legend.png",
+        "source.txt",
+    }
     result = model(settings.images)
     assert result.probability.shape == (3, 50, 80) and result.mask.dtype == np.uint8
     colors = {tuple(color) for color in image_io.read_image(folder / "cat_mask.png").reshape(-1, 3)}
@@ -202,7 +206,7 @@ def test_predict_skips_unreadable_photographs_if_asked_to(arguments, run_dir, tm
     assert f"1 photograph from {photos}, written to {run_dir / 'photos'}" in printed
     assert printed.count("skipped, ") == 2 and "b.jpg: cannot be read" in printed
     names = {path.name for path in (run_dir / "photos").iterdir()}
-    assert names == {"a_mask.png", "a_cutout.png", "a_overlay.jpg"}
+    assert names == {"a_mask.png", "a_cutout.png", "a_overlay.jpg", "source.txt"}
 
 
 @pytest.mark.parametrize("name", ["fold0", "masks"])
@@ -216,6 +220,19 @@ def test_predict_rejects_an_invalid_background_before_it_predicts(arguments, run
     args = [*arguments, f"images={photograph}", "background=blau"]
     assert_input_error(predict.main, args, "background=blau: neither a picture file nor a color")
     assert not (run_dir / "car").exists()
+
+
+def test_predict_does_not_overwrite_pictures_of_another_photograph_of_the_name(
+    arguments, run_dir, tmp_path
+):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    first, second = draw_photograph(tmp_path / "a/car.png"), draw_photograph(tmp_path / "b/car.png")
+    predict.main([*arguments, f"images={first}"])
+    before = files_below(run_dir / "car")
+    parts = (f"{run_dir / 'car'}: holds pictures of {first}", f"rename {second}")
+    assert_input_error(predict.main, [*arguments, f"images={second}"], *parts)
+    assert files_below(run_dir / "car") == before
 
 
 def test_photographs_are_written_again_in_the_same_folder(arguments, run_dir, tmp_path):

@@ -39,9 +39,8 @@ def test_epoch_metrics_weight_each_step_by_its_images():
     epoch = EpochMetrics(torch.device("cpu"))
     full, empty = torch.full((2, 1, 4, 4), 9.0), torch.full((1, 1, 4, 4), -9.0)
     target = torch.full((2, 1, 4, 4), 255, dtype=torch.uint8)
-    epoch.add(torch.tensor(1.0), full, target, 2)
-    epoch.add(torch.tensor(4.0), empty, target[:1], 1)
-    epoch.add(torch.tensor(9.0), empty, target[:1], 0)  # a rank without images of its own
+    epoch.add(torch.tensor(1.0), full, target)
+    epoch.add(torch.tensor(4.0), empty, target[:1])
     sums, images = epoch.reduced()
     assert images == 3 and sums.tolist() == pytest.approx([2 * 1 + 4, 2, 2])
     restored = EpochMetrics(torch.device("cpu"))

@@ -102,6 +102,16 @@ def test_resuming_from_a_snapshot_needs_no_pretrained_weights(data_dir, tmp_path
         preflight.check_folds(settings, [0, 1], samples, {(48, 72)})
 
 
+def test_resuming_from_a_snapshot_does_not_need_the_run_of_the_initial_weights(run_copy):
+    settings = load_settings(finer_args(run_copy))
+    samples = datasets.load_training_samples(settings)
+    weights_of(run_copy, 0).unlink()
+    with pytest.raises(InputError, match="is missing; train fold=0"):
+        find_initial_weights(settings, 0, samples)
+    save_snapshot(snapshot_dir(settings.run_dir, 0), {"epoch": 0, "step": 1})
+    assert find_initial_weights(settings, 0, samples) is None
+
+
 # ---------------------------------------------------------------- refusals
 
 

@@ -62,7 +62,7 @@ def test_check_before_launch_tries_the_batches_of_later_stages(data_dir, tmp_pat
     last = {"size": [8, 8], "batch_size": 1}
     settings = replace(settings, channels=[2, 2, 2, 2], stages=[{"epochs": 1}, last], **last)
     settings.stages[0] |= {"size": [32, 48], "batch_size": 4}
-    with pytest.raises(InputError, match="batch_size=1: a step has only one of"):
+    with pytest.raises(InputError, match="stage 2: batch_size=1: model=unet"):
         preflight.check_before_launch(settings)
 
 
@@ -84,6 +84,31 @@ def test_train_another_fold_on_changed_folds_is_rejected(run_copy):
     table.to_csv(path, index=False)
     message = "fold0/best.safetensors: was trained on other images, masks or folds"
     assert_input_error(train.main, [*run_copy.args, "fold=1"], message)
+
+
+def test_resume_of_a_finished_run_on_other_data_is_rejected(run_copy, capsys):
+    train.main([*run_copy.args, "resume=true"])
+    assert (
+        f"{run_copy.output_dir}/tiny: finished already; set another run=" in capsys.readouterr().out
+    )
+    next(run_copy.data_dir.glob("train/*_01.jpg")).unlink()
+    next(run_copy.data_dir.glob("train_masks/*_01_mask.gif")).unlink()
+    message = "fold0/best.safetensors: was trained on other images, masks or folds"
+    assert_input_error(train.main, [*run_copy.args, "resume=true"], message, "or set another run=")
+
+
+def test_resume_prints_what_the_recipe_has_changed_since(tmp_path, capsys):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("epochs: 40\nlr: 1.0e-3\n")
+    args = [f"recipe={recipe}", f"output_dir={tmp_path}"]
+    run_folder.save_run_settings(config.load_settings(args))
+    run_folder.weights_path(tmp_path / "mine", 0).parent.mkdir()
+    run_folder.weights_path(tmp_path / "mine", 0).touch()
+    assert preflight.load_run_settings([*args, "resume=true"]).epochs == 40
+    assert not capsys.readouterr().out
+    recipe.write_text("epochs: 80\nlr: 1.0e-3\n")
+    assert preflight.load_run_settings([*args, "resume=true"]).epochs == 40
+    assert f"resuming with epochs=40, unlike recipe={recipe}" in capsys.readouterr().out
 
 
 def test_same_command_resumes_a_run_with_weights_of_a_file(tmp_path, monkeypatch):

@@ -71,11 +71,10 @@ def test_train_step_accumulating_two_half_batches_equals_one_batch(loss):
         assert torch.allclose(one, two, atol=1e-4)
 
 
-def test_each_update_with_accumulation_averages_over_its_images_also_the_last(data_dir, tmp_path):
-    """Of 6 images, an update of 4 and one of 2."""
+def test_update_of_accumulated_steps_is_that_of_one_batch(data_dir, tmp_path):
     weights = []
-    for accumulation in (1, 2):
-        args = [f"batch_size={4 // accumulation}", f"grad_accumulation={accumulation}"]
+    for accumulation in (1, 3):  # of 6 images, two updates of 3
+        args = [f"batch_size={3 // accumulation}", f"grad_accumulation={accumulation}"]
         args += ["norm=none", "augmentation=none", "optimizer=sgd", "grad_clip=0", "warmup=0"]
         settings = load_settings([*tiny_settings_args(data_dir, tmp_path), *args])
         fold = FoldTrainer(settings, 0, load_training_samples(settings), None, torch.device("cpu"))
@@ -84,6 +83,21 @@ def test_each_update_with_accumulation_averages_over_its_images_also_the_last(da
         weights.append([p.detach().clone() for p in fold.state.model.parameters()])
     for one, two in zip(*weights, strict=True):
         assert torch.allclose(one, two, atol=1e-5)
+
+
+def test_steps_of_each_update_weigh_one_together_also_in_the_last_update(data_dir, tmp_path):
+    args = [*tiny_settings_args(data_dir, tmp_path), "batch_size=1", "grad_accumulation=4"]
+    settings, steps = load_settings(args), []
+    fold = FoldTrainer(settings, 0, load_training_samples(settings), None, torch.device("cpu"))
+    train_step = fold.state.train_step
+
+    def record(images, targets, weight, is_update):
+        steps.append((weight, is_update))
+        return train_step(images, targets, weight, is_update)
+
+    fold.state.train_step = record
+    fold.train_epoch(tqdm(disable=True))
+    assert steps == [(1 / 4, False)] * 3 + [(1 / 4, True), (1 / 2, False), (1 / 2, True)]
 
 
 # ---------------------------------------------------------------- validation

@@ -55,7 +55,8 @@ class Carvana(DatasetFormat):
         for name in ("Classes.csv", "classes.CSV", "class.csv"):
             if path.with_name(name).exists():
                 raise InputError(f"{path.with_name(name)}: rename it to classes.csv")
-        return ClassMap(("car",), ((60, 220, 90),), mask_threshold=settings.mask_threshold)
+        name = "car" if settings.dataset_name in ("carvana", "demo") else "object"
+        return ClassMap((name,), ((60, 220, 90),), mask_threshold=settings.mask_threshold)
 
     def find_test_images_dir(self, settings: Settings) -> Path:
         return images_dir_of(settings, "test")

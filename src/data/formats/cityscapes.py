@@ -77,7 +77,7 @@ class Cityscapes(DatasetFormat):
         return files
 
     def make_class_map(self, settings: Settings) -> ClassMap:
-        """All 34 label ids, or the 19 evaluated classes with the other ids ignored."""
+        """Return the class map: all 34 label ids, or the 19 evaluated classes, others ignored."""
         if settings.cityscapes_classes == 34:
             rows, value_to_class = CITYSCAPES_LABELS, tuple(range(34))
         else:

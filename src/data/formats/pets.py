@@ -32,7 +32,8 @@ class Pets(DatasetFormat):
         return list(zip(images, trimaps, strict=True))
 
     def make_class_map(self, settings: Settings) -> ClassMap:
-        """Trimap values are 1 pet, 2 background, 3 border; trimap_border sets the class of 3."""
+        """Return the class map of trimaps: 1 pet, 2 background, 3 border, whose class trimap_border
+        sets."""
         if settings.trimap_border in ("pet", "background"):
             border = int(settings.trimap_border == "pet")
             return ClassMap(("pet",), (PET_COLOR,), (-1, 1, 0, border))
