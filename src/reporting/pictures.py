@@ -20,6 +20,8 @@ from inference.segmentation import Segmentation
 from inference.trained_model import TrainedModel
 
 SKIP_HINT = "; or set skip_unreadable=true"
+
+SKIP_HINT = "; or set skip_unreadable=true"
 SOURCE_NAME = "source.txt"  # the path of the photographs
 
 
