@@ -221,7 +221,7 @@ def _assign(conf: DictConfig, key: str, value: Any, source: str) -> None:
     except (OmegaConfBaseException, TypeError) as error:
         reason = str(error).splitlines()[0]  # the other lines repeat the key and the class
         if key == "fold":
-            reason = "expected one fold, or none for all; start the command once for each fold"
+            reason = "expected one fold; leave it out for all, or start the command once for each"
         elif "ListConfig" in reason or isinstance(error, TypeError):
             reason = "expected a list, written a,b; in a recipe [a,b]"
         raise InputError(f"{typed}: {reason}; {HELP_HINT}") from None

@@ -220,7 +220,10 @@ def check_before_launch(settings: Settings) -> None:
     with redirect_stdout(None):
         samples, stages = datasets.load_training_samples(settings), split_stages(settings)
         n_folds, sizes = check_data(stages[0], samples)
-        check_folds(stages[0], folds_to_train(stages[0], n_folds), samples, sizes)
+        for stage in stages:
+            check_finished_folds(stage, datasets.dataset_fingerprint(samples))
+        if folds := folds_to_train(stages[0], n_folds):
+            check_folds(stages[0], folds, samples, sizes)
         # All stages have one network.
         model = build_model(settings, len(samples[0].class_map.names), pretrained=False)
         for number, stage in enumerate(stages[1:], 2):

@@ -83,7 +83,7 @@ def test_every_recipe_loads_and_starts_with_its_purpose(path):
         ("lr=", ["None"]),
         ("epochs=1.5", ["epochs=1.5", "Integer"]),
         ("fold=-1", ["0 or more"]),
-        ("fold=0,1", ["fold=0,1: expected one fold", "once for each fold"]),
+        ("fold=0,1", ["fold=0,1: expected one fold", "leave it out for all"]),
         ("fold=[0,1]", ["fold=0,1: expected one fold"]),
         ("size=[256]", ["size=256: must be height,width"]),
         ("size=256", ["size=256: must be height,width"]),

@@ -66,6 +66,15 @@ def test_check_before_launch_tries_the_batches_of_later_stages(data_dir, tmp_pat
         preflight.check_before_launch(settings)
 
 
+def test_check_before_launch_of_a_finished_run_checks_its_data(run_copy):
+    settings = config.load_settings([*run_copy.args, "resume=true"])
+    preflight.check_before_launch(settings)
+    next(run_copy.data_dir.glob("train/*_01.jpg")).unlink()
+    next(run_copy.data_dir.glob("train_masks/*_01_mask.gif")).unlink()
+    with pytest.raises(InputError, match="was trained on other images, masks or folds"):
+        preflight.check_before_launch(settings)
+
+
 def test_check_before_launch_leaves_it_to_training_to_print(data_dir, tmp_path, capsys):
     (data_dir / "train" / "notes.txt").touch()
     settings = config.load_settings(tiny_settings_args(data_dir, tmp_path))
