@@ -46,9 +46,9 @@ def to_check_images(photograph: np.ndarray, preprocessing: Preprocessing) -> lis
 def main(args: list[str]) -> None:
     settings = load_runs.settings_for_prediction(args)
     photograph = read_photograph(settings)
-    run_weights, scores = ensemble.weights_and_scores(settings)
+    scores = ensemble.out_of_fold_scores(settings)
     settings = replace(settings, device="cpu")  # of the exported graph
-    members = [*load_runs.load_members(settings, run_weights).values()]
+    members = [*load_runs.load_members(settings).values()]
     check_exportable(members, settings)
     preprocessing, binarizer = members[0].preprocessing, oof.choose_binarizer(settings, scores)
     size = "x".join(map(str, preprocessing.size or ["native"]))

@@ -52,7 +52,7 @@ def predict_pending_chunks(
 ) -> None:
     """Predict all chunks that are not on disk yet; each rank predicts its share of them."""
     distributed.barrier()  # the main process has locked the folder
-    pending = distributed.gather([chunks.pending()])[0]
+    pending = distributed.gather([chunks.pending()])[0]  # all ranks divide the list of rank 0
     done = len(chunks.samples) - sum(len(chunks.chunk(i)) for i in pending)
     if done:
         print(f"resuming: {done} images are already predicted")
@@ -81,7 +81,7 @@ def to_result(settings: Settings, binarizer: Binarizer, prediction: Prediction) 
     values of a label file, one class as 0/255 with an overlay if save_masks is set."""
     sample = prediction.sample
     if error := prediction.loaded.error:
-        return ImageResult(sample.image.name, "", 0.0, float("nan"), error)
+        return ImageResult(sample.image.name, rle="", area=0.0, agreement=float("nan"), error=error)
     mask, folder = binarizer.finish(prediction.values), run_folder.masks_dir(settings.run_dir)
     is_binary = sample.class_map.is_binary
     if not is_binary:
@@ -128,14 +128,13 @@ def merge_chunks(settings: Settings, chunks: ChunkedPrediction) -> list[ImageRes
 def write_submission_json(
     settings: Settings,
     binarizer: Binarizer,
-    run_weights: dict[str, float],
     members: dict[str, EnsembleMember],
     results: list[ImageResult],
 ) -> None:
     """Write submission.json: the networks, settings and machine of the submission."""
     path, is_binary = settings.submission_path, datasets.get_class_map(settings).is_binary
     metadata = {
-        "runs": run_weights,
+        "runs": sorted(settings.runs),
         "networks": sorted(file_sha256(Path(weights_file)) for weights_file in members),
         "weights": {weights_file: member.weight for weights_file, member in members.items()},
         "threshold": binarizer.threshold if is_binary else None,
@@ -156,7 +155,7 @@ def check_and_report(settings: Settings, samples: list[Sample], results: list[Im
     if results[0].scores:
         scores = oof.to_scores(samples, [result.scores for result in results])
         oof.save_scores(settings.run_dir, scores, "test")
-        iou = (scores.dice / (2 - scores.dice)).mean()
+        iou = (scores.dice / (2 - scores.dice)).mean()  # image by image
         print(
             f"test dice {oof.format_mean_dice(scores)} on {len(samples)} images"
             + (f" at 0.5, IoU {iou:.5f}" if scores.is_binary else f"; {oof.score_summary(scores)}")
@@ -193,12 +192,12 @@ def main(args: list[str]) -> None:
     samples, device = datasets.load_test_samples(settings), pick_device(settings)
     if samples[0].class_map.is_binary:
         submission.require_replaceable(settings, [sample.image.name for sample in samples])
-    run_weights, scores = ensemble.weights_and_scores(settings)
+    scores = ensemble.out_of_fold_scores(settings)
     free_memory(device)  # of the networks that scored the ensemble
     if distributed.requested_processes() > 1:
         distributed.launch_processes(device)
         return
-    members = load_runs.load_members(settings, run_weights)
+    members = load_runs.load_members(settings)
     binarizer = oof.choose_binarizer(settings, scores)
     line = f"{len(samples)} images of {settings.data_dir}, {len(members)} networks, "
     line += f"tta={settings.tta}"
@@ -217,7 +216,7 @@ def main(args: list[str]) -> None:
         predict_pending_chunks(settings, list(members.values()), chunks, binarizer)
         if process_env.is_main_process():
             results = merge_chunks(settings, chunks)
-            write_submission_json(settings, binarizer, run_weights, members, results)
+            write_submission_json(settings, binarizer, members, results)
             chunks.remove()
     distributed.destroy_process_group()
     if process_env.is_main_process():

@@ -40,7 +40,6 @@ class Report:
     """The context of report.html: its data, and the tables and images computed from it."""
 
     settings: Settings
-    weights: dict[str, float]  # by run
     scores: oof.Scores  # out of fold
     binarizer: Binarizer
     entries: list[comparison.LeaderboardEntry]  # scored on the same images and folds, best first
@@ -107,7 +106,7 @@ class Report:
         ids = self.worst_ids + self.suspect_ids
         chosen = [sample for sample in self.samples if sample.image_id in ids]
         fingerprint = datasets.dataset_fingerprint(self.samples)
-        predictions = ensemble.predict_out_of_fold(self.settings, self.weights, chosen, fingerprint)
+        predictions = ensemble.predict_out_of_fold(self.settings, chosen, fingerprint)
         return {p.sample.image_id: gallery.oof_card(p, self.binarizer) for p in predictions}
 
     def disagreement_section(self) -> tuple[str, list[gallery.Card]]:
@@ -115,15 +114,15 @@ class Report:
         path = self.settings.submission_path
         stats_path, json_path = path.with_name(f"{path.stem}_stats.csv"), path.with_suffix(".json")
         path = path if self.scores.is_binary else stats_path  # several classes have no csv of masks
-        command = f"`bash predict.sh runs={','.join(self.weights)}`"
+        command = f"`bash predict.sh runs={','.join(self.settings.runs)}`"
         if not stats_path.exists() or not json_path.exists():
             return f"There is no {path} yet; {command} writes it.", []
-        members = load_runs.load_members(self.settings, self.weights)
+        members = load_runs.load_members(self.settings)
         if len(members) == 1:
             return "Disagreement needs two or more networks.", []
         networks = sorted(file_sha256(Path(weights_file)) for weights_file in members)
         stored = read_submission_json(json_path)
-        if stored["runs"] != self.weights or stored.get("networks") != networks:
+        if {*stored["runs"]} != {*self.settings.runs} or stored.get("networks") != networks:
             return f"{path} was made by other runs or weights; {command} replaces it.", []
         stats = pd.read_csv(stats_path).dropna().nsmallest(N_DISAGREEMENT, "agreement")
         agreement = dict(zip(stats["img"], stats["agreement"], strict=True))
@@ -140,7 +139,7 @@ class Report:
 
 
 def load_report(settings: Settings) -> Report:
-    weights, scores = ensemble.weights_and_scores(settings)
+    scores = ensemble.out_of_fold_scores(settings)
     entries = comparison.load_entries(Path(settings.output_dir))
     data = next((entry.data for entry in entries if entry.name == settings.run), None)
     if data is None:  # a file system may ignore the case of names
@@ -154,7 +153,6 @@ def load_report(settings: Settings) -> Report:
         test_samples = []
     return Report(
         settings,
-        weights,
         scores,
         oof.choose_binarizer(settings, scores),
         entries,

@@ -25,6 +25,16 @@ from training.stages import split_stages
 from training.trainer import FoldTrainer
 
 
+def train_stages(settings: Settings, device: torch.device) -> None:
+    """Train the folds of each stage of a run; without stages, those of the run."""
+    if settings.stages:
+        save_config(settings)  # before the first stage, so that the run can be resumed in any
+    for stage in split_stages(settings):
+        if settings.stages:
+            print(f"{stage.run}: size={stage.size} epochs={stage.epochs} lr={stage.lr:g}")
+        train_folds(stage, device)
+
+
 def train_folds(settings: Settings, device: torch.device) -> None:
     """Train the requested folds that are not finished, one after the other."""
     samples = datasets.load_training_samples(settings)
@@ -33,16 +43,16 @@ def train_folds(settings: Settings, device: torch.device) -> None:
     distributed.init_process_group(device)
     fingerprint, commit = datasets.dataset_fingerprint(samples), provenance.current_commit()
     preflight.check_finished_folds(settings, fingerprint)
-    if not folds:
-        print(f"{settings.run_dir}: finished already; set another run= to train again")
-    else:
+    if folds:
         preflight.check_folds(settings, folds, samples, sizes)
         distributed.assert_equal_on_all_ranks({"data_dir": fingerprint, "commit": commit})
         save_config(settings)
         cache = make_cache(settings, samples)
-    for fold in folds:
-        with preflight.lock_fold(settings, fold), explain_out_of_memory(settings):
-            train_fold(settings, fold, samples, cache, device)
+        for fold in folds:
+            with preflight.lock_fold(settings, fold), explain_out_of_memory(settings):
+                train_fold(settings, fold, samples, cache, device)
+    else:
+        print(f"{settings.run_dir}: the requested folds are finished; nothing to train")
     remove_snapshots(settings)
 
 
@@ -94,24 +104,16 @@ def score_fold(
     oof.warn_of_constant_masks(scores)
 
 
-def train_stages(settings: Settings, device: torch.device) -> None:
-    """Train the folds of each stage of a run; without stages, those of the run."""
-    for stage in split_stages(settings):
-        if settings.stages:
-            save_config(settings)  # before the first stage, so that it can be resumed
-            print(f"{stage.run}: size={stage.size} epochs={stage.epochs} lr={stage.lr:g}")
-        train_folds(stage, device)
-
-
 def main(args: list[str]) -> None:
     runs = []
     for run_args in config.split_runs(args):
         runs.append(preflight.load_run_settings(run_args))
         preflight.prepare_data(runs[-1], run_args)
     device = pick_device(runs[0])
-    torch.set_float32_matmul_precision("high")
+    torch.set_float32_matmul_precision("high")  # TF32 for fp32 matrix products
     launches = distributed.requested_processes() > 1
     has_later_training = len(runs) > 1 or bool(runs[0].stages)
+    # Once for all processes, and before an earlier run or stage trains for hours.
     if launches or (has_later_training and not process_env.is_launched()):
         for settings in runs:
             preflight.check_before_launch(settings)

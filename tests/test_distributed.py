@@ -34,9 +34,9 @@ from core.errors import InputError
 # Without it the agents of torch 2.13 keep the address of the first rendezvous, and one that was
 # started again waits for it in vain (pytorch issue 135712); docs/several-gpus.md sets it, too.
 REJOIN = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-# Batch normalization takes the statistics of each process; without it the results are equal. The
-# fold has 10 images in steps of 4, and 2 steps an update.
-TRAIN_ARGS = ["norm=none", "fold=0", "grad_accumulation=2", "dropout=[]", "lr=3e-3"]
+# Batch normalization takes the statistics of each process; without it the results are equal. An
+# epoch takes 8 of the fold's 10 images, in two steps that make one update.
+TRAIN_ARGS = ["norm=none", "fold=0", "grad_accumulation=3", "dropout=[]", "lr=3e-3"]
 
 
 def start(processes, script, *args, before=()):

@@ -64,7 +64,7 @@ def test_predict_keeps_chunks_of_another_prediction(run_copy, capsys):
 def test_score_of_another_run_than_the_submission_is_rejected(run_copy):
     predict.main(prediction_args(run_copy.args))
     path = run_copy.output_dir / "tiny/submission.json"
-    path.write_text(path.read_text().replace('"tiny": 1.0', '"other": 1.0'))
+    path.write_text(path.read_text().replace('"tiny"', '"other"'))
     args = [f"output_dir={run_copy.output_dir}", "run=tiny"]
     assert_input_error(score.main, args, "submission.csv: was made by other, not by tiny")
 

@@ -15,13 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from core.environment import ROOT
 from core.errors import InputError
 from core.old_settings import RENAMED, rename_old_settings
-from core.settings import (
-    FIELDS,
-    HELP_SECTIONS,
-    PATH_SETTINGS,
-    Settings,
-    find_paths,
-)
+from core.settings import FIELDS, HELP_SECTIONS, NAME, PATH_SETTINGS, Settings, find_paths
 
 SRC = ROOT / "src"
 HELP_HINT = "`bash train.sh help` lists all settings"
@@ -105,15 +99,15 @@ def load_settings(
     conf = OmegaConf.structured(Settings)
     recipe = overrides.get("recipe", FIELDS["recipe"].default)
     base = read_recipe(recipe) if base is None else base
-    defaults = {name: FIELDS[name].default for name in PATH_SETTINGS}
-    located = _locate_in_repository(defaults | base)
-    for source, values in ((f"{base_path or f'recipe {recipe}'}: ", located), ("", overrides)):
-        for key, value in values.items():
-            _assign(conf, key, value, source)
-    conf = _assign_last_stage(conf, overrides)
-    settings = OmegaConf.to_object(conf)
+    located = _locate_in_repository({name: FIELDS[name].default for name in PATH_SETTINGS} | base)
+    source = f"{base_path or f'recipe {recipe}'}: "  # where a message says a value is from
+    for key, value in located.items():
+        _assign(conf, key, value, source)
+    for key, value in overrides.items():
+        _assign(conf, key, value, "")
+    settings = OmegaConf.to_object(_assign_last_stage(conf, overrides))
     settings.run = settings.run or Path(settings.recipe).stem
-    if not FIELDS["run"].metadata["check"][1](settings.run):
+    if not NAME.accepts(settings.run):
         raise InputError(f"recipe={recipe}: names no folder for its run; set run=..., or rename it")
     if "run" in overrides and "runs" not in overrides:
         settings.runs = []
@@ -227,11 +221,11 @@ def _assign(conf: DictConfig, key: str, value: Any, source: str) -> None:
         raise InputError(f"{typed}: {reason}; {HELP_HINT}") from None
     check = FIELDS[key].metadata["check"]
     try:
-        valid = not check or assigned is None or check[1](assigned)
+        valid = not check or assigned is None or check.accepts(assigned)
     except (OmegaConfBaseException, TypeError, re.error, OverflowError):  # of lists and patterns
         valid = False
     if not valid:
-        raise InputError(f"{typed}: must be {check[0]}")
+        raise InputError(f"{typed}: must be {check.description}")
 
 
 def help_text() -> str:

@@ -108,9 +108,10 @@ def folder_lock(folder: Path, hint: str) -> Iterator[None]:
 
 
 def acquire_lock(path: Path, timeout_s: float = -1) -> FileLock:
-    """Return the acquired lock of a file; raise Timeout after `timeout_s`, if that is not negative.
+    """Acquire the lock of a file and return it; raise Timeout after `timeout_s`, or wait without
+    end if that is negative.
 
-    On a file system without locks it is not acquired, and a warning is printed.
+    On a file system without locks, print a warning and return it unacquired.
     """
     lock = FileLock(path)
     try:

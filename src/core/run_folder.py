@@ -40,7 +40,7 @@ def snapshot_dir(run_dir: Path, fold: int) -> Path:
 
 
 def has_snapshot(run_dir: Path, fold: int) -> bool:
-    """Whether training of the fold resumes from a snapshot."""
+    """Whether the fold has a snapshot to resume from."""
     return any(snapshot_dir(run_dir, fold).glob("*.pt"))
 
 

@@ -4,53 +4,60 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 # ---------------------------------------------------------------- allowed values
 
-Check = tuple[str, Callable[[Any], bool]]
-POSITIVE: Check = ("above 0", lambda v: 0 < v < float("inf"))
-NON_NEGATIVE: Check = ("0 or more", lambda v: 0 <= v < float("inf"))
-HALF_OPEN_UNIT: Check = ("0 or more and below 1", lambda v: 0 <= v < 1)
-OPEN_UNIT_INTERVAL: Check = ("above 0 and below 1", lambda v: 0 < v < 1)
-TWO_OR_MORE: Check = ("2 or more", lambda v: v >= 2)
-ONE_TWO_FOUR: Check = ("1, 2 or 4", lambda v: v in (1, 2, 4))
-SIZE: Check = ("height,width, each 8 or more", lambda v: len(v) == 2 and min(v) >= 8)
-CHANNELS: Check = ("2 to 8 channel counts, each above 0", lambda v: 2 <= len(v) <= 8 and min(v) > 0)
-ALL_POSITIVE: Check = ("a list of numbers above 0", lambda v: all(x > 0 for x in v))
-ALL_IN_UNIT: Check = ("a list of numbers in [0, 1)", lambda v: all(0 <= x < 1 for x in v))
-CITYSCAPES_CLASSES: Check = ("19 or 34", lambda v: v in (19, 34))
-COLOR_COUNT: Check = ("0, or 2 to 256", lambda v: v == 0 or 2 <= v <= 256)
-TILE_SIZE: Check = ("0, or 128 or more", lambda v: v == 0 or v >= 128)
-TILE_OVERLAP: Check = ("0 or more and at most 0.75", lambda v: 0 <= v <= 0.75)
-NAME: Check = (
+
+class Check(NamedTuple):
+    """A condition on the value of a setting."""
+
+    description: str  # what the value must be, for the error message
+    accepts: Callable[[Any], bool]
+
+
+POSITIVE = Check("above 0", lambda v: 0 < v < float("inf"))
+NON_NEGATIVE = Check("0 or more", lambda v: 0 <= v < float("inf"))
+HALF_OPEN_UNIT = Check("0 or more and below 1", lambda v: 0 <= v < 1)
+OPEN_UNIT_INTERVAL = Check("above 0 and below 1", lambda v: 0 < v < 1)
+TWO_OR_MORE = Check("2 or more", lambda v: v >= 2)
+ONE_TWO_FOUR = Check("1, 2 or 4", lambda v: v in (1, 2, 4))
+SIZE = Check("height,width, each 8 or more", lambda v: len(v) == 2 and min(v) >= 8)
+CHANNELS = Check("2 to 8 channel counts, each above 0", lambda v: 2 <= len(v) <= 8 and min(v) > 0)
+ALL_POSITIVE = Check("a list of numbers above 0", lambda v: all(x > 0 for x in v))
+ALL_IN_UNIT = Check("a list of numbers in [0, 1)", lambda v: all(0 <= x < 1 for x in v))
+CITYSCAPES_CLASSES = Check("19 or 34", lambda v: v in (19, 34))
+COLOR_COUNT = Check("0, or 2 to 256", lambda v: v == 0 or 2 <= v <= 256)
+TILE_SIZE = Check("0, or 128 or more", lambda v: v == 0 or v >= 128)
+TILE_OVERLAP = Check("0 or more and at most 0.75", lambda v: 0 <= v <= 0.75)
+NAME = Check(
     "a plain folder name other than cache, which output/ has already",
     lambda v: re.fullmatch(r"(?!cache$)([\w+][\w.+-]*)?", v) is not None,
 )
-RUN_OR_STAGE: Check = (
+RUN_OR_STAGE = Check(
     "a run name or <run>/stage<n>",
-    lambda v: NAME[1](re.sub(r"/stage\d+$", "", v)),
+    lambda v: NAME.accepts(re.sub(r"/stage\d+$", "", v)),
 )
-NAMES: Check = (
+NAMES = Check(
     "distinct plain folder names, as in runs=a,b",
-    lambda v: all(map(NAME[1], v)) and len({*v}) == len(v),
+    lambda v: all(map(NAME.accepts, v)) and len({*v}) == len(v),
 )
 POSTPROCESS_STEPS = ("specks", "largest", "fill")
-POSTPROCESS: Check = (
+POSTPROCESS = Check(
     f"auto, none, or any of {','.join(POSTPROCESS_STEPS)}",
     lambda v: v in ("auto", "none") or {*v.split(",")} <= {*POSTPROCESS_STEPS},
 )
-MASK_NAME: Check = ("a name with {stem}", lambda v: not v or ("{stem}" in v and "/" not in v))
-BYTE: Check = ("0 to 255", lambda v: 0 <= v <= 255)
-CSV_FILE: Check = ("a .csv file", lambda v: not v or v.endswith(".csv"))
+MASK_NAME = Check("a name with {stem}", lambda v: not v or ("{stem}" in v and "/" not in v))
+BYTE = Check("0 to 255", lambda v: 0 <= v <= 255)
+CSV_FILE = Check("a .csv file", lambda v: not v or v.endswith(".csv"))
 # Settings that a stage of training may have of its own.
 STAGE_SETTINGS = ("size", "crop_size", "epochs", "batch_size", "grad_accumulation", "lr", "warmup")
 STAGE_SETTINGS += ("augmentation", "loss", "ema_decay", "validate_every_epochs")
-STAGES: Check = (
+STAGES = Check(
     f"a list of stages with settings among {', '.join(STAGE_SETTINGS)}",
     lambda v: all(stage and {*stage} <= {*STAGE_SETTINGS} for stage in v),
 )
-REGEX: Check = ("a regular expression with one group", lambda v: re.compile(v).groups == 1)
+REGEX = Check("a regular expression with one group", lambda v: re.compile(v).groups == 1)
 
 
 def is_weights_file(encoder_weights: str) -> bool:
@@ -59,9 +66,9 @@ def is_weights_file(encoder_weights: str) -> bool:
 
 
 # A run is trained with its `run` settings from beginning to end. `model` settings are stored with
-# the weights and cannot be overridden at prediction. `machine` settings may differ each time a
+# the weights and cannot be overridden at prediction. `invocation` settings may differ each time a
 # script starts: on resume, between folds, at prediction.
-Scope = Literal["run", "model", "machine"]
+Scope = Literal["run", "model", "invocation"]
 
 
 def setting(
@@ -86,19 +93,19 @@ def setting(
 class Settings:
     """Settings of all scripts. `bash train.sh help` prints this table."""
 
-    recipe: str = setting("carvana", "settings to start from: a name in src/recipes, or a .yaml file", scope="machine")
+    recipe: str = setting("carvana", "settings to start from: a name in src/recipes, or a .yaml file", scope="invocation")
     run: str = setting("", "folder of the run under output/; empty: the recipe's name", NAME)
-    fold: int | None = setting(None, "training: fold to hold out; prediction: use only its networks; null: all folds", NON_NEGATIVE, scope="machine")
-    resume: bool = setting(False, "continue an interrupted run; finished folds are skipped", scope="machine")
-    snapshot_seconds: float = setting(60, "seconds of training between two snapshots", NON_NEGATIVE, scope="machine")
+    fold: int | None = setting(None, "training: fold to hold out; prediction: use only its networks; null: all folds", NON_NEGATIVE, scope="invocation")
+    resume: bool = setting(False, "continue an interrupted run; finished folds are skipped", scope="invocation")
+    snapshot_seconds: float = setting(60, "seconds of training between two snapshots", NON_NEGATIVE, scope="invocation")
     max_images: int = setting(0, "use only the first N images: of each fold in training, of the test images in prediction; 0: all", NON_NEGATIVE)
-    output_dir: str = setting("output", "folder for runs and submissions", scope="machine", is_path=True)
-    device: Literal["auto", "cpu", "cuda"] = setting("auto", "device of the network", scope="machine")
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = setting("auto", "autocast dtype of the forward pass; auto: the fastest the device supports natively, for prediction on a GPU fp16; fp32: convolutions in TF32 on GPUs that have it", scope="machine")
-    compile: Literal["auto", "true", "false"] = setting("auto", "torch.compile the network and let cuDNN benchmark its kernels; auto: on a GPU, for training of 7000 updates or more and for prediction of 10000 forward passes or more; true: on any device, for all training and for prediction of 10000 forward passes or more", scope="machine")
-    num_workers: int | None = setting(None, "processes that load images; null: chosen from cores and shared memory", NON_NEGATIVE, scope="machine")
+    output_dir: str = setting("output", "folder for runs and submissions", scope="invocation", is_path=True)
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", "device of the network", scope="invocation")
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = setting("auto", "autocast dtype of the forward pass; auto: the fastest the device supports natively, for prediction on a GPU fp16; fp32: convolutions in TF32 on GPUs that have it", scope="invocation")
+    compile: Literal["auto", "true", "false"] = setting("auto", "torch.compile the network and let cuDNN benchmark its kernels; auto: on a GPU, for training of 7000 updates or more and for prediction of 10000 forward passes or more; true: on any device, for all training and for prediction of 10000 forward passes or more", scope="invocation")
+    num_workers: int | None = setting(None, "processes that load images; null: chosen from cores and shared memory", NON_NEGATIVE, scope="invocation")
 
-    data_dir: str = setting("input/carvana", "data set folder: train/, train_masks/, test/, sample_submission.csv", scope="machine", is_path=True)
+    data_dir: str = setting("input/carvana", "data set folder: train/, train_masks/, test/, sample_submission.csv", scope="invocation", is_path=True)
     dataset_name: str = setting("carvana", "name of the data set in folds_csv", NAME)
     dataset_format: Literal["carvana", "pairs", "cityscapes", "pets"] = setting("carvana", "layout of data_dir, see input/README.md")
     cityscapes_classes: int = setting(19, "cityscapes, pairs: the 19 evaluated classes, or all 34 ids", CITYSCAPES_CLASSES)
@@ -109,14 +116,14 @@ class Settings:
     mask_threshold: int = setting(0, "carvana: value from which a mask's pixel is the object, for soft edges and lossy files; 0: masks must have two values", BYTE)
     use_hq_images: bool = setting(False, "read train_hq/ and test_hq/ instead of train/ and test/")
     group_regex: str = setting(r"(.+)_\d+", "regular expression for file stems; its one group captures the name of the car; all images of a car are in one fold", REGEX)
-    folds_csv: str = setting("folds.csv", "csv that assigns each group (car) to a fold; empty: folds.csv in data_dir", scope="machine", is_path=True)
-    n_folds: int = setting(5, "folds that folds.py writes; the other scripts count the folds in folds_csv", TWO_OR_MORE, scope="machine")
+    folds_csv: str = setting("folds.csv", "csv that assigns each group (car) to a fold; empty: folds.csv in data_dir", scope="invocation", is_path=True)
+    n_folds: int = setting(5, "folds that folds.py writes; the other scripts count the folds in folds_csv", TWO_OR_MORE, scope="invocation")
     size: list[int] | None = setting(None, "height,width of the network's input; null: native size", SIZE, scope="model")
     resize_mode: Literal["stretch", "letterbox"] = setting("stretch", "how an image is resized to `size`; letterbox keeps its aspect ratio", scope="model")
     reduce_colors: int = setting(0, "number of colors per image after quantization; 0: off", COLOR_COUNT, scope="model")
-    cache: Literal["auto", "ram", "disk", "none"] = setting("auto", "where decoded images are kept; auto: in memory if they take less than half of the available memory, else on disk if they take less than half of the free space, else not cached but decoded in every epoch; with several processes, disk is tried first", scope="machine")
+    cache: Literal["auto", "ram", "disk", "none"] = setting("auto", "where decoded images are kept; auto: in memory if they take less than half of the available memory, else on disk if they take less than half of the free space, else not cached but decoded in every epoch; with several processes, disk is tried first", scope="invocation")
     augmentation: Literal["none", "flip", "flips", "light", "strong", "paper"] = setting("light", "random changes of training images: flip: horizontal flip only; flips: horizontal and vertical, for images with no natural up direction, such as aerial photographs; light, strong: horizontal flip, shift, zoom, rotation, color; paper: those of Jois & Aygar 2017")
-    prepare_scripts: list[str] = setting([], "scripts that create data_dir or folds_csv if missing", scope="machine")
+    prepare_scripts: list[str] = setting([], "scripts that create data_dir or folds_csv if missing", scope="invocation")
     demo_cars: int = setting(12, "training cars that demo.py renders", TWO_OR_MORE)
     demo_test_cars: int = setting(4, "test cars that demo.py renders", POSITIVE)
 
@@ -138,11 +145,11 @@ class Settings:
     full_size_skip: int = setting(0, "channels of a skip connection at full size: two 3×3 convolutions on the image; 0: off; arch=Unet only", NON_NEGATIVE, scope="model", model="smp")
     half_size_decoder: bool = setting(False, "end the decoder at half size and enlarge by a pixel shuffle: faster, as space_to_depth=2 is for unet; arch=Unet only", scope="model", model="smp")
 
-    epochs: int = setting(20, "passes over the training images", POSITIVE)
+    epochs: int = setting(20, "passes over the training images; of each, those left after the last whole batch are skipped, different ones each time", POSITIVE)
     init_run: str = setting("", "run whose weights of fold k are the initial weights of fold k, on the same data and folds; empty: none", RUN_OR_STAGE)
     stages: list[dict[str, Any]] = setting([], "train in stages, each from the weights of the stage before; a list of the settings that differ, as stages='[{size: [256,384], epochs: 4, lr: 1e-3}, {size: [512,768], epochs: 2}]'", STAGES)
     crop_size: list[int] | None = setting(None, "height,width of a random crop of each image at `size`, to train on; prediction takes whole images; null: whole images", SIZE)
-    batch_size: int = setting(4, "images per step: in training over all GPUs, in prediction on each GPU", POSITIVE)
+    batch_size: int = setting(4, "images per step: in training over all GPUs, a multiple of their number; in prediction on each GPU", POSITIVE)
     grad_accumulation: int = setting(1, "steps whose gradients are accumulated for one update", POSITIVE)
     optimizer: Literal["adamw", "adam", "rmsprop", "sgd"] = setting("adamw", "optimizer of torch.optim; sgd with Nesterov momentum 0.9")
     lr: float = setting(1e-3, "peak learning rate", POSITIVE)
@@ -158,20 +165,20 @@ class Settings:
     checkpoint_metric: Literal["dice", "accuracy"] = setting("dice", "validation metric that selects the saved epoch")
     seed: int = setting(0, "seed of all random numbers", NON_NEGATIVE)
 
-    runs: list[str] = setting([], "runs to ensemble, with equal weights; train.py trains each run with the recipe of its name; empty: only `run`", NAMES, scope="machine")
-    images: str = setting("", "a photograph or a folder of photographs: predict.py writes their masks and cutouts instead of predicting the test images", scope="machine", is_path=True)
-    background: str = setting("", "images: color (#rrggbb or a name) or picture to put behind the object", scope="machine")
+    runs: list[str] = setting([], "runs to ensemble, with equal weights; train.py trains each run with the recipe of its name; empty: only `run`", NAMES, scope="invocation")
+    images: str = setting("", "a photograph or a folder of photographs: predict.py writes their masks and cutouts instead of predicting the test images", scope="invocation", is_path=True)
+    background: str = setting("", "images: color (#rrggbb or a name) or picture to put behind the object", scope="invocation")
     tta: Literal["none", "hflip", "flips"] = setting("hflip", "test-time augmentation, whose probabilities are averaged: hflip: the image and its horizontal flip; flips: also its vertical flip and both together")
-    tile_size: int = setting(0, "predict network inputs larger than this in tiles of this side, for large images at size=null; 0: whole", TILE_SIZE, scope="machine")
-    tile_overlap: float = setting(0.25, "fraction of a tile that overlaps its neighbor", TILE_OVERLAP, scope="machine")
-    threshold: float | None = setting(None, "foreground threshold; null: the best one out of fold", OPEN_UNIT_INTERVAL, scope="machine")
-    postprocess: str = setting("auto", "mask post-processing: none, or any of specks (remove them), largest (keep one component), fill (holes); auto: steps that gain on every fold", POSTPROCESS, scope="machine")
-    skip_unreadable: bool = setting(False, "give unreadable test images without labels empty masks, list them at the end, and exit with code 3", scope="machine")
-    save_masks: bool = setting(False, "predict.py, one class: also write PNG masks and JPEG overlays; masks of several classes are always written", scope="machine")
-    submission_csv: str = setting("", "csv to write or check; empty: submission.csv, in output_dir if dataset_name=carvana, else in the run's folder", CSV_FILE, scope="machine", is_path=True)
-    truth_csv: str = setting("", "predict.py, score.py: csv of the true masks (img,rle_mask), to score the submission", scope="machine", is_path=True)
-    bench_recipes: list[str] = setting([], "bench.py: recipes to measure; empty: `recipe` if it is set, else carvana_smp and carvana on a GPU, carvana_small on a CPU", scope="machine")
-    bench_minutes: float = setting(8, "bench.py: minutes in all; those left after measuring speeds go into training to Dice 0.99", POSITIVE, scope="machine")
+    tile_size: int = setting(0, "predict network inputs larger than this in tiles of this side, for large images at size=null; 0: whole", TILE_SIZE, scope="invocation")
+    tile_overlap: float = setting(0.25, "fraction of a tile that overlaps its neighbor", TILE_OVERLAP, scope="invocation")
+    threshold: float | None = setting(None, "foreground threshold; null: the best one out of fold", OPEN_UNIT_INTERVAL, scope="invocation")
+    postprocess: str = setting("auto", "mask post-processing: none, or any of specks (remove them), largest (keep one component), fill (holes); auto: steps that gain on every fold", POSTPROCESS, scope="invocation")
+    skip_unreadable: bool = setting(False, "give unreadable test images without labels empty masks, list them at the end, and exit with code 3", scope="invocation")
+    save_masks: bool = setting(False, "predict.py, one class: also write PNG masks and JPEG overlays; masks of several classes are always written", scope="invocation")
+    submission_csv: str = setting("", "csv to write or check; empty: submission.csv, in output_dir if dataset_name=carvana, else in the run's folder", CSV_FILE, scope="invocation", is_path=True)
+    truth_csv: str = setting("", "predict.py, score.py: csv of the true masks (img,rle_mask), to score the submission", scope="invocation", is_path=True)
+    bench_recipes: list[str] = setting([], "bench.py: recipes to measure; empty: `recipe` if it is set, else carvana_smp and carvana on a GPU, carvana_small on a CPU", scope="invocation")
+    bench_minutes: float = setting(8, "bench.py: minutes in all; those left after measuring speeds go into training to Dice 0.99", POSITIVE, scope="invocation")
 
     @property
     def train_size(self) -> list[int] | None:
@@ -201,7 +208,7 @@ HELP_SECTIONS = {  # first setting of each section → title
 }
 PATH_SETTINGS = {name for name, f in FIELDS.items() if f.metadata["is_path"]}
 MODEL_SETTINGS = [name for name, f in FIELDS.items() if f.metadata["scope"] == "model"]
-MAY_DIFFER_ON_RESUME = {name for name, f in FIELDS.items() if f.metadata["scope"] == "machine"}
+MAY_DIFFER_ON_RESUME = {name for name, f in FIELDS.items() if f.metadata["scope"] == "invocation"}
 
 
 def find_paths(values: dict[str, Any]) -> dict[str, str]:

@@ -59,7 +59,10 @@ def read_native_size(sample: Sample) -> tuple[int, int]:
 
 def read_sizes(samples: Sequence[Sample]) -> set[tuple[int, int]]:
     """Return all image sizes (h, w) from the files' headers; InputError with the first file that is
-    no image or whose mask has another size, and the number of such files."""
+    no image or whose mask has another size, and the number of such files.
+
+    Prints a warning if EXIF rotates images, but not their masks.
+    """
     sizes, errors = set(), []
     for sample in samples:
         try:
@@ -82,7 +85,8 @@ def is_turned_alone(sample: Sample) -> bool:
     if orientation == 1 or sample.mask.suffix == ".csv":
         return False
     height, width = read_native_size(sample)
-    keeps_size = orientation < 5 or height == width
+    swaps_sides = orientation >= 5  # 5 to 8: rotated by 90°
+    keeps_size = not swaps_sides or height == width
     return keeps_size and image_io.read_orientation(sample.mask) == 1
 
 
@@ -109,9 +113,16 @@ def load_samples(settings: Settings, split: str) -> list[Sample]:
             f"group_regex={regex}: does not match {len(unmatched)} of {len(files)} image names, "
             f"the first is {unmatched[0]}; set group_regex='(.+)' for independent images"
         )
-    name, by_id = settings.dataset_format, {}
+    by_id: dict[str, Sample] = {}
     for (image, mask), group in zip(files, groups, strict=True):
-        sample = Sample(image, group or image.stem, mask, -1, name, class_map)
+        sample = Sample(
+            image,
+            group or image.stem,  # a test image that names no group is one of its own
+            mask,
+            fold=-1,  # none yet
+            dataset_format=settings.dataset_format,
+            class_map=class_map,
+        )
         if other := by_id.get(sample.image_id):
             raise InputError(
                 f"{settings.data_dir}: two {split} images are named {sample.image_id}, "
@@ -122,7 +133,11 @@ def load_samples(settings: Settings, split: str) -> list[Sample]:
 
 
 def load_training_samples(settings: Settings) -> list[Sample]:
-    """Return all training samples with mask and fold; only the first `max_images` of each fold."""
+    """Return the training samples with mask and fold: with skip_empty without those of empty masks,
+    with max_images only the first ones of each fold.
+
+    Raises InputError if folds_csv lacks the group of a sample.
+    """
     samples, folds = load_samples(settings, "train"), read_folds(settings)
     unknown = sorted({sample.group for sample in samples} - folds.keys())
     if unknown:
@@ -151,8 +166,8 @@ def drop_empty_masks(samples: list[Sample]) -> list[Sample]:
     print(f"skip_empty: {len(empty)} masks show only background{examples}")
     if len(empty) == len(samples):
         raise InputError(f"skip_empty=true: all {len(samples)} masks show only background")
-    is_empty = set(empty)
-    return [sample for sample in samples if sample.image_id not in is_empty]
+    empty_ids = set(empty)
+    return [sample for sample in samples if sample.image_id not in empty_ids]
 
 
 def load_test_samples(settings: Settings) -> list[Sample]:
@@ -169,7 +184,7 @@ def dataset_fingerprint(samples: Sequence[Sample]) -> str:
     lines = sorted(f"{s.image_id},{s.group},{s.fold},{mask_identity(s.mask)}" for s in samples)
     classes = samples[0].class_map
     if classes.value_to_class:
-        # The names of the first release, whose runs stay comparable.
+        # In the words of the first release, where ClassMap was Scheme: its runs stay comparable.
         lines.append(
             f"Scheme(names={classes.names}, colours={classes.colors}, "
             f"table={classes.value_to_class}, unsure={classes.max_color_distance})"

@@ -56,15 +56,22 @@ def collate(pairs: Sequence[ImageAndTarget]) -> list[Tensor]:
 def channels_first(image: np.ndarray) -> Tensor:
     """Return h×w×3 as a tensor 3×h×w, a view if possible: transposing while a batch is stacked is
     faster than transposing each image."""
-    return torch.from_numpy(np.require(image, requirements="CW")).permute(2, 0, 1)
+    return torch.from_numpy(np.require(image, requirements=["C_CONTIGUOUS", "WRITEABLE"])).permute(
+        2, 0, 1
+    )
+
+
+def to_tensor(array: np.ndarray) -> Tensor:
+    """Return a tensor of the array's memory, which is copied only if torch cannot use it."""
+    return torch.from_numpy(np.require(array, requirements=["C_CONTIGUOUS", "WRITEABLE"]))
 
 
 def train_loader(samples: Sequence[Sample], settings: Settings, cache: Cache | None) -> DataLoader:
-    """Return a loader of (images B×3×h×w, targets B×1×h×w), uint8; set `.batch_sampler.epoch`
-    before each epoch."""
+    """Return a loader of (images B×3×h×w, targets B×1×h×w), uint8; set `epoch` and
+    `start` of its `batch_sampler` before each epoch."""
     height, width = settings.crop_size or network_size(samples[0], preprocessing_from(settings))
     sampler = EpochBatchSampler(len(samples), settings.batch_size, settings.seed)
-    local_batch_size = sampler.n_samples // process_env.world_size()
+    local_batch_size = sampler.step_size // process_env.world_size()
     batch_bytes = local_batch_size * 4 * height * width  # three of the image, one of the target
     workers = choose_num_workers(settings, batch_bytes, is_cheap=cache is not None)
     return DataLoader(
@@ -125,18 +132,17 @@ def collate_samples(loaded: Sequence[tuple[LoadedSample, Images]]) -> LoadedBatc
     def shapes(pair: tuple[LoadedSample, Images]) -> list[tuple[int, ...]]:
         return [image.shape for image in pair[1].values()]
 
-    groups = []
-    for _, pairs in groupby((pair for pair in loaded if not pair[0].error), shapes):
-        samples, images = zip(*pairs, strict=True)
-        stacked = {key: stack_images([image[key] for image in images]) for key in images[0]}
+    groups, readable = [], [pair for pair in loaded if not pair[0].error]
+    for _, pairs in groupby(readable, shapes):
+        samples, dicts = zip(*pairs, strict=True)
+        stacked = {key: stack_images([images[key] for images in dicts]) for key in dicts[0]}
         groups.append(LoadedGroup(list(samples), stacked))
     return LoadedBatch([sample for sample, _ in loaded], groups)
 
 
 def stack_images(images: Sequence[np.ndarray]) -> Tensor:
     """Stack images h×w×3 to B×3×h×w, channels-last; in a worker directly into shared memory."""
-    tensors = [torch.from_numpy(np.require(image, requirements="CW")) for image in images]
-    return default_collate(tensors).permute(0, 3, 1, 2)
+    return default_collate([to_tensor(image) for image in images]).permute(0, 3, 1, 2)
 
 
 @dataclass
@@ -153,10 +159,6 @@ class PredictionDataset(Dataset):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitems__(self, indices: list[int]) -> list[tuple[LoadedSample, Images]]:
-        with ThreadPoolExecutor(self.n_threads) as pool:
-            return list(pool.map(self.__getitem__, indices))
-
     def __getitem__(self, i: int) -> tuple[LoadedSample, Images]:
         try:
             return self.read(self.samples[i])
@@ -165,6 +167,12 @@ class PredictionDataset(Dataset):
                 hint = "" if self.with_mask else "; or set skip_unreadable=true"
                 raise InputError(f"{error}{hint}") from None
             return LoadedSample(self.samples[i], (0, 0), None, str(error)), {}
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[LoadedSample, Images]]:
+        """Return the samples of a batch, read in threads. DataLoader calls this in place of
+        __getitem__()."""
+        with ThreadPoolExecutor(self.n_threads) as pool:
+            return list(pool.map(self.__getitem__, indices))
 
     def read(self, sample: Sample) -> tuple[LoadedSample, Images]:
         """Read a sample from the cache or its files; InputError if a file is unreadable."""
@@ -192,14 +200,12 @@ def prediction_loader(
     preprocessing is the only one.
     """
     use_cache = cache is not None and preprocessings == {cache.preprocessing} and with_mask
+    # samples[:1]: the share of a rank may be empty.
     sizes = [network_size(sample, p) for sample in samples[:1] for p in preprocessings]
     batch_bytes = settings.batch_size * sum(3 * height * width for height, width in sizes)
-    # Passing a cached image to this process takes longer than reading it.
-    workers = (
-        0
-        if use_cache
-        else choose_num_workers(settings, batch_bytes, is_cheap=True, may_reduce=True)
-    )
+    workers = 0  # passing a cached image to this process takes longer than reading it
+    if not use_cache:
+        workers = choose_num_workers(settings, batch_bytes, is_cheap=True, may_reduce=True)
     dataset = PredictionDataset(
         samples,
         preprocessings,

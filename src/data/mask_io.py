@@ -18,15 +18,16 @@ def read_mask(path: Path, threshold: int = 0) -> np.ndarray:
     """Read a mask as H×W bool: what a viewer shows in white, or in one other color, on black.
 
     The value of the object may be 1 as well as 255. If all that is visible has one color, the
-    alpha channel is the mask. In files of more values the object is where the brightest channel
-    reaches `threshold`, 1…255; without a threshold InputError is raised.
+    alpha channel is the mask. In files of more values, and in lossy files, the object is where the
+    brightest channel reaches `threshold`, 1…255; without a threshold InputError is raised for more
+    values.
     """
     with open_image(path) as image:
         orientation, pixels = exif_orientation(image), _shown_pixels(path, image)
         lossy = is_lossy(path, image)
     is_gray = pixels.ndim == 2
     is_opaque = is_gray or pixels[..., 3].min() == 255
-    if lossy and is_opaque and threshold > 1:  # of noise on black, one value may be left
+    if lossy and is_opaque and threshold > 1:  # noise on black may have a single value
         mask = (pixels if is_gray else pixels[..., :3].max(axis=2)) >= threshold
     else:
         mask = _to_mask(path, pixels, threshold) if is_gray else _rgba_mask(path, pixels, threshold)

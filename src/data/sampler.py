@@ -18,28 +18,30 @@ class EpochBatchSampler(Sampler):
     """This rank's part of each training step, as a list of keys (epoch, i).
 
     The order is a permutation drawn from (seed, epoch). All steps have the same number of samples,
-    the same on each rank; fewer than `batch_size` samples at the end of the permutation, others in
-    each epoch, are left out. Keys contain the epoch, because worker processes outlive it. The first
-    `start` steps, which an interrupted epoch has done, are skipped.
+    the same on each rank. The samples left at the end of the permutation, fewer than a step needs
+    and different ones in each epoch, are left out. Keys contain the epoch, because worker processes
+    outlive it. The first `start` steps, which an interrupted epoch has done, are skipped.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int):
-        self.count, self.seed = count, seed
-        self.n_samples = samples_per_step(count, batch_size, process_env.world_size())
+    def __init__(self, n_samples: int, batch_size: int, seed: int):
+        self.n_samples, self.seed = n_samples, seed
+        # Samples of a step, on all ranks together.
+        self.step_size = samples_per_step(n_samples, batch_size, process_env.world_size())
         self.epoch = self.start = 0
 
     def __len__(self) -> int:
         """Return the number of steps of a whole epoch."""
-        return self.count // self.n_samples
+        return self.n_samples // self.step_size
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n_samples)
+        for step in range(self.start, len(self)):
+            chosen = order[step * self.step_size : (step + 1) * self.step_size]
+            local = np.split(chosen, process_env.world_size())[process_env.rank()]
+            yield [(self.epoch, i) for i in local.tolist()]
 
     def steps_in_update(self, step: int, n_steps: int) -> int:
         """Return how many steps the update of a step accumulates: `n_steps`, or fewer at the end of
         the epoch."""
-        return min(n_steps, len(self) - step // n_steps * n_steps)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
-        for step in range(self.start, len(self)):
-            chosen = order[step * self.n_samples : (step + 1) * self.n_samples]
-            local = np.split(chosen, process_env.world_size())[process_env.rank()]
-            yield [(self.epoch, i) for i in local.tolist()]
+        first = step // n_steps * n_steps  # first step of this update
+        return min(n_steps, len(self) - first)

@@ -1,6 +1,6 @@
 """Leaderboard of runs and ensembles: out-of-fold scores and the significance of differences."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ class LeaderboardEntry:
 
 def load_run(run_dir: Path) -> LeaderboardEntry:
     """Load a run that has a finished fold; InputError if one of its files is damaged."""
-    run_folder.read_run_settings(run_dir)  # which predictor.json is written from
+    run_folder.read_run_settings(run_dir)  # InputError if unreadable: predictor.json needs it
     folds = run_folder.finished_folds(run_dir)
     scores = oof.load_scores([run_folder.fold_dir(run_dir, fold) for fold in folds])
     metadata = [checkpoint.read_metadata(run_folder.weights_path(run_dir, k)) for k in folds]
@@ -49,15 +49,13 @@ def load_run(run_dir: Path) -> LeaderboardEntry:
 
 
 def load_ensemble(ensemble_dir: Path, runs: list[LeaderboardEntry]) -> LeaderboardEntry:
-    """Load an ensemble. Its parameters and training time are the sums over its runs.
-
-    Raises InputError if one of its runs is not among `runs`, or has changed since.
-    """
+    """Load an ensemble, with the sums of its runs' parameters and training time; InputError if one
+    of them is not among `runs`, or has changed since."""
     stored = ensemble.read_ensemble(ensemble_dir)
-    is_complete = stored["runs"].keys() <= {run.name for run in runs}
+    is_complete = {*stored["runs"]} <= {run.name for run in runs}
     if not is_complete or not ensemble.is_up_to_date(ensemble_dir):
         raise InputError(
-            "its runs have changed since it was scored; score it again with `python "
+            "it was scored with other networks or weights; score it again with `python "
             f"src/leaderboard.py runs={','.join(stored['runs'])}`, or delete it"
         )
     costs = [run.columns for run in runs if run.name in stored["runs"]]
@@ -80,24 +78,25 @@ def load_entries(output_dir: Path) -> list[LeaderboardEntry]:
     Runs with a damaged file, and ensembles whose runs have changed since they were scored, are left
     out with a message.
     """
-    configs = [p for p in output_dir.glob("*/config.yaml") if run_folder.finished_folds(p.parent)]
-    runs = load_intact(load_run, configs)
+    trained = [folder for folder in output_dir.glob("*/") if run_folder.finished_folds(folder)]
+    runs = load_intact(load_run, trained)
     if not runs:
-        found = "no run could be loaded, see above" if configs else "no run has a finished fold"
+        found = "no run could be loaded, see above" if trained else "no run has a finished fold"
         raise InputError(f"{output_dir}: {found}; train one with `bash train.sh`")
-    return runs + load_intact(partial(load_ensemble, runs=runs), output_dir.glob("*/ensemble.json"))
+    ensembles = [path.parent for path in output_dir.glob("*/ensemble.json")]
+    return runs + load_intact(partial(load_ensemble, runs=runs), ensembles)
 
 
 def load_intact(
-    load: Callable[[Path], LeaderboardEntry], files: Iterable[Path]
+    load: Callable[[Path], LeaderboardEntry], folders: list[Path]
 ) -> list[LeaderboardEntry]:
-    """Load the folder of each file; print why one cannot be loaded, and leave it out."""
+    """Load each folder; print why one cannot be loaded, and leave it out."""
     entries = []
-    for path in sorted(files):
+    for folder in sorted(folders):
         try:
-            entries.append(load(path.parent))
+            entries.append(load(folder))
         except InputError as error:
-            print(f"{path.parent.name}: left out; {error}")
+            print(f"{folder.name}: left out; {error}")
     return entries
 
 

@@ -35,25 +35,24 @@ def common_folds(settings: Settings) -> list[int]:
     return sorted(common)
 
 
-def weights_and_scores(settings: Settings) -> tuple[dict[str, float], oof.Scores]:
-    """Return the weight of each run and the out-of-fold scores of all runs together; score the
-    ensemble first if that has not been done, or if a run has changed since."""
+def out_of_fold_scores(settings: Settings) -> oof.Scores:
+    """Return the out-of-fold scores of the run, or of the mean of the runs; score an ensemble first
+    if that has not been done, or if a run has changed since."""
     run_dir = settings.run_dir
     if len(settings.runs) == 1:
         folders = [run_folder.fold_dir(run_dir, k) for k in run_folder.finished_folds(run_dir)]
-        return {settings.runs[0]: 1.0}, oof.load_scores(folders)
+        return oof.load_scores(folders)
     is_scored = run_folder.ensemble_path(run_dir).exists() and is_up_to_date(run_dir)
     if not is_scored or read_ensemble(run_dir)["tta"] != settings.tta:
         how = f"with tta={settings.tta}" if is_scored else "with the current networks"
         print(f"{settings.run}: ensemble not scored {how}; predicting the training images")
         score_ensemble(settings)
-    return read_ensemble(run_dir)["runs"], oof.load_scores([run_dir])
+    return oof.load_scores([run_dir])
 
 
 def load_trained_model(settings: Settings) -> TrainedModel:
-    """Load the networks, weights, threshold and post-processing that predict.py uses."""
-    run_weights, scores = weights_and_scores(settings)
-    members = load_members(settings, run_weights)
+    """Load the networks, threshold and post-processing that predict.py uses."""
+    scores, members = out_of_fold_scores(settings), load_members(settings)
     return TrainedModel([*members.values()], oof.choose_binarizer(settings, scores), settings)
 
 
@@ -70,13 +69,12 @@ def score_ensemble(settings: Settings) -> dict[str, Any]:
             f"{settings.run_dir}: this name is reserved for the ensemble; rename the run"
         )
     runs, folds, samples = settings.runs, common_folds(settings), load_scored_samples(settings)
-    fingerprint, weights = dataset_fingerprint(samples), dict.fromkeys(runs, 1 / len(runs))
+    fingerprint = dataset_fingerprint(samples)
     samples = sorted((s for s in samples if s.fold in folds), key=lambda sample: sample.fold)
-    reduce = oof.keep_statistics
-    predictions = predict_out_of_fold(settings, weights, samples, fingerprint, reduce)
+    predictions = predict_out_of_fold(settings, samples, fingerprint, oof.keep_statistics)
     scores = oof.to_scores(samples, list(map_in_threads(oof.image_statistics, predictions)))
     data = {
-        "runs": weights,
+        "runs": sorted(runs),
         "folds": folds,
         "data": fingerprint,
         "tta": settings.tta,
@@ -94,16 +92,12 @@ def score_ensemble(settings: Settings) -> dict[str, Any]:
 
 
 def predict_out_of_fold(
-    settings: Settings,
-    weights: dict[str, float],
-    samples: list[Sample],
-    data_fingerprint: str,
-    reduce: Reduce = keep_mean,
+    settings: Settings, samples: list[Sample], data_fingerprint: str, reduce: Reduce = keep_mean
 ) -> Iterator[Prediction]:
     """Predict the samples and load their masks, fold by fold, each with the networks of the runs
-    in `weights` that held it out."""
+    that held it out."""
     for fold in sorted({sample.fold for sample in samples}):
-        members = load_oof_members(settings, weights, fold, data_fingerprint)
+        members = load_oof_members(settings, fold, data_fingerprint)
         held_out = [sample for sample in samples if sample.fold == fold]
         predictions = predict(members, held_out, settings, reduce, with_mask=True)
         yield from oof.with_progress_bar(predictions, held_out, f"fold {fold}")
@@ -126,12 +120,11 @@ def read_ensemble(ensemble_dir: Path) -> dict[str, Any]:
 
 
 def is_up_to_date(ensemble_dir: Path) -> bool:
-    """Whether the runs still have the weights that the ensemble was scored with, and equal ones in
-    the ensemble, which were chosen in earlier versions."""
+    """Whether the ensemble was scored with the current networks of its runs, equally weighted:
+    earlier versions chose weights, and stored `runs` as a dict."""
     data = read_ensemble(ensemble_dir)
-    return len({*data["runs"].values()}) == 1 and data["networks"] == weight_file_hashes(
-        ensemble_dir.parent, list(data["runs"])
-    )
+    hashes = weight_file_hashes(ensemble_dir.parent, list(data["runs"]))
+    return isinstance(data["runs"], list) and data["networks"] == hashes
 
 
 def weight_file_hashes(output_dir: Path, runs: list[str]) -> dict[str, str]:
@@ -150,14 +143,14 @@ def weight_file_hashes(output_dir: Path, runs: list[str]) -> dict[str, str]:
 def store_predictor(run_dir: Path, scores: oof.Scores, tta: str) -> None:
     """Write predictor.json: all finished networks, and the threshold and post-processing of the
     first run's settings, or those that choose_binarizer() selects."""
-    runs = {run_dir.name: 1.0}
-    if run_folder.ensemble_path(run_dir).exists():
-        runs = read_ensemble(run_dir)["runs"]
+    is_ensemble = run_folder.ensemble_path(run_dir).exists()
+    runs = sorted(read_ensemble(run_dir)["runs"]) if is_ensemble else [run_dir.name]
     weights = {}
-    for run, weight in sorted(runs.items()):  # load() takes the tiles of the first run
+    for run in runs:  # load() takes the tiles of the first run
         folder = run_dir.parent / run
-        folds = run_folder.finished_folds(folder) if weight else []
-        weights |= {run_folder.weights_path(folder, k): weight / len(folds) for k in folds}
-    stored = run_folder.read_run_settings(run_dir.parent / min(runs))  # as predict.py does
+        folds = run_folder.finished_folds(folder)
+        share = 1 / len(runs) / len(folds)
+        weights |= {run_folder.weights_path(folder, fold): share for fold in folds}
+    stored = run_folder.read_run_settings(run_dir.parent / runs[0])  # as predict.py does
     chosen = {name: stored[name] for name in ("threshold", "postprocess") if name in stored}
     write_predictor(run_dir, weights, tta, oof.choose_binarizer(Settings(**chosen), scores))

@@ -4,7 +4,7 @@ import numpy as np
 
 BINS = 256
 THRESHOLDS = np.arange(1, BINS) / BINS  # 1/256 … 255/256
-HALF_INDEX = int(np.searchsorted(THRESHOLDS, 0.5))
+HALF_INDEX = int(np.searchsorted(THRESHOLDS, 0.5))  # THRESHOLDS[HALF_INDEX] is 0.5
 
 
 def dice_from_counts(
@@ -30,7 +30,8 @@ def dice_curve(histograms: np.ndarray) -> np.ndarray:
     """Return the Dice at each of THRESHOLDS: …×2×256 histograms → …×255 float64."""
     at_least = histograms[..., ::-1].cumsum(axis=-1)[..., ::-1]  # pixels of level i or more
     outside, inside = at_least[..., 0, :], at_least[..., 1, :]
-    return dice_from_counts(inside, inside + outside, inside[..., :1])[..., 1:]
+    true = inside[..., :1]  # every level is 0 or more
+    return dice_from_counts(inside, inside + outside, true)[..., 1:]  # level 0 is no threshold
 
 
 def best_threshold(histograms: np.ndarray) -> tuple[float, float]:
@@ -41,11 +42,8 @@ def best_threshold(histograms: np.ndarray) -> tuple[float, float]:
 
 
 def best_threshold_index(mean_curve: np.ndarray) -> int:
-    """Return the index of the highest value at a threshold in [1/16, 15/16]: 255 values → int.
-
-    Ties go to the threshold nearest to 0.5.
-    """
-    mean_curve = np.where(np.abs(THRESHOLDS - 0.5) <= 7 / 16, mean_curve, -1)
+    """Return the index of the highest of 255 values, one for each of THRESHOLDS. Ties go to the
+    threshold nearest to 0.5."""
     ties = np.flatnonzero(mean_curve == mean_curve.max())
     return int(ties[np.argmin(np.abs(ties - HALF_INDEX))])
 
@@ -65,8 +63,10 @@ def cross_fitted_dice(histograms: np.ndarray, folds: np.ndarray) -> np.ndarray:
 
 
 def per_class(confusion: np.ndarray) -> dict[str, np.ndarray]:
-    """Return "accuracy" (recall), "iou" and "dice" (F1) of each class: …×C×C → …×C float64; NaN
-    for a class that is neither present nor predicted."""
+    """Return "accuracy" (recall), "iou" and "dice" (F1) of each class: …×C×C → …×C float64.
+
+    NaN: iou and dice of a class neither present nor predicted, accuracy of one that is not present.
+    """
     correct = np.diagonal(confusion, axis1=-2, axis2=-1).astype(np.float64)
     true, predicted = confusion.sum(axis=-1), confusion.sum(axis=-2)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -78,8 +78,8 @@ def per_class(confusion: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def mean_over_classes(confusion: np.ndarray, score: str) -> np.ndarray:
-    """Return the mean of a score of per_class() over the classes that are present or predicted:
-    …×C×C → …; 1 if no pixel is counted."""
+    """Return the mean of a score of per_class() over the classes for which it is not NaN:
+    …×C×C → …; 1 if there is none."""
     values = per_class(confusion)[score]
     n_valid = (~np.isnan(values)).sum(-1)
     return np.where(n_valid > 0, np.nansum(values, -1) / np.maximum(n_valid, 1), 1.0)

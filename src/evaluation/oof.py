@@ -27,7 +27,7 @@ from inference.pipeline import map_in_threads
 from inference.postprocess import STEPS, Binarizer
 from inference.predictor import Prediction, predict
 
-HALF_LEVEL = 128  # probability 0.5
+HALF_LEVEL = metrics.BINS // 2  # the lowest level floor(256·p) with p >= 0.5
 
 
 @dataclass
@@ -43,10 +43,12 @@ class Scores:
 
     @property
     def histograms(self) -> np.ndarray:
+        """N×2×256 int64, see count_pixels()."""
         return self.per_image["histograms"]
 
     @property
     def step_dice(self) -> np.ndarray:
+        """N×(1 + number of steps) float64, see postprocess_choice.py."""
         return self.per_image["step_dice"]
 
     @property
@@ -81,7 +83,9 @@ def score_out_of_fold(
     """Predict the samples and score them against their masks; processes share the samples."""
 
     def measure_shard(shard: list[Sample]) -> Iterator[dict[str, np.ndarray]]:
-        predictions = predict(members, shard, settings, keep_statistics, True, cache)
+        predictions = predict(
+            members, shard, settings, keep_statistics, with_mask=True, cache=cache
+        )
         statistics = map_in_threads(image_statistics, predictions)
         return with_progress_bar(statistics, shard, title)
 

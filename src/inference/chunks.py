@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from data.sample import Sample
 from inference.members import EnsembleMember
 from inference.postprocess import Binarizer
 
-BATCHES_PER_CHUNK = 16
+BATCHES_PER_CHUNK = 16  # a crash loses at most one chunk; fewer batches make more files
 
 
 @dataclass
@@ -43,7 +44,7 @@ class ChunkedPrediction:
     def __init__(self, folder: Path, key: str, samples: list[Sample], batch_size: int):
         self.folder, self.prefix, self.samples = folder, key[:16], samples
         self.chunk_size = BATCHES_PER_CHUNK * batch_size
-        count = -(-len(samples) // self.chunk_size)
+        count = math.ceil(len(samples) / self.chunk_size)
         self.images_hashes = [images_hash(self.chunk(i)) for i in range(count)]
 
     def __len__(self) -> int:

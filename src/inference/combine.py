@@ -27,12 +27,14 @@ class ImageProbabilities:
 
     def mean(self) -> Tensor:
         """Return the weighted mean of the members, float32 C×H×W at native size."""
-        pairs, weights, means = self.probabilities, [], []
+        pairs = self.probabilities
+        weights, means = [], []
         for preprocessing in dict.fromkeys(member.preprocessing for member, _ in pairs):
             # Members with the same preprocessing are averaged before enlarging, which is expensive.
             same = [(m.weight, p) for m, p in pairs if m.preprocessing == preprocessing]
-            weights.append(sum(weight for weight, _ in same))
-            small = sum(weight / weights[-1] * p for weight, p in same)
+            group_weight = sum(weight for weight, _ in same)
+            small = sum(weight / group_weight * p for weight, p in same)
+            weights.append(group_weight)
             means.append(resize_to_native(small, self.native_size, preprocessing))
         if len(means) == 1:
             return means[0]
@@ -59,13 +61,14 @@ class ImageProbabilities:
             region = letterbox_region(self.native_size, member.preprocessing)
             probability = probability[:, *region]
             # Not "nearest", which samples up to half a pixel too far up and left.
-            joint = F.interpolate(mean[None], probability.shape[-2:], mode="nearest-exact")[0]
+            size = probability.shape[-2:]
+            ensemble_mean = F.interpolate(mean[None], size, mode="nearest-exact")[0]
             if len(probability) == 1:
-                mask, joint_mask = probability >= 0.5, joint >= 0.5
-                intersection, areas = (mask & joint_mask).sum(), mask.sum() + joint_mask.sum()
+                mask, ensemble_mask = probability >= 0.5, ensemble_mean >= 0.5
+                intersection, areas = (mask & ensemble_mask).sum(), mask.sum() + ensemble_mask.sum()
                 similarity = torch.where(areas > 0, 2 * intersection / areas.clamp(min=1), 1.0)
             else:
-                similarity = (probability.argmax(0) == joint.argmax(0)).float().mean()
+                similarity = (probability.argmax(0) == ensemble_mean.argmax(0)).float().mean()
             agreement = agreement + member.weight / total * similarity
         return agreement
 

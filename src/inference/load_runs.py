@@ -53,25 +53,27 @@ def settings_for_prediction(args: list[str]) -> Settings:
 
 def check_classes_match(settings: Settings, run_dir: Path) -> None:
     """Raise InputError if the run was trained with other classes than the settings select."""
-    for fold in run_folder.finished_folds(run_dir)[:1]:
-        path, names = run_folder.weights_path(run_dir, fold), get_class_map(settings).names
-        trained = tuple(checkpoint.read_metadata(path).get("names", ()))
-        if trained != names and (len(trained) > 1 or len(names) > 1):
-            raise InputError(
-                f"{path}: was trained with {_format_classes(trained)}, the settings select "
-                f"{_format_classes(names)}: set dataset_format=, cityscapes_classes=, "
-                "trimap_border= and data_dir= (its classes.csv) as in training"
-            )
+    folds, names = run_folder.finished_folds(run_dir), get_class_map(settings).names
+    if not folds:
+        return
+    path = run_folder.weights_path(run_dir, folds[0])
+    trained = tuple(checkpoint.read_metadata(path).get("names", ()))
+    if trained != names and (len(trained) > 1 or len(names) > 1):
+        raise InputError(
+            f"{path}: was trained with {_format_classes(trained)}, the settings select "
+            f"{_format_classes(names)}: set dataset_format=, cityscapes_classes=, "
+            "trimap_border= and data_dir= (its classes.csv) as in training"
+        )
 
 
 def check_tiles_match(settings: Settings, run_dir: Path) -> None:
-    """Raise InputError if the run was scored with other tiles than the first of the runs."""
+    """Raise InputError if the run's tile_size differs from that of the first run."""
     if run_folder.finished_folds(run_dir):
         tile_size = run_folder.read_run_settings(run_dir).get("tile_size", 0)
         if tile_size != settings.tile_size:
             raise InputError(
-                f"runs={','.join(settings.runs)}: have tile_size={settings.tile_size} and "
-                f"{tile_size}; set tile_size="
+                f"runs={','.join(settings.runs)}: were scored with tile_size={settings.tile_size} "
+                f"and {tile_size}; set one for both"
             )
 
 
@@ -82,27 +84,26 @@ def _format_classes(names: tuple[str, ...]) -> str:
 # ---------------------------------------------------------------- members
 
 
-def load_oof_members(
-    settings: Settings, weights: dict[str, float], fold: int, data_fingerprint: str
-) -> list[EnsembleMember]:
-    """Load the network that held out `fold` of each run with a weight above 0; InputError if it was
-    trained on other data or held out another fold, since its scores would not be out of fold."""
+def load_oof_members(settings: Settings, fold: int, data_fingerprint: str) -> list[EnsembleMember]:
+    """Load the network of each run that held out `fold`; InputError if it was trained on other data
+    or held out another fold, since its scores would not be out of fold."""
     members = []
-    for run in [run for run, weight in weights.items() if weight]:
+    for run in settings.runs:
         path = run_folder.weights_path(Path(settings.output_dir) / run, fold)
         network, trained, _ = checkpoint.load_model(path, pick_device(settings))
         if problem := checkpoint.find_misfit(path, fold, data_fingerprint):
-            hint = f"; {run} was trained with max_images={trained.max_images}"
-            raise InputError(problem + hint * (trained.max_images > 0))
-        members.append(make_member(network, trained, weights[run]))
+            if trained.max_images:
+                problem += f"; {run} was trained with max_images={trained.max_images}"
+            raise InputError(problem)
+        members.append(make_member(network, trained))
     return members
 
 
-def load_members(settings: Settings, weights: dict[str, float]) -> dict[str, EnsembleMember]:
-    """Load the networks of all runs with a weight above 0, by their path; the folds of a run share
-    its weight equally."""
+def load_members(settings: Settings) -> dict[str, EnsembleMember]:
+    """Load the networks of all runs, by their path. Runs have equal weights, and so have the folds
+    of a run."""
     members = {}
-    for run, weight in [(run, weight) for run, weight in weights.items() if weight]:
+    for run in settings.runs:
         run_dir = Path(settings.output_dir) / run
         folds, lack = run_folder.finished_folds(run_dir), "has no trained fold"
         if settings.fold is not None:
@@ -112,7 +113,8 @@ def load_members(settings: Settings, weights: dict[str, float]) -> dict[str, Ens
         for fold in folds:
             path = run_folder.weights_path(run_dir, fold)
             network, trained, _ = checkpoint.load_model(path, pick_device(settings))
-            members[str(path)] = make_member(network, trained, weight / len(folds))
+            weight = 1 / len(settings.runs) / len(folds)
+            members[str(path)] = make_member(network, trained, weight)
     sizes = [member.preprocessing.size for member in members.values()]
     if settings.tile_size and all(size and max(size) <= settings.tile_size for size in sizes):
         raise InputError(

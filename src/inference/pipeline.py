@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import nullcontext
-from itertools import repeat, takewhile
+from itertools import repeat
 from typing import TypeVar
 
 import torch
@@ -33,11 +33,18 @@ def prefetch(
 ) -> Generator[Item, None, None]:
     """Iterate over the items in order, up to `n_ahead` of them ahead in the thread of `pool`, or in
     one of its own."""
-    end = object()
+    end = object()  # in place of StopIteration, which would be a RuntimeError in a generator
+
+    def fetch_next(_: None) -> Item:
+        return next(items, end)
+
     with nullcontext(pool) if pool else ThreadPoolExecutor(1) as thread:
-        fetched = run_ahead(lambda _: next(items, end), repeat(None), thread, n_ahead)
+        fetched = run_ahead(fetch_next, repeat(None), thread, n_ahead)
         try:
-            yield from takewhile(lambda item: item is not end, fetched)
+            for item in fetched:
+                if item is end:
+                    break
+                yield item
         finally:
             fetched.close()  # waits for the thread
             items.close()

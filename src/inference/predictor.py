@@ -6,7 +6,7 @@ map_in_threads() if that is slow. Only the caller waits for the GPU.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -87,14 +87,22 @@ def predict(
     with_mask: bool = False,
     cache: Cache | None = None,
 ) -> Iterator[Prediction]:
-    """Predict the samples in order; `with_mask` loads the masks as well."""
+    """Yield a Prediction of each sample, in order.
+
+    Args:
+        reduce: What is kept of an image's probabilities; by default the mean of the members.
+        with_mask: Also load the masks, for `reduce` and for Prediction.loaded.mask.
+        cache: Read from it where prediction_loader() can.
+    """
     preprocessings = {member.preprocessing for member in members}
     loader = prediction_loader(samples, preprocessings, settings, with_mask, cache)
-    batches, forward = (batch for batch in loader), BatchForward(members, settings, reduce)
+    batches = (batch for batch in loader)  # a generator, which can be closed
+    forward = BatchForward(members, settings, reduce)
     benchmark = torch.backends.cudnn.benchmark  # of training, which validation interrupts
     is_long = len(samples) * len(members) * len(TTA_FLIPS[settings.tta]) >= TUNE_MIN_PASSES
     if forward.device.type == "cuda":  # on a CPU, loading would slow the networks down
         batches = prefetch(batches, 1)
+    # Each result is the function collect() of BatchForward, which waits for the GPU.
     results = (forward(batch) for batch in batches)
     pending = prefetch(results, PREFETCHED_BATCHES, NETWORK_THREAD)
     try:
@@ -150,7 +158,8 @@ class BatchForward:
             if not all(are_finite):
                 self.avoid_fp16()
                 # Not here: the thread of the networks may be switching compilation on or off.
-                return NETWORK_THREAD.submit(self, batch).result()()
+                collect_again = NETWORK_THREAD.submit(self, batch).result()
+                return collect_again()
             values = iter(kept)
             return [Prediction(s, {} if s.error else next(values)) for s in batch.samples]
 
@@ -183,9 +192,13 @@ class BatchForward:
             are_finite.append(logits.isfinite().all())
             return logits
 
-        probabilities, (precision, models) = [], self.precision_and_models
+        probabilities = []
+        precision, models = self.precision_and_models
         is_partial = any(len(x) != self.settings.batch_size for x in images.values())
-        with forward_context(self.device, precision, self.is_compiled, is_partial):
+        # A compiled network would be compiled again for a batch of another size.
+        runs_eagerly = self.is_compiled and is_partial
+        stance = torch.compiler.set_stance("force_eager") if runs_eagerly else nullcontext()
+        with stance, forward_context(self.device, precision, self.is_compiled):
             for member, model in zip(self.members, models, strict=True):
                 if precision == "fp16":
                     model = partial(checked, model)
@@ -197,9 +210,11 @@ class BatchForward:
         """Continue in the precision that training takes, but in fp32 if that is fp16 as well."""
         if self.precision_and_models[0] == "fp16":
             precision = pick_precision(replace(self.settings, precision="auto"), self.device)
-            precision = "fp32" if precision == "fp16" else precision
+            if precision == "fp16":
+                precision = "fp32"
             self.set_precision(precision)
-            self.is_compiled &= precision == "fp32"  # bf16 takes networks that are not compiled
+            if precision == "bf16":  # takes the networks before fusing, which are not compiled
+                self.is_compiled = False
             print(f"precision=fp16 overflows in this network: predicting in {precision}")
 
 
@@ -210,7 +225,9 @@ def pick_inference_precision(settings: Settings, device: torch.device) -> str:
     return pick_precision(settings, device)
 
 
-def predict_probability_tta(model: Segmenter, images: Tensor, settings: Settings) -> Tensor:
+def predict_probability_tta(
+    model: Callable[[Tensor], Tensor], images: Tensor, settings: Settings
+) -> Tensor:
     """Return the mean probability over the flips: uint8 B×3×h×w → float32 B×C×h×w in [0, 1]."""
     total, flips = 0.0, TTA_FLIPS[settings.tta]
     for axes in flips:

@@ -40,7 +40,10 @@ def sliding_window_logits(
 
 def tile_starts(side: int, tile_size: int, overlap: float) -> list[int]:
     """Return evenly spaced tile offsets, multiples of TILE_ALIGNMENT, that cover `side` pixels."""
+    # In units of TILE_ALIGNMENT. The last offset is rounded up, so the last tile may be smaller.
     last = max(0, math.ceil((side - tile_size) / TILE_ALIGNMENT))
+    if last == 0:
+        return [0]
     step = max(1, int(tile_size * (1 - overlap) / TILE_ALIGNMENT))
-    count = math.ceil(last / step)
-    return [TILE_ALIGNMENT * (i * last // max(count, 1)) for i in range(count + 1)]
+    n_steps = math.ceil(last / step)
+    return [TILE_ALIGNMENT * (i * last // n_steps) for i in range(n_steps + 1)]

@@ -76,15 +76,16 @@ def load(
     run_dir = Path(os.path.expanduser(run_dir))
     stored = read_predictor(run_dir)
     tta = tta or stored.tta
-    chosen = load_settings([f"device={device}", f"precision={precision}", f"tta={tta}"])
-    loaded = [
-        (*checkpoint.load_model(run_dir / network.path, pick_device(chosen)), network.weight)
-        for network in stored.networks
-        if fold is None or run_folder.fold_of(Path(network.path)) == fold
-    ]
-    if not loaded:
+    requested = load_settings([f"device={device}", f"precision={precision}", f"tta={tta}"])
+    members, trained = [], []
+    for network in stored.networks:
+        if fold is None or run_folder.fold_of(Path(network.path)) == fold:
+            path = run_dir / network.path
+            model, settings, _ = checkpoint.load_model(path, pick_device(requested))
+            members.append(make_member(model, settings, network.weight))
+            trained.append(settings)
+    if not members:
         raise InputError(f"{run_dir}: has no network of fold {fold}")
-    members = [make_member(model, settings, weight) for model, settings, _, weight in loaded]
-    first_settings = loaded[0][1]  # for its tiles
-    settings = replace(first_settings, device=device, precision=precision, tta=tta)
+    # The settings of the first network, for its tiles.
+    settings = replace(trained[0], device=device, precision=precision, tta=tta)
     return TrainedModel(members, Binarizer(stored.threshold, stored.postprocess), settings)

@@ -12,18 +12,10 @@ from core.device import autocast
 
 
 @contextmanager
-def forward_context(
-    device: torch.device, precision: str, is_compiled: bool, is_partial_batch: bool = False
-) -> Iterator[None]:
-    """Run networks in 'bf16', 'fp16' or 'fp32'.
-
-    A compiled network runs a partial batch, one with fewer images than the others, eagerly: it
-    would be compiled again.
-    """
+def forward_context(device: torch.device, precision: str, is_compiled: bool) -> Iterator[None]:
+    """Run networks in 'bf16', 'fp16' or 'fp32'; eager ones with EagerAutocast."""
     dtypes = EagerAutocast() if precision != "fp32" and not is_compiled else nullcontext()
-    recompiles = is_compiled and is_partial_batch
-    stance = torch.compiler.set_stance("force_eager") if recompiles else nullcontext()
-    with stance, autocast(device, precision), dtypes:
+    with autocast(device, precision), dtypes:
         yield
 
 

@@ -15,9 +15,9 @@ class Segmenter(nn.Module):
     """Maps uint8 RGB images B×3×H×W of any size to logits B×n_classes×H×W.
 
     Normalizes the images, pads them by reflection to a size that the network accepts, and crops
-    the logits to the images' size. Both sides of an axis are padded by the same number of pixels,
-    the second one by one more if the number is odd. With an even number, a flipped image keeps its
-    place on the grid of the network's strides.
+    the logits to the images' size. Each axis is padded equally on both sides; if the number of
+    added pixels is odd, the bottom or right side gets one more. If it is even, a flipped image
+    keeps its place on the grid of the network's strides.
 
     Args:
         network: Maps normalized float images to logits, which may be smaller by the same number of
@@ -48,6 +48,7 @@ class Segmenter(nn.Module):
         x = (images.float() - self.mean) / self.std
         x = reflect_pad(x, left, extra_columns - left, top, extra_rows - top)
         logits = self.network(x.contiguous(memory_format=torch.channels_last))
+        # The network may have cut the same number of pixels off both sides (padding "valid").
         top -= (x.shape[-2] - logits.shape[-2]) // 2
         left -= (x.shape[-1] - logits.shape[-1]) // 2
         return logits[..., top : top + height, left : left + width]
@@ -57,7 +58,7 @@ def reflect_pad(x: Tensor, left: int, right: int, top: int, bottom: int) -> Tens
     """Pad images B×C×H×W by reflection, or by repeating the last pixel along an axis that is too
     short to be reflected."""
     height, width = x.shape[-2:]
-    if torch.compiler.is_exporting():  # F.pad takes no dynamic size, and no axis is too short
+    if torch.compiler.is_exporting():  # F.pad takes no dynamic size; smallest_side() limits it
         rows, columns = _reflected(height, top, bottom), _reflected(width, left, right)
         return x[..., rows, :][..., columns]
     if left or right:

@@ -27,8 +27,10 @@ def conv_block(
 
     Padding 'same' keeps height and width; with 'valid' each reduces them by 2.
     """
-    has_norm, layers = norm == "batch", []
-    for channels in [in_channels, *[out_channels] * (n_convs - 1)]:
+    has_norm = norm == "batch"
+    layers = []
+    for i in range(n_convs):
+        channels = in_channels if i == 0 else out_channels
         # Batch normalization subtracts the mean, so a bias before it would have no effect.
         layers.append(nn.Conv2d(channels, out_channels, 3, padding=padding, bias=not has_norm))
         if has_norm:
@@ -77,12 +79,14 @@ class UNet(nn.Module):
         n_classes: Channels of the logits; 1 for foreground against background.
         norm: Normalization after each 3×3 convolution: "batch" or "none".
         upsampling: A key of UPSAMPLERS.
-        dropout: Dropout probability after each encoder level, top to bottom; empty: no dropout.
+        dropout: Dropout probability after each encoder level, top to bottom, as many numbers as
+            `channels`; empty: no dropout.
         space_to_depth: Factor s of a pixel unshuffle at the input, B×3×H×W → B×3s²×H/s×W/s, and
             of a pixel shuffle at the output: all levels compute on s² times fewer pixels.
-        decoder_channels: Channels of each decoder level, bottom to top; empty: as `channels`.
-        upsample_channels: Channels after each upsampling, bottom to top; empty: as
-            `decoder_channels`.
+        decoder_channels: Channels of each decoder level, bottom to top, one number less than
+            `channels`; empty: those of the encoder level of the same resolution.
+        upsample_channels: Channels after each upsampling, bottom to top, as many as
+            `decoder_channels`; empty: equal to them. Without effect for upsampling "repeat".
         refine_channels: Channels of extra 3×3 convolutions before the output layer.
         convs_per_level: 3×3 convolutions in each encoder and decoder block.
         padding: 'same', or 'valid' for unpadded convolutions as in the paper.
@@ -114,6 +118,8 @@ class UNet(nn.Module):
         decoder_channels = decoder_channels or skip_channels
         below_channels = [channels[-1], *decoder_channels[:-1]]  # input of each upsampling
         up_channels = upsample_channels or decoder_channels  # output of each upsampling
+        if upsampling == "repeat":  # has no convolution that could change the channels
+            up_channels = below_channels
         top_channels = [decoder_channels[-1], *refine_channels]
 
         # Another order of these lines would change the initial weights of a seed.
@@ -121,8 +127,6 @@ class UNet(nn.Module):
         self.encoder_blocks = nn.ModuleList(block(c_in, c_out) for c_in, c_out in down)
         up = zip(below_channels, up_channels, strict=True)
         self.upsamplers = nn.ModuleList(UPSAMPLERS[upsampling](c_in, c_out) for c_in, c_out in up)
-        if upsampling == "repeat":  # which has no convolution
-            up_channels = below_channels
         merge = zip(skip_channels, up_channels, decoder_channels, strict=True)
         self.decoder_blocks = nn.ModuleList(block(skip + up, out) for skip, up, out in merge)
         top = pairwise(top_channels)
@@ -165,15 +169,16 @@ class UNet(nn.Module):
         block_shrinkage = 2 * self.convs_per_level if self.padding == "valid" else 0
         refine_shrinkage = 2 * len(self.refine) if self.padding == "valid" else 0
 
-        # Back from the output through the decoder to the bottleneck, and on to the input. Only
-        # positive numbers are divided: ONNX rounds toward 0, Python down.
-        input_size = (size + self.space_to_depth - 1) // self.space_to_depth + refine_shrinkage
+        # Back from the output through the decoder to the bottleneck, and on to the input. The ONNX
+        # export traces this with a symbolic size, and ONNX rounds toward 0, Python down: only
+        # positive numbers are divided.
+        side = (size + self.space_to_depth - 1) // self.space_to_depth + refine_shrinkage
         for _ in self.upsamplers:
-            input_size = (input_size + block_shrinkage + 1) // 2
-        input_size += block_shrinkage
+            side = (side + block_shrinkage + 1) // 2
+        side += block_shrinkage
         for _ in self.upsamplers:
-            input_size = 2 * input_size + block_shrinkage
-        return input_size * self.space_to_depth
+            side = 2 * side + block_shrinkage
+        return side * self.space_to_depth
 
 
 def center_crop(x: Tensor, size: Sequence[int]) -> Tensor:

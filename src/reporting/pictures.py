@@ -1,4 +1,4 @@
-"""Masks, cutouts and overlays of photographs, written to output/<run>/<name>/."""
+"""Masks, cutouts and overlays of photographs, written to output/<run>/<folder>/."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +18,6 @@ from evaluation import visualize
 from inference.cutout import read_background
 from inference.segmentation import Segmentation
 from inference.trained_model import TrainedModel
-
-SKIP_HINT = "; or set skip_unreadable=true"
 
 SKIP_HINT = "; or set skip_unreadable=true"
 SOURCE_NAME = "source.txt"  # the path of the photographs
@@ -67,14 +65,14 @@ def predict_photographs(settings: Settings, model: TrainedModel) -> list[str]:
 
 
 def claim_folder(folder: Path, photographs: Path) -> None:
-    """Note in `folder` whose pictures it holds; InputError if it holds those of another path, which
-    would be overwritten or mixed with them."""
+    """Record in `folder` the path of its photographs; InputError if it holds pictures of another
+    path, which would be overwritten or mixed."""
     note, source = folder / SOURCE_NAME, str(photographs.resolve())
-    found = note.read_text(encoding="utf-8").strip() if note.exists() else source
-    if found != source:
+    if not note.exists():
+        with atomic_write(note) as tmp_path:
+            tmp_path.write_text(source + "\n", encoding="utf-8")
+    elif (found := note.read_text(encoding="utf-8").removesuffix("\n")) != source:
         raise InputError(f"{folder}: holds pictures of {found}; move it away, or rename {source}")
-    with atomic_write(note) as tmp_path:
-        tmp_path.write_text(source + "\n", encoding="utf-8")
 
 
 def check_background(settings: Settings, class_map: ClassMap) -> None:

@@ -32,7 +32,9 @@ def check_batches(
     processes = distributed.count_processes()
     count = min(sum(sample.fold != fold for sample in samples) for fold in folds)
     if count < processes:
-        raise InputError(f"GPUS={processes}: has only {count} images to train on; set less")
+        raise InputError(
+            f"{count} training images are too few for {processes} processes; use {count} or fewer"
+        )
     # The smallest native size: at most 32 pixels a side are one pixel after the encoder.
     size = tuple(settings.train_size or min(native_sizes, key=max))
     names = ["arch", "encoder"] if settings.model == "smp" else ["model", "channels", "norm"]

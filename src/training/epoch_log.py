@@ -1,4 +1,4 @@
-"""EpochLog: history.csv, TensorBoard and the console line of each epoch."""
+"""EpochLog: history.csv, TensorBoard, the console line of each epoch, and the progress bar."""
 
 from functools import cached_property
 from typing import Any
@@ -23,6 +23,11 @@ class EpochLog:
         """TensorBoard writer in the fold's folder."""
         folder = run_folder.fold_dir(self.settings.run_dir, self.fold)
         return SummaryWriter(folder / "tensorboard")
+
+    def progress_bar(self, steps: int, done: int, step_size: int) -> tqdm:
+        """Return a bar of the fold's images; it is shown only if stderr is a terminal."""
+        sizes = {"total": steps * step_size, "initial": done * step_size}
+        return tqdm(desc=f"fold {self.fold}", unit="image", disable=None, **sizes)
 
     def add_epoch(self, row: dict[str, Any]) -> None:
         """Write the epoch's row to history.csv and TensorBoard, and print it."""

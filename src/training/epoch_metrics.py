@@ -23,6 +23,10 @@ class EpochMetrics:
         self.sums += torch.cat([loss[None] * len(logits), batch_metrics(logits, targets)])
         self.images += len(logits)
 
+    def mean_loss(self) -> float:
+        """Return the mean loss of this rank's images so far; waits for the GPU."""
+        return float(self.sums[0]) / self.images
+
     def reduced(self) -> tuple[Tensor, int]:
         """Return sums and number of images over all ranks (collective)."""
         local = torch.cat([self.sums, self.sums.new_tensor([self.images])])

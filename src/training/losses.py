@@ -13,6 +13,7 @@ from torch import Tensor
 
 IGNORE_INDEX = 255  # target of a pixel without a class, as in data/classes.py
 EDGE_WEIGHT = 20  # of edge_bce_dice; measured in docs/experiments.md
+EDGE_RADIUS = 5  # pixels of the network's input
 
 # ---------------------------------------------------------------- binary
 
@@ -52,11 +53,13 @@ def edge_bce_dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
 def edge_weights(targets: Tensor) -> Tensor:
     """Return pixel weights, B×1×H×W with mean 1 in each image.
 
-    Pixels within 5 network-input pixels of an object's boundary weigh EDGE_WEIGHT times as much as
-    the others: most errors are among them.
+    Pixels within EDGE_RADIUS of an object's boundary weigh EDGE_WEIGHT times as much as the others:
+    most errors are among them.
     """
-    average = F.avg_pool2d(targets, 11, stride=1, padding=5, count_include_pad=False)
-    is_edge = (average > 0.005) & (average < 0.995)  # one of 11×11 pixels is 0.008
+    side = 2 * EDGE_RADIUS + 1
+    average = F.avg_pool2d(targets, side, stride=1, padding=EDGE_RADIUS, count_include_pad=False)
+    # One pixel of 11×11 is 0.008: a single one that differs makes an edge.
+    is_edge = (average > 0.005) & (average < 0.995)
     weights = 1 + (EDGE_WEIGHT - 1) * is_edge.float()
     return weights / weights.mean((1, 2, 3), keepdim=True)
 
@@ -79,13 +82,15 @@ def lovasz_hinge_loss(logits: Tensor, targets: Tensor) -> Tensor:
     equation 12, https://arxiv.org/abs/1705.08790.
     """
     logits, is_foreground = logits.float().flatten(1), targets.flatten(1) >= 0.5
-    errors = 1 - torch.where(is_foreground, logits, -logits)
+    errors = 1 - torch.where(is_foreground, logits, -logits)  # above 0: wrong, or close to it
     errors, order = errors.sort(dim=1, descending=True)
     foreground = is_foreground.gather(1, order).float()
+    # 1 − IoU if the first pixel, the first two, … of this order were wrong and all others right.
     intersection = foreground.sum(1, keepdim=True) - foreground.cumsum(1)
     union = foreground.sum(1, keepdim=True) + (1 - foreground).cumsum(1)
-    jaccard = 1 - intersection / union
-    gradient = torch.diff(jaccard, dim=1, prepend=torch.zeros_like(jaccard[:, :1]))
+    iou_loss = 1 - intersection / union
+    # An error is weighted by what its pixel adds to that loss.
+    gradient = torch.diff(iou_loss, dim=1, prepend=torch.zeros_like(iou_loss[:, :1]))
     return (F.relu(errors) * gradient).sum(1).mean()
 
 

@@ -39,22 +39,26 @@ def load_run_settings(args: list[str]) -> Settings:
     path = run_folder.config_path(settings.run_dir)
     stored = run_folder.read_run_settings(settings.run_dir)
     if settings.resume:
-        if "recipe" in config.parse_overrides(args):
-            warn_of_changed_recipe(settings, stored, path)
         settings = config.load_settings(args, {**stored, "fold": None}, path)
     fix = "" if settings.resume else "set resume=true for the settings of the run, or "
     started = config.to_stored_settings(config.load_settings([], stored, path))
     _require_settings_of_run(settings, started, "this run has", fix)
+    if settings.resume and not process_env.is_launched():
+        report_kept_settings(args, started, path)
     return settings
 
 
-def warn_of_changed_recipe(settings: Settings, stored: dict[str, Any], path: Path) -> None:
-    """Print what a resumed run keeps of its stored settings where the recipe has others now."""
-    recipe = config.to_stored_settings(config.load_settings([f"recipe={settings.recipe}"]))
-    names = config.read_recipe(settings.recipe).keys() - set(MAY_DIFFER_ON_RESUME)
-    if changed := sorted(name for name in names if recipe[name] != stored.get(name)):
-        kept = " ".join(f"{name}={config.format_value(stored.get(name))}" for name in changed)
-        process_env.print_once(f"{path}: resuming with {kept}, unlike recipe={settings.recipe}")
+def report_kept_settings(args: list[str], started: dict[str, Any], path: Path) -> None:
+    """Print the settings with which a run resumes although the recipe in `args` has others."""
+    overrides = config.parse_overrides(args)
+    if "recipe" not in overrides:
+        return
+    recipe = overrides["recipe"]
+    values = config.to_stored_settings(config.load_settings([f"recipe={recipe}"]))
+    names = config.read_recipe(recipe).keys() - {*MAY_DIFFER_ON_RESUME} - overrides.keys()
+    if kept := sorted(name for name in names if values[name] != started[name]):
+        text = " ".join(f"{name}={config.format_value(started[name])}" for name in kept)
+        process_env.print_once(f"{path}: resuming with {text}, unlike recipe={recipe}")
 
 
 def _require_settings_of_run(
@@ -220,8 +224,9 @@ def check_before_launch(settings: Settings) -> None:
     with redirect_stdout(None):
         samples, stages = datasets.load_training_samples(settings), split_stages(settings)
         n_folds, sizes = check_data(stages[0], samples)
+        fingerprint = datasets.dataset_fingerprint(samples)
         for stage in stages:
-            check_finished_folds(stage, datasets.dataset_fingerprint(samples))
+            check_finished_folds(stage, fingerprint)
         if folds := folds_to_train(stages[0], n_folds):
             check_folds(stages[0], folds, samples, sizes)
         # All stages have one network.

@@ -28,6 +28,7 @@ class TrainState:
     `model` is the Segmenter; `network` is what training calls: the same module, possibly compiled,
     and wrapped by DDP if there are several processes. Model and EMA start from the file
     `initial_weights`, else from random weights, with a pretrained encoder if `pretrained`.
+    `updates` of the whole training: for the learning rate schedule and whether compiling pays off.
     """
 
     def __init__(
@@ -67,8 +68,9 @@ class TrainState:
         `weight` of the loss: 1 / number of steps of the update. Returns loss and logits, detached,
         without synchronizing with the GPU.
         """
-        no_sync = isinstance(self.network, DistributedDataParallel) and not is_update
-        with self.network.no_sync() if no_sync else nullcontext():
+        # DDP averages gradients over the ranks in a backward pass: once for an update is enough.
+        skips_averaging = isinstance(self.network, DistributedDataParallel) and not is_update
+        with self.network.no_sync() if skips_averaging else nullcontext():
             logits = self.forward(images)
             expected = targets.float() / 255 if self.is_binary else targets
             loss = self.loss(logits, expected)
@@ -86,7 +88,7 @@ class TrainState:
         self.scaler.update()
         if not isinstance(self.lr_schedule, ReduceLROnPlateau):
             self.lr_schedule.step()
-        if process_env.is_main_process():
+        if process_env.is_main_process():  # FoldTrainer.validate() copies it to the others
             self.ema.update(self.model)
         self.optimizer.zero_grad()
 
@@ -102,5 +104,6 @@ class TrainState:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what state_dict() returned. A run may resume in another precision."""
         for name in STATE_PARTS:
+            # A disabled scaler has an empty state, which an enabled one does not load.
             if name != "scaler" or state[name]:
                 getattr(self, name).load_state_dict(state[name])

@@ -64,7 +64,7 @@ class FoldTrainer:
         self.snapshots = SnapshotWriter(run_folder.snapshot_dir(settings.run_dir, fold), device)
         updates = math.ceil(len(self.loader) / settings.grad_accumulation) * settings.epochs
         reset_peak_memory(device)
-        torch.manual_seed(self.step_seed())  # for the initial weights
+        torch.manual_seed(self.step_seed())  # for the initial weights; DDP takes those of rank 0
         weights = find_initial_weights(settings, fold, samples)
         n_classes, pretrained = len(self.class_map.names), needs_pretrained(settings, fold)
         self.state = TrainState(settings, n_classes, updates, device, weights, pretrained)
@@ -73,14 +73,13 @@ class FoldTrainer:
         """Train from the latest snapshot, or from scratch, to the last epoch."""
         self.resume()
         epochs, sampler = self.settings.epochs, self.loader.batch_sampler
-        total, done = epochs * len(sampler), self.epoch * len(sampler) + self.step
-        options = {"unit": "image", "initial": done * sampler.n_samples, "disable": None}
-        with tqdm(None, f"fold {self.fold}", total * sampler.n_samples, **options) as bar:
+        steps, done = epochs * len(sampler), self.epoch * len(sampler) + self.step
+        with self.log.progress_bar(steps, done, sampler.step_size) as bar:
             while self.epoch < epochs:
                 row = self.train_epoch(bar)
                 is_last = self.epoch + 1 == epochs
                 if is_last or (self.epoch + 1) % self.settings.validate_every_epochs == 0:
-                    self.save_snapshot()
+                    self.save_snapshot()  # a run killed while validating repeats only that
                     row |= self.validate()
                 if process_env.is_main_process():
                     self.log.add_epoch(row)
@@ -106,9 +105,9 @@ class FoldTrainer:
                 targets = targets.to(self.device, non_blocking=True)
                 is_update = self.train_batch(images, targets, bar)
                 if not is_update:
-                    continue
-                due = time.monotonic() - start > self.settings.snapshot_seconds
-                due, stopping = distributed.all_reduce_any([due, bool(stop.signum)])
+                    continue  # a snapshot holds no partly accumulated gradients
+                is_due = time.monotonic() - start > self.settings.snapshot_seconds
+                due, stopping = distributed.all_reduce_any([is_due, bool(stop.signum)])
                 if due or stopping:
                     self.metrics.seconds += self.elapsed(start)
                     self.save_snapshot()
@@ -128,16 +127,16 @@ class FoldTrainer:
         is_update = self.step % accumulation == 0 or self.step == len(sampler)
         loss, logits = self.state.train_step(images, targets, weight, is_update)
         self.metrics.add(loss, logits, targets)
-        bar.update(sampler.n_samples)
+        bar.update(sampler.step_size)
         if self.step % 50 == 1:  # rarely: reading the loss waits for the GPU
-            mean = float(self.metrics.sums[0]) / max(self.metrics.images, 1)
-            bar.set_postfix_str(f"loss {self.require_finite(mean):.4f}")
+            mean_loss = self.require_finite(self.metrics.mean_loss())
+            bar.set_postfix_str(f"loss {mean_loss:.4f}")
         return is_update
 
     def step_seed(self) -> int:
         """Return the seed of this rank's random numbers in the current step, such as dropout."""
         step = self.step * process_env.world_size() + process_env.rank()
-        key = [self.settings.seed, self.fold + 1, self.epoch, step]
+        key = [self.settings.seed, self.fold + 1, self.epoch, step]  # bench.py trains fold −1
         return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
 
     def epoch_summary(self) -> dict[str, float]:

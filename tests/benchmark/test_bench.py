@@ -216,7 +216,7 @@ def test_format_row_is_a_row_of_the_table():
     without = RESULT | {"plain_training_images_per_second": None}
     assert bench.format_row("carvana_smp", MACHINE, without)[5] == "–"
     without_gpu = bench.format_row("a", MACHINE | {"gpu": None}, RESULT)
-    assert without_gpu[1].startswith("16 cores of a CPU, bf16")
+    assert without_gpu[1].startswith("16 threads on a CPU, bf16")
 
 
 def test_format_time_to_dice_names_the_minutes_or_the_best_dice():

@@ -43,7 +43,7 @@ def test_rename_old_settings_drops_a_step_that_no_longer_exists(stored, current)
 def test_every_setting_has_a_help_text_and_a_scope():
     for field in fields(Settings):
         assert field.metadata["help"], field.name
-        assert field.metadata["scope"] in ("run", "model", "machine"), field.name
+        assert field.metadata["scope"] in ("run", "model", "invocation"), field.name
 
 
 def test_model_settings_are_those_that_weights_need():

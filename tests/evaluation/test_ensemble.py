@@ -27,7 +27,6 @@ from models import checkpoint
 from models.build import build_model
 
 N_FOLDS = 3
-EQUAL = {"a": 0.5, "b": 0.5}
 PROBABILITY = {"a": 0.1, "b": 0.4}  # of fold 0; fold k adds 0.1·k
 
 
@@ -80,7 +79,7 @@ def save_constant_fold(settings, fold, probability, samples):
     fingerprint = dataset_fingerprint(samples)
     save_constant_network(settings, fold, probability, fingerprint)
     held_out = [sample for sample in samples if sample.fold == fold]
-    members = load_runs.load_oof_members(settings, {settings.run: 1.0}, fold, fingerprint)
+    members = load_runs.load_oof_members(settings, fold, fingerprint)
     scores = oof.score_out_of_fold(members, held_out, settings, "")
     oof.save_scores(run_folder.fold_dir(settings.run_dir, fold), scores)
     history = "epoch,loss,seconds,images_per_second,val_dice\n1,1,60,10,0.5\n"
@@ -144,7 +143,7 @@ def test_settings_for_prediction_of_other_model_classes_or_run_is_rejected(runs,
 def test_settings_for_prediction_of_runs_with_other_tiles_asks_for_one_size(runs_copy):
     path = run_folder.config_path(runs_copy.output_dir / "b")
     path.write_text(path.read_text().replace("tile_size: 0", "tile_size: 256"))
-    with pytest.raises(InputError, match="runs=a,b: have tile_size=0 and 256; set tile_size="):
+    with pytest.raises(InputError, match="runs=a,b: were scored with tile_size=0 and 256; set one"):
         runs_copy.settings("runs=a,b")
     assert runs_copy.settings("runs=a,b", "tile_size=128").tile_size == 128
 
@@ -163,33 +162,32 @@ def test_load_oof_members_of_network_in_another_folds_folder_is_rejected(runs_co
     shutil.copy(runs_copy.weights_path("a", 2), runs_copy.weights_path("a", 1))
     settings = runs_copy.ensemble_settings
     with pytest.raises(InputError, match="is in the wrong folder: it held out fold 2, not 1"):
-        load_runs.load_oof_members(settings, EQUAL, 1, fingerprint)
-    assert len(load_runs.load_oof_members(settings, EQUAL, 0, fingerprint)) == 2
-    (member,) = load_runs.load_oof_members(settings, {"a": 0.0, "b": 0.7}, 0, fingerprint)
-    assert member.weight == 0.7
+        load_runs.load_oof_members(settings, 1, fingerprint)
+    assert len(load_runs.load_oof_members(settings, 0, fingerprint)) == 2
 
 
 def test_load_oof_members_of_networks_of_other_data_is_rejected(runs):
     fewer = dataset_fingerprint(runs.samples[1:])
     with pytest.raises(InputError, match=r"folds_csv hold now; restore them$"):
-        load_runs.load_oof_members(runs.ensemble_settings, EQUAL, 0, fewer)
+        load_runs.load_oof_members(runs.ensemble_settings, 0, fewer)
 
 
-def test_load_members_shares_a_runs_weight_among_its_folds(runs):
-    members = load_runs.load_members(runs.ensemble_settings, {"a": 0.75, "b": 0.25})
-    assert [*members] == [str(runs.weights_path(run, k)) for run in "ab" for k in range(N_FOLDS)]
+def test_load_members_weighs_runs_equally_and_so_the_folds_of_a_run(runs_copy):
+    (runs_copy.output_dir / "b/fold1/oof.npz").unlink()
+    members = load_runs.load_members(runs_copy.ensemble_settings)
+    paths = [
+        runs_copy.weights_path(pair[0], int(pair[1])) for pair in ("a0", "a1", "a2", "b0", "b2")
+    ]
+    assert [*members] == [*map(str, paths)]
     weights = [member.weight for member in members.values()]
-    assert weights == pytest.approx([0.25] * 3 + [0.25 / 3] * 3)
+    assert weights == pytest.approx([1 / 6] * 3 + [1 / 4] * 2)
 
 
-def test_load_members_leaves_out_runs_without_weight_and_other_folds(runs):
-    members = load_runs.load_members(runs.ensemble_settings, {"a": 1.0, "b": 0.0})
-    assert len(members) == 3
-    one_fold = runs.settings("runs=[a,b]", "fold=1")
-    members = load_runs.load_members(one_fold, {"a": 0.5, "b": 0.5})
+def test_load_members_loads_only_the_fold_of_the_settings(runs):
+    members = load_runs.load_members(runs.settings("runs=[a,b]", "fold=1"))
     assert [*members] == [str(runs.weights_path(run, 1)) for run in "ab"]
     with pytest.raises(InputError, match="a: lacks fold 7; train it"):
-        load_runs.load_members(runs.settings("runs=[a,b]", "fold=7"), {"a": 1.0})
+        load_runs.load_members(runs.settings("runs=[a,b]", "fold=7"))
 
 
 def test_common_folds_are_those_of_all_runs(runs_copy):
@@ -225,7 +223,7 @@ def test_score_ensemble_writes_what_read_ensemble_reads(runs_copy, capsys):
     assert capsys.readouterr().out.startswith("a+b: out-of-fold dice ")
     stored = ensemble.read_ensemble(settings.run_dir)
     assert stored == json.loads(json.dumps(written))
-    assert stored["runs"] == {"a": 0.5, "b": 0.5} and stored["folds"] == [0, 1, 2]
+    assert stored["runs"] == ["a", "b"] and stored["folds"] == [0, 1, 2]
     assert stored["data"] == dataset_fingerprint(samples) and stored["tta"] == "hflip"
     digest = hashlib.sha256(runs_copy.weights_path("b", 2).read_bytes()).hexdigest()
     assert len(stored["networks"]) == 6
@@ -244,7 +242,7 @@ def test_score_ensemble_scores_the_mean_of_the_runs(runs_copy, folds_or_runs):
             (runs_copy.output_dir / f"b/fold{fold}/oof.npz").unlink()
     settings = runs_copy.settings(f"runs=[{','.join(names)}]")
     stored = ensemble.score_ensemble(settings)
-    assert stored["runs"] == dict.fromkeys(names, 1 / len(names))
+    assert stored["runs"] == names
     level = oof.load_scores([settings.run_dir]).histograms[0].sum(axis=0).argmax()
     mean = np.mean([PROBABILITY["a"], *[PROBABILITY["b"]] * (len(names) - 1)])
     assert level == pytest.approx(256 * mean, abs=1)
@@ -259,36 +257,43 @@ def test_score_ensemble_does_not_overwrite_a_run(runs_copy):
         ensemble.score_ensemble(settings)
 
 
-def test_weights_and_scores_of_one_run_are_those_of_its_folds(runs):
-    weights, scores = ensemble.weights_and_scores(runs.settings("run=a"))
-    assert weights == {"a": 1.0} and len(scores.dice) == len(runs.samples)
+def test_out_of_fold_scores_of_one_run_are_those_of_its_folds(runs):
+    scores = ensemble.out_of_fold_scores(runs.settings("run=a"))
+    assert len(scores.dice) == len(runs.samples)
 
 
-def test_weights_and_scores_scores_an_ensemble_once_and_again_after_a_change(runs_copy, capsys):
+def test_out_of_fold_scores_score_an_ensemble_once_and_again_after_a_change(runs_copy, capsys):
     settings = runs_copy.ensemble_settings
-    first = ensemble.weights_and_scores(settings)
+    first = ensemble.out_of_fold_scores(settings)
     assert "ensemble not scored with the current networks" in capsys.readouterr().out
-    second = ensemble.weights_and_scores(settings)
+    second = ensemble.out_of_fold_scores(settings)
     assert capsys.readouterr().out == ""
-    assert first[0] == second[0] and np.array_equal(first[1].histograms, second[1].histograms)
+    assert np.array_equal(first.histograms, second.histograms)
     shutil.copytree(runs_copy.output_dir / "b/fold0", runs_copy.output_dir / "b/fold3")
     assert not ensemble.is_up_to_date(settings.run_dir)
-    ensemble.weights_and_scores(settings)
+    ensemble.out_of_fold_scores(settings)
     assert "ensemble not scored with the current networks" in capsys.readouterr().out
     assert ensemble.is_up_to_date(settings.run_dir)
 
 
-def test_weights_and_scores_scores_an_ensemble_again_for_another_tta(runs_copy, capsys):
-    ensemble.weights_and_scores(runs_copy.settings("runs=[a,b]", "tta=none"))
+def test_is_up_to_date_is_false_for_the_chosen_weights_of_earlier_versions(runs_copy):
     settings = runs_copy.ensemble_settings
-    ensemble.weights_and_scores(settings)
+    data = ensemble.score_ensemble(settings) | {"runs": {"a": 0.7, "b": 0.3}}
+    run_folder.ensemble_path(settings.run_dir).write_text(json.dumps(data))
+    assert not ensemble.is_up_to_date(settings.run_dir)
+
+
+def test_out_of_fold_scores_score_an_ensemble_again_for_another_tta(runs_copy, capsys):
+    ensemble.out_of_fold_scores(runs_copy.settings("runs=[a,b]", "tta=none"))
+    settings = runs_copy.ensemble_settings
+    ensemble.out_of_fold_scores(settings)
     assert f"ensemble not scored with tta={settings.tta}" in capsys.readouterr().out
     assert ensemble.read_ensemble(settings.run_dir)["tta"] == settings.tta != "none"
 
 
 def test_store_predictor_keeps_the_settings_of_the_run(runs_copy):
     settings = runs_copy.settings("run=a")
-    _, scores = ensemble.weights_and_scores(settings)
+    scores = ensemble.out_of_fold_scores(settings)
     run_folder.save_run_settings(replace(settings, threshold=0.25, postprocess="fill"))
     ensemble.store_predictor(settings.run_dir, scores, "none")
     stored = read_predictor(settings.run_dir)
@@ -345,7 +350,7 @@ def test_leaderboard_has_runs_and_ensemble_with_costs_of_its_runs(runs_copy, cap
     assert (row["images"], row["groups"], row["shared_images"]) == (18, 6, 18)
     assert {"standard_error", "diff_to_best", "diff_ci_low", "diff_ci_high"} <= {*table.columns}
     assert table["seconds"].to_dict() == {"a": 180, "b": 180, "a+b": 360}
-    assert table.loc["a+b", "command"] == "python src/leaderboard.py runs=b,a"
+    assert table.loc["a+b", "command"] == "python src/leaderboard.py runs=a,b"
     text = (runs_copy.output_dir / "leaderboard.md").read_text()
     assert all(f"| {run} |" in text for run in table.index)
     assert text.startswith("# Out-of-fold leaderboard\n\n## 18 images of 6 groups (data and folds ")
@@ -359,7 +364,7 @@ def test_leaderboard_leaves_out_ensemble_whose_run_has_changed(runs_copy, capsys
     shutil.rmtree(runs_copy.output_dir / "b/fold2")
     capsys.readouterr()
     leaderboard.main(prediction_args(runs_copy.args())[:2])
-    assert "a+b: left out; its runs have changed since" in capsys.readouterr().out
+    assert "a+b: left out; it was scored with other" in capsys.readouterr().out
     table = pd.read_csv(runs_copy.output_dir / "leaderboard.csv")
     assert table["run"].tolist() == ["a", "b"]  # b is partial
 
@@ -371,5 +376,5 @@ def test_leaderboard_leaves_out_a_damaged_run(runs_copy, capsys):
         capsys.readouterr()
         leaderboard.main(prediction_args(runs_copy.args())[:2])
         out = capsys.readouterr().out
-        assert "\nb: left out; " in f"\n{out}" and "a+b: left out; its runs have changed" in out
+        assert "\nb: left out; " in f"\n{out}" and "a+b: left out; it was scored with other" in out
         assert pd.read_csv(runs_copy.output_dir / "leaderboard.csv")["run"].tolist() == ["a"]

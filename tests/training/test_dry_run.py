@@ -67,6 +67,11 @@ def test_check_batches_accepts_single_images_whose_statistics_gpus_share(check, 
     check([*UNET, "batch_size=4"], (8, 8), 12, 4)
 
 
+def test_check_batches_rejects_more_processes_than_images(check):
+    with pytest.raises(InputError, match="3 training images are too few for 4 processes"):
+        check([*UNET, "batch_size=4"], (8, 16), 3, 4)
+
+
 @pytest.mark.parametrize("arch", ["DeepLabV3", "PAN"])
 def test_check_batches_rejects_single_images_of_networks_that_pool_to_one_pixel(check, arch):
     args = [*SMP, f"arch={arch}"]

@@ -98,7 +98,7 @@ def test_train_another_fold_on_changed_folds_is_rejected(run_copy):
 def test_resume_of_a_finished_run_on_other_data_is_rejected(run_copy, capsys):
     train.main([*run_copy.args, "resume=true"])
     assert (
-        f"{run_copy.output_dir}/tiny: finished already; set another run=" in capsys.readouterr().out
+        f"{run_copy.output_dir}/tiny: the requested folds are finished" in capsys.readouterr().out
     )
     next(run_copy.data_dir.glob("train/*_01.jpg")).unlink()
     next(run_copy.data_dir.glob("train_masks/*_01_mask.gif")).unlink()

@@ -75,7 +75,9 @@ def test_each_stage_trains_from_the_weights_of_the_stage_before(data_dir, tmp_pa
     of_stages = ("size=", "epochs=", "lr=", "ema_decay=")
     args = [a for a in tiny_settings_args(data_dir, tmp_path) if not a.startswith(of_stages)]
     stages = "[{size: [16,24], epochs: 1, lr: 0.01}, {size: [32,48], epochs: 1, lr: 1.0e-9}]"
-    train.main([*args, "fold=0", "norm=none", "ema_decay=0", f"stages={stages}"])
+    args = [*args, "fold=0", "norm=none", "ema_decay=0", f"stages={stages}"]
+    train.main(args)
+    train.main([*args, "resume=true"])  # nothing is left to train
     paths = [weights_path(tmp_path / "tiny" / stage, 0) for stage in ("stage1", "")]
     first, last = map(load_file, paths)
     for name, tensor in first.items():  # from scratch, the second stage would have other weights
