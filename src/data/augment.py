@@ -41,8 +41,15 @@ def _affine(scale: float, shift: float, rotate: float, p: float) -> A.Affine:
 def _photometric(strength: float) -> list[A.BasicTransform]:
     """Vary exposure, contrast and the color of the light."""
     return [
-        A.RandomBrightnessContrast(0.15 * strength, 0.15 * strength, p=0.5),
-        A.HueSaturationValue(int(8 * strength), int(15 * strength), int(8 * strength), p=0.3),
+        A.RandomBrightnessContrast(
+            brightness_limit=0.15 * strength, contrast_limit=0.15 * strength, p=0.5
+        ),
+        A.HueSaturationValue(  # in OpenCV's units: hue of 180, saturation and value of 255
+            hue_shift_limit=int(8 * strength),
+            sat_shift_limit=int(15 * strength),
+            val_shift_limit=int(8 * strength),
+            p=0.3,
+        ),
     ]
 
 
@@ -51,7 +58,7 @@ POLICIES: dict[str, list[A.BasicTransform]] = {
     "none": [],
     "flip": [FLIP],
     "flips": [FLIP, A.VerticalFlip(p=0.5)],  # not for cars, which are upright
-    "light": [FLIP, _affine(0.1, 0.05, 3, p=0.5), *_photometric(1)],
+    "light": [FLIP, _affine(scale=0.1, shift=0.05, rotate=3, p=0.5), *_photometric(1)],
     "paper": [  # independent: flip, rotation, zoom of each axis, shear, shift
         A.HorizontalFlip(p=PAPER_PROBABILITY),
         *(
@@ -64,7 +71,12 @@ POLICIES: dict[str, list[A.BasicTransform]] = {
             )
         ),
     ],
-    "strong": [FLIP, _affine(0.25, 0.1, 10, p=0.8), *_photometric(2), A.ToGray(p=0.1)],
+    "strong": [
+        FLIP,
+        _affine(scale=0.25, shift=0.1, rotate=10, p=0.8),
+        *_photometric(2),
+        A.ToGray(p=0.1),
+    ],
 }
 
 
@@ -79,9 +91,9 @@ class Augmenter:
         crop_size: Sequence[int] | None = None,
     ):
         self.seed = seed
-        transforms = deepcopy(POLICIES[policy])
+        transforms = deepcopy(POLICIES[policy])  # seeds and fill_mask are set on these objects
         if crop_size:
-            transforms.append(A.RandomCrop(*crop_size))
+            transforms.append(A.RandomCrop(height=crop_size[0], width=crop_size[1]))
         mask_interpolation = cv2.INTER_LINEAR  # soft masks stay soft
         if not class_map.is_binary:
             mask_interpolation = cv2.INTER_NEAREST  # class ids must not be interpolated

@@ -28,9 +28,9 @@ def preprocessing_from(settings: Settings) -> Preprocessing:
 
 def letterbox_region(native_size: Size, preprocessing: Preprocessing) -> tuple[slice, slice]:
     """Return the rows and columns of the preprocessed image that contain the original image."""
-    size = preprocessing.size
-    if not preprocessing.letterbox or size is None:
-        return slice(None), slice(None)
+    size = preprocessing.size or native_size
+    if not preprocessing.letterbox:
+        return slice(0, size[0]), slice(0, size[1])
     scale = min(side / native for side, native in zip(size, native_size, strict=True))
     inner = [max(1, round(native * scale)) for native in native_size]
     starts = [(side - length) // 2 for side, length in zip(size, inner, strict=True)]
@@ -39,7 +39,7 @@ def letterbox_region(native_size: Size, preprocessing: Preprocessing) -> tuple[s
 
 def preprocess_image(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     """Convert H×W×3 to h×w×3 uint8 RGB; a letterbox is padded with black."""
-    resized = _resize(image, preprocessing, None, 0)
+    resized = _resize(image, preprocessing, interpolation=None, fill=0)
     return reduce_colors(resized, preprocessing.n_colors) if preprocessing.n_colors else resized
 
 
@@ -47,7 +47,7 @@ def preprocess_mask(mask: np.ndarray, preprocessing: Preprocessing) -> np.ndarra
     """Convert an H×W mask to its h×w uint8 target: bool to the fraction of each pixel that it
     covers, 0…255; class ids to the nearest ones, with IGNORE in a letterbox."""
     if mask.dtype == bool:
-        return _resize(mask.astype(np.uint8) * 255, preprocessing, None, 0)
+        return _resize(mask.astype(np.uint8) * 255, preprocessing, interpolation=None, fill=0)
     return _resize(mask, preprocessing, cv2.INTER_NEAREST_EXACT, IGNORE)
 
 
@@ -78,7 +78,10 @@ def reduce_colors(image: np.ndarray, n_colors: int) -> np.ndarray:
     pixels = image.reshape(-1, 3).astype(np.float32)
     chosen = np.random.default_rng(0).integers(0, len(pixels), KMEANS_SAMPLES)
     cv2.setRNGSeed(0)
+    # 20 iterations, or until no center moves by more than 1.
     stop = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 20, 1.0)
-    _, _, centers = cv2.kmeans(pixels[chosen], n_colors, None, stop, 1, cv2.KMEANS_PP_CENTERS)
+    _, _, centers = cv2.kmeans(
+        pixels[chosen], n_colors, None, stop, attempts=1, flags=cv2.KMEANS_PP_CENTERS
+    )
     nearest, _ = vq(pixels, centers)
     return centers.round().astype(np.uint8)[nearest].reshape(image.shape)

@@ -23,10 +23,9 @@ def edge_radius(native_size: Size, preprocessings: Iterable[Preprocessing]) -> f
     """
     scale = 1.0
     for preprocessing in preprocessings:
-        if preprocessing.size:
-            canvas = np.empty(preprocessing.size, bool)
-            inner = canvas[letterbox_region(native_size, preprocessing)].shape
-            scale = max(scale, native_size[0] / inner[0], native_size[1] / inner[1])
+        rows, columns = letterbox_region(native_size, preprocessing)
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        scale = max(scale, native_size[0] / height, native_size[1] / width)
     return EDGE_WIDTH * scale
 
 
@@ -41,7 +40,10 @@ def soft_alpha(
     Args:
         probability: H×W float32 in [0, 1].
         mask: H×W bool.
+        threshold: Of the mask, above 0 and below 1.
+        radius: Width of the soft edge on each side, in native pixels.
     """
+    # Piecewise linear: probability 0 → opacity 0, threshold → 0.5, 1 → 1.
     below, above = probability / threshold, (1 - probability) / (1 - threshold)
     opacity = np.where(probability < threshold, below / 2, 1 - above / 2)
     fade = np.minimum(_distance_to_outline(mask) / radius, 1)
@@ -50,7 +52,8 @@ def soft_alpha(
 
 
 def _distance_to_outline(mask: np.ndarray) -> np.ndarray:
-    """Return the distance of each pixel to the outline, which runs between two pixels."""
+    """Return the distance of each pixel to the outline, which runs between two pixels: H×W float32
+    in pixels."""
     distances = [
         cv2.distanceTransform(side.view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
         for side in (mask, ~mask)
@@ -70,7 +73,7 @@ def clean_edge_colors(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     if not opaque.any() or not soft.any():
         return clean
     _, labels = cv2.distanceTransformWithLabels(
-        (~opaque).view(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+        (~opaque).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
     )
     color_of_label = np.zeros((labels.max() + 1, 3), np.uint8)
     color_of_label[labels[opaque]] = image[opaque]

@@ -31,7 +31,7 @@ class TrainedModel:
 
     def __init__(self, members: list[EnsembleMember], binarizer: Binarizer, settings: Settings):
         self.members, self.binarizer = members, binarizer
-        self.forward = BatchForward(members, settings, keep_mean)
+        self.batch_forward = BatchForward(members, settings, keep_mean)
 
     def __call__(self, image: str | os.PathLike | np.ndarray) -> Segmentation:
         """Return the probability and the mask of a photograph at its own size.
@@ -45,7 +45,8 @@ class TrainedModel:
         preprocessings = {member.preprocessing for member in self.members}
         images = {p: preprocess_image(image, p) for p in preprocessings}
         loaded = LoadedSample(None, image.shape[:2], None)
-        [prediction] = self.forward(collate_samples([(loaded, images)]))()
+        collect = self.batch_forward(collate_samples([(loaded, images)]))
+        [prediction] = collect()
         probability = prediction.probability.numpy()
         return Segmentation(
             image,

@@ -217,6 +217,22 @@ def test_explain_out_of_memory_suggests_smaller_settings(args, message):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
 
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["batch_size=12", "size=[256,384]"], "try batch_size=4 grad_accumulation=3"),
+        (["batch_size=4", "size=[256,384]"], "try size=128,192"),
+    ],
+)
+def test_explain_out_of_memory_divides_a_batch_among_four_processes(monkeypatch, args, message):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with (
+        pytest.raises(InputError, match=message),
+        device.explain_out_of_memory(load_settings(args)),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
 def test_explain_out_of_memory_names_a_killed_loading_process():
     with (
         pytest.raises(InputError, match="loads images was killed, probably because memory ran out"),
