@@ -122,7 +122,7 @@ class Report:
             return "Disagreement needs two or more networks.", []
         networks = sorted(file_sha256(Path(weights_file)) for weights_file in members)
         stored = read_submission_json(json_path)
-        if {*stored["runs"]} != {*self.settings.runs} or stored.get("networks") != networks:
+        if stored["runs"] != sorted(self.settings.runs) or stored.get("networks") != networks:
             return f"{path} was made by other runs or weights; {command} replaces it.", []
         stats = pd.read_csv(stats_path).dropna().nsmallest(N_DISAGREEMENT, "agreement")
         agreement = dict(zip(stats["img"], stats["agreement"], strict=True))

@@ -28,7 +28,7 @@ from training.trainer import FoldTrainer
 def train_stages(settings: Settings, device: torch.device) -> None:
     """Train the folds of each stage of a run; without stages, those of the run."""
     if settings.stages:
-        save_config(settings)  # before the first stage, so that the run can be resumed in any
+        save_config(settings)  # before the first stage, so that the run can be resumed in any stage
     for stage in split_stages(settings):
         if settings.stages:
             print(f"{stage.run}: size={stage.size} epochs={stage.epochs} lr={stage.lr:g}")

@@ -108,8 +108,8 @@ def folder_lock(folder: Path, hint: str) -> Iterator[None]:
 
 
 def acquire_lock(path: Path, timeout_s: float = -1) -> FileLock:
-    """Acquire the lock of a file and return it; raise Timeout after `timeout_s`, or wait without
-    end if that is negative.
+    """Acquire the lock of a file and return it; raise Timeout after `timeout_s`, or, if that is
+    negative, wait indefinitely.
 
     On a file system without locks, print a warning and return it unacquired.
     """

@@ -145,7 +145,7 @@ class Settings:
     full_size_skip: int = setting(0, "channels of a skip connection at full size: two 3×3 convolutions on the image; 0: off; arch=Unet only", NON_NEGATIVE, scope="model", model="smp")
     half_size_decoder: bool = setting(False, "end the decoder at half size and enlarge by a pixel shuffle: faster, as space_to_depth=2 is for unet; arch=Unet only", scope="model", model="smp")
 
-    epochs: int = setting(20, "passes over the training images; of each, those left after the last whole batch are skipped, different ones each time", POSITIVE)
+    epochs: int = setting(20, "passes over the training images; each pass skips the images left after the last whole batch, different ones each time", POSITIVE)
     init_run: str = setting("", "run whose weights of fold k are the initial weights of fold k, on the same data and folds; empty: none", RUN_OR_STAGE)
     stages: list[dict[str, Any]] = setting([], "train in stages, each from the weights of the stage before; a list of the settings that differ, as stages='[{size: [256,384], epochs: 4, lr: 1e-3}, {size: [512,768], epochs: 2}]'", STAGES)
     crop_size: list[int] | None = setting(None, "height,width of a random crop of each image at `size`, to train on; prediction takes whole images; null: whole images", SIZE)

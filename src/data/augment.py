@@ -44,7 +44,7 @@ def _photometric(strength: float) -> list[A.BasicTransform]:
         A.RandomBrightnessContrast(
             brightness_limit=0.15 * strength, contrast_limit=0.15 * strength, p=0.5
         ),
-        A.HueSaturationValue(  # in OpenCV's units: hue of 180, saturation and value of 255
+        A.HueSaturationValue(  # in OpenCV's units: hue 0 to 179, saturation and value 0 to 255
             hue_shift_limit=int(8 * strength),
             sat_shift_limit=int(15 * strength),
             val_shift_limit=int(8 * strength),

@@ -133,8 +133,8 @@ def load_samples(settings: Settings, split: str) -> list[Sample]:
 
 
 def load_training_samples(settings: Settings) -> list[Sample]:
-    """Return the training samples with mask and fold: with skip_empty without those of empty masks,
-    with max_images only the first ones of each fold.
+    """Return the training samples with mask and fold: skip_empty leaves out those with empty masks,
+    max_images all but the first ones of each fold.
 
     Raises InputError if folds_csv lacks the group of a sample.
     """

@@ -56,9 +56,7 @@ def collate(pairs: Sequence[ImageAndTarget]) -> list[Tensor]:
 def channels_first(image: np.ndarray) -> Tensor:
     """Return h×w×3 as a tensor 3×h×w, a view if possible: transposing while a batch is stacked is
     faster than transposing each image."""
-    return torch.from_numpy(np.require(image, requirements=["C_CONTIGUOUS", "WRITEABLE"])).permute(
-        2, 0, 1
-    )
+    return to_tensor(image).permute(2, 0, 1)
 
 
 def to_tensor(array: np.ndarray) -> Tensor:

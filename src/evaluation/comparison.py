@@ -55,8 +55,8 @@ def load_ensemble(ensemble_dir: Path, runs: list[LeaderboardEntry]) -> Leaderboa
     is_complete = {*stored["runs"]} <= {run.name for run in runs}
     if not is_complete or not ensemble.is_up_to_date(ensemble_dir):
         raise InputError(
-            "it was scored with other networks or weights; score it again with `python "
-            f"src/leaderboard.py runs={','.join(stored['runs'])}`, or delete it"
+            "it was scored with other networks or by an earlier version; score it again "
+            f"with `python src/leaderboard.py runs={','.join(stored['runs'])}`, or delete it"
         )
     costs = [run.columns for run in runs if run.name in stored["runs"]]
     columns = {

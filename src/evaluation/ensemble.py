@@ -120,11 +120,14 @@ def read_ensemble(ensemble_dir: Path) -> dict[str, Any]:
 
 
 def is_up_to_date(ensemble_dir: Path) -> bool:
-    """Whether the ensemble was scored with the current networks of its runs, equally weighted:
-    earlier versions chose weights, and stored `runs` as a dict."""
+    """Whether the ensemble was scored with the current networks of its runs, equally weighted.
+
+    Earlier versions stored `runs` as a dict of weights, which could differ.
+    """
     data = read_ensemble(ensemble_dir)
+    weights = data["runs"].values() if isinstance(data["runs"], dict) else []
     hashes = weight_file_hashes(ensemble_dir.parent, list(data["runs"]))
-    return isinstance(data["runs"], list) and data["networks"] == hashes
+    return len({*weights}) <= 1 and data["networks"] == hashes
 
 
 def weight_file_hashes(output_dir: Path, runs: list[str]) -> dict[str, str]:

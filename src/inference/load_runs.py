@@ -73,7 +73,7 @@ def check_tiles_match(settings: Settings, run_dir: Path) -> None:
         if tile_size != settings.tile_size:
             raise InputError(
                 f"runs={','.join(settings.runs)}: were scored with tile_size={settings.tile_size} "
-                f"and {tile_size}; set one for both"
+                f"and {tile_size}; set tile_size= to use one for all"
             )
 
 
@@ -88,7 +88,7 @@ def load_oof_members(settings: Settings, fold: int, data_fingerprint: str) -> li
     """Load the network of each run that held out `fold`; InputError if it was trained on other data
     or held out another fold, since its scores would not be out of fold."""
     members = []
-    for run in settings.runs:
+    for run in sorted(settings.runs):
         path = run_folder.weights_path(Path(settings.output_dir) / run, fold)
         network, trained, _ = checkpoint.load_model(path, pick_device(settings))
         if problem := checkpoint.find_misfit(path, fold, data_fingerprint):
@@ -103,7 +103,7 @@ def load_members(settings: Settings) -> dict[str, EnsembleMember]:
     """Load the networks of all runs, by their path. Runs have equal weights, and so have the folds
     of a run."""
     members = {}
-    for run in settings.runs:
+    for run in sorted(settings.runs):
         run_dir = Path(settings.output_dir) / run
         folds, lack = run_folder.finished_folds(run_dir), "has no trained fold"
         if settings.fold is not None:

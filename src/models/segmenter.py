@@ -58,7 +58,8 @@ def reflect_pad(x: Tensor, left: int, right: int, top: int, bottom: int) -> Tens
     """Pad images B×C×H×W by reflection, or by repeating the last pixel along an axis that is too
     short to be reflected."""
     height, width = x.shape[-2:]
-    if torch.compiler.is_exporting():  # F.pad takes no dynamic size; smallest_side() limits it
+    if torch.compiler.is_exporting():
+        # F.pad takes no dynamic size. No axis is too short: export_onnx() requires smallest_side().
         rows, columns = _reflected(height, top, bottom), _reflected(width, left, right)
         return x[..., rows, :][..., columns]
     if left or right:

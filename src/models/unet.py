@@ -83,10 +83,10 @@ class UNet(nn.Module):
             `channels`; empty: no dropout.
         space_to_depth: Factor s of a pixel unshuffle at the input, B×3×H×W → B×3s²×H/s×W/s, and
             of a pixel shuffle at the output: all levels compute on s² times fewer pixels.
-        decoder_channels: Channels of each decoder level, bottom to top, one number less than
+        decoder_channels: Channels of each decoder level, bottom to top, one fewer than
             `channels`; empty: those of the encoder level of the same resolution.
         upsample_channels: Channels after each upsampling, bottom to top, as many as
-            `decoder_channels`; empty: equal to them. Without effect for upsampling "repeat".
+            `decoder_channels`; empty: equal to them. Has no effect with upsampling "repeat".
         refine_channels: Channels of extra 3×3 convolutions before the output layer.
         convs_per_level: 3×3 convolutions in each encoder and decoder block.
         padding: 'same', or 'valid' for unpadded convolutions as in the paper.

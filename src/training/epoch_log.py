@@ -13,7 +13,8 @@ from core.settings import Settings
 
 
 class EpochLog:
-    """Rows of history.csv so far, and the TensorBoard writer of a fold (main process only)."""
+    """Rows of history.csv so far and the TensorBoard writer of a fold (main process only), and its
+    progress bar (all processes)."""
 
     def __init__(self, settings: Settings, fold: int):
         self.settings, self.fold, self.rows = settings, fold, []

@@ -58,7 +58,7 @@ def edge_weights(targets: Tensor) -> Tensor:
     """
     side = 2 * EDGE_RADIUS + 1
     average = F.avg_pool2d(targets, side, stride=1, padding=EDGE_RADIUS, count_include_pad=False)
-    # One pixel of 11×11 is 0.008: a single one that differs makes an edge.
+    # A single pixel that differs makes an edge: it is 0.008 of 11×11.
     is_edge = (average > 0.005) & (average < 0.995)
     weights = 1 + (EDGE_WEIGHT - 1) * is_edge.float()
     return weights / weights.mean((1, 2, 3), keepdim=True)

@@ -28,7 +28,8 @@ class TrainState:
     `model` is the Segmenter; `network` is what training calls: the same module, possibly compiled,
     and wrapped by DDP if there are several processes. Model and EMA start from the file
     `initial_weights`, else from random weights, with a pretrained encoder if `pretrained`.
-    `updates` of the whole training: for the learning rate schedule and whether compiling pays off.
+    `updates` is their number in the whole training; it sets the learning rate schedule and whether
+    compiling pays off.
     """
 
     def __init__(

@@ -336,6 +336,7 @@ def test_train_loader_has_as_many_workers_as_shared_memory_holds_batches(
         with pytest.raises(InputError, match=line):
             training_workers(settings)
         assert choose_num_workers(settings, 2**30, is_cheap=True, may_reduce=True) == 0
+        assert "; using 0" in capsys.readouterr().out
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")

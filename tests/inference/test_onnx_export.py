@@ -14,7 +14,6 @@ from core import config, run_folder
 from core.errors import InputError
 from core.settings import Settings
 from data.preprocess import Preprocessing
-from evaluation import ensemble
 from inference import load_runs
 from inference.members import EnsembleMember
 from inference.onnx_export import MeanProbability, check_exportable, export_onnx, smallest_side
@@ -49,7 +48,6 @@ def test_export_writes_the_mean_of_all_folds_and_flips(run_copy, capsys):
     assert f"{path}: 2 networks, tta=hflip" in printed and "differs from torch's by" in printed
 
     settings = load_runs.settings_for_prediction(prediction_args(run_copy.args))
-    ensemble.out_of_fold_scores(settings)
     members = [*load_runs.load_members(settings).values()]
     for shape in ((1, 3, 32, 48), (3, 3, 41, 77), (2, 3, 100, 33)):
         images = random_images(*shape)

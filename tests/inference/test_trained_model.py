@@ -100,7 +100,6 @@ def test_load_rejects_a_device_that_does_not_exist(trained_run):
 def test_load_of_one_fold_without_flips_predicts_as_predict_does(trained_run, photograph):
     args = [*prediction_args(trained_run.args), "fold=1", "tta=none"]
     settings = load_runs.settings_for_prediction(args)
-    ensemble.out_of_fold_scores(settings)
     members = [*load_runs.load_members(settings).values()]
     samples = datasets.load_test_samples(settings)[:1]
     [expected] = predictor.predict(members, samples, settings)

@@ -230,10 +230,10 @@ def test_disagreement_section_without_submission_names_the_command(output_dir):
     assert "`bash predict.sh runs=b`" in summary
 
 
-@pytest.mark.parametrize("runs", [["a"], ["a", "b"]])
+@pytest.mark.parametrize("runs", [["a"], ["a", "b", "c"], {"a": 0.25, "b": 0.75}])
 def test_disagreement_section_ignores_a_submission_of_other_runs_or_weights(output_copy, runs):
     path = output_copy / "a+b" / "submission.json"
-    path.write_text(json.dumps({"runs": runs}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"runs": runs}))
     summary, cards = load(output_copy, "runs=[a,b]").disagreement_section()
     assert "was made by other runs or weights" in summary and not cards
     assert "`bash predict.sh runs=a,b`" in summary

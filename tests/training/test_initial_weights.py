@@ -138,8 +138,9 @@ def regroup(run):
 
 
 def drop_image(run):
-    next(run.data_dir.glob("train/*_01.jpg")).unlink()
-    next(run.data_dir.glob("train_masks/*_01_mask.gif")).unlink()
+    image = next(run.data_dir.glob("train/*_01.jpg"))
+    image.unlink()
+    (run.data_dir / "train_masks" / f"{image.stem}_mask.gif").unlink()
 
 
 def drop_fold(run):

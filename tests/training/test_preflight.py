@@ -69,8 +69,9 @@ def test_check_before_launch_tries_the_batches_of_later_stages(data_dir, tmp_pat
 def test_check_before_launch_of_a_finished_run_checks_its_data(run_copy):
     settings = config.load_settings([*run_copy.args, "resume=true"])
     preflight.check_before_launch(settings)
-    next(run_copy.data_dir.glob("train/*_01.jpg")).unlink()
-    next(run_copy.data_dir.glob("train_masks/*_01_mask.gif")).unlink()
+    image = next(run_copy.data_dir.glob("train/*_01.jpg"))
+    image.unlink()
+    (run_copy.data_dir / "train_masks" / f"{image.stem}_mask.gif").unlink()
     with pytest.raises(InputError, match="was trained on other images, masks or folds"):
         preflight.check_before_launch(settings)
 
@@ -100,8 +101,9 @@ def test_resume_of_a_finished_run_on_other_data_is_rejected(run_copy, capsys):
     assert (
         f"{run_copy.output_dir}/tiny: the requested folds are finished" in capsys.readouterr().out
     )
-    next(run_copy.data_dir.glob("train/*_01.jpg")).unlink()
-    next(run_copy.data_dir.glob("train_masks/*_01_mask.gif")).unlink()
+    image = next(run_copy.data_dir.glob("train/*_01.jpg"))
+    image.unlink()
+    (run_copy.data_dir / "train_masks" / f"{image.stem}_mask.gif").unlink()
     message = "fold0/best.safetensors: was trained on other images, masks or folds"
     assert_input_error(train.main, [*run_copy.args, "resume=true"], message, "or set another run=")
 

@@ -75,9 +75,7 @@ def test_each_stage_trains_from_the_weights_of_the_stage_before(data_dir, tmp_pa
     of_stages = ("size=", "epochs=", "lr=", "ema_decay=")
     args = [a for a in tiny_settings_args(data_dir, tmp_path) if not a.startswith(of_stages)]
     stages = "[{size: [16,24], epochs: 1, lr: 0.01}, {size: [32,48], epochs: 1, lr: 1.0e-9}]"
-    args = [*args, "fold=0", "norm=none", "ema_decay=0", f"stages={stages}"]
-    train.main(args)
-    train.main([*args, "resume=true"])  # nothing is left to train
+    train.main([*args, "fold=0", "norm=none", "ema_decay=0", f"stages={stages}"])
     paths = [weights_path(tmp_path / "tiny" / stage, 0) for stage in ("stage1", "")]
     first, last = map(load_file, paths)
     for name, tensor in first.items():  # from scratch, the second stage would have other weights
@@ -88,6 +86,14 @@ def test_each_stage_trains_from_the_weights_of_the_stage_before(data_dir, tmp_pa
 def staged_args(data_dir, tmp_path):
     of_stages = ("size=", "epochs=", "lr=")
     return [a for a in tiny_settings_args(data_dir, tmp_path) if not a.startswith(of_stages)]
+
+
+def test_resume_of_a_finished_run_with_stages_trains_nothing(staged_args, capsys):
+    stages = "stages=[{size: [16,24], epochs: 1, lr: 0.01}, {size: [32,48], epochs: 1, lr: 0.01}]"
+    train.main([*staged_args, "fold=0", stages])
+    capsys.readouterr()
+    train.main([*staged_args, "fold=0", stages, "resume=true"])
+    assert capsys.readouterr().out.count("the requested folds are finished") == 2
 
 
 @pytest.mark.parametrize("launcher", ["train.sh", "torchrun"])
