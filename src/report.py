@@ -200,7 +200,9 @@ def main(args: list[str]) -> None:
     html = render_page(report)
     with atomic_write(output_dir / "report.html") as tmp_path:
         tmp_path.write_text(html, encoding="utf-8")
-    print(f"{output_dir / 'report.html'}: {report.settings.run}, {len(html) / 1e6:.1f} MB")
+    chosen = {"run", "runs", "recipe"} & config.parse_overrides(args).keys()
+    hint = "" if chosen else " (the first of the leaderboard; for another one set run=)"
+    print(f"{output_dir / 'report.html'}: {report.settings.run}{hint}, {len(html) / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,10 @@ from tiny_datasets import make_data
 import predict
 import score
 import train
-from core import config
+from core import config, process_env
+from core.run_folder import read_run_settings
 from data import mask_io, rle
+from inference.load_runs import settings_for_prediction
 
 FIRST_RELEASE_RUN = ROOT / "tests" / "first_release_run"
 
@@ -67,6 +69,15 @@ def test_score_of_another_run_than_the_submission_is_rejected(run_copy):
     path.write_text(path.read_text().replace('"tiny"', '"other"'))
     args = [f"output_dir={run_copy.output_dir}", "run=tiny"]
     assert_input_error(score.main, args, "submission.csv: was made by other, not by tiny")
+
+
+def test_predict_of_a_run_with_another_recipe_says_which_one_is_used(run_copy, capsys):
+    run_dir = run_copy.output_dir / "tiny"
+    args = [f"output_dir={run_copy.output_dir}", "run=tiny", "recipe=demo"]
+    process_env.print_once.cache_clear()
+    assert settings_for_prediction(args).dataset_name == read_run_settings(run_dir)["dataset_name"]
+    printed = capsys.readouterr().out
+    assert f"warning: {run_dir} was trained with recipe=carvana, which is used" in printed
 
 
 @pytest.mark.parametrize(

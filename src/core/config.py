@@ -92,7 +92,7 @@ def load_settings(
     Paths in `args` are relative to the current directory, all others to the repository. Raises
     InputError for unknown keys and invalid values. Prints help and exits if asked to.
     """
-    if "help" in args:
+    if {"help", "--help", "-h"} & set(args):
         print(help_text())
         sys.exit(0)
     overrides = parse_overrides(args)

@@ -31,7 +31,7 @@ COLOR_COUNT = Check("0, or 2 to 256", lambda v: v == 0 or 2 <= v <= 256)
 TILE_SIZE = Check("0, or 128 or more", lambda v: v == 0 or v >= 128)
 TILE_OVERLAP = Check("0 or more and at most 0.75", lambda v: 0 <= v <= 0.75)
 NAME = Check(
-    "a plain folder name other than cache, which output/ has already",
+    "a plain folder name other than cache; runs=a,b names several",
     lambda v: re.fullmatch(r"(?!cache$)([\w+][\w.+-]*)?", v) is not None,
 )
 RUN_OR_STAGE = Check(

@@ -106,5 +106,7 @@ def require_paths(*paths: Path, remedy: str = "") -> None:
         expected = [path.relative_to(folder) for path in missing if path.is_relative_to(folder)]
         is_dir = folder.is_dir()
         found = describe_folder(folder, expected[0].parts[0]) if is_dir else "is not a folder"
+        if len(expected) == 1 and is_dir:
+            raise InputError(f"{missing[0]}: does not exist; {folder} {found}{remedy}")
         names = list_names([f"{path}{'' if path.suffix else '/'}" for path in expected])
         raise InputError(f"{folder}: {found}; expected {names}{remedy}")

@@ -3,11 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
-from core import config, run_folder
+from core import config, process_env, run_folder
 from core.device import pick_device
 from core.errors import InputError
 from core.settings import MODEL_SETTINGS, Settings
 from data.datasets import get_class_map
+from data.image_files import list_names
 from inference.members import EnsembleMember, make_member
 from models import checkpoint
 
@@ -31,15 +32,15 @@ def settings_for_prediction(args: list[str]) -> Settings:
         raise InputError(f"{overridden[0]} cannot be changed at prediction; leave it out")
     first_run = Path(settings.output_dir) / min(settings.runs)
     if not run_folder.finished_folds(first_run):
-        how = f"recipe={settings.recipe}"
-        if first_run.name != Path(settings.recipe).stem:
-            is_recipe = (config.SRC / "recipes" / f"{first_run.name}.yaml").exists()
-            how = f"recipe={first_run.name}" if is_recipe else f"{how} run={first_run.name}"
-        raise InputError(
-            f"{first_run}: has no trained fold; train it with `bash train.sh {how}`, or set run= "
-            "or runs=a,b"
-        )
+        raise InputError(f"{first_run}: has no trained fold; {how_to_train(settings, first_run)}")
     stored = run_folder.read_run_settings(first_run)
+    recipe = stored.get("recipe", settings.recipe)
+    is_named_twice = {"run", "recipe"} <= config.parse_overrides(args).keys()
+    if is_named_twice and Path(recipe).stem != Path(settings.recipe).stem:
+        process_env.print_once(
+            f"warning: {first_run} was trained with recipe={recipe}, which is used, not with "
+            f"recipe={settings.recipe}"
+        )
     inherited = {k: v for k, v in stored.items() if k not in NOT_INHERITED_BY_PREDICTION}
     selected = {name: getattr(settings, name) for name in ("run", "runs", "output_dir")}
     path = run_folder.config_path(first_run)
@@ -49,6 +50,20 @@ def settings_for_prediction(args: list[str]) -> Settings:
         if "tile_size" not in config.parse_overrides(args):
             check_tiles_match(merged, Path(merged.output_dir) / run)
     return replace(merged, run=run_folder.ensemble_name(merged.runs))
+
+
+def how_to_train(settings: Settings, run_dir: Path) -> str:
+    """Return the remedy for a run without a trained fold: resume it, or train it or choose another
+    one."""
+    if run_folder.has_started(run_dir):
+        return f"train it with `bash train.sh run={run_dir.name} resume=true`"
+    how = f"recipe={settings.recipe}"
+    if run_dir.name != Path(settings.recipe).stem:
+        is_recipe = (config.SRC / "recipes" / f"{run_dir.name}.yaml").exists()
+        how = f"recipe={run_dir.name}" if is_recipe else f"{how} run={run_dir.name}"
+    trained = sorted(p.name for p in run_dir.parent.glob("*/") if run_folder.finished_folds(p))
+    found = f"; trained runs: {list_names(trained)}" if trained else ""
+    return f"train it with `bash train.sh {how}`, or set run= or runs=a,b{found}"
 
 
 def check_classes_match(settings: Settings, run_dir: Path) -> None:
@@ -105,11 +120,17 @@ def load_members(settings: Settings) -> dict[str, EnsembleMember]:
     members = {}
     for run in sorted(settings.runs):
         run_dir = Path(settings.output_dir) / run
-        folds, lack = run_folder.finished_folds(run_dir), "has no trained fold"
+        folds = finished = run_folder.finished_folds(run_dir)
         if settings.fold is not None:
-            folds, lack = [k for k in folds if k == settings.fold], f"lacks fold {settings.fold}"
+            folds = [fold for fold in finished if fold == settings.fold]
         if not folds:
-            raise InputError(f"{run_dir}: {lack}; train it with `bash train.sh`")
+            trained = list_names([*map(str, finished)]) or "none"
+            lack = "any fold" if settings.fold is None else f"fold {settings.fold}"
+            how = "" if settings.fold is None else f" fold={settings.fold}"
+            raise InputError(
+                f"{run_dir}: lacks {lack} (trained: {trained}); "
+                f"train it with `bash train.sh run={run}{how} resume=true`"
+            )
         for fold in folds:
             path = run_folder.weights_path(run_dir, fold)
             network, trained, _ = checkpoint.load_model(path, pick_device(settings))

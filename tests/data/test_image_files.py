@@ -97,7 +97,7 @@ def test_require_paths_compares_what_is_there_with_what_is_expected(tmp_path):
     line = f"{tmp_path}: holds images/, masks/; expected train/, train_masks/; do this"
     assert error_line(require_paths, train, masks, remedy="; do this") == line
     assert error_line(require_paths, tmp_path / "images", tmp_path / "x" / "folds.csv") == (
-        f"{tmp_path}: holds images/, masks/; expected x/folds.csv"
+        f"{tmp_path}/x/folds.csv: does not exist; {tmp_path} holds images/, masks/"
     )
     require_paths(tmp_path / "images", tmp_path / "masks")
 
@@ -110,9 +110,10 @@ def test_require_paths_in_a_file_names_the_file(tmp_path):
 
 def test_messages_hold_absolute_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(touch(tmp_path, "holiday.jpg"))
-    line = f"{tmp_path}: holds holiday.jpg; expected holidays.jpg"
+    line = f"{tmp_path}/holidays.jpg: does not exist; {tmp_path} holds holiday.jpg"
     assert error_line(find_photographs, Path("holidays.jpg")) == line
-    assert error_line(require_paths, Path("a/b")) == f"{tmp_path}: holds holiday.jpg; expected a/b/"
+    line = f"{tmp_path}/a/b: does not exist; {tmp_path} holds holiday.jpg"
+    assert error_line(require_paths, Path("a/b")) == line
 
 
 def test_read_image_size_explains_a_video(tmp_path):

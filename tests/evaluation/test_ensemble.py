@@ -188,7 +188,10 @@ def test_load_members_weighs_runs_equally_and_so_the_folds_of_a_run(runs_copy):
 def test_load_members_loads_only_the_fold_of_the_settings(runs):
     members = load_runs.load_members(runs.settings("runs=[a,b]", "fold=1"))
     assert [*members] == [str(runs.weights_path(run, 1)) for run in "ab"]
-    with pytest.raises(InputError, match="a: lacks fold 7; train it"):
+    with pytest.raises(
+        InputError,
+        match=r"a: lacks fold 7 \(trained: 0, 1, 2\); train it with .* run=a fold=7 resume=true",
+    ):
         load_runs.load_members(runs.settings("runs=[a,b]", "fold=7"))
 
 

@@ -166,7 +166,7 @@ def test_predict_explains_what_is_no_photograph(arguments, tmp_path):
     (tmp_path / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
     (tmp_path / "none").mkdir()
     for name, parts in {
-        "holidy.jpg": (f"{tmp_path}: holds holiday.jpg", "expected holidy.jpg"),
+        "holidy.jpg": (f"{tmp_path}/holidy.jpg: does not exist; {tmp_path} holds holiday.jpg",),
         "notes.txt": ("notes.txt: cannot be read as an image",),
         "film.mp4": ("film.mp4", "ffmpeg"),
         "phone.heic": ("phone.heic", "convert HEIC"),

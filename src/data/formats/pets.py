@@ -28,7 +28,7 @@ class Pets(DatasetFormat):
         images = [root / "images" / f"{name}.jpg" for name in names]
         trimaps = [root / "annotations" / "trimaps" / f"{name}.png" for name in names]
         for paths in (images, trimaps):
-            require_paths(*paths, remedy=f", listed in {list_path}")
+            require_paths(*paths, remedy=f"; {list_path} lists it")
         return list(zip(images, trimaps, strict=True))
 
     def make_class_map(self, settings: Settings) -> ClassMap:
