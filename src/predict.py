@@ -199,8 +199,8 @@ def main(args: list[str]) -> None:
         return
     members = load_runs.load_members(settings)
     binarizer = oof.choose_binarizer(settings, scores)
-    line = f"{len(samples)} images of {settings.data_dir}, {len(members)} networks, "
-    line += f"tta={settings.tta}"
+    networks = "1 network" if len(members) == 1 else f"{len(members)} networks"
+    line = f"{len(samples)} images of {settings.data_dir}, {networks}, tta={settings.tta}"
     if scores.is_binary:
         source = "from settings" if settings.threshold else "best out of fold"
         steps = ",".join(binarizer.steps) or "none"
