@@ -193,9 +193,8 @@ def explain_out_of_memory(settings: Settings, is_training: bool = True) -> Itera
         half = settings.batch_size // 2 // processes * processes
         if not is_training:  # also in validation; a run cannot resume with another batch_size
             fix = f"tile_size={max(128, (settings.tile_size or max(height, width)) // 2)}"
-            fix += f", or for predict.sh batch_size={settings.batch_size // 2}" * (
-                settings.batch_size > 1
-            )
+            if settings.batch_size > 1:
+                fix += f", or for predict.sh batch_size={settings.batch_size // 2}"
         elif half:
             steps = settings.grad_accumulation * settings.batch_size // half
             fix = f"batch_size={half} grad_accumulation={steps}"

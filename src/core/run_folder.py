@@ -86,6 +86,11 @@ def finished_folds(run_dir: Path) -> list[int]:
     return sorted(int(name[4:]) for name in names if name[4:].isdecimal())
 
 
+def trained_runs(output_dir: Path) -> list[Path]:
+    """Return the sorted folders of the runs that have a finished fold."""
+    return sorted(folder for folder in output_dir.glob("*/") if finished_folds(folder))
+
+
 def has_started(run_dir: Path) -> bool:
     """Whether the run, or a stage of it, has weights or a snapshot of any fold, or is training."""
     folders = [*run_dir.glob("fold*"), *run_dir.glob("stage*/fold*")]

@@ -78,7 +78,7 @@ def load_entries(output_dir: Path) -> list[LeaderboardEntry]:
     Runs with a damaged file, and ensembles whose runs have changed since they were scored, are left
     out with a message.
     """
-    trained = [folder for folder in output_dir.glob("*/") if run_folder.finished_folds(folder)]
+    trained = run_folder.trained_runs(output_dir)
     runs = load_intact(load_run, trained)
     if not runs:
         found = "no run could be loaded, see above" if trained else "no run has a finished fold"

@@ -152,8 +152,7 @@ def store_predictor(run_dir: Path, scores: oof.Scores, tta: str) -> None:
     for run in runs:  # load() takes the tiles of the first run
         folder = run_dir.parent / run
         folds = run_folder.finished_folds(folder)
-        share = 1 / len(runs) / len(folds)
-        weights |= {run_folder.weights_path(folder, fold): share for fold in folds}
+        weights |= {run_folder.weights_path(folder, k): 1 / len(runs) / len(folds) for k in folds}
     stored = run_folder.read_run_settings(run_dir.parent / runs[0])  # as predict.py does
     chosen = {name: stored[name] for name in ("threshold", "postprocess") if name in stored}
     write_predictor(run_dir, weights, tta, oof.choose_binarizer(Settings(**chosen), scores))

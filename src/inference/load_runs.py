@@ -61,7 +61,7 @@ def how_to_train(settings: Settings, run_dir: Path) -> str:
     if run_dir.name != Path(settings.recipe).stem:
         is_recipe = (config.SRC / "recipes" / f"{run_dir.name}.yaml").exists()
         how = f"recipe={run_dir.name}" if is_recipe else f"{how} run={run_dir.name}"
-    trained = sorted(p.name for p in run_dir.parent.glob("*/") if run_folder.finished_folds(p))
+    trained = [folder.name for folder in run_folder.trained_runs(run_dir.parent)]
     found = f"; trained runs: {list_names(trained)}" if trained else ""
     return f"train it with `bash train.sh {how}`, or set run= or runs=a,b{found}"
 
