@@ -31,9 +31,9 @@ from core.device import pick_device
 from core.errors import InputError
 from core.files import atomic_write
 from core.settings import Settings
+from core.text import to_markdown
 from data import datasets
 from data.sample import Sample
-from evaluation.comparison import to_markdown
 from training import preflight
 
 DEFAULT_RECIPES = {"cuda": ["carvana_smp", "carvana"], "cpu": ["carvana_small"]}

@@ -16,6 +16,7 @@ if __name__ == "__main__":
 import numpy as np
 
 from core.errors import InputError
+from core.text import format_count
 from data import datasets, image_io
 from data.preprocess import Preprocessing, preprocess_image
 from evaluation import ensemble, oof
@@ -65,7 +66,7 @@ def main(args: list[str]) -> None:
     path = settings.run_dir / f"{settings.run}{suffix}.onnx"
     images = to_check_images(photograph, preprocessing)
     difference = export_onnx(path, MeanProbability(members, settings), metadata, images)
-    count = f"{len(members)} network{'s' if len(members) > 1 else ''}"
+    count = format_count(len(members), "network")
     print(
         f"{path}: {count}, tta={settings.tta}, {path.stat().st_size / 2**20:.1f} MiB\n"
         f"images: uint8 RGB B×3×H×W, resized to {size}; probability: float32 B×C×H×W, differs from "

@@ -21,6 +21,7 @@ from core import config
 from core.errors import InputError
 from core.files import atomic_write, file_sha256
 from core.settings import Settings
+from core.text import format_count
 from data import csv_files, datasets
 from data.classes import IGNORE
 from data.sample import Sample
@@ -127,7 +128,8 @@ def main(args: list[str]) -> None:
     folds = assign_folds(areas, settings.n_folds, stratify_by)
     write_folds(settings, folds)
     for fold, fold_areas in areas.groupby(folds):
-        print(f"fold {fold}: {len(fold_areas)} groups, mean area {fold_areas.mean():.4f}")
+        groups = format_count(len(fold_areas), "group")
+        print(f"fold {fold}: {groups}, mean area {fold_areas.mean():.4f}")
     print(
         f"{settings.folds_csv}: {len(folds)} groups of dataset {settings.dataset_name} "
         f"in {settings.n_folds} folds"

@@ -28,6 +28,7 @@ from core import config, distributed, process_env, provenance, run_folder
 from core.device import free_memory, pick_device
 from core.errors import InputError
 from core.files import atomic_write, file_sha256
+from core.text import format_count
 from data import classes, datasets, rle
 from data.image_files import require_paths
 from data.image_io import write_image
@@ -199,7 +200,7 @@ def main(args: list[str]) -> None:
         return
     members = load_runs.load_members(settings)
     binarizer = oof.choose_binarizer(settings, scores)
-    networks = "1 network" if len(members) == 1 else f"{len(members)} networks"
+    networks = format_count(len(members), "network")
     line = f"{len(samples)} images of {settings.data_dir}, {networks}, tta={settings.tta}"
     if scores.is_binary:
         source = "from settings" if settings.threshold else "best out of fold"

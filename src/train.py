@@ -126,7 +126,7 @@ def main(args: list[str]) -> None:
         train_stages(settings, device)
     distributed.destroy_process_group()
     if process_env.is_main_process():
-        comparison.write_leaderboard(Path(runs[0].output_dir))
+        comparison.write_leaderboard(Path(runs[0].output_dir), runs[0].run)
 
 
 if __name__ == "__main__":

@@ -177,6 +177,11 @@ def is_recipe_file(recipe: str) -> bool:
     return recipe.endswith((".yaml", ".yml"))
 
 
+def recipe_names() -> list[str]:
+    """Return the names of the recipes in src/recipes."""
+    return sorted(path.stem for path in (SRC / "recipes").glob("*.yaml"))
+
+
 def read_recipe(name: str, derived: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return the settings of src/recipes/<name>.yaml, or of the .yaml file at the path `name`.
 
@@ -189,7 +194,7 @@ def read_recipe(name: str, derived: tuple[str, ...] = ()) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except OSError:
-        known = ", ".join(sorted(p.stem for p in (SRC / "recipes").glob("*.yaml")))
+        known = ", ".join(recipe_names())
         raise InputError(f"recipe={name}: no such recipe; available: {known}") from None
     except YAML_ERRORS as error:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
@@ -237,6 +242,7 @@ def help_text() -> str:
         lines += ["", f"{HELP_SECTIONS[name]}:"] if name in HELP_SECTIONS else []
         lines.append(f"  {name}={format_value(default)}  ({_type_name(FIELDS[name].type)})")
         lines.append(f"      {FIELDS[name].metadata['help']}")
+        lines += [f"      recipes: {', '.join(recipe_names())}"] if name == "recipe" else []
     return "\n".join(lines)
 
 

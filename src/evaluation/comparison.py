@@ -12,6 +12,7 @@ import pandas as pd
 from core import run_folder
 from core.errors import InputError
 from core.files import atomic_write
+from core.text import format_count, to_markdown
 from evaluation import ensemble, metrics, oof, statistics
 from evaluation.history import training_costs
 from evaluation.postprocess_choice import choose_steps, cross_fitted_steps, explain_steps
@@ -223,16 +224,12 @@ def format_costs(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def to_markdown(table: pd.DataFrame) -> str:
-    rows = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows) + "\n"
-
-
 # ---------------------------------------------------------------- output/leaderboard.{csv,md}
 
 
-def write_leaderboard(output_dir: Path) -> None:
-    """Print and write the tables of all runs and ensembles, and write their predictor.json."""
+def write_leaderboard(output_dir: Path, run: str = "") -> None:
+    """Write the tables of all runs and ensembles, and their predictor.json; print the
+    tables, or, if `run` is set, only the one that it is in."""
     entries = load_entries(output_dir)
     for entry in entries:
         try:
@@ -245,11 +242,14 @@ def write_leaderboard(output_dir: Path) -> None:
     page = "# Out-of-fold leaderboard\n"
     for table in tables:
         best, scores, costs = table.iloc[0], format_scores(table), format_costs(table)
-        title = f"{best.images} images of {best.groups} groups (data and folds {best.data})"
+        groups = format_count(best.groups, "group")
+        title = f"{best.images} images of {groups} (data and folds {best.data})"
         page += f"\n## {title}\n\n{to_markdown(scores)}\n{to_markdown(costs)}\n"
         for row in table.to_dict("records"):
             page += f"- {row['run']}: `{row['command']}`\n"
             page += f"  - {row['postprocess_why']}\n" if "postprocess_why" in row else ""
+        if run and run not in table["run"].to_list():
+            continue
         print(f"\n{title}", scores.to_string(index=False), "", sep="\n")
         print(costs.to_string(index=False))
         if "postprocess_why" in best:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from core.errors import InputError
 from core.files import atomic_write
 from core.settings import Settings
+from core.text import format_count
 from data import csv_files, datasets, image_io, rle
 from data.formats.carvana import IMAGE_SIZE
 from evaluation.metrics import mask_dice
@@ -194,7 +195,7 @@ def score_submission(
     stems, regex = [Path(name).stem for name in table["img"]], settings.group_regex
     groups = np.array([datasets.group_from_stem(stem, regex) or stem for stem in stems])
     mean = format_mean(scores.mean(), clustered_standard_error(scores.to_numpy(), groups), digits=6)
-    print(f"mean dice {mean} on {len(scores)} images of {len(set(groups))} groups")
+    print(f"mean dice {mean} on {len(scores)} images of {format_count(len({*groups}), 'group')}")
 
 
 def _read_truth(settings: Settings, names: pd.Series) -> pd.Series:

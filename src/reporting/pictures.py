@@ -11,6 +11,7 @@ from core import run_folder
 from core.errors import InputError
 from core.files import atomic_write
 from core.settings import Settings
+from core.text import format_count
 from data.classes import ClassMap, colorize, encode_values
 from data.datasets import get_class_map
 from data.image_io import find_photographs, read_image, read_image_size, write_image
@@ -57,7 +58,7 @@ def predict_photographs(settings: Settings, model: TrainedModel) -> list[str]:
     if not class_map.is_binary:
         write_image(folder / "legend.png", visualize.draw_legend(class_map))
     count = len(photographs) - len(errors)
-    print(f"{count} photograph{'s' * (count != 1)} from {path}, written to {folder}")
+    print(f"{format_count(count, 'photograph')} from {path}, written to {folder}")
     if empty:
         verb = "is" if len(empty) == 1 else "are"
         print(f"{len(empty)} of {count} masks {verb} empty; the first is of {empty[0]}")

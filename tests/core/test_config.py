@@ -336,6 +336,7 @@ def test_load_settings_restores_settings_from_yaml():
 
 def test_help_text_lists_every_setting_with_its_help():
     text = config.help_text()
+    assert "recipes: background_separation, carvana, carvana_fast, " in text
     for field in fields(Settings):
         assert f"  {field.name}=" in text and field.metadata["help"] in text
 

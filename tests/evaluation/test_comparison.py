@@ -146,8 +146,12 @@ def test_task_columns_cross_fit_the_steps_of_three_folds(folds, is_known):
     assert columns["postprocess_gain"] == expected
 
 
-def test_to_markdown_has_header_rule_and_rows():
-    table = pd.DataFrame({"run": ["a", "b"], "dice": ["0.9", ""]})
-    assert comparison.to_markdown(table) == (
-        "| run | dice |\n| --- | --- |\n| a | 0.9 |\n| b |  |\n"
-    )
+def test_write_leaderboard_prints_only_the_data_set_of_the_run(tmp_path, monkeypatch, capsys):
+    entries = [make_entry("cars"), make_entry("other cars"), make_entry("pets", data="pets")]
+    monkeypatch.setattr(comparison, "load_entries", lambda _: entries)
+    monkeypatch.setattr(comparison.ensemble, "store_predictor", lambda *_: None)
+    comparison.write_leaderboard(tmp_path, "cars")
+    printed, page = capsys.readouterr().out, (tmp_path / "leaderboard.md").read_text()
+    assert "other cars" in printed and "pets" not in printed and "| pets |" in page
+    comparison.write_leaderboard(tmp_path)
+    assert "pets" in capsys.readouterr().out

@@ -40,7 +40,10 @@ class Carvana(DatasetFormat):
         if there is no such file."""
         images_dir, masks = images_dir_of(settings, split), masks_path(settings)
         required = (images_dir, masks) if split == "train" else (images_dir,)
-        require_paths(*required, remedy=download_remedy(settings))
+        remedy = download_remedy(settings)
+        if split == "test":
+            remedy += "; to predict other photographs, set images=<photograph or folder>"
+        require_paths(*required, remedy=remedy)
         images = list_images(images_dir)
         if split == "train":
             return pair_images_with_masks(images, masks, settings.mask_name)
