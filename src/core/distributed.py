@@ -72,15 +72,17 @@ def launch_processes(device: torch.device) -> None:
 def _exit_with_first_failure(error: ChildFailedError, count: int) -> None:
     """Print the message of the process that failed first, and exit with its code."""
     # The launcher ends the others by SIGTERM. A process that was killed, or that only noticed the
-    # failure of another one, has written no error file.
+    # failure of another one, has written no error file, and its time is in whole seconds.
     terminated = (128 + signal.SIGTERM, -signal.SIGTERM)
-    failures = [
-        (f.exitcode in terminated, not os.path.isfile(f.error_file), f.timestamp, rank)
-        for rank, f in error.failures.items()
-    ]
-    _, has_no_message, _, rank = min(failures)
+
+    def order(rank: int) -> tuple[Any, ...]:
+        f = error.failures[rank]
+        has_message = os.path.isfile(f.error_file)
+        return f.exitcode in terminated, not has_message, f.exitcode > 0, f.timestamp, rank
+
+    rank = min(error.failures, key=order)
     failure = error.failures[rank]
-    if not has_no_message:
+    if os.path.isfile(failure.error_file):
         print(failure.message, file=sys.stderr)
     elif failure.exitcode < 0:
         name = signal.Signals(-failure.exitcode).name

@@ -107,7 +107,8 @@ def predict(
     pending = prefetch(results, PREFETCHED_BATCHES, NETWORK_THREAD)
     try:
         if is_long:
-            forward.tune()
+            # In the thread that compiles: since torch 2.12 compiler settings are those of a thread.
+            NETWORK_THREAD.submit(forward.tune).result()
         with closing(batches), closing(pending):
             for collect in pending:
                 yield from collect()
@@ -129,10 +130,16 @@ class BatchForward:
         # Replaced as one: a thread may be in forward().
         self.precision_and_models = precision, [m.model_for(precision) for m in self.members]
 
+    def select_device(self) -> None:
+        """Make this process's GPU the current one of this thread; by default it is the first."""
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+
     def tune(self) -> None:
         """Compile the networks and let cuDNN benchmark its kernels, if the settings ask for it."""
         if not wants_compile(self.settings, self.device, is_long=True):
             return
+        self.select_device()
         torch.backends.cudnn.benchmark = True
         if not compile_obstacle(self.device):
             _, models = self.precision_and_models
@@ -143,8 +150,7 @@ class BatchForward:
     @torch.inference_mode()
     def __call__(self, batch: LoadedBatch) -> Callable[[], list[Prediction]]:
         """Start predicting a batch; return a function that waits for the predictions."""
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)  # a new thread starts with the first one
+        self.select_device()
         kept, are_finite = [], []
         with explain_out_of_memory(self.settings, is_training=False):
             for group in batch.groups:

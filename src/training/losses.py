@@ -56,12 +56,22 @@ def edge_weights(targets: Tensor) -> Tensor:
     Pixels within EDGE_RADIUS of an object's boundary weigh EDGE_WEIGHT times as much as the others:
     most errors are among them.
     """
-    side = 2 * EDGE_RADIUS + 1
-    average = F.avg_pool2d(targets, side, stride=1, padding=EDGE_RADIUS, count_include_pad=False)
+    average = window_sums(targets) / window_sums(torch.ones_like(targets[:1]))
     # A single pixel that differs makes an edge: it is 0.008 of 11×11.
     is_edge = (average > 0.005) & (average < 0.995)
     weights = 1 + (EDGE_WEIGHT - 1) * is_edge.float()
     return weights / weights.mean((1, 2, 3), keepdim=True)
+
+
+def window_sums(x: Tensor) -> Tensor:
+    """Return the sum of B×1×H×W over the square of EDGE_RADIUS around each pixel, 0 outside of the
+    image. F.avg_pool2d takes 6 to 13 times as long on a CPU (docs/speed.md)."""
+    height, width = x.shape[-2:]
+    offsets = range(2 * EDGE_RADIUS + 1)
+    rows = F.pad(x, (0, 0, EDGE_RADIUS, EDGE_RADIUS))
+    x = sum(rows[..., i : i + height, :] for i in offsets)
+    columns = F.pad(x, (EDGE_RADIUS, EDGE_RADIUS))
+    return sum(columns[..., i : i + width] for i in offsets)
 
 
 def focal_loss(logits: Tensor, targets: Tensor, gamma: float = 2.0) -> Tensor:

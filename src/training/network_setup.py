@@ -42,7 +42,8 @@ def prepare_network(
             is_compiled = True
     if process_env.world_size() > 1:
         device_ids = None if device.type == "cpu" else [device.index]
-        model = DistributedDataParallel(model, device_ids=device_ids)
+        # The statistics of batch normalization differ between ranks; only those of rank 0 are used.
+        model = DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
     return model, is_compiled
 
 

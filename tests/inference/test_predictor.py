@@ -327,6 +327,27 @@ def test_tuned_predict_makes_one_graph_for_all_members_and_odd_batches(tiny, mon
     assert all_close(tuned, expected)
 
 
+def test_tuned_predict_runs_eagerly_a_network_that_the_compiler_fails_on(tiny, monkeypatch):
+    samples, settings, _ = tiny
+    compile_module, failed = torch.nn.Module.compile, []
+
+    def fail(graph, inputs):
+        failed.append(graph)
+        raise ValueError("the compiler fails")
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self, **_: compile_module(self, backend=fail)
+    )
+    monkeypatch.setattr(predictor, "compile_obstacle", lambda device: "")
+    members = [make_member(build_model(settings).eval(), settings)]
+    samples = samples[: settings.batch_size]  # a partial batch would not be compiled
+    expected = predict_all(members, samples, settings)
+    monkeypatch.setattr(predictor, "TUNE_MIN_PASSES", 1)
+    tuned = predict_all(members, samples, replace(settings, compile="true"))
+    assert failed and all_close(tuned, expected)
+
+
 # ---------------------------------------------------------------- memory
 
 
