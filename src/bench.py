@@ -68,8 +68,7 @@ def load_data(settings: Settings) -> tuple[Settings, list[Sample]]:
     fold = min(s.fold for s in samples) if settings.fold is None else settings.fold
     _, sizes = preflight.check_data(settings, samples)
     if settings.size is None and len(sizes) > 1:
-        fix = "set 'stages=[]' size=h,w" if settings.stages else "set size=h,w"
-        raise InputError(f"{settings.data_dir}: has images of {len(sizes)} sizes; {fix}")
+        raise InputError(f"{settings.data_dir}: has images of {len(sizes)} sizes; set size=h,w")
     settings = replace(settings, size=list(settings.size or min(sizes)), fold=fold)
     with TemporaryDirectory() as folder:  # not output_dir, where the recipe may have a run
         preflight.check_folds(measurements.make_trial(settings, folder), [fold], samples, sizes)

@@ -187,7 +187,7 @@ def main(args: list[str]) -> None:
         predict_own_photographs(settings)
         return
     if "background" in config.parse_overrides(args):
-        raise InputError("background=: needs images=<a photograph or a folder>")
+        raise InputError("background: needs images=<a photograph or a folder>")
     if settings.truth_csv:
         require_paths(Path(settings.truth_csv))
     samples, device = datasets.load_test_samples(settings), pick_device(settings)

@@ -13,9 +13,8 @@ if __name__ == "__main__":
 from evaluation.submission import check_submission, read_submission_json
 
 # Settings of a trained run that its submission depends on.
-INHERITED = (
-    *("dataset_name", "dataset_format", "group_regex", "data_dir", "use_hq_images", "truth_csv"),
-)
+INHERITED = ["dataset_name", "dataset_format", "group_regex", "data_dir"]
+INHERITED += ["use_hq_images", "truth_csv"]
 
 
 def require_submission_of_runs(settings: Settings, args: list[str]) -> None:

@@ -13,7 +13,7 @@ if __name__ == "__main__":
 import torch
 
 from core import config, distributed, process_env, provenance, run_folder
-from core.device import explain_out_of_memory, free_memory, pick_device
+from core.device import explain_out_of_memory, free_memory, pick_device, pick_precision
 from data import datasets
 from data.cache import Cache, make_cache
 from data.sample import Sample
@@ -110,6 +110,8 @@ def main(args: list[str]) -> None:
         runs.append(preflight.load_run_settings(run_args))
         preflight.prepare_data(runs[-1], run_args)
     device = pick_device(runs[0])
+    for settings in runs:
+        pick_precision(settings, device)  # InputError before images are decoded
     torch.set_float32_matmul_precision("high")  # TF32 for fp32 matrix products
     launches = distributed.requested_processes() > 1
     has_later_training = len(runs) > 1 or bool(runs[0].stages)

@@ -126,14 +126,14 @@ def check_model_options(settings: Settings, args: list[str]) -> None:
         is_off = value in ("none", "0", "false", [], 0)
         if model and model != settings.model and not is_off:
             found = f"{name}={format_value(value)}: is an option of model={model}"
-            raise InputError(f"{found}, found model={settings.model}")
+            raise InputError(f"{found}; this run has model={settings.model}")
 
 
 def load_settings_without_stages(
     args: list[str], base: dict[str, Any] | None = None, base_path: Path | None = None
 ) -> Settings:
-    """Return load_settings() without the recipe's stages, for scripts that do not train: `args` may
-    then set what a stage sets. A run has stored the settings of its last stage."""
+    """Return load_settings() without the recipe's stages, for scripts that do not train. A run has
+    stored the settings of its last stage."""
     return load_settings([*args, "stages=[]"], base, base_path)
 
 
@@ -154,18 +154,15 @@ def split_runs(args: list[str]) -> list[list[str]]:
 
 
 def _assign_last_stage(conf: DictConfig, overrides: dict[str, Any]) -> DictConfig:
-    """Return `conf` with the settings of the last of its stages, after checking those of all."""
+    """Return `conf` with the settings of the last of its stages, after checking those of all. What
+    `overrides` set holds for all stages."""
     base, stages = conf, []
     keys = dict.fromkeys(key for stage in base.stages for key in stage)
     for number, stage in enumerate(OmegaConf.to_container(base.stages), 1):
-        if both := sorted(stage.keys() & overrides.keys()):
-            raise InputError(
-                f"{both[0]}=: is set by stage {number}; change `stages`, or add 'stages=[]' to "
-                "train without them"
-            )
         conf = copy.deepcopy(base)
         for key, value in stage.items():
-            _assign(conf, key, value, f"stage {number}: ")
+            if key not in overrides:
+                _assign(conf, key, value, f"stage {number}: ")
         # Converted to their types: YAML reads 1e-3 as text. Keys that only other stages set have
         # the base's values.
         stages.append({key: conf[key] for key in keys})
@@ -219,6 +216,7 @@ def _assign(conf: DictConfig, key: str, value: Any, source: str) -> None:
         assigned = conf[key]  # fails for ${name}, which has a meaning in OmegaConf
     except (OmegaConfBaseException, TypeError) as error:
         reason = str(error).splitlines()[0]  # the other lines repeat the key and the class
+        reason = reason.replace(f"Key '{key}' not in 'Settings'", "no such setting")
         if key == "fold":
             reason = "expected one fold; leave it out for all, or start the command once for each"
         elif "ListConfig" in reason or isinstance(error, TypeError):
@@ -250,6 +248,8 @@ def format_value(value: Any) -> str:
     """Format a value as it is typed."""
     if isinstance(value, list):
         return ",".join(map(str, value))
+    if isinstance(value, bool):
+        return str(value).lower()
     return "null" if value is None else str(value)
 
 

@@ -203,7 +203,7 @@ def explain_out_of_memory(settings: Settings, is_training: bool = True) -> Itera
             fix = f"{name}={height // 2},{width // 2}"
         # An earlier stage is a run of its own, named <run>/stage<n>.
         is_stage = is_training and (settings.stages or "/" in settings.run)
-        where = " in `stages`, with another run=" if is_stage else ""
+        where = " for all stages, with another run=" if is_stage else ""
         raise InputError(
             f"out of memory with batch_size={settings.batch_size} at size={size or 'native'}: "
             f"try {fix}{where}"

@@ -1,4 +1,4 @@
-"""Text for people: counts and tables."""
+"""Format counts and tables as text."""
 
 import pandas as pd
 

@@ -30,9 +30,11 @@ def settings_for_prediction(args: list[str]) -> Settings:
     overridden = [name for name in config.parse_overrides(args) if name in MODEL_SETTINGS]
     if overridden:
         raise InputError(f"{overridden[0]} cannot be changed at prediction; leave it out")
-    first_run = Path(settings.output_dir) / min(settings.runs)
-    if not run_folder.finished_folds(first_run):
-        raise InputError(f"{first_run}: has no trained fold; {how_to_train(settings, first_run)}")
+    folders = [Path(settings.output_dir) / run for run in sorted(settings.runs)]
+    for folder in folders:
+        if not run_folder.finished_folds(folder):
+            raise InputError(f"{folder}: has no trained fold; {how_to_train(settings, folder)}")
+    first_run = folders[0]
     stored = run_folder.read_run_settings(first_run)
     recipe = stored.get("recipe", settings.recipe)
     is_named_twice = {"run", "recipe"} <= config.parse_overrides(args).keys()

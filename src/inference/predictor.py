@@ -127,7 +127,7 @@ class BatchForward:
 
     def set_precision(self, precision: str) -> None:
         """Predict in 'bf16', 'fp16' or 'fp32' from the next batch on."""
-        # Replaced as one: a thread may be in forward().
+        # Assigned together: another thread may be in forward().
         self.precision_and_models = precision, [m.model_for(precision) for m in self.members]
 
     def select_device(self) -> None:

@@ -205,7 +205,7 @@ def test_compile_obstacle_names_what_is_missing(tmp_path, monkeypatch, broken, m
         (["batch_size=1", "size=null", "crop_size=64,96"], r"try crop_size=32,48$"),
         (
             ["stages=[{lr: 1}]", "batch_size=8"],
-            r"=2 in `stages`, with another run=",
+            r"=2 for all stages, with another run=",
         ),
     ],
 )

@@ -269,7 +269,7 @@ def test_report_with_a_damaged_submission_json_is_one_line(output_copy, text):
 @pytest.mark.parametrize(
     ("args", "parts"),
     [
-        (["runs=[a,nowhere]"], ["nowhere", "no fold is trained"]),
+        (["runs=[a,nowhere]"], ["nowhere: has no trained fold", "train it with"]),
         (["runs=[a,a]"], ["runs", "distinct plain folder names"]),
         (["runs=[a,b]", "postprocess=polish"], ["polish", "specks,largest,fill"]),
         (["runs=[a,b]", "size=[8,8]"], ["size", "cannot be changed at prediction"]),

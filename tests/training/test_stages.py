@@ -62,13 +62,20 @@ def test_first_of_several_stages_starts_from_init_run():
         (["stages=[{szie: [8,8]}]"], "must be a list of stages with settings among size"),
         (["stages=[{size: 4}]"], "stage 1: size=4: expected a list"),
         (["stages=[{lr: 1}, {lr: -1}]"], "stage 2: lr=-1: must be above 0"),
-        (["stages=[{lr: 1}]", "lr=2"], "lr=: is set by stage 1"),
         (["stages=[{}]"], "must be a list of stages"),
     ],
 )
 def test_load_settings_rejects_invalid_stages(args, message):
     with pytest.raises(InputError, match=message.replace("[", r"\[")):
         config.load_settings(["recipe=carvana_small", *args])
+
+
+def test_typed_settings_hold_for_all_stages():
+    args = ["recipe=carvana_small", "stages=[{lr: 1, epochs: 2}, {lr: 3, batch_size: 8}]"]
+    stages = split_stages(config.load_settings([*args, "lr=5", "epochs=1"]))
+    assert [(s.lr, s.epochs, s.batch_size) for s in stages] == [(5, 1, 4), (5, 1, 8)]
+    stored = config.to_stored_settings(stages[1])
+    assert split_stages(config.load_settings([], base=stored)) == stages
 
 
 def test_each_stage_trains_from_the_weights_of_the_stage_before(data_dir, tmp_path):
