@@ -39,8 +39,15 @@ from training import preflight
 DEFAULT_RECIPES = {"cuda": ["carvana_smp", "carvana"], "cpu": ["carvana_small"]}
 MAX_LOOP_IMAGES = 64  # images that the training and prediction loops repeat
 SPEED_COLUMNS = [
-    *("recipe", "device", "training, images/s", "device busy", "TFLOP/s (of a matrix product)"),
-    *("times a plain loop", "peak GiB", "prediction, images/s", "device busy"),
+    "recipe",
+    "device",
+    "training, images/s",
+    "device busy",
+    "TFLOP/s (of a matrix product)",
+    "times a plain loop",
+    "peak GiB",
+    "prediction, images/s",
+    "device busy",
 ]
 
 

@@ -87,8 +87,11 @@ def check_groups(settings: Settings, samples: list[Sample]) -> None:
     """Raise InputError if there are fewer groups than folds."""
     groups = sorted({sample.group for sample in samples})
     if len(groups) < settings.n_folds:
-        remedies = ["group_regex='(.+)' for independent images"] * (len(groups) < len(samples))
-        remedies += [f"n_folds={len(groups)}"] * (len(groups) > 1)
+        remedies = []
+        if len(groups) < len(samples):
+            remedies.append("group_regex='(.+)' for independent images")
+        if len(groups) > 1:
+            remedies.append(f"n_folds={len(groups)}")
         raise InputError(
             f"n_folds={settings.n_folds}: group_regex={settings.group_regex} makes only "
             f"{len(groups)} groups of {len(samples)} images in {settings.data_dir}: "

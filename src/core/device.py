@@ -23,8 +23,11 @@ GPU_FILE = Path("/dev/nvidia0")
 OLDEST_DRIVERS = {"12": 525, "13": 580}  # by major version of CUDA
 # In the messages of CUDA's allocator, cuDNN and cuBLAS, Windows and Linux.
 OUT_OF_MEMORY_TEXTS = (
-    *("out of memory", "alloc_failed", "allocation_failed"),
-    *("not enough memory", "can't allocate memory"),
+    "out of memory",
+    "alloc_failed",
+    "allocation_failed",
+    "not enough memory",
+    "can't allocate memory",
     "unable to find an engine",  # of cuDNN, which tries them all
 )
 

@@ -20,12 +20,25 @@ OLDEST_TORCH, NEWEST_TORCH = (2, 11), (2, 13)
 # Modules of the packages in requirements.txt that training and prediction need. The slow ones
 # import torch and are only looked up.
 SLOW_MODULES = (
-    *("torch", "torchvision", "timm", "segmentation_models_pytorch"),
-    *("albumentations", "tensorboard"),
+    "torch",
+    "torchvision",
+    "timm",
+    "segmentation_models_pytorch",
+    "albumentations",
+    "tensorboard",
 )
 QUICK_MODULES = (
-    *("numpy", "cv2", "PIL", "pandas", "scipy", "safetensors"),
-    *("omegaconf", "yaml", "tqdm", "psutil", "filelock"),
+    "numpy",
+    "cv2",
+    "PIL",
+    "pandas",
+    "scipy",
+    "safetensors",
+    "omegaconf",
+    "yaml",
+    "tqdm",
+    "psutil",
+    "filelock",
 )
 
 

@@ -70,7 +70,8 @@ def read_sizes(samples: Sequence[Sample]) -> set[tuple[int, int]]:
         except InputError as error:
             errors.append(error)
     if errors:
-        raise InputError(f"{errors[0]}" + f" ({len(errors)} such files)" * (len(errors) > 1))
+        others = f" ({len(errors)} such files)" if len(errors) > 1 else ""
+        raise InputError(f"{errors[0]}{others}")
     if turned := [sample.image.name for sample in samples if is_turned_alone(sample)]:
         process_env.print_once(
             f"warning: EXIF rotates or mirrors {len(turned)} photographs, {turned[0]} for example, "

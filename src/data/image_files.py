@@ -82,7 +82,7 @@ def foreign_file_remedy(path: Path) -> str:
 def describe_folder(folder: Path, like: str = "") -> str:
     """Return "holds train/, a.jpg, b.jpg and 7 others", with names similar to `like` first."""
     paths = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    names = [path.name + "/" * path.is_dir() for path in paths]
+    names = [f"{path.name}/" if path.is_dir() else path.name for path in paths]
     similar = difflib.get_close_matches(like, names, N_LISTED)
     names.sort(key=lambda name: (name not in similar, not name.endswith("/"), name))
     return f"holds {list_names(names)}" if names else "is empty"

@@ -173,9 +173,8 @@ def _values_of_colors(
         return indices
     if (rgb == rgb[..., :1]).all():
         return rgb[..., 0]
-    listed = list_names([f"#{color:06x}" for color, _ in color_values])
-    hint = f", or only the colors of classes.csv, {listed}; found #{unlisted[0]:06x}"
-    raise InputError(
-        f"{path}: shows colors; expected a gray or palette file of class values"
-        + hint * bool(color_values)
-    )
+    message = f"{path}: shows colors; expected a gray or palette file of class values"
+    if color_values:
+        listed = list_names([f"#{color:06x}" for color, _ in color_values])
+        message += f", or only the colors of classes.csv, {listed}; found #{unlisted[0]:06x}"
+    raise InputError(message)

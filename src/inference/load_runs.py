@@ -16,8 +16,19 @@ from models import checkpoint
 
 # Settings of a run that prediction does not inherit.
 NOT_INHERITED_BY_PREDICTION = {
-    *("device", "precision", "compile", "num_workers", "cache"),
-    *("run", "runs", "fold", "resume", "max_images", "output_dir", "images", "background"),
+    "device",
+    "precision",
+    "compile",
+    "num_workers",
+    "cache",
+    "run",
+    "runs",
+    "fold",
+    "resume",
+    "max_images",
+    "output_dir",
+    "images",
+    "background",
 }
 
 

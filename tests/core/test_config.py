@@ -273,7 +273,7 @@ def test_check_model_options_rejects_an_option_of_the_other_model_in_a_recipe(tm
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("model: unet\nfull_size_skip: 16\nhalf_size_decoder: false\n")
     args = [f"recipe={recipe}"]
-    with pytest.raises(InputError, match="full_size_skip=16: is an option of model=smp; this run has"):
+    with pytest.raises(InputError, match="full_size_skip=16: is an option of model=smp; this run"):
         config.check_model_options(config.load_settings(args), args)
 
 
