@@ -165,3 +165,44 @@ def test_unknown_argument_of_albumentations_is_an_error():
     importlib.reload(augment)  # pytest has replaced the module's warning filter
     with pytest.raises(UserWarning, match="not valid"):
         augment.A.HorizontalFlip(probability=0.5)
+
+
+def test_augmenter_of_one_class_keeps_the_edge_of_a_rotated_target_soft():
+    image, target = car_image_and_target()
+    augmenter = Augmenter("light", 0, CAR)
+    targets = [augmenter(image, target, epoch, "a")[1] for epoch in range(20)]
+    assert any(((t > 0) & (t < 255)).any() for t in targets)
+
+
+def test_augmenter_leaves_the_policies_unchanged():
+    image, target = car_image_and_target()
+    Augmenter("light", 0, ROAD_AND_CAR, crop_size=(8, 8))
+    assert Augmenter("light", 0, CAR)(image, target, 0, "a")[1].shape == (48, 72)
+    [affine] = [transform for transform in POLICIES["light"] if isinstance(transform, A.Affine)]
+    assert affine.fill_mask != IGNORE
+
+
+@pytest.mark.parametrize(
+    ("policy", "zoom", "shift", "degrees"), [("light", 0.1, 0.05, 3), ("strong", 0.25, 0.1, 10)]
+)
+def test_affine_of_a_policy_varies_to_both_sides(policy, zoom, shift, degrees):
+    [affine] = [transform for transform in POLICIES[policy] if isinstance(transform, A.Affine)]
+    assert affine.p > 0
+    assert affine.scale == {"x": (1 - zoom, 1 + zoom), "y": (1 - zoom, 1 + zoom)}
+    assert affine.rotate == (-degrees, degrees)
+    assert affine.translate_percent == {"x": (-shift, shift), "y": (-shift, shift)}
+
+
+def test_photometric_changes_are_small_in_light_and_stronger_with_some_gray_in_strong():
+    image = np.full((16, 16, 3), (160, 90, 60), np.uint8)
+    target = np.zeros((16, 16), np.uint8)
+
+    def colors(policy):
+        augmenter = Augmenter(policy, 0, CAR)
+        return np.array([augmenter(image, target, e, "a")[0][8, 8] for e in range(200)], int)
+
+    light, strong = colors("light"), colors("strong")
+    assert (light[:, 0] > light[:, 1]).all() and (light[:, 1] > light[:, 2]).all()  # still brown
+    assert strong.mean(1).std() > 1.5 * light.mean(1).std()
+    is_gray = np.ptp(strong, axis=1) == 0
+    assert not (np.ptp(light, axis=1) == 0).any() and 0.02 < is_gray.mean() < 0.2

@@ -1,5 +1,6 @@
 """The cache: what it holds, where it is, and when it is written again."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from core import config, machine
 from core.errors import InputError
 from data import cache, datasets
 from data.cache import load_sample, make_cache
+from data.classes import ClassMap
 from data.preprocess import Preprocessing, preprocessing_from
+from data.sample import Sample
 
 
 @pytest.fixture
@@ -141,3 +144,16 @@ def test_cache_key_depends_on_files_preprocessing_and_classes(settings):
         cache.cache_key([replace(s, class_map=class_map) for s in samples], preprocessing),
     ]
     assert len({key, *others}) == 4
+
+
+def test_cache_key_depends_on_the_time_of_a_file_and_the_format(tmp_path):
+    image, mask = tmp_path / "a.jpg", tmp_path / "a.png"
+    image.write_text("a"), mask.write_text("b")
+    car = ClassMap(("car",), ((0, 0, 0),))
+    sample = Sample(image, "a", mask, 0, "carvana", car)
+    keys = [cache.cache_key([sample], Preprocessing((8, 8)))]
+    keys.append(cache.cache_key([replace(sample, dataset_format="pairs")], Preprocessing((8, 8))))
+    for path in (image, mask):  # replaced by another file of the same size
+        os.utime(path, (1, 1))
+        keys.append(cache.cache_key([sample], Preprocessing((8, 8))))
+    assert len(set(keys)) == 4

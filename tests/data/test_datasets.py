@@ -453,3 +453,14 @@ def test_describe_dataset_counts_images_and_bytes(shared_data_dir):
         p.stat().st_size for p in (shared_data_dir / "train").iterdir()
     )
     assert description["fingerprint"] == datasets.dataset_fingerprint(samples)
+
+
+def test_group_from_stem_needs_the_whole_stem_to_match():
+    assert datasets.group_from_stem("car_01", r"(.+)_\d+") == "car"
+    assert datasets.group_from_stem("car_01 copy", r"(.+)_\d+") == ""
+
+
+def test_load_test_samples_with_max_images_takes_the_first(shared_data_dir):
+    samples = datasets.load_test_samples(tiny_settings(shared_data_dir))
+    first = datasets.load_test_samples(tiny_settings(shared_data_dir, "max_images=2"))
+    assert len(samples) > 2 and first == samples[:2]

@@ -135,3 +135,27 @@ def test_main_warns_of_masks_of_the_background(data_dir, tmp_path, capsys):
         write_mask(path, ~mask_io.read_mask(path))
     folds.main(folds_args(data_dir, "dataset_name=new"))
     assert "of the images on average; the object must be white" in capsys.readouterr().out
+
+
+def test_assign_folds_takes_turns_in_snake_order():
+    areas = pd.Series({"a": 0.1, "b": 0.2, "c": 0.3, "d": 0.4, "e": 0.5})
+    assert folds.assign_folds(areas, 2).to_dict() == {"a": 0, "b": 1, "c": 1, "d": 0, "e": 0}
+
+
+def test_mean_mask_area_is_rounded_to_6_digits(data_dir):
+    samples = datasets.load_samples(config.load_settings(folds_args(data_dir)), "train")
+    areas = folds.mean_mask_area(samples)
+    fractions = [folds.foreground_fraction(s) for s in samples if s.group == areas.index[0]]
+    assert areas.iloc[0] == round(np.mean(fractions), 6) != np.mean(fractions)
+
+
+def test_main_makes_as_many_folds_as_there_are_groups(data_dir):
+    folds.main([*folds_args(data_dir)[:2], "dataset_name=new", "n_folds=4"])
+    table = pd.read_csv(data_dir / "folds.csv")
+    assert sorted(table[table["dataset"] == "new"]["fold"]) == [0, 1, 2, 3]
+
+
+def test_foreground_fraction_counts_no_ignored_pixel(monkeypatch):
+    mask = np.array([[0, 1, 2, 255]], np.uint8)
+    monkeypatch.setattr(folds.datasets, "read_sample_mask", lambda sample: mask)
+    assert folds.foreground_fraction(None) == 0.5

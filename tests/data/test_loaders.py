@@ -385,3 +385,22 @@ def test_train_loader_with_workers_needs_no_more_than_64_mb_of_shared_memory(set
         pytest.skip("cannot mount a small /dev/shm")
     assert done.stdout.endswith("1 workers, 6 batches\n"), done.stdout + done.stderr
     assert "num_workers=1: the 64 MB free in /dev/shm hold" in done.stdout
+
+
+def test_prediction_loader_rejects_a_mask_whose_sides_are_swapped(writable_settings):
+    samples = datasets.load_training_samples(writable_settings)
+    write_mask(samples[0].mask, mask_io.read_mask(samples[0].mask).T)
+    preprocessings = {Preprocessing(SIZE)}
+    loader = loaders.prediction_loader(samples, preprocessings, writable_settings, with_mask=True)
+    with pytest.raises(InputError, match="its size is not that of"):
+        list(loader)
+
+
+def test_prediction_loader_with_masks_skips_no_unreadable_image(writable_settings):
+    samples = datasets.load_training_samples(writable_settings)
+    samples[0].image.write_bytes(b"damaged")
+    writable_settings.skip_unreadable = True
+    preprocessings = {Preprocessing(SIZE)}
+    loader = loaders.prediction_loader(samples, preprocessings, writable_settings, with_mask=True)
+    with pytest.raises(InputError):
+        list(loader)

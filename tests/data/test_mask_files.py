@@ -346,3 +346,13 @@ def test_mask_of_object_numbers_suggests_a_threshold_that_keeps_all_of_them(tmp_
     with pytest.raises(InputError, match=r"3 values or colors.*mask_threshold=1 if all"):
         mask_io.read_mask(tmp_path / "mask.png", 0)
     assert np.array_equal(mask_io.read_mask(tmp_path / "mask.png", 1), values > 0)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_read_mask_of_a_lossy_file_includes_the_threshold(tmp_path, mode):
+    values = np.full((16, 16), 128, np.uint8)  # one value survives JPEG unchanged
+    values[:, 8:] = 0
+    Image.fromarray(values).convert(mode).save(tmp_path / "m.jpg", quality=100)
+    read = np.asarray(Image.open(tmp_path / "m.jpg").convert("L"))
+    assert set(np.unique(read)) == {0, 128}
+    assert np.array_equal(mask_io.read_mask(tmp_path / "m.jpg", 128), values == 128)

@@ -79,3 +79,10 @@ def test_reduce_colors_of_one_color_keeps_it(value):
 def test_preprocessing_from_takes_all_settings_of_the_images():
     settings = Settings(size=[8, 16], resize_mode="letterbox", reduce_colors=8)
     assert preprocess.preprocessing_from(settings) == preprocess.Preprocessing((8, 16), True, 8)
+
+
+@pytest.mark.parametrize("native_size", [(1, 1000), (1000, 1)])
+def test_letterbox_of_an_image_of_one_row_or_column_keeps_a_pixel(native_size):
+    image = np.full((*native_size, 3), 200, np.uint8)
+    boxed = preprocess.preprocess_image(image, Preprocessing((64, 64), letterbox=True))
+    assert (boxed == 200).all(-1).sum() == 64

@@ -192,3 +192,14 @@ def test_vertical_continuity_of_real_masks_is_near_one_and_small_if_counted_down
         assert rle.vertical_continuity(*rle.parse_runs(text, 1280 * 1918), shape) > 0.99
         columns = rle.encode(rle.decode(text, shape).T)
         assert rle.vertical_continuity(*rle.parse_runs(columns, 1280 * 1918), shape) < 0.4
+
+
+def test_parse_runs_of_numbers_whose_sum_overflows_is_rejected():
+    big = "5000000000000000000"
+    with pytest.raises(ValueError, match="too large"):
+        rle.parse_runs(f"{big} {big}", 12)
+
+
+def test_is_counted_down_columns_of_a_mask_scattered_both_ways_is_false():
+    noise = np.random.default_rng(0).random((40, 60)) < 0.5
+    assert not rle.is_counted_down_columns(rle.encode(noise), noise.shape)

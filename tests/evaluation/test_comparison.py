@@ -155,3 +155,23 @@ def test_write_leaderboard_prints_only_the_data_set_of_the_run(tmp_path, monkeyp
     assert "other cars" in printed and "pets" not in printed and "| pets |" in page
     comparison.write_leaderboard(tmp_path)
     assert "pets" in capsys.readouterr().out
+
+
+def test_task_columns_measure_each_step_against_no_step():
+    scores = make_entry("a", folds=(0, 1, 2)).scores
+    scores.per_image["step_dice"][:, 1:] += [0.03, -0.02, 0.01]
+    columns = comparison.task_columns(scores)
+    assert columns["postprocess"] == "specks,fill"
+    assert columns["postprocess_gain"] == pytest.approx(0.03 + 0.01)
+
+
+def test_task_columns_measure_a_fold_at_the_threshold_of_the_others():
+    scores = make_entry("a").scores
+    mask = torch.arange(20)[None] < 10
+    easy = probability_histograms(torch.where(mask, 200, 50).byte(), mask).numpy()
+    shifted = probability_histograms(torch.where(mask, 250, 210).byte(), mask).numpy()
+    is_first = (scores.folds == 0)[:, None, None]
+    scores.per_image["histograms"] = np.where(is_first, easy, shifted)
+    # The best threshold of fold 1 is above 200, where fold 0 has no pixel left, and vice versa.
+    gain = comparison.task_columns(scores)["threshold_gain"]
+    assert gain == pytest.approx(-1 / 2)

@@ -355,6 +355,7 @@ def test_leaderboard_has_runs_and_ensemble_with_costs_of_its_runs(runs_copy, cap
     assert (row["images"], row["groups"], row["shared_images"]) == (18, 6, 18)
     assert {"standard_error", "diff_to_best", "diff_ci_low", "diff_ci_high"} <= {*table.columns}
     assert table["seconds"].to_dict() == {"a": 180, "b": 180, "a+b": 360}
+    assert table.loc["a+b", "parameters"] == table.loc[["a", "b"], "parameters"].sum()
     assert table.loc["a+b", "command"] == "python src/leaderboard.py runs=a,b"
     text = (runs_copy.output_dir / "leaderboard.md").read_text()
     assert all(f"| {run} |" in text for run in table.index)
@@ -383,3 +384,43 @@ def test_leaderboard_leaves_out_a_damaged_run(runs_copy, capsys):
         out = capsys.readouterr().out
         assert "\nb: left out; " in f"\n{out}" and "a+b: left out; it was scored with other" in out
         assert pd.read_csv(runs_copy.output_dir / "leaderboard.csv")["run"].tolist() == ["a"]
+
+
+@pytest.mark.parametrize("fold", [0, 1])
+def test_load_members_loads_only_the_fold_of_the_settings_also_fold_0(runs, fold):
+    members = load_runs.load_members(runs.settings("runs=[a,b]", f"fold={fold}"))
+    assert [*members] == [str(runs.weights_path(run, fold)) for run in "ab"]
+
+
+@pytest.mark.parametrize(("name", "stored"), [("fold", "null"), ("max_images", "0")])
+def test_settings_for_prediction_predict_all_though_training_was_limited(runs_copy, name, stored):
+    path = run_folder.config_path(runs_copy.output_dir / "a")
+    text = path.read_text()
+    assert f"\n{name}: {stored}\n" in text
+    path.write_text(text.replace(f"\n{name}: {stored}\n", f"\n{name}: 1\n"))
+    assert not getattr(runs_copy.settings("runs=a,b"), name)
+
+
+def test_settings_for_prediction_of_a_run_scored_without_tiles_asks_for_one_size(runs_copy):
+    path = run_folder.config_path(runs_copy.output_dir / "a")
+    path.write_text(path.read_text().replace("tile_size: 0", "tile_size: 256"))
+    with pytest.raises(InputError, match="were scored with tile_size=256 and 0; set tile_size="):
+        runs_copy.settings("runs=a,b")
+
+
+def test_load_members_with_tiles_accepts_one_larger_network_among_small_ones(runs, monkeypatch):
+    make_member, sizes = load_runs.make_member, iter([(32, 48)] * 3 + [(256, 320)] * 3)
+
+    def with_size(network, settings, weight):
+        return make_member(network, replace(settings, size=list(next(sizes))), weight)
+
+    monkeypatch.setattr(load_runs, "make_member", with_size)
+    assert len(load_runs.load_members(runs.settings("runs=[a,b]", "tile_size=128"))) == 6
+
+
+def test_score_ensemble_scores_only_images_of_the_folds_that_all_runs_have_finished(runs_copy):
+    for fold in (1, 2):
+        (runs_copy.output_dir / f"b/fold{fold}/oof.npz").unlink()
+    settings = runs_copy.ensemble_settings
+    assert ensemble.score_ensemble(settings)["folds"] == [0]
+    assert set(oof.load_scores([settings.run_dir]).folds) == {0}

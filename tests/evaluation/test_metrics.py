@@ -146,3 +146,12 @@ def test_scores_of_ignored_pixels_only_are_one_for_the_image_and_nan_for_the_dat
     confusion = confusion_of(np.zeros((2, 2), int), ignored, 3)
     assert not confusion.any() and metrics.mean_over_classes(confusion, "dice") == 1
     assert np.isnan(list(metrics.dataset_scores(confusion).values())).all()
+
+
+def test_dataset_scores_leave_out_a_class_that_is_not_present():
+    confusion = np.array([[8, 2, 0], [1, 9, 0], [0, 0, 0]])
+    scores = metrics.dataset_scores(confusion)
+    assert scores["class_accuracy"] == pytest.approx((8 / 10 + 9 / 10) / 2)
+    assert scores["iou"] == pytest.approx((8 / 11 + 9 / 12) / 2)
+    assert scores["dice"] == pytest.approx((16 / 19 + 18 / 21) / 2)
+    assert scores["weighted_iou"] == pytest.approx((8 / 11 + 9 / 12) / 2)

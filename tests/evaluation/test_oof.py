@@ -239,3 +239,15 @@ def test_choose_binarizer_takes_settings_before_the_best_out_of_fold():
 def test_choose_binarizer_of_several_classes_has_no_steps():
     _, scores = make_scores(4, n_classes=3)
     assert oof.choose_binarizer(Settings(postprocess="fill"), scores).steps == []
+
+
+def test_image_statistics_apply_the_steps_to_the_prediction():
+    predicted = np.zeros((12, 12), bool)
+    predicted[2:10, 2:10] = True
+    true = predicted.copy()
+    predicted[5, 5] = False  # a hole, which only `fill` closes
+    counts = count_pixels(torch.from_numpy(predicted)[None].float(), torch.from_numpy(true))
+    prediction = Prediction(LoadedSample(None, (12, 12), true), counts)
+    step_dice = oof.image_statistics(prediction)["step_dice"]
+    expected = dict.fromkeys(STEPS, mask_dice(predicted, true)) | {"fill": 1.0}
+    assert step_dice[1:].tolist() == pytest.approx([expected[name] for name in STEPS])

@@ -54,3 +54,9 @@ def test_count_pixels_of_several_classes_counts_the_most_probable():
     probability, true = torch.rand(3, 8, 9), random_tensor((8, 9), 3, torch.uint8)
     counts = count_pixels(probability, true)
     assert torch.equal(counts["confusion"], confusion_matrix(probability.argmax(0), true, 3))
+
+
+def test_count_pixels_half_mask_includes_one_half():
+    probability = torch.tensor([[[0.49, 0.5, 0.51]]])
+    counts = count_pixels(probability, torch.ones(1, 3, dtype=torch.bool))
+    assert counts["half_mask"].tolist() == [[False, True, True]]

@@ -62,3 +62,19 @@ def test_requested_steps_follows_the_setting():
     assert requested_steps("fill,specks", step_dice, folds) == ["specks", "fill"]
     assert requested_steps("none", step_dice, folds) == []
     assert requested_steps("auto", step_dice, folds) == list(STEPS)
+
+
+def test_gains_per_fold_are_means_over_images():
+    step_dice, folds = np.full((6, 1 + len(STEPS)), 0.9), np.repeat([0, 1], 3)
+    step_dice[[0, 3], 1] -= 0.3  # one image of each fold loses what the two others do not gain
+    step_dice[[1, 2, 4, 5], 1] += 0.1
+    gains = postprocess_choice.gains_per_fold(step_dice, folds)
+    assert gains["specks"].tolist() == pytest.approx([-0.1 / 3] * 2)
+    assert postprocess_choice.choose_steps(step_dice, folds) == []
+
+
+def test_explain_steps_of_a_step_without_gain_agrees_with_choose_steps():
+    step_dice, folds = np.full((4, 1 + len(STEPS)), 0.9), np.repeat([0, 1], 2)
+    lines = postprocess_choice.explain_steps(step_dice, folds)
+    assert postprocess_choice.choose_steps(step_dice, folds) == []
+    assert all(line.endswith("(not used)") for line in lines)

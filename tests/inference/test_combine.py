@@ -81,3 +81,11 @@ def test_agreement_of_several_classes_is_the_fraction_of_equal_pixels():
     mean = ImageProbabilities(None, (1, 4), members, None).mean()
     agreement = ImageProbabilities(None, (1, 4), members, None).agreement(mean)
     assert float(agreement) == pytest.approx(3 / 4 * 1 + 1 / 4 * 3 / 4)
+
+
+def test_agreement_leaves_out_the_letterbox():
+    boxed = torch.zeros(1, 16, 16)
+    boxed[:, 4:12, 8:] = 1  # an image of 20×40 fills rows 4 to 11; its right half is inside
+    member = EnsembleMember(None, Preprocessing((16, 16), letterbox=True))
+    image = ImageProbabilities(None, (20, 40), [(member, boxed)], None)
+    assert float(image.agreement(image.mean())) == 1

@@ -117,3 +117,14 @@ def test_read_background_rejects_other_texts_in_one_line(text):
     with pytest.raises(InputError, match="neither a picture file nor a color") as error:
         cutout.read_background(text, (2, 3))
     assert text in str(error.value)
+
+
+def test_clean_edge_colors_takes_the_nearest_opaque_color():
+    colors = np.repeat(np.arange(0, 240, 30), 40).reshape(8, 40)  # another color in each row
+    photograph = np.stack([colors] * 3, -1).astype(np.uint8)
+    alpha = np.tile(np.where(np.arange(40) < 20, 255, 128), (8, 1)).astype(np.uint8)
+    alpha[:, 22:] = 0
+    photograph[:, 20:22] = 255
+    clean = cutout.clean_edge_colors(photograph, alpha)[:, 20:22, 0].astype(int)
+    expected = 255 * 128 / 255 + (1 - 128 / 255) * colors[:, 20:22]
+    assert np.abs(clean - expected).max() <= 1

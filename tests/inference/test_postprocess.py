@@ -63,7 +63,7 @@ def test_binarizer_applies_steps_in_order_on_the_whole_image(levels, names, thre
     expected = mask.copy()
     for name, step in STEPS.items():
         expected = step(expected) if name in names else expected
-    result = Binarizer(threshold / 256, sorted(names, reverse=True))(to_probability(levels))
+    result = Binarizer(threshold / 256, sorted(names))(to_probability(levels))
     assert np.array_equal(result, expected)
 
 
@@ -77,3 +77,29 @@ def test_binarizer_of_several_classes_returns_the_most_probable():
     probability = torch.tensor([[[0.2, 0.5]], [[0.3, 0.1]], [[0.5, 0.4]]])
     class_map = Binarizer(0.9, ["fill"])(probability)
     assert class_map.dtype == np.uint8 and class_map.tolist() == [[2, 0]]
+
+
+def test_binarizer_applies_steps_in_the_order_of_steps_whatever_their_order_in_the_list():
+    mask = np.zeros((120, 120), bool)
+    mask[10:110, 10:110] = True
+    mask[11:109, 11:109] = False  # 396 pixels, 10,000 once it is filled
+    mask[2, 2] = True  # a fraction above 0.002 only before filling
+    probability = torch.from_numpy(mask.astype(np.float32))[None]
+    for steps in (["specks", "fill"], ["fill", "specks"]):
+        assert Binarizer(0.5, steps)(probability).sum() == 100**2 + 1
+
+
+def test_remove_small_components_keeps_one_of_exactly_the_fraction():
+    mask = np.zeros((60, 60), bool)
+    mask[:20, :50] = True
+    mask[19, 48:50] = False
+    mask[50, 50:52] = True  # 2 of 1,000 pixels
+    assert mask.sum() == 1000
+    assert np.array_equal(postprocess.remove_small_components(mask), mask)
+
+
+def test_apply_steps_leaves_its_mask_unchanged():
+    mask = np.ones((5, 7), bool)
+    mask[2, 3] = False
+    filled = postprocess.apply_steps(mask, ["fill"])
+    assert filled.all() and not mask[2, 3]

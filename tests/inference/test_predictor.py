@@ -364,3 +364,9 @@ def test_predict_explains_when_memory_runs_out(tiny, monkeypatch, module, functi
     monkeypatch.setattr(module, function, run_out_of_memory)
     with pytest.raises(InputError, match="out of memory with batch_size=4"):
         predict_all([EnsembleMember(networks[0], SMALL)], samples, settings)
+
+
+def test_pick_inference_precision_on_a_cpu_is_that_of_training():
+    settings, cpu = Settings(precision="auto"), torch.device("cpu")
+    expected = predictor.pick_precision(settings, cpu)
+    assert predictor.pick_inference_precision(settings, cpu) == expected

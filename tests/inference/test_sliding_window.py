@@ -7,7 +7,7 @@ import torch
 
 from core.settings import Settings
 from inference.predictor import predict_probability_tta
-from inference.sliding_window import TILE_ALIGNMENT, tile_starts
+from inference.sliding_window import TILE_ALIGNMENT, sliding_window_logits, tile_starts
 from models.build import build_model
 
 
@@ -37,3 +37,14 @@ def test_sliding_window_logits_give_the_probability_of_the_whole_image(size):
     whole, tiled = probability(), probability(tile_size=192, tile_overlap=0.34)
     assert whole.std() > 0.05 and (tiled - whole).abs().max() < 1e-3
     assert torch.equal(probability(tile_size=512), whole)
+
+
+def test_sliding_window_logits_predicts_a_long_image_in_tiles():
+    sizes = []
+
+    def network(images):
+        sizes.append(tuple(images.shape[-2:]))
+        return images[:, :1].float()
+
+    sliding_window_logits(network, torch.zeros(1, 3, 128, 500, dtype=torch.uint8), 192, 0.25)
+    assert len(sizes) > 1 and max(map(max, sizes)) <= 192

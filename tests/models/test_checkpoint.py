@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from core.config import load_settings
 from core.errors import InputError
 from core.run_folder import read_run_settings, weights_path
+from core.settings import Settings
 from models import checkpoint
 from models.build import build_model
 
@@ -142,3 +143,10 @@ def test_load_model_with_weights_that_are_not_finite_raises_input_error(saved, v
     checkpoint.save_model(path, model, settings, {"classes": 1})
     with pytest.raises(InputError, match="NaN or inf"):
         checkpoint.load_model(path, CPU)
+
+
+def test_find_misfit_of_weights_without_the_fingerprint_of_their_data_names_the_problem(tmp_path):
+    settings = Settings(channels=[4, 8])
+    path = tmp_path / "best.safetensors"
+    checkpoint.save_model(path, build_model(settings), settings, {"classes": 1, "fold": 0})
+    assert "was trained on other images" in checkpoint.find_misfit(path, 0, "0123456789ab")

@@ -113,3 +113,10 @@ def test_reflect_pad_repeats_the_last_pixel_of_an_axis_that_is_too_short():
     x = torch.tensor([[1.0, 2.0, 3.0]]).view(1, 1, 1, 3)
     expected = [[3, 2, 1, 2, 3, 2]] * 3  # reflected along the width, repeated along the height
     assert reflect_pad(x, 2, 1, 1, 1)[0, 0].tolist() == expected
+
+
+def test_reflect_pad_by_the_whole_axis_repeats_the_last_pixel():
+    x = torch.arange(3.0).view(1, 1, 1, 3)
+    assert reflect_pad(x, 3, 0, 0, 0).flatten().tolist() == [0, 0, 0, 0, 1, 2]
+    y = x.transpose(2, 3)
+    assert reflect_pad(y, 0, 0, 3, 0).flatten().tolist() == [0, 0, 0, 0, 1, 2]

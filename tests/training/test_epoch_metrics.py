@@ -62,3 +62,10 @@ def test_peak_memory_is_that_of_this_process():
     peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
     # Linux passes on the peak of the process that started this one.
     assert 0.9 * peak < epoch_metrics.peak_memory(torch.device("cpu")) < 100 * peak
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_batch_metrics_of_images_without_a_counted_pixel_are_one(classes):
+    logits = torch.full((2, classes, 4, 4), -9.0)
+    target = torch.full((2, 1, 4, 4), 0 if classes == 1 else 255, dtype=torch.uint8)
+    assert batch_metrics(logits, target).tolist() == [2, 2]

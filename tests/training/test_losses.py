@@ -194,3 +194,20 @@ def test_multiclass_loss_of_ignored_pixels_only_is_zero(name):
     assert loss.item() == 0 and loss.dtype == torch.float32
     loss.backward()
     assert not logits.grad.any()
+
+
+def test_edge_weights_have_mean_one_in_each_image():
+    targets = torch.zeros(2, 1, 32, 32)
+    targets[0, :, 8:24, 8:24] = 1  # the second image has no edge
+    weights = edge_weights(targets)
+    assert weights.mean((1, 2, 3)).tolist() == pytest.approx([1, 1])
+    assert torch.equal(weights[1], torch.ones(1, 32, 32))
+
+
+def test_edge_weights_of_a_single_pixel_make_an_edge_around_it():
+    targets = torch.zeros(1, 1, 33, 33)
+    targets[..., 16, 16] = 1
+    for target in (targets, 1 - targets):
+        weights = edge_weights(target)[0, 0]
+        is_edge = weights > weights[0, 0]
+        assert is_edge.sum() == 11 * 11 and is_edge[11:22, 11:22].all()

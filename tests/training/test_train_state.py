@@ -171,3 +171,20 @@ def test_every_fold_has_a_gradient_scaler_of_its_own(monkeypatch):
     train_steps(first)
     first.scaler.update(512.0)
     assert second.scaler.get_scale() == 2.0**16
+
+
+def test_train_step_hands_the_loss_targets_from_0_to_1_for_one_class():
+    state, seen = make_state(), []
+
+    def loss(logits, targets):
+        seen.append(targets)
+        return logits.mean()
+
+    state.loss = loss
+    targets = torch.arange(256, dtype=torch.uint8).repeat(6)[: 4 * 16 * 24].view(4, 1, 16, 24)
+    state.train_step(torch.zeros(4, 3, 16, 24, dtype=torch.uint8), targets)
+    assert torch.equal(seen[0], targets.float() / 255) and seen[0].max() == 1
+
+
+def test_train_state_takes_the_ema_decay_of_the_settings():
+    assert make_state("ema_decay=0.9").ema.decay == 0.9

@@ -233,3 +233,24 @@ def test_every_fold_has_a_peak_of_memory_of_its_own(data_dir, tmp_path, monkeypa
     for device in (torch.device("cpu"), torch.device("cuda", 0)):
         FoldTrainer(settings, 0, samples, None, device)
     assert reset == [torch.device("cuda", 0)]
+
+
+@pytest.mark.parametrize("tta", ["hflip", "flips"])
+def test_network_trains_in_training_mode_and_is_validated_without_tta(
+    data_dir, tmp_path, monkeypatch, tta
+):
+    settings = load_settings([*tiny_settings_args(data_dir, tmp_path), f"tta={tta}"])
+    fold = FoldTrainer(settings, 0, load_training_samples(settings), None, torch.device("cpu"))
+    before = fold.state.model.network.encoder_blocks[0][1].running_mean.clone()
+    fold.train_epoch(tqdm(disable=True))
+    after = fold.state.model.network.encoder_blocks[0][1].running_mean
+    assert not torch.equal(before, after)
+    used, predict = [], trainer.predict
+
+    def record(members, samples, settings, *args):
+        used.append(settings.tta)
+        return predict(members, samples, settings, *args)
+
+    monkeypatch.setattr(trainer, "predict", record)
+    fold.validate()
+    assert used == ["none"]
