@@ -154,8 +154,8 @@ def split_runs(args: list[str]) -> list[list[str]]:
 
 
 def _assign_last_stage(conf: DictConfig, overrides: dict[str, Any]) -> DictConfig:
-    """Return `conf` with the settings of the last of its stages, after checking those of all. What
-    `overrides` set holds for all stages."""
+    """Return `conf` with the settings of the last of its stages, after checking those of all.
+    Settings in `overrides` apply to all stages."""
     base, stages = conf, []
     keys = dict.fromkeys(key for stage in base.stages for key in stage)
     for number, stage in enumerate(OmegaConf.to_container(base.stages), 1):

@@ -147,7 +147,7 @@ class Settings:
 
     epochs: int = setting(20, "passes over the training images; each pass skips the images left after the last whole batch, different ones each time", POSITIVE)
     init_run: str = setting("", "run whose weights of fold k are the initial weights of fold k, on the same data and folds; empty: none", RUN_OR_STAGE)
-    stages: list[dict[str, Any]] = setting([], "train in stages, each from the weights of the stage before; a list of the settings that differ, unless they are typed, as stages='[{size: [256,384], epochs: 4, lr: 1e-3}, {size: [512,768], epochs: 2}]'", STAGES)
+    stages: list[dict[str, Any]] = setting([], "train in stages, each from the weights of the stage before; a list of the settings that differ (those on the command line apply to all stages), as stages='[{size: [256,384], epochs: 4, lr: 1e-3}, {size: [512,768], epochs: 2}]'", STAGES)
     crop_size: list[int] | None = setting(None, "height,width of a random crop of each image at `size`, to train on; prediction takes whole images; null: whole images", SIZE)
     batch_size: int = setting(4, "images per step: in training over all GPUs, a multiple of their number; in prediction on each GPU", POSITIVE)
     grad_accumulation: int = setting(1, "steps whose gradients are accumulated for one update", POSITIVE)

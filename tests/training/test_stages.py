@@ -70,7 +70,7 @@ def test_load_settings_rejects_invalid_stages(args, message):
         config.load_settings(["recipe=carvana_small", *args])
 
 
-def test_typed_settings_hold_for_all_stages():
+def test_settings_on_the_command_line_apply_to_all_stages():
     args = ["recipe=carvana_small", "stages=[{lr: 1, epochs: 2}, {lr: 3, batch_size: 8}]"]
     stages = split_stages(config.load_settings([*args, "lr=5", "epochs=1"]))
     assert [(s.lr, s.epochs, s.batch_size) for s in stages] == [(5, 1, 4), (5, 1, 8)]
