@@ -56,7 +56,9 @@ def edge_weights(targets: Tensor) -> Tensor:
     Pixels within EDGE_RADIUS of an object's boundary weigh EDGE_WEIGHT times as much as the others:
     most errors are among them.
     """
-    average = window_sums(targets) / window_sums(torch.ones_like(targets[:1]))
+    ones = torch.ones_like(targets[:1])
+    area = window_sums(ones[..., :1]) * window_sums(ones[..., :1, :])  # rows × columns in the image
+    average = window_sums(targets) / area
     # A single pixel that differs makes an edge: it is 0.008 of 11×11.
     is_edge = (average > 0.005) & (average < 0.995)
     weights = 1 + (EDGE_WEIGHT - 1) * is_edge.float()

@@ -1,4 +1,4 @@
-"""Text for people: counts and tables."""
+"""Counts and tables as text."""
 
 import pandas as pd
 import pytest

@@ -1,7 +1,7 @@
 """The recipes of the published U-Nets build the networks that are written out here layer by layer,
 and train them with the settings that are repeated here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -58,13 +58,18 @@ class Layers:
         return x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
 
 
-def background_separation(layers: Layers, x: Tensor) -> Tensor:
+def encode(layers: Layers, x: Tensor, channels: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+    """Return the features of the last level, and those of the levels above, top to bottom."""
     skips = []
-    for channels in (64, 128, 256, 512):
-        x = layers.two_convs(x, channels)
+    for n_channels in channels[:-1]:
+        x = layers.two_convs(x, n_channels)
         skips.append(x)
         x = F.max_pool2d(x, 2)
-    x = layers.two_convs(x, 1024)
+    return layers.two_convs(x, channels[-1]), skips
+
+
+def background_separation(layers: Layers, x: Tensor) -> Tensor:
+    x, skips = encode(layers, x, (64, 128, 256, 512, 1024))
     for channels in (512, 256, 128, 64):
         # A 2×2 convolution of the repeated pixels, padded below and on the right; no ReLU.
         x = layers.conv(F.pad(layers.repeat(x), (0, 1, 0, 1)), channels, kernel_size=2)
@@ -73,12 +78,7 @@ def background_separation(layers: Layers, x: Tensor) -> Tensor:
 
 
 def pets_slim(layers: Layers, x: Tensor) -> Tensor:
-    skips = []
-    for channels in (8, 16, 32, 64, 128, 256):
-        x = layers.two_convs(x, channels)
-        skips.append(x)
-        x = F.max_pool2d(x, 2)
-    x = layers.two_convs(x, 512)
+    x, skips = encode(layers, x, (8, 16, 32, 64, 128, 256, 512))
     for up_channels, channels in ((64, 256), (32, 128), (16, 64), (8, 32), (4, 16), (2, 16)):
         x = torch.cat([skips.pop(), layers.transposed(x, up_channels, 2)], 1)
         x = layers.two_convs(x, channels)
@@ -109,12 +109,7 @@ def cityscapes_pairs(layers: Layers, x: Tensor) -> Tensor:
 
 
 def cityscapes_unet(layers: Layers, x: Tensor) -> Tensor:
-    skips = []
-    for channels in (64, 128, 256, 512):
-        x = layers.two_convs(x, channels)
-        skips.append(x)
-        x = F.max_pool2d(x, 2)
-    x = layers.two_convs(x, 1024)
+    x, skips = encode(layers, x, (64, 128, 256, 512, 1024))
     for channels in (512, 256, 128, 64):
         x = torch.cat([skips.pop(), layers.transposed(x, channels, 2)], 1)
         x = layers.two_convs(x, channels)
