@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.cluster.vq import vq
 
 from core.errors import InputError
 
@@ -68,6 +67,8 @@ def decode_colors(
     index `class_map.value_to_class` maps to a class. Raise InputError if too many pixels of label
     file `name` are far from every color.
     """
+    from scipy.cluster.vq import vq  # imported here, as it takes half a second
+
     nearest, distance = vq(label.reshape(-1, 3).astype(np.float32), palette.astype(np.float32))
     distance = distance.reshape(label.shape[:2])
     is_outlier = distance > MAX_JPEG_COLOR_ERROR

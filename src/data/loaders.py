@@ -15,7 +15,6 @@ from core import machine, process_env
 from core.device import pick_device
 from core.errors import InputError
 from core.settings import Settings
-from data.augment import Augmenter
 from data.cache import Cache, ImageAndTarget, load_sample
 from data.datasets import read_native_size, read_sample_image, read_sample_mask
 from data.formats.carvana import IMAGE_SIZE
@@ -31,6 +30,8 @@ class TrainDataset(Dataset):
     """Maps (epoch, i) to the augmented image h×w×3 and target h×w of sample i, both uint8."""
 
     def __init__(self, samples: Sequence[Sample], settings: Settings, cache: Cache | None):
+        from data.augment import Augmenter  # imported here, as it takes half a second
+
         self.samples, self.cache = samples, cache
         self.preprocessing = preprocessing_from(settings)
         class_map, crop_size = samples[0].class_map, settings.crop_size

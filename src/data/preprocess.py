@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from scipy.cluster.vq import vq
 
 from core.settings import Settings
 from data.classes import IGNORE
@@ -75,6 +74,8 @@ def _resize(
 def reduce_colors(image: np.ndarray, n_colors: int) -> np.ndarray:
     """Replace each pixel of an H×W×3 uint8 image by the nearest of `n_colors` colors: the centers
     of k-means over 1,000 random pixels. The result depends on the image alone."""
+    from scipy.cluster.vq import vq  # imported here, as it takes half a second
+
     pixels = image.reshape(-1, 3).astype(np.float32)
     chosen = np.random.default_rng(0).integers(0, len(pixels), KMEANS_SAMPLES)
     cv2.setRNGSeed(0)

@@ -1,7 +1,6 @@
 """Standard errors and intervals of mean scores, for images that come in groups (cars)."""
 
 import numpy as np
-from scipy import stats
 
 
 def clustered_standard_error(scores: np.ndarray, groups: np.ndarray) -> float:
@@ -25,9 +24,11 @@ def prediction_interval(
     mean ± t·error·sqrt(1 + G/n_new_groups), t of G−1 degrees of freedom; for infinitely many
     groups it is the interval of the mean itself. (NaN, NaN) for a single group.
     """
+    from scipy.special import stdtrit  # imported here, as it takes a third of a second
+
     n_groups, mean = len(np.unique(groups)), float(scores.mean())
     error = clustered_standard_error(scores, groups) * np.sqrt(1 + n_groups / n_new_groups)
-    half_width = float(stats.t.ppf(0.975, n_groups - 1) * error)  # NaN for a single group
+    half_width = float(stdtrit(n_groups - 1, 0.975) * error)  # NaN for a single group
     return mean - half_width, mean + half_width
 
 
