@@ -19,6 +19,7 @@ sys.excepthook = environment.explain_missing_package  # before the first import 
 from core import machine, process_env, signals
 from core.config import SRC, load_settings_without_stages
 from core.errors import DISK_FULL_ERRNOS, NOT_WRITABLE_ERRNOS, InputError
+from core.help import help_text
 from core.settings import FIELDS
 from core.signals import StopRequested
 
@@ -37,6 +38,9 @@ def check_arguments() -> None:
 
 
 def _check_arguments(args: list[str]) -> None:
+    if {"help", "--help", "-h"} & {*args}:
+        print(help_text())
+        sys.exit(0)
     for one, next_one in pairwise(args):  # side by side: bash expands fold={0,1} to them
         name = one.partition("=")[0]
         if one != next_one and name == next_one.partition("=")[0]:

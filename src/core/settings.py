@@ -219,3 +219,12 @@ def find_paths(values: dict[str, Any]) -> dict[str, str]:
         if value and isinstance(value, str) and (is_path is True or is_path(value)):
             found[name] = value
     return found
+
+
+def format_value(value: Any) -> str:
+    """Format the value of a setting as it is typed on the command line."""
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "null" if value is None else str(value)

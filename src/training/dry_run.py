@@ -6,10 +6,9 @@ from copy import deepcopy
 import torch
 
 from core import distributed
-from core.config import format_value
 from core.device import pick_device
 from core.errors import InputError
-from core.settings import Settings
+from core.settings import Settings, format_value
 from data.preprocess import Size
 from data.sample import Sample
 from data.sampler import samples_per_step

@@ -10,7 +10,7 @@ import numpy as np
 from core import cli, config, distributed, process_env, run_folder
 from core.errors import InputError
 from core.files import folder_lock
-from core.settings import MAY_DIFFER_ON_RESUME, Settings
+from core.settings import MAY_DIFFER_ON_RESUME, Settings, format_value
 from data import csv_files, datasets
 from data.classes import IGNORE, ClassMap
 from data.image_files import list_names
@@ -57,7 +57,7 @@ def report_kept_settings(args: list[str], started: dict[str, Any], path: Path) -
     values = config.to_stored_settings(config.load_settings([f"recipe={recipe}"]))
     names = config.read_recipe(recipe).keys() - {*MAY_DIFFER_ON_RESUME} - overrides.keys()
     if kept := sorted(name for name in names if values[name] != started[name]):
-        text = " ".join(f"{name}={config.format_value(started[name])}" for name in kept)
+        text = " ".join(f"{name}={format_value(started[name])}" for name in kept)
         process_env.print_once(f"{path}: resuming with {text}, unlike recipe={recipe}")
 
 

@@ -10,6 +10,7 @@ from conftest import assert_rejected, run_script
 
 from core import config
 from core.errors import InputError
+from core.help import help_text
 from core.settings import FIELDS, Settings
 
 RECIPES = sorted((config.SRC / "recipes").glob("*.yaml"))
@@ -74,13 +75,13 @@ def test_every_recipe_loads_and_starts_with_its_purpose(path):
 @pytest.mark.parametrize(
     ("arg", "parts"),
     [
-        ("lrr=1", ["lrr", "Did you mean", "'lr'"]),
+        ("lrr=1", ["lrr", "did you mean lr?"]),
         ("epochs", ["key=value"]),
         ("lr=fast", ["lr=fast", "Float"]),
         ("lr=0", ["above 0"]),
         ("lr=nan", ["above 0"]),
         ("lr=inf", ["above 0"]),
-        ("lr=", ["None"]),
+        ("lr=", ["lr=null: must have a value"]),
         ("epochs=1.5", ["epochs=1.5", "Integer"]),
         ("fold=-1", ["0 or more"]),
         ("fold=0,1", ["fold=0,1: expected one fold", "leave it out for all"]),
@@ -105,7 +106,7 @@ def test_every_recipe_loads_and_starts_with_its_purpose(path):
         ("group_regex=.+", ["one group"]),
         ("lr=2001-99-99", ["invalid value"]),
         ("size=" + "[" * 5000, ["invalid value"]),
-        ("size=[8,{a: 1}]", ["size=", "each 8 or more"]),
+        ("size=[8,{a: 1}]", ["size=", "could not be converted to Integer"]),
         ("mask_name=${stem}_seg", ["mask_name=${stem}_seg", "stem"]),
         ("submission_csv=result.json", ["submission_csv=", "must be a .csv file"]),
         ("recipe=nope", ["no such recipe", "carvana_smp"]),
@@ -174,7 +175,7 @@ def test_load_settings_reads_lists_with_and_without_brackets(name, texts, value)
 
 
 def test_help_shows_defaults_as_they_can_be_typed():
-    typed = re.findall(r"^  (\w+=.*)  \(", config.help_text(), re.MULTILINE)
+    typed = re.findall(r"^  (\w+=.*)  \(", help_text(), re.MULTILINE)
     assert len(typed) == len(FIELDS)
     settings = config.load_settings([arg for arg in typed if arg != "images="], base={})
     assert settings == replace(Settings(), run=settings.run, runs=settings.runs)
@@ -335,7 +336,7 @@ def test_load_settings_restores_settings_from_yaml():
 
 
 def test_help_text_lists_every_setting_with_its_help():
-    text = config.help_text()
+    text = help_text()
     assert "recipes: background_separation, carvana, carvana_fast, " in text
     for field in fields(Settings):
         assert f"  {field.name}=" in text and field.metadata["help"] in text
@@ -356,4 +357,4 @@ def test_input_error_escapes_control_characters():
 def test_scripts_print_help_and_reject_an_unknown_setting(script):
     completed = run_script(script, "help")
     assert completed.returncode == 0 and "lr=0.001" in completed.stdout
-    assert_rejected(run_script(script, "epoch=3"), "epoch", "Did you mean")
+    assert_rejected(run_script(script, "epoch=3"), "epoch", "did you mean epochs?")

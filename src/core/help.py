@@ -1,0 +1,27 @@
+"""The text of `bash train.sh help`."""
+
+from dataclasses import asdict
+from typing import Any, Literal, get_args, get_origin
+
+from core.config import recipe_names
+from core.settings import FIELDS, HELP_SECTIONS, Settings, format_value
+
+
+def help_text() -> str:
+    """Format all settings with name, default, type and help text."""
+    lines = [
+        "usage: bash train.sh key=value ...   (predict.sh and src/*.py take the same settings)"
+    ]
+    for name, default in asdict(Settings()).items():
+        lines += ["", f"{HELP_SECTIONS[name]}:"] if name in HELP_SECTIONS else []
+        lines.append(f"  {name}={format_value(default)}  ({_type_name(FIELDS[name].type)})")
+        lines.append(f"      {FIELDS[name].metadata['help']}")
+        lines += [f"      recipes: {', '.join(recipe_names())}"] if name == "recipe" else []
+    return "\n".join(lines)
+
+
+def _type_name(annotation: Any) -> str:
+    """Format a type: 'int', 'list[int] | None', or 'a|b' for Literal["a", "b"]."""
+    if get_origin(annotation) is Literal:
+        return "|".join(get_args(annotation))
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
