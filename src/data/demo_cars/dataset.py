@@ -49,26 +49,22 @@ def write_mask_gif(path: Path, mask: np.ndarray) -> None:
     image.save(path)
 
 
-def render_car(
-    folder: Path, demo_car: DemoCar, split: str, seed: int, size: tuple[int, int]
-) -> list[tuple[str, str]]:
-    """Write all views of one car to `folder`; return (file name, run-length mask) of each
-    test image."""
+def write_view(
+    folder: Path, demo_car: DemoCar, view: int, split: str, seed: int, size: tuple[int, int]
+) -> tuple[str, str]:
+    """Render one view (1 to 16) and write its image, and for training its mask, to `folder`; return
+    the name of the image file and the run-length mask."""
     cv2.setNumThreads(1)  # the processes already use all cores
     rng = np.random.default_rng([seed, demo_car.number, 1])
     car = build_car(rng, BODIES[demo_car.body], PAINTS[demo_car.color])
-    rows = []
-    for view in range(1, N_VIEWS + 1):
-        image, mask = render_view(car, view, size)
-        image_id = f"{demo_car.id}_{view:02d}"
-        path = folder / split / f"{image_id}.jpg"
-        _, jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 92])
-        path.write_bytes(jpeg.tobytes())
-        if split == "train":
-            write_mask_gif(folder / "train_masks" / f"{image_id}_mask.gif", mask)
-        else:
-            rows.append((path.name, rle.encode(mask)))
-    return rows
+    image, mask = render_view(car, view, size)
+    image_id = f"{demo_car.id}_{view:02d}"
+    path = folder / split / f"{image_id}.jpg"
+    _, jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 92])
+    path.write_bytes(jpeg.tobytes())
+    if split == "train":
+        write_mask_gif(folder / "train_masks" / f"{image_id}_mask.gif", mask)
+    return path.name, rle.encode(mask)
 
 
 def write_csv(path: Path, header: str, rows: list[tuple]) -> None:
@@ -84,23 +80,25 @@ def write_files(
     csv files."""
     for name in ("train", "train_masks", "test"):
         (folder / name).mkdir()
-    truth = []
     # Spawned, not forked: a fork of a process with running threads may hang.
     with (
         ProcessPoolExecutor(mp_context=get_context("spawn")) as pool,
         tqdm(total=len(demo_cars) * N_VIEWS, unit="image", desc="render", disable=None) as bar,
     ):
-        futures = []
+        futures = {"train": [], "test": []}
         for demo_car in demo_cars:
             split = "train" if demo_car.number < train_cars else "test"
-            futures.append(pool.submit(render_car, folder, demo_car, split, seed, size))
+            for view in range(1, N_VIEWS + 1):
+                args = folder, demo_car, view, split, seed, size
+                futures[split].append(pool.submit(write_view, *args))
         try:
-            for future in as_completed(futures):
-                truth += future.result()
-                bar.update(N_VIEWS)
-        except BaseException:  # such as StopRequested; leaving the pool waits for all cars
+            for future in as_completed(futures["train"] + futures["test"]):
+                future.result()
+                bar.update()
+        except BaseException:  # such as StopRequested; leaving the pool waits for all views
             pool.shutdown(cancel_futures=True)
             raise
+    truth = [future.result() for future in futures["test"]]
     write_csv(folder / "test_truth.csv", "img,rle_mask", truth)
     sample_submission = [(file_name, "1 1") for file_name, _ in truth]
     write_csv(folder / "sample_submission.csv", "img,rle_mask", sample_submission)
