@@ -107,7 +107,7 @@ def test_training_in_four_processes_gives_weights_losses_and_scores_of_one(runs,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [3, 4])  # of three, one has no chunk
-def test_prediction_gives_the_submission_of_one_process(runs, tmp_path, count):
+def test_prediction_in_several_processes_gives_the_submission_of_one(runs, tmp_path, count):
     args = [*prediction_args(runs.args), "run=by1", "batch_size=1"]
     predict.main([*args, f"submission_csv={tmp_path / '1.csv'}"])
     path = tmp_path / f"{count}.csv"
@@ -128,37 +128,36 @@ def test_two_processes_train_an_encoder_with_unused_parameters(tmp_path):
     assert "out-of-fold dice" in out
 
 
-@pytest.fixture
-def prediction(runs, tmp_path):
-    """Two processes that are predicting, their arguments, and the submission they will write."""
+def test_prediction_resumes_after_a_process_was_killed_and_after_ctrl_c(runs, tmp_path, capsys):
     data_dir, path = make_data(tmp_path / "data", test_cars=3, views=60), tmp_path / "s.csv"
     args = [*prediction_args(runs.args), f"data_dir={data_dir}", "run=by1", "batch_size=1"]
-    process = start(2, "predict.py", *args, f"submission_csv={path}")
-    while not any(tmp_path.glob("s.chunks/*_0*.json")) and process.poll() is None:
-        time.sleep(0.01)
-    return process, args, path
 
+    def predict_until_a_chunk_is_written():
+        before = {*tmp_path.glob("s.chunks/*_0*.json")}
+        process = start(2, "predict.py", *args, f"submission_csv={path}")
+        while {*tmp_path.glob("s.chunks/*_0*.json")} <= before and process.poll() is None:
+            time.sleep(0.01)
+        return process
 
-def test_prediction_with_a_killed_process_ends_and_resumes(prediction, tmp_path):
-    process, args, path = prediction
+    process = predict_until_a_chunk_is_written()
     by_rank = {child.environ()["RANK"]: child for child in psutil.Process(process.pid).children()}
     by_rank["1"].kill()
     out, err = process.communicate(timeout=150)
     assert process.returncode == 137 and not path.exists(), out + err
     assert err.count("process 1 of 2 was killed by SIGKILL") == 1 and "Traceback" not in err, err
-    code, out, err = run(2, "predict.py", *args, f"submission_csv={path}")
-    assert code == 0 and "images are already predicted" in out, err
-    predict.main([*args, f"submission_csv={tmp_path / 'one.csv'}"])
-    assert path.read_bytes() == (tmp_path / "one.csv").read_bytes()
 
-
-def test_stopped_processes_end_with_the_line_that_says_how_to_resume(prediction):
-    process, _, path = prediction
+    process = predict_until_a_chunk_is_written()
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=150)
     assert process.returncode == 130 and not path.exists(), out + err
+    assert "images are already predicted" in out
     assert err.count("predict.py: stopped; run the same command again") == 1, err
     assert "Traceback" not in err, err
+
+    predict.main([*args, f"submission_csv={path}"])  # one process continues what two have begun
+    assert "images are already predicted" in capsys.readouterr().out
+    predict.main([*args, f"submission_csv={tmp_path / 'one.csv'}"])
+    assert path.read_bytes() == (tmp_path / "one.csv").read_bytes()
 
 
 @pytest.mark.parametrize(

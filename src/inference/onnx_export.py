@@ -78,7 +78,10 @@ def export_onnx(
     difference; above MAX_DIFFERENCE nothing is written and InputError is raised.
     """
     side = max(smallest_side(network) for network in model.networks)
-    sizes = {0: ("batch", 1), 2: ("height", side), 3: ("width", side)}
+    # The exporter assumes two or more pixels at every level; without this it finds the minimum by a
+    # failed attempt. The graph takes all images from `side` on.
+    traced = max(side, *(network.input_size(1) + 1 for network in model.networks))
+    sizes = {0: ("batch", 1), 2: ("height", traced), 3: ("width", traced)}
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of its own internals
         program = torch.onnx.export(
             model.eval(),
