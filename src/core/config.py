@@ -24,6 +24,17 @@ YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)
 DEFAULTS = OmegaConf.structured(Settings)  # copied, as that is three times as fast as building it
 
 
+class DecimalLoader(yaml.SafeLoader):
+    """Reads 010 as 10, and rejects 1:30 and 0x10; in YAML 010 is octal and 1:30 in base 60."""
+
+
+for _tag, _number in (("int", int), ("float", float)):
+    DecimalLoader.add_constructor(
+        f"tag:yaml.org,2002:{_tag}",
+        lambda loader, node, number=_number: number(loader.construct_scalar(node)),
+    )
+
+
 def parse_overrides(args: list[str]) -> dict[str, Any]:
     """Parse ['lr=2e-4', 'size=256,384'] into {'lr': '2e-4', 'size': [256, 384]}."""
     values = {}
@@ -60,9 +71,7 @@ def _parse_value(annotation: Any, text: str) -> Any:
         if annotation == list[str]:
             return [name.strip() for name in inner.split(",") if name.strip()]
         text = f"[{re.sub(r'(?<=[0-9])[x×](?=[0-9])', ',', inner)}]"
-    if re.search(r"(?<![\w.])(?<![eE][+-])0\d|\d:\d", text):  # in YAML octal, and of base 60
-        raise ValueError
-    return yaml.safe_load(text)
+    return yaml.load(text, DecimalLoader)
 
 
 def _locate_in_repository(values: dict[str, Any]) -> dict[str, Any]:
@@ -188,7 +197,7 @@ def read_recipe(name: str, derived: tuple[str, ...] = ()) -> dict[str, Any]:
     if is_recipe_file(name):
         path = Path(os.path.expanduser(name))
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = yaml.load(path.read_text(encoding="utf-8"), DecimalLoader) or {}
     except OSError:
         known = ", ".join(recipe_names())
         raise InputError(f"recipe={name}: no such recipe; available: {known}") from None

@@ -297,8 +297,8 @@ def test_load_settings_rejects_a_removed_option_that_is_on(tmp_path):
     [
         ("images=", "images=: is empty; perhaps a shell variable is unset"),
         ("output_dir=D:/runs", "output_dir=D:/runs: is a Windows path; in WSL, write /mnt/d/..."),
-        ("epochs=010", "epochs=010: invalid value"),
-        ("channels=064,128", "channels=064,128: invalid value"),
+        ("epochs=0x10", "epochs=0x10: invalid value"),
+        ("epochs=!!int [1]", "epochs=!!int [1]: invalid value"),
         ("bench_minutes=8:30", "bench_minutes=8:30: invalid value"),
     ],
 )
@@ -313,6 +313,16 @@ def test_load_settings_reads_decimals_and_exponents():
         ["lr=0.05", "weight_decay=1e-05", "size=512,768", "grad_clip=1e+00"]
     )
     assert (settings.lr, settings.weight_decay, settings.size) == (0.05, 1e-05, [512, 768])
+
+
+def test_load_settings_reads_numbers_with_leading_zeros_as_decimals(tmp_path):
+    recipe = tmp_path / "zeros.yaml"
+    recipe.write_text("epochs: 010\nstages: [{lr: 1e-3}]\n")
+    settings = config.load_settings([f"recipe={recipe}", "channels=064,0128", "fold=08"])
+    assert (settings.epochs, settings.channels, settings.fold) == (10, [64, 128], 8)
+    recipe.write_text("bench_minutes: 8:30\n")
+    with pytest.raises(InputError, match=r"zeros\.yaml: not valid YAML: .*'8:30'"):
+        config.load_settings([f"recipe={recipe}"])
 
 
 def test_load_settings_rejects_a_recipe_whose_name_is_no_folder_name(tmp_path):
