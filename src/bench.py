@@ -95,10 +95,10 @@ def measure_all(
     it took as long as the one before."""
     first, first_settings = next(iter(recipes.items()))
     device = pick_device(first_settings)
-    seconds = 0.0  # that the recipe before took
+    previous_seconds = 0.0  # of the recipe before
     for name, settings in recipes.items():
         start = time.monotonic()
-        if start + seconds > deadline:
+        if start + previous_seconds > deadline:
             print(
                 f"{name}: skipped, would probably exceed bench_minutes={settings.bench_minutes:g}"
             )
@@ -110,11 +110,9 @@ def measure_all(
         if device.type == "cpu" and report["recipes"]:
             result = result | {"peak_gib": None}  # the peak of the process is that of all recipes
         report["recipes"][name] = result
-        seconds = time.monotonic() - start
+        previous_seconds = time.monotonic() - start
     if time.monotonic() < deadline:
-        measured = measurements.measure_time_to_dice(
-            first_settings, first_settings.fold, data[first], device, deadline
-        )
+        measured = measurements.measure_time_to_dice(first_settings, data[first], device, deadline)
         report["time_to_dice"] = {"recipe": first} | measured
 
 
@@ -129,7 +127,8 @@ def format_row(name: str, machine: dict[str, Any], result: dict[str, Any]) -> li
     return [
         f"`{name}`",
         f"{device}, {result['precision']}, batch {result['settings']['batch_size']}",
-        *(f"{rate:.1f}", f"{result['training_busy']:.0%}"),
+        f"{rate:.1f}",
+        f"{result['training_busy']:.0%}",
         f"{tflops:.3g} ({tflops / largest:.0%})",
         f"{rate / plain:.1f}" if plain else "–",
         f"{result['peak_gib']:.1f}" if result["peak_gib"] else "–",
@@ -161,8 +160,8 @@ def print_report(report: dict[str, Any]) -> None:
     print("", to_markdown(pd.DataFrame(rows, columns=SPEED_COLUMNS)), sep="\n")
     if report["time_to_dice"]:
         print(format_time_to_dice(report["time_to_dice"]))
-    about = ", ".join(f"{name} {value}" for name, value in machine.items() if value)
-    print(f"{about}: {report['command']}")
+    description = ", ".join(f"{name} {value}" for name, value in machine.items() if value)
+    print(f"{description}: {report['command']}")
 
 
 def main(args: list[str]) -> None:

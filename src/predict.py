@@ -29,6 +29,7 @@ from core.device import free_memory, pick_device
 from core.errors import InputError
 from core.files import atomic_write, file_sha256
 from core.text import format_count
+from core.threads import map_in_threads
 from data import classes, datasets, rle
 from data.image_files import require_paths
 from data.image_io import write_image
@@ -39,7 +40,6 @@ from inference import load_runs
 from inference.chunks import ChunkedPrediction, ImageResult, prediction_key
 from inference.combine import ImageProbabilities
 from inference.members import EnsembleMember
-from inference.pipeline import map_in_threads
 from inference.postprocess import Binarizer
 from inference.predictor import Prediction, predict
 from reporting.pictures import predict_photographs
@@ -64,7 +64,8 @@ def predict_pending_chunks(
     def keep(image: ImageProbabilities) -> dict[str, Tensor]:
         mean = image.mean()
         counts = count_pixels(mean, image.mask) if with_mask else {}
-        return counts | binarizer.reduce(mean) | {"agreement": image.agreement(mean)}
+        mask, agreement = binarizer.to_mask(mean), image.agreement(mean)
+        return counts | {"mask": mask, "agreement": agreement}
 
     predictions = predict(members, samples, settings, keep, with_mask)
     results = map_in_threads(partial(to_result, settings, binarizer), predictions)
@@ -83,7 +84,8 @@ def to_result(settings: Settings, binarizer: Binarizer, prediction: Prediction) 
     sample = prediction.sample
     if error := prediction.loaded.error:
         return ImageResult(sample.image.name, rle="", area=0.0, agreement=float("nan"), error=error)
-    mask, folder = binarizer.finish(prediction.values), run_folder.masks_dir(settings.run_dir)
+    mask = binarizer.postprocess(prediction.values["mask"])
+    folder = run_folder.masks_dir(settings.run_dir)
     is_binary = sample.class_map.is_binary
     if not is_binary:
         colored = classes.colorize(mask, sample.class_map)

@@ -25,7 +25,7 @@ import train
 from benchmark import measurements, timer
 from core import run_folder
 from core.config import load_settings
-from core.device import compile_obstacle, explain_out_of_memory
+from core.device import explain_out_of_memory, find_compile_error
 from core.errors import InputError
 from data import rle
 from data.datasets import load_training_samples
@@ -90,14 +90,14 @@ def test_training_reaches_the_dice_of_the_cpu(
 
 def test_compilation_works_on_this_machine():
     """Needs a C compiler, Python headers, Triton and a cache folder."""
-    assert compile_obstacle(GPU) == ""
+    assert find_compile_error(GPU) == ""
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_compiled_training_reaches_the_dice_of_the_cpu(
     shared_data_dir, tmp_path, cpu_run, capsys, precision
 ):
-    compile_obstacle(GPU)  # compiles a function of its own
+    find_compile_error(GPU)  # compiles a function of its own
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     args = [f"precision={precision}", "compile=true", "fold=null"]
@@ -219,7 +219,7 @@ def test_predicting_a_batch_never_waits_for_the_gpu(shared_data_dir, tmp_path, p
     samples = load_training_samples(settings)[:4]
     member = make_member(build_model(settings, pretrained=False).eval().to(GPU), settings)
     [batch] = prediction_loader(samples, {member.preprocessing}, settings, with_mask=True)
-    assert all(x.is_pinned() for group in batch.groups for x in group.images.values())
+    assert all(x.is_pinned() for part in batch.sub_batches for x in part.images.values())
     forward = BatchForward([member], settings, oof.keep_statistics)
     forward(batch)()  # loads kernels
     torch.cuda.set_sync_debug_mode("error")

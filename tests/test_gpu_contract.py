@@ -13,7 +13,6 @@ from conftest import ROOT, smp_args
 from fake_cuda import Watch, fake_gpu
 
 from core.config import load_settings
-from models import eager_autocast
 from training import optim
 from training.epoch_metrics import EpochMetrics
 from training.train_state import TrainState
@@ -35,7 +34,7 @@ needs_cuda_build = pytest.mark.skipif(
 
 def train_steps(state, metrics, size, device):
     """Train two steps, an update and the last one of an accumulation, as FoldTrainer does."""
-    state.network.train()
+    state.wrapped_model.train()
     for is_update in (True, False, True):
         images = torch.empty(4, 3, *size, dtype=torch.uint8, device=device)
         targets = torch.empty(4, 1, *size, dtype=torch.uint8, device=device)
@@ -46,7 +45,7 @@ def train_steps(state, metrics, size, device):
 
 @pytest.mark.parametrize(("args", "n_classes"), STEPS)
 def test_training_step_reads_no_tensor(monkeypatch, args, n_classes):
-    monkeypatch.setattr(eager_autocast, "autocast", lambda *args: nullcontext())  # knows no meta
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # knows no meta
     for _, options in optim.OPTIMIZERS.values():  # neither do fused optimizers
         monkeypatch.delitem(options, "fused", raising=False)
     meta = torch.device("meta")

@@ -1,5 +1,6 @@
 """Measurements of bench.py: the speed of a recipe, and its training time to a target Dice."""
 
+import math
 import time
 from contextlib import closing
 from dataclasses import asdict, replace
@@ -15,11 +16,11 @@ from benchmark.steps import BINARIZER, time_loading, time_prediction
 from benchmark.timer import LoopDone, LoopTimer, StepTimer
 from core.device import explain_out_of_memory, free_memory
 from core.settings import Settings
+from core.threads import map_in_threads
 from data import rle
 from data.cache import make_cache
 from data.sample import Sample
 from inference.combine import ImageProbabilities
-from inference.pipeline import map_in_threads
 from inference.predictor import TUNE_MIN_PASSES, Prediction, predict
 from models.build import build_model
 from training.epoch_metrics import peak_memory
@@ -46,7 +47,7 @@ def measure_recipe(
     `training_busy` and `prediction_busy`: the time per image of steps on data that is already on
     the device, divided by the time per image in the loop.
     """
-    steps, repeated = StepTimer(), samples * -(-MIN_LOOP_IMAGES // len(samples))
+    steps, repeated = StepTimer(), samples * math.ceil(MIN_LOOP_IMAGES / len(samples))
     with TemporaryDirectory() as folder, explain_out_of_memory(settings):
         trial = make_trial(settings, folder)
         # As many updates as the recipe makes: from TUNE_MIN_UPDATES on, training is compiled.
@@ -104,10 +105,10 @@ def measure_prediction(trainer: FoldTrainer, samples: list[Sample]) -> float:
     loop = LoopTimer(torch.device("cpu"), timer.LOOP_SECONDS)  # results are on the host
 
     def keep(image: ImageProbabilities) -> dict[str, Tensor]:
-        return BINARIZER.reduce(image.mean())
+        return {"mask": BINARIZER.to_mask(image.mean())}
 
     def encode(prediction: Prediction) -> None:
-        mask = BINARIZER.finish(prediction.values)
+        mask = BINARIZER.postprocess(prediction.values["mask"])
         if trainer.class_map.is_binary:
             rle.encode(mask)
 
@@ -136,7 +137,7 @@ def count_training_flops(settings: Settings, n_classes: int) -> float:
 
 
 def measure_time_to_dice(
-    settings: Settings, fold: int, samples: list[Sample], device: torch.device, deadline: float
+    settings: Settings, samples: list[Sample], device: torch.device, deadline: float
 ) -> dict[str, Any]:
     """Train all folds but one until its Dice, validated after every epoch, is TARGET_DICE, or
     until `deadline` of time.monotonic().
@@ -147,7 +148,7 @@ def measure_time_to_dice(
     start, curve = time.monotonic(), []
     with TemporaryDirectory() as folder, explain_out_of_memory(settings):
         cache = make_cache(settings, samples)
-        trainer = FoldTrainer(make_trial(settings, folder), fold, samples, cache, device)
+        trainer = FoldTrainer(make_trial(settings, folder), settings.fold, samples, cache, device)
         loop = LoopTimer(device, deadline - time.monotonic())
 
         def train_epoch() -> None:
@@ -161,7 +162,7 @@ def measure_time_to_dice(
         loop.run(train_epoch)
         trainer.log.writer.close()
     return {
-        "fold": fold,
+        "fold": settings.fold,
         "target_dice": TARGET_DICE,
         "minutes": curve[-1]["minutes"] if curve and curve[-1]["dice"] >= TARGET_DICE else None,
         "minutes_in_all": (time.monotonic() - start) / 60,

@@ -57,8 +57,8 @@ def time_prediction(timer: StepTimer, trainer: FoldTrainer, samples: list[Sample
 
     [small] = timer.measure("network with tta", forward, [images], len(images))
     large = timer.measure("enlarge", enlarge, list(small))
-    kept = timer.measure("binarize", BINARIZER.reduce, large)
+    masks = timer.measure("binarize", BINARIZER.to_mask, large)
     if trainer.class_map.is_binary:
-        masks = [BINARIZER.finish({name: x.cpu() for name, x in k.items()}) for k in kept]
+        masks = [BINARIZER.postprocess(mask.cpu()) for mask in masks]
         timer.measure("encode", rle.encode, masks)
     return sum(timer.ms[name] for name in ("network with tta", "enlarge", "binarize"))

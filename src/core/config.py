@@ -28,11 +28,12 @@ class DecimalLoader(yaml.SafeLoader):
     """Reads 010 as 10, and rejects 1:30 and 0x10; in YAML 010 is octal and 1:30 in base 60."""
 
 
-for _tag, _number in (("int", int), ("float", float)):
-    DecimalLoader.add_constructor(
-        f"tag:yaml.org,2002:{_tag}",
-        lambda loader, node, number=_number: number(loader.construct_scalar(node)),
-    )
+DecimalLoader.add_constructor(
+    "tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node))
+)
+DecimalLoader.add_constructor(
+    "tag:yaml.org,2002:float", lambda loader, node: float(loader.construct_scalar(node))
+)
 
 
 def parse_overrides(args: list[str]) -> dict[str, Any]:
@@ -44,6 +45,8 @@ def parse_overrides(args: list[str]) -> dict[str, Any]:
             raise InputError(f"{arg!r} is not key=value, as in epochs=10; {HELP_HINT}")
         if key in RENAMED:
             raise InputError(f"{key}= has been renamed: set {RENAMED[key]}={text}")
+        if not text and key in ("fold", "images", "data_dir", "output_dir"):
+            raise InputError(f"{key}=: is empty; perhaps a shell variable is unset")
         try:
             values[key] = _parse_value(FIELDS[key].type if key in FIELDS else None, text)
         except YAML_ERRORS:
@@ -54,9 +57,6 @@ def parse_overrides(args: list[str]) -> dict[str, Any]:
         if re.match(r"[A-Za-z]:[\\/]", path):
             unix_path = f"/mnt/{path[0].lower()}/..."
             raise InputError(f"{name}={path}: is a Windows path; in WSL, write {unix_path}")
-    for name in ("images", "data_dir", "output_dir"):
-        if values.get(name) == "":
-            raise InputError(f"{name}=: is empty; perhaps a shell variable is unset")
     # zsh leaves the ~ of key=~/folder
     return values | {name: os.path.expanduser(path) for name, path in find_paths(values).items()}
 
@@ -130,7 +130,7 @@ def check_model_options(settings: Settings, args: list[str]) -> None:
     recipe = {} if "model" in overrides else read_recipe(settings.recipe)
     for name, value in (recipe | overrides).items():
         model = FIELDS[name].metadata["model"]
-        is_off = value in ("none", "0", "false", [], 0)
+        is_off = value in ("none", [], 0) or (name, value) == ("space_to_depth", 1)
         if model and model != settings.model and not is_off:
             found = f"{name}={format_value(value)}: is an option of model={model}"
             raise InputError(f"{found}; this run has model={settings.model}")

@@ -18,7 +18,7 @@ from core import process_env
 from core.errors import InputError
 from core.settings import Settings
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 GPU_FILE = Path("/dev/nvidia0")
 OLDEST_DRIVERS = {"12": 525, "13": 580}  # by major version of CUDA
 # In the messages of CUDA's allocator, cuDNN and cuBLAS, Windows and Linux.
@@ -59,8 +59,9 @@ def pick_device(settings: Settings) -> torch.device:
         return torch.device("cuda", index)
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")
     if shown not in ("", "-1") and (driver := installed_driver()):
-        hint = f"; or CUDA_VISIBLE_DEVICES={shown} names no GPU that nvidia-smi lists"
-        hint *= bool(shown and torch.version.cuda)
+        hint = ""
+        if shown and torch.version.cuda:
+            hint = f"; or CUDA_VISIBLE_DEVICES={shown} names no GPU that nvidia-smi lists"
         raise InputError(f"device={settings.device}: {_explain_unusable_gpu(driver)}{hint}")
     if settings.device == "cuda":
         raise InputError("device=cuda: torch sees no GPU; check the driver or set device=cpu")
@@ -120,12 +121,6 @@ def pick_precision(settings: Settings, device: torch.device) -> str:
     return "bf16" if has_native_bf16 else "fp32"
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Return the autocast context of a precision; for fp32 it does nothing."""
-    dtype = DTYPES[precision]
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
-
-
 def wants_compile(settings: Settings, device: torch.device, is_long: bool) -> bool:
     """Whether to compile the network; `is_long`: there is enough work to make up for it.
 
@@ -136,7 +131,7 @@ def wants_compile(settings: Settings, device: torch.device, is_long: bool) -> bo
 
 
 @cache
-def compile_obstacle(device: torch.device) -> str:
+def find_compile_error(device: torch.device) -> str:
     """Return why torch.compile cannot work on this machine; "" if it can.
 
     Compiles a trivial function, as compilers, Triton and its cache folder can fail in many ways.

@@ -24,4 +24,5 @@ def _type_name(annotation: Any) -> str:
     """Format a type: 'int', 'list[int] | None', or 'a|b' for Literal["a", "b"]."""
     if get_origin(annotation) is Literal:
         return "|".join(get_args(annotation))
-    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    name = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    return name.replace("typing.", "")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from datetime import UTC, date, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from core.files import atomic_write
 RECORDS_NAME = "provenance.json"  # in the folder of a fold
 
 
+@cache  # of the code that runs: files may change while it does
 def current_commit() -> str:
     """Return the checked-out commit's short hash, with + if files differ; 'unknown' outside git."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--exclude=*", "--dirty=+"]

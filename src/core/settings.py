@@ -97,7 +97,7 @@ class Settings:
     run: str = setting("", "folder of the run under output/; empty: the recipe's name", NAME)
     fold: int | None = setting(None, "training: fold to hold out; prediction: use only its networks; null: all folds", NON_NEGATIVE, scope="invocation")
     resume: bool = setting(False, "continue an interrupted run; finished folds are skipped", scope="invocation")
-    snapshot_seconds: float = setting(60, "most seconds of training between two snapshots; one is also saved before each validation and after each epoch", NON_NEGATIVE, scope="invocation")
+    snapshot_seconds: float = setting(60, "maximum seconds of training between two snapshots; one is also saved before each validation and after each epoch", NON_NEGATIVE, scope="invocation")
     max_images: int = setting(0, "use only the first N images: of each fold in training, of the test images in prediction; 0: all", NON_NEGATIVE)
     output_dir: str = setting("output", "folder for runs and submissions", scope="invocation", is_path=True)
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "device of the network", scope="invocation")

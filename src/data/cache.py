@@ -5,7 +5,6 @@ import mmap
 import shutil
 import zlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from core import machine, process_env
 from core.errors import InputError
 from core.files import acquire_lock, atomic_write, remove_stale_tmp_files
 from core.settings import Settings
+from core.threads import map_in_threads
 from data.datasets import read_sample_image, read_sample_mask, read_sizes
 from data.preprocess import (
     Preprocessing,
@@ -87,14 +87,8 @@ def decode_all(
         image, target, mask = load_sample(sample, preprocessing)
         return np.concatenate([image.reshape(-1), target.reshape(-1)]), pack_mask(mask)
 
-    with (
-        ThreadPoolExecutor(machine.available_cores()) as pool,
-        tqdm(None, "decode", len(samples), unit="image", disable=None) as bar,
-    ):
-        for start in range(0, len(samples), 64):  # in blocks, to limit what waits for a slow disk
-            for record_and_mask in pool.map(decode_one, samples[start : start + 64]):
-                bar.update()
-                yield record_and_mask
+    decoded = map_in_threads(decode_one, samples, machine.available_cores())
+    yield from tqdm(decoded, "decode", len(samples), unit="image", disable=None)
 
 
 # ---------------------------------------------------------------- in memory or on disk
@@ -150,8 +144,8 @@ def write_disk_cache(
             np.savez(file, packed=np.frombuffer(b"".join(masks), np.uint8), ends=ends)
 
 
-def cache_key(samples: Sequence[Sample], preprocessing: Preprocessing | None) -> str:
-    """Return a hash of the files (name, size, modification time) and of the preprocessing."""
+def files_hash(samples: Sequence[Sample], preprocessing: Preprocessing | None = None) -> str:
+    """Return a hash of the files (name, size, modification time) and of their preprocessing."""
     lines = [repr((preprocessing, samples[0].dataset_format, samples[0].class_map))]
     for sample in samples:
         for path in filter(None, (sample.image, sample.mask)):
@@ -171,7 +165,7 @@ def make_cache(settings: Settings, samples: Sequence[Sample]) -> Cache | None:
     if len(sizes) > 1 and settings.cache in ("ram", "disk"):
         raise InputError(f"cache={settings.cache}: images have several sizes; set size=h,w")
     size = min(sizes)
-    name = f"{settings.dataset_name}_{size[0]}x{size[1]}_{cache_key(samples, preprocessing)}.npy"
+    name = f"{settings.dataset_name}_{size[0]}x{size[1]}_{files_hash(samples, preprocessing)}.npy"
     path = Path(settings.output_dir) / "cache" / name
     n_bytes = len(samples) * size[0] * size[1] * 4
     location = choose_location(settings.cache, n_bytes, path) if len(sizes) == 1 else "none"

@@ -2,8 +2,10 @@
 
 import hashlib
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +68,13 @@ def read_sizes(samples: Sequence[Sample]) -> set[tuple[int, int]]:
     sizes, errors = set(), []
     for sample in samples:
         try:
-            sizes.add(FORMATS[sample.dataset_format].read_size(sample))
+            sizes.add(FORMATS[sample.dataset_format].read_checked_size(sample))
         except InputError as error:
             errors.append(error)
     if errors:
         others = f" ({len(errors)} such files)" if len(errors) > 1 else ""
         raise InputError(f"{errors[0]}{others}")
-    if turned := [sample.image.name for sample in samples if is_turned_alone(sample)]:
+    if turned := [sample.image.name for sample in samples if exif_rotates_only_image(sample)]:
         process_env.print_once(
             f"warning: EXIF rotates or mirrors {len(turned)} photographs, {turned[0]} for example, "
             "but not their masks; check that the masks are upright"
@@ -80,8 +82,8 @@ def read_sizes(samples: Sequence[Sample]) -> set[tuple[int, int]]:
     return sizes
 
 
-def is_turned_alone(sample: Sample) -> bool:
-    """Whether EXIF rotates or mirrors the image of a sample, but not its mask, at the same size."""
+def exif_rotates_only_image(sample: Sample) -> bool:
+    """Whether EXIF rotates or mirrors a sample's image, but not its mask, at an unchanged size."""
     orientation = image_io.read_orientation(sample.image)
     if orientation == 1 or sample.mask.suffix == ".csv":
         return False
@@ -152,9 +154,8 @@ def load_training_samples(settings: Settings) -> list[Sample]:
     if settings.skip_empty:
         samples = drop_empty_masks(samples)
     if settings.max_images:
-        by_fold = [[s for s in samples if s.fold == k] for k in range(max(folds.values()) + 1)]
-        first = [s for fold_samples in by_fold for s in fold_samples[: settings.max_images]]
-        samples = sorted(first, key=lambda sample: sample.image)
+        numbers = defaultdict(count)  # of the samples of each fold
+        samples = [s for s in samples if next(numbers[s.fold]) < settings.max_images]
     return samples
 
 
@@ -213,5 +214,5 @@ def describe_dataset(settings: Settings, samples: Sequence[Sample]) -> dict[str,
         "images": len(samples),
         "bytes": sum(size for _, size in sizes),
         "names_and_sizes": hashlib.sha256(repr(sorted(sizes)).encode()).hexdigest(),
-        "folds_csv": hashlib.sha256(Path(settings.folds_csv).read_bytes()).hexdigest(),
+        "folds_csv": file_sha256(Path(settings.folds_csv)),
     }

@@ -24,7 +24,7 @@ warnings.filterwarnings("ignore", module="PIL")  # on odd metadata; what matters
 EXIF_ORIENTATION = 0x0112
 NEW_SUBFILE_TYPE, REDUCED_OR_MASK = 254, 1 | 4  # a tag of a TIFF's page, and two of its bits
 PNG_END = b"IEND\xaeB`\x82"  # with its checksum; other data may follow
-CHANNEL_ORDER = {3: [2, 1, 0], 4: [2, 1, 0, 3]}  # RGB, RGBA → OpenCV's BGR, BGRA
+TO_OPENCV = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}  # by the number of channels
 MAX_12_BITS = 15  # highest byte of 16-bit values of which only 12 bits are used
 
 
@@ -193,7 +193,7 @@ def _to_8_bits(values: np.ndarray) -> np.ndarray:
 def write_image(path: Path, image: np.ndarray) -> None:
     """Write uint8 gray H×W, RGB H×W×3 or RGBA H×W×4 in the file format of the path's suffix."""
     if image.ndim == 3:
-        image = image[..., CHANNEL_ORDER[image.shape[2]]]
+        image = cv2.cvtColor(image, TO_OPENCV[image.shape[2]])
     encoded, data = cv2.imencode(path.suffix, image)
     if not encoded:
         height, width = image.shape[:2]

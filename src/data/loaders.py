@@ -94,11 +94,11 @@ class LoadedSample:
     sample: Sample
     native_size: Size
     mask: np.ndarray | None  # H×W bool, or uint8 class ids
-    error: str = ""  # why the image could not be read; such a sample is in no group
+    error: str = ""  # why the image could not be read; such a sample is in no sub-batch
 
 
 @dataclass
-class LoadedGroup:
+class SubBatch:
     """Consecutive samples of a batch whose images have one shape, and these images."""
 
     samples: list[LoadedSample]
@@ -107,18 +107,18 @@ class LoadedGroup:
 
 @dataclass
 class LoadedBatch:
-    """All samples of a batch in order, and the groups of those that could be read."""
+    """All samples of a batch in order, and in sub-batches those that could be read."""
 
     samples: list[LoadedSample]
-    groups: list[LoadedGroup]
+    sub_batches: list[SubBatch]
 
     def pin_memory(self) -> Self:
         """Move images and masks to pinned memory; DataLoader calls this in a thread."""
         for sample in self.samples:
             if sample.mask is not None:
                 sample.mask = torch.from_numpy(sample.mask).pin_memory().numpy()
-        for group in self.groups:
-            group.images = {key: images.pin_memory() for key, images in group.images.items()}
+        for part in self.sub_batches:
+            part.images = {key: images.pin_memory() for key, images in part.images.items()}
         return self
 
 
@@ -126,17 +126,17 @@ Images = dict[Preprocessing, np.ndarray]  # an image h×w×3 uint8 as each of th
 
 
 def collate_samples(loaded: Sequence[tuple[LoadedSample, Images]]) -> LoadedBatch:
-    """Group consecutive samples by the shapes of their images, and stack the images of a group."""
+    """Stack the images of consecutive samples whose images have the same shapes."""
 
     def shapes(pair: tuple[LoadedSample, Images]) -> list[tuple[int, ...]]:
         return [image.shape for image in pair[1].values()]
 
-    groups, readable = [], [pair for pair in loaded if not pair[0].error]
+    sub_batches, readable = [], [pair for pair in loaded if not pair[0].error]
     for _, pairs in groupby(readable, shapes):
         samples, dicts = zip(*pairs, strict=True)
         stacked = {key: stack_images([images[key] for images in dicts]) for key in dicts[0]}
-        groups.append(LoadedGroup(list(samples), stacked))
-    return LoadedBatch([sample for sample, _ in loaded], groups)
+        sub_batches.append(SubBatch(list(samples), stacked))
+    return LoadedBatch([sample for sample, _ in loaded], sub_batches)
 
 
 def stack_images(images: Sequence[np.ndarray]) -> Tensor:

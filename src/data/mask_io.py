@@ -57,22 +57,20 @@ def _to_mask(path: Path, values: np.ndarray, threshold: int) -> np.ndarray:
     the object is where `threshold` is reached, and InputError is raised without a threshold."""
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise InputError(f"{path}: contains NaN or inf; replace them by 0")
-    mask = values != 0
-    largest, inside = np.count_nonzero(values == values.max()), np.count_nonzero(mask)
+    mask, largest = values != 0, values.max()
+    n_inside = np.count_nonzero(mask)
+    has_one_value = np.count_nonzero(values == largest) == n_inside
     # With a threshold, a single dark value is the background of lossy files.
-    if not inside or (largest == inside and not (threshold and inside == mask.size)):
-        return mask
-    if threshold == 1:
+    if not n_inside or threshold == 1 or (has_one_value and not (threshold and mask.all())):
         return mask
     if threshold:
-        largest_value = values.max()
-        full_scale = min((s for s in FULL_SCALES if largest_value <= s), default=largest_value)
+        full_scale = min((s for s in FULL_SCALES if largest <= s), default=largest)
         return values >= threshold / 255 * full_scale
     n_values = np.unique(values).size
     fix = "set mask_threshold=128 to read soft edges and lossy files"
     if n_values > 256:
         fix += "; if it is a photograph: train/ holds photographs, train_masks/ their masks"
-    elif 1 < values.max() < 128:  # numbers of classes or of single objects
+    elif 1 < largest < 128:  # numbers of classes or of single objects
         fix = "set mask_threshold=1 if all of them are the object, or list classes in classes.csv"
     raise InputError(
         f"{path}: shows {n_values} values or colors; expected black and one other, the object; "
@@ -146,7 +144,7 @@ def _require_equal_grays(
 
 def is_lossy(path: Path, image: Image.Image) -> bool:
     """Whether the file's compression changes pixels."""
-    is_lossy_webp = image.format == "WEBP" and b"VP8 " in path.read_bytes()[:64]
+    is_lossy_webp = image.format == "WEBP" and b"VP8L" not in path.read_bytes()
     is_jpeg_in_tiff = image.info.get("compression") in ("jpeg", "tiff_jpeg")
     return image.format in ("JPEG", "MPO") or is_lossy_webp or is_jpeg_in_tiff
 

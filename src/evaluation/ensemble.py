@@ -10,11 +10,11 @@ from core import provenance, run_folder
 from core.errors import InputError
 from core.files import atomic_write, file_sha256
 from core.settings import Settings
+from core.threads import map_in_threads
 from data.datasets import dataset_fingerprint, load_training_samples
 from data.sample import Sample
 from evaluation import oof
 from inference.load_runs import load_members, load_oof_members
-from inference.pipeline import map_in_threads
 from inference.predictor import Prediction, Reduce, keep_mean, predict
 from inference.predictor_file import write_predictor
 from inference.trained_model import TrainedModel

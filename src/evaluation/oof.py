@@ -15,6 +15,7 @@ from core.distributed import map_sharded
 from core.errors import InputError
 from core.files import atomic_write
 from core.settings import Settings
+from core.threads import map_in_threads
 from data.cache import Cache
 from data.sample import Sample
 from evaluation import metrics
@@ -23,7 +24,6 @@ from evaluation.postprocess_choice import dice_after_each_step, requested_steps
 from evaluation.statistics import clustered_standard_error, format_mean
 from inference.combine import ImageProbabilities
 from inference.members import EnsembleMember
-from inference.pipeline import map_in_threads
 from inference.postprocess import STEPS, Binarizer
 from inference.predictor import Prediction, predict
 
@@ -111,7 +111,7 @@ def image_statistics(prediction: Prediction) -> dict[str, np.ndarray]:
     values = {name: value.numpy() for name, value in prediction.values.items()}
     if "confusion" in values:
         return {"confusion": values["confusion"]}
-    step_dice = dice_after_each_step(values["half_mask"], prediction.loaded.mask)
+    step_dice = dice_after_each_step(values["mask_at_half"], prediction.loaded.mask)
     return {"histograms": values["histograms"], "step_dice": step_dice}
 
 

@@ -11,13 +11,13 @@ from inference.combine import quantize_probability
 def count_pixels(probability: Tensor, true: Tensor) -> dict[str, Tensor]:
     """Count the pixels of a C×H×W probability by prediction and truth.
 
-    Binary: `histograms`, see probability_histograms(), and `half_mask`, the H×W bool mask at 0.5.
+    Binary: `histograms`, see probability_histograms(), and `mask_at_half`, the H×W bool mask.
     Several classes: `confusion`, see confusion_matrix().
     """
     if len(probability) > 1:
         return {"confusion": confusion_matrix(probability.argmax(0), true, len(probability))}
     histograms = probability_histograms(quantize_probability(probability), true)
-    return {"histograms": histograms, "half_mask": probability[0] >= 0.5}
+    return {"histograms": histograms, "mask_at_half": probability[0] >= 0.5}
 
 
 def probability_histograms(levels: Tensor, true: Tensor) -> Tensor:

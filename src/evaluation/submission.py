@@ -99,10 +99,10 @@ def read_image_sizes(settings: Settings, names: Iterable[str]) -> dict[str, tupl
     """Read (height, width) of the test images from their headers; IMAGE_SIZE for images that are
     not on this machine or, with skip_unreadable=true, unreadable."""
     folder = datasets.get_format(settings).find_test_images_dir(settings)
-    sizes = dict.fromkeys(names, IMAGE_SIZE)
+    sizes, present = dict.fromkeys(names, IMAGE_SIZE), {path.name for path in folder.glob("*")}
     for name in tqdm(sizes, "sizes", leave=False, unit="image", disable=None):
         try:
-            if (folder / name).is_file():
+            if name in present:
                 sizes[name] = image_io.read_image_size(folder / name)
         except InputError:
             if not settings.skip_unreadable:
@@ -115,7 +115,7 @@ def name_errors(table: pd.DataFrame, names: list[str]) -> list[str]:
     expected, listed = set(names), set(table["img"])
     rows = enumerate(zip(table["img"], table["img"].duplicated(), strict=True), start=2)
     errors = [
-        f"row {row}, {name}: " + ("is listed twice" if is_duplicate else "is not a test image")
+        f"row {row}, {name[:80]}: " + ("is listed twice" if is_duplicate else "is not a test image")
         for row, (name, is_duplicate) in rows
         if is_duplicate or name not in expected
     ]

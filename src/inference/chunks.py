@@ -13,7 +13,7 @@ import numpy as np
 
 from core.files import atomic_write, file_sha256, folder_lock, remove_stale_tmp_files
 from core.settings import Settings
-from data.cache import cache_key
+from data.cache import files_hash
 from data.sample import Sample
 from inference.members import EnsembleMember
 from inference.postprocess import Binarizer
@@ -45,7 +45,7 @@ class ChunkedPrediction:
         self.folder, self.prefix, self.samples = folder, key[:16], samples
         self.chunk_size = BATCHES_PER_CHUNK * batch_size
         count = math.ceil(len(samples) / self.chunk_size)
-        self.images_hashes = [images_hash(self.chunk(i)) for i in range(count)]
+        self.images_hashes = [files_hash(self.chunk(i)) for i in range(count)]
 
     def __len__(self) -> int:
         return len(self.images_hashes)
@@ -109,8 +109,3 @@ def prediction_key(
     for path, member in members.items():
         parts.append((file_sha256(Path(path)), member.preprocessing, member.weight))
     return hashlib.sha256("\n".join(map(repr, parts)).encode()).hexdigest()
-
-
-def images_hash(samples: list[Sample]) -> str:
-    """Return a hash of the files of the images and masks: their names, sizes and times."""
-    return cache_key(samples, None)

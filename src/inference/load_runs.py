@@ -37,8 +37,8 @@ def settings_for_prediction(args: list[str]) -> Settings:
 
     The `run` of several runs a and b is `a+b`, whatever their order in `runs`.
     """
-    settings = config.load_settings_without_stages(args)
-    overridden = [name for name in config.parse_overrides(args) if name in MODEL_SETTINGS]
+    settings, overrides = config.load_settings_without_stages(args), config.parse_overrides(args)
+    overridden = [name for name in overrides if name in MODEL_SETTINGS]
     if overridden:
         raise InputError(f"{overridden[0]} cannot be changed at prediction; leave it out")
     folders = [Path(settings.output_dir) / run for run in sorted(settings.runs)]
@@ -48,7 +48,7 @@ def settings_for_prediction(args: list[str]) -> Settings:
     first_run = folders[0]
     stored = run_folder.read_run_settings(first_run)
     recipe = stored.get("recipe", settings.recipe)
-    is_named_twice = {"run", "recipe"} <= config.parse_overrides(args).keys()
+    is_named_twice = {"run", "recipe"} <= overrides.keys()
     if is_named_twice and Path(recipe).stem != Path(settings.recipe).stem:
         process_env.print_once(
             f"warning: {first_run} was trained with recipe={recipe}, which is used, not with "
@@ -60,7 +60,7 @@ def settings_for_prediction(args: list[str]) -> Settings:
     merged = config.load_settings_without_stages(args, inherited | selected, path)
     for run in merged.runs:
         check_classes_match(merged, Path(merged.output_dir) / run)
-        if "tile_size" not in config.parse_overrides(args):
+        if "tile_size" not in overrides:
             check_tiles_match(merged, Path(merged.output_dir) / run)
     return replace(merged, run=run_folder.ensemble_name(merged.runs))
 
@@ -81,10 +81,8 @@ def how_to_train(settings: Settings, run_dir: Path) -> str:
 
 def check_classes_match(settings: Settings, run_dir: Path) -> None:
     """Raise InputError if the run was trained with other classes than the settings select."""
-    folds, names = run_folder.finished_folds(run_dir), get_class_map(settings).names
-    if not folds:
-        return
-    path = run_folder.weights_path(run_dir, folds[0])
+    names = get_class_map(settings).names
+    path = run_folder.weights_path(run_dir, run_folder.finished_folds(run_dir)[0])
     trained = tuple(checkpoint.read_metadata(path).get("names", ()))
     if trained != names and (len(trained) > 1 or len(names) > 1):
         raise InputError(
@@ -96,13 +94,12 @@ def check_classes_match(settings: Settings, run_dir: Path) -> None:
 
 def check_tiles_match(settings: Settings, run_dir: Path) -> None:
     """Raise InputError if the run's tile_size differs from that of the first run."""
-    if run_folder.finished_folds(run_dir):
-        tile_size = run_folder.read_run_settings(run_dir).get("tile_size", 0)
-        if tile_size != settings.tile_size:
-            raise InputError(
-                f"runs={','.join(settings.runs)}: were scored with tile_size={settings.tile_size} "
-                f"and {tile_size}; set tile_size= to use one for all"
-            )
+    tile_size = run_folder.read_run_settings(run_dir).get("tile_size", 0)
+    if tile_size != settings.tile_size:
+        raise InputError(
+            f"runs={','.join(settings.runs)}: were scored with tile_size={settings.tile_size} "
+            f"and {tile_size}; set tile_size= to use one for all"
+        )
 
 
 def _format_classes(names: tuple[str, ...]) -> str:
@@ -119,7 +116,7 @@ def load_oof_members(settings: Settings, fold: int, data_fingerprint: str) -> li
     for run in sorted(settings.runs):
         path = run_folder.weights_path(Path(settings.output_dir) / run, fold)
         network, trained, _ = checkpoint.load_model(path, pick_device(settings))
-        if problem := checkpoint.find_misfit(path, fold, data_fingerprint):
+        if problem := checkpoint.find_fold_mismatch(path, fold, data_fingerprint):
             if trained.max_images:
                 problem += f"; {run} was trained with max_images={trained.max_images}"
             raise InputError(problem)
@@ -133,16 +130,13 @@ def load_members(settings: Settings) -> dict[str, EnsembleMember]:
     members = {}
     for run in sorted(settings.runs):
         run_dir = Path(settings.output_dir) / run
-        folds = finished = run_folder.finished_folds(run_dir)
-        if settings.fold is not None:
-            folds = [fold for fold in finished if fold == settings.fold]
+        finished = run_folder.finished_folds(run_dir)
+        folds = [fold for fold in finished if settings.fold in (None, fold)]
         if not folds:
-            trained = list_names([*map(str, finished)]) or "none"
-            lack = "any fold" if settings.fold is None else f"fold {settings.fold}"
-            how = "" if settings.fold is None else f" fold={settings.fold}"
+            trained = list_names([*map(str, finished)])
             raise InputError(
-                f"{run_dir}: lacks {lack} (trained: {trained}); "
-                f"train it with `bash train.sh run={run}{how} resume=true`"
+                f"{run_dir}: lacks fold {settings.fold} (trained: {trained}); "
+                f"train it with `bash train.sh run={run} fold={settings.fold} resume=true`"
             )
         for fold in folds:
             path = run_folder.weights_path(run_dir, fold)

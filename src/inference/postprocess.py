@@ -24,18 +24,18 @@ class Binarizer:
 
     def __call__(self, probability: Tensor) -> np.ndarray:
         """Convert a C×H×W probability to an H×W bool mask if C is 1, else to uint8 class ids."""
-        return self.finish({name: x.cpu() for name, x in self.reduce(probability).items()})
+        return self.postprocess(self.to_mask(probability).cpu())
 
-    def reduce(self, probability: Tensor) -> dict[str, Tensor]:
-        """Return what finish() needs, computed on the device of the probability."""
+    def to_mask(self, probability: Tensor) -> Tensor:
+        """Return the mask or class ids without post-processing, on the device of `probability`."""
         if len(probability) > 1:
-            return {"mask": probability.argmax(0).to(torch.uint8)}
-        return {"mask": probability[0] >= self.threshold}
+            return probability.argmax(0).to(torch.uint8)
+        return probability[0] >= self.threshold
 
-    def finish(self, values: dict[str, Tensor]) -> np.ndarray:
-        """Return the mask or class ids; `values` on the host."""
-        mask = values["mask"].numpy()
-        return apply_steps(mask, self.steps) if mask.dtype == bool else mask
+    def postprocess(self, mask: Tensor) -> np.ndarray:
+        """Return what to_mask() has returned, after post-processing; `mask` on the host."""
+        array = mask.numpy()
+        return apply_steps(array, self.steps) if array.dtype == bool else array
 
 
 def apply_steps(mask: np.ndarray, names: list[str]) -> np.ndarray:

@@ -15,20 +15,21 @@ from torch import Tensor
 
 from core.device import (
     compile_network,
-    compile_obstacle,
     explain_out_of_memory,
+    find_compile_error,
     pick_device,
     pick_precision,
     wants_compile,
 )
 from core.settings import Settings
+from core.threads import prefetch
 from data.cache import Cache
-from data.loaders import LoadedBatch, LoadedGroup, LoadedSample, prediction_loader
+from data.loaders import LoadedBatch, LoadedSample, SubBatch, prediction_loader
 from data.preprocess import Preprocessing
 from data.sample import Sample
 from inference.combine import ImageProbabilities
 from inference.members import EnsembleMember
-from inference.pipeline import NETWORK_THREAD, prefetch, record_event, to_device, to_host
+from inference.pipeline import NETWORK_THREAD, record_event, to_device, to_host
 from inference.sliding_window import sliding_window_logits
 from models.eager_autocast import forward_context
 from models.segmenter import Segmenter
@@ -141,7 +142,7 @@ class BatchForward:
             return
         self.select_device()
         torch.backends.cudnn.benchmark = True
-        if not compile_obstacle(self.device):
+        if not find_compile_error(self.device):
             _, models = self.precision_and_models
             for member, model in zip(self.members, models, strict=True):
                 compile_network(model.network, member.preprocessing.size is not None)
@@ -153,8 +154,8 @@ class BatchForward:
         self.select_device()
         kept, are_finite = [], []
         with explain_out_of_memory(self.settings, is_training=False):
-            for group in batch.groups:
-                for image in self.forward(group, are_finite):
+            for part in batch.sub_batches:
+                for image in self.forward(part, are_finite):
                     kept.append({k: to_host(x) for k, x in self.reduce(image).items()})
             are_finite = [to_host(is_finite) for is_finite in are_finite]
         wait = record_event(self.device)
@@ -171,16 +172,16 @@ class BatchForward:
 
         return collect
 
-    def forward(self, group: LoadedGroup, are_finite: list[Tensor]) -> Iterator[ImageProbabilities]:
+    def forward(self, part: SubBatch, are_finite: list[Tensor]) -> Iterator[ImageProbabilities]:
         """Run all members on images of one shape. Add to `are_finite` whether logits are finite, a
         bool for each forward pass in fp16."""
         # Transposed on the device, where a GPU takes no time for it.
-        images = {key: to_device(x, self.device).contiguous() for key, x in group.images.items()}
+        images = {key: to_device(x, self.device).contiguous() for key, x in part.images.items()}
         self.shapes |= {x.shape for x in images.values()}
         if len(self.shapes) > MAX_TUNED_SHAPES:
             torch.backends.cudnn.benchmark = False
         probabilities = self.run_members(images, are_finite)
-        for i, loaded in enumerate(group.samples):
+        for i, loaded in enumerate(part.samples):
             pairs = [(member, p[i]) for member, p in zip(self.members, probabilities, strict=True)]
             mask = loaded.mask
             if mask is not None:

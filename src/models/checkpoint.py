@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 
 from core.errors import InputError
 from core.files import atomic_write
@@ -60,9 +60,9 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return metadata
 
 
-def find_misfit(path: Path, fold: int, fingerprint: str) -> str:
-    """Return why the network in `path` was not trained with `fold` held out of the data with this
-    fingerprint, so that its scores there would not be out of fold; "" if it was."""
+def find_fold_mismatch(path: Path, fold: int, fingerprint: str) -> str:
+    """Return "" if the network in `path` was trained on the data with this fingerprint and held out
+    `fold`; otherwise an error message: its scores on `fold` would not be out of fold."""
     metadata = read_metadata(path)
     if metadata.get("fold") != fold:
         held_out = metadata.get("fold")
@@ -93,8 +93,7 @@ def load_weights(path: Path, model: Segmenter, description: str) -> None:
     Raises InputError if they are of another network than `model`, which the message calls
     `description`.
     """
-    with safe_open(path, framework="pt") as file:
-        tensors = _rename_keys({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    tensors = _rename_keys(load_file(path))
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise InputError(f"{path}: contains NaN or inf; train the run again")
     try:

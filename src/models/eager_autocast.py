@@ -8,14 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from core.device import autocast
+from core.device import DTYPES
 
 
 @contextmanager
 def forward_context(device: torch.device, precision: str, is_compiled: bool) -> Iterator[None]:
     """Run networks in 'bf16', 'fp16' or 'fp32'; eager ones with EagerAutocast."""
-    dtypes = EagerAutocast() if precision != "fp32" and not is_compiled else nullcontext()
-    with autocast(device, precision), dtypes:
+    is_mixed = precision != "fp32"
+    eager = EagerAutocast() if is_mixed and not is_compiled else nullcontext()
+    with torch.autocast(device.type, DTYPES[precision], enabled=is_mixed), eager:
         yield
 
 

@@ -39,11 +39,11 @@ def check_batches(
     names = ["arch", "encoder"] if settings.model == "smp" else ["model", "channels", "norm"]
     network = " ".join(f"{name}={format_value(getattr(settings, name))}" for name in names)
     shape = f"size={size[0]},{size[1]}"
-    if obstacle := find_obstacle(model, 2, size):
-        raise InputError(f"{network}: cannot be trained on images of {shape}: {obstacle}")
+    if error := find_training_error(model, 2, size):
+        raise InputError(f"{network}: cannot be trained on images of {shape}: {error}")
     has_singles = samples_per_step(count, settings.batch_size, processes) == processes
     syncs = has_few_pixels(settings, pick_device(settings), processes)
-    if has_singles and not syncs and find_obstacle(model, 1, size):
+    if has_singles and not syncs and find_training_error(model, 1, size):
         fix = f"set batch_size={2 * processes}" if count >= 2 * processes else "add images"
         raise InputError(
             f"batch_size={settings.batch_size}: {network} cannot be trained on a single image of "
@@ -51,7 +51,7 @@ def check_batches(
         )
 
 
-def find_obstacle(model: Segmenter, n_images: int, size: tuple[int, int]) -> str:
+def find_training_error(model: Segmenter, n_images: int, size: tuple[int, int]) -> str:
     """Return why `model` cannot be trained on a batch of `n_images` of `size` (h, w); '' if it can.
 
     Tries it on torch's device `meta`, which computes only shapes, and on the CPU if that lacks an

@@ -7,7 +7,7 @@ from core.run_folder import has_snapshot, weights_path
 from core.settings import Settings
 from data.datasets import dataset_fingerprint
 from data.sample import Sample
-from models.checkpoint import find_misfit
+from models.checkpoint import find_fold_mismatch
 from training.stages import find_init_run
 
 
@@ -33,7 +33,7 @@ def find_initial_weights(settings: Settings, fold: int, samples: list[Sample]) -
     elif not path.is_file():
         problem = f"{path} is missing; train fold={fold} of that run first"
     else:
-        problem = find_misfit(path, fold, dataset_fingerprint(samples))
+        problem = find_fold_mismatch(path, fold, dataset_fingerprint(samples))
     if problem:
         raise InputError(f"init_run={init_run}: {problem}")
     return path

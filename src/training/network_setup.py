@@ -1,6 +1,5 @@
 """The network that training calls: compiled, and wrapped by DistributedDataParallel (DDP)."""
 
-from contextlib import nullcontext, suppress
 from copy import deepcopy
 
 import torch
@@ -8,7 +7,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from core import process_env
-from core.device import compile_network, compile_obstacle, wants_compile
+from core.device import compile_network, find_compile_error, wants_compile
 from core.settings import Settings
 
 # Pixels of a GPU's images at network size, for example four of 1024×1024. Batch normalization over
@@ -34,9 +33,9 @@ def prepare_network(
     tunes = wants_compile(settings, device, is_long=updates >= TUNE_MIN_UPDATES)
     torch.backends.cudnn.benchmark = tunes and has_one_size(settings)
     if tunes:
-        obstacle = "SyncBatchNorm breaks the graph" if syncs else compile_obstacle(device)
-        if obstacle:
-            print(f"compile={settings.compile}: training without compiling, {obstacle}")
+        error = "SyncBatchNorm breaks the graph" if syncs else find_compile_error(device)
+        if error:
+            print(f"compile={settings.compile}: training without compiling, {error}")
         else:
             compile_network(model.network, has_one_size(settings))
             is_compiled = True
@@ -56,16 +55,19 @@ def has_one_size(settings: Settings) -> bool:
 def freeze_unused(model: nn.Module, settings: Settings) -> None:
     """Exclude parameters that the forward pass does not use from training, as in the last layer of
     some encoders: DDP waits for the gradient of each that is not excluded."""
-    size, gradients = settings.train_size or (256, 256), {}
-    # The device meta computes only shapes: it has no values to read, and lacks some operations.
-    for device in ("meta", "cpu"):
-        with suppress(RuntimeError) if device == "meta" else nullcontext():
-            trial = deepcopy(model).to(device).train()
-            trial(torch.zeros((2, 3, *size), dtype=torch.uint8, device=device)).sum().backward()
-            gradients = {name: p.grad for name, p in trial.named_parameters()}
-            break
+    size = settings.train_size or (256, 256)
+
+    def find_used(device: str) -> set[str]:
+        trial = deepcopy(model).to(device).train()
+        trial(torch.zeros((2, 3, *size), dtype=torch.uint8, device=device)).sum().backward()
+        return {name for name, parameter in trial.named_parameters() if parameter.grad is not None}
+
+    try:
+        used = find_used("meta")  # computes only shapes
+    except RuntimeError:  # it has no values to read, and lacks some operations
+        used = find_used("cpu")
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(gradients[name] is not None)
+        parameter.requires_grad_(name in used)
 
 
 # ---------------------------------------------------------------- batch normalization

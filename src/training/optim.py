@@ -22,11 +22,11 @@ OPTIMIZERS = {  # class and options
 def make_optimizer(settings: Settings, network: nn.Module) -> torch.optim.Optimizer:
     """Return the optimizer of the settings. Parameters of one dimension, such as biases and
     normalization, get no weight decay."""
-    matrices = [p for p in network.parameters() if p.ndim > 1]
-    vectors = [p for p in network.parameters() if p.ndim <= 1]
+    decay = [p for p in network.parameters() if p.ndim > 1]
+    no_decay = [p for p in network.parameters() if p.ndim <= 1]
     groups = [
-        {"params": matrices, "weight_decay": settings.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": decay, "weight_decay": settings.weight_decay},
+        {"params": no_decay, "weight_decay": 0.0},
     ]
     optimizer, options = OPTIMIZERS[settings.optimizer]
     return optimizer(groups, lr=scaled_learning_rate(settings), **options)

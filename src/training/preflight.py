@@ -183,7 +183,7 @@ def check_finished_folds(settings: Settings, fingerprint: str) -> None:
     held out in two folds, or in none."""
     for fold in run_folder.finished_folds(settings.run_dir):
         path = run_folder.weights_path(settings.run_dir, fold)
-        if problem := checkpoint.find_misfit(path, fold, fingerprint):
+        if problem := checkpoint.find_fold_mismatch(path, fold, fingerprint):
             raise InputError(f"{problem}, or set another run=")
 
 

@@ -49,8 +49,9 @@ class TrainState:
             checkpoint.load_weights(initial_weights, self.model, "the network of this run")
         self.model.to(device)
         self.ema = ModelEMA(self.model, settings.ema_decay)
-        self.network, self.is_compiled = prepare_network(self.model, settings, device, updates)
-        self.optimizer = make_optimizer(settings, self.network)
+        prepared = prepare_network(self.model, settings, device, updates)
+        self.wrapped_model, self.is_compiled = prepared
+        self.optimizer = make_optimizer(settings, self.wrapped_model)
         self.lr_schedule = make_schedule(settings, self.optimizer, updates)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
 
@@ -58,7 +59,7 @@ class TrainState:
         """Return the logits in fp32: the sums in the losses would overflow in half precision."""
         # Autocast, with the two exceptions in models/eager_autocast.py.
         with forward_context(self.device, self.precision, self.is_compiled):
-            return self.network(images).float()
+            return self.wrapped_model(images).float()
 
     def train_step(
         self, images: Tensor, targets: Tensor, weight: float = 1.0, is_update: bool = True
@@ -70,8 +71,8 @@ class TrainState:
         without synchronizing with the GPU, which only RMSprop in fp16 does.
         """
         # DDP averages gradients over the ranks in a backward pass: once for an update is enough.
-        skips_averaging = isinstance(self.network, DistributedDataParallel) and not is_update
-        with self.network.no_sync() if skips_averaging else nullcontext():
+        skips_averaging = isinstance(self.wrapped_model, DistributedDataParallel) and not is_update
+        with self.wrapped_model.no_sync() if skips_averaging else nullcontext():
             logits = self.forward(images)
             expected = targets.float() / 255 if self.is_binary else targets
             loss = self.loss(logits, expected)
@@ -84,7 +85,7 @@ class TrainState:
         """Clip the gradients, update weights, learning rate and EMA, and clear the gradients."""
         if self.settings.grad_clip:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.grad_clip)
+            nn.utils.clip_grad_norm_(self.wrapped_model.parameters(), self.settings.grad_clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if not isinstance(self.lr_schedule, ReduceLROnPlateau):

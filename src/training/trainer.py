@@ -95,7 +95,7 @@ class FoldTrainer:
         Saves a snapshot every snapshot_seconds. On a signal, saves one after the current update
         and raises StopRequested. All ranks act after the same update.
         """
-        self.state.network.train()
+        self.state.wrapped_model.train()
         sampler = self.loader.batch_sampler
         sampler.epoch, sampler.start = self.epoch, self.step
         start = time.monotonic()

@@ -133,9 +133,9 @@ def two_recipes(data_dir, tmp_path, monkeypatch):
         clock[0] += 40
         return RESULT
 
-    def measure_time_to_dice(settings, fold, samples, device, deadline):
+    def measure_time_to_dice(settings, samples, device, deadline):
         return {
-            "fold": fold,
+            "fold": settings.fold,
             "target_dice": 0.99,
             "minutes": 0.5,
             "curve": [],
@@ -240,7 +240,7 @@ def test_measure_time_to_dice_ends_at_the_deadline(data_dir, tmp_path, monkeypat
     settings, samples = bench.load_data(settings)
     clock = iter(range(10**6))  # a second passes whenever it is read
     monkeypatch.setattr(measurements.time, "monotonic", lambda: float(next(clock)))
-    result = measurements.measure_time_to_dice(settings, 0, samples, CPU, deadline=20.0)
+    result = measurements.measure_time_to_dice(settings, samples, CPU, deadline=20.0)
     assert result["minutes"] is None
     assert 20 <= 60 * result["minutes_in_all"] < 30
     assert not (tmp_path / "output").exists()

@@ -296,6 +296,7 @@ def test_load_settings_rejects_a_removed_option_that_is_on(tmp_path):
     ("arg", "message"),
     [
         ("images=", "images=: is empty; perhaps a shell variable is unset"),
+        ("fold=", "fold=: is empty; perhaps a shell variable is unset"),
         ("output_dir=D:/runs", "output_dir=D:/runs: is a Windows path; in WSL, write /mnt/d/..."),
         ("epochs=0x10", "epochs=0x10: invalid value"),
         ("epochs=!!int [1]", "epochs=!!int [1]: invalid value"),

@@ -144,14 +144,6 @@ def test_pick_precision_auto_on_a_cpu_is_bf16_if_it_computes_that(
 
 
 @pytest.mark.parametrize(
-    ("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)]
-)
-def test_autocast_computes_in_the_dtype_of_the_precision(precision, dtype):
-    with device.autocast(CPU, precision):
-        assert torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype == dtype
-
-
-@pytest.mark.parametrize(
     ("setting", "on_cpu", "on_gpu", "if_short"),
     [("auto", False, True, False), ("true", True, True, True), ("false", False, False, False)],
 )
@@ -184,7 +176,7 @@ def fail_to_compile(function):
         ),
     ],
 )
-def test_compile_obstacle_names_what_is_missing(tmp_path, monkeypatch, broken, message):
+def test_find_compile_error_names_what_is_missing(tmp_path, monkeypatch, broken, message):
     (tmp_path / "Python.h").touch()
     working = {
         "which": lambda name: f"/usr/bin/{name}",
@@ -194,7 +186,7 @@ def test_compile_obstacle_names_what_is_missing(tmp_path, monkeypatch, broken, m
     monkeypatch.delenv("CC", raising=False)
     for module, name in ((shutil, "which"), (sysconfig, "get_paths"), (torch, "compile")):
         monkeypatch.setattr(module, name, (working | broken)[name])
-    assert device.compile_obstacle.__wrapped__(CPU) == message
+    assert device.find_compile_error.__wrapped__(CPU) == message
 
 
 @pytest.mark.parametrize(

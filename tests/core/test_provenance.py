@@ -61,7 +61,7 @@ def test_train_command_of_a_later_stage_or_fold_is_that_of_the_run(monkeypatch, 
 def test_current_commit_outside_git_is_unknown(monkeypatch, tmp_path):
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert provenance.current_commit() == "unknown"
+    assert provenance.current_commit.__wrapped__() == "unknown"
 
 
 def test_current_commit_has_a_plus_if_files_differ(monkeypatch, tmp_path):
@@ -73,10 +73,10 @@ def test_current_commit_has_a_plus_if_files_differ(monkeypatch, tmp_path):
     (tmp_path / "a.py").write_text("1")
     for command in (["init"], ["add", "a.py"], ["commit", "-m", "first"]):
         git(*command)
-    commit = provenance.current_commit()
+    commit = provenance.current_commit.__wrapped__()
     assert git("rev-parse", "HEAD").stdout.decode().startswith(commit) and len(commit) >= 7
     (tmp_path / "a.py").write_text("2")
-    assert provenance.current_commit() == f"{commit}+"
+    assert provenance.current_commit.__wrapped__() == f"{commit}+"
 
 
 def test_append_run_record_adds_one_record_a_start(monkeypatch, tmp_path):

@@ -132,28 +132,28 @@ def test_disk_cache_is_reused_until_a_file_changes(settings):
     assert len(modification_times()) == 2
 
 
-def test_cache_key_depends_on_files_preprocessing_and_classes(settings):
+def test_files_hash_depends_on_files_preprocessing_and_classes(settings):
     samples = datasets.load_training_samples(settings)
     preprocessing = Preprocessing((32, 48))
-    key = cache.cache_key(samples, preprocessing)
-    assert cache.cache_key(list(samples), Preprocessing((32, 48))) == key
+    key = cache.files_hash(samples, preprocessing)
+    assert cache.files_hash(list(samples), Preprocessing((32, 48))) == key
     class_map = replace(samples[0].class_map, max_color_distance=1)
     others = [
-        cache.cache_key(samples[1:], preprocessing),
-        cache.cache_key(samples, Preprocessing((32, 48), letterbox=True)),
-        cache.cache_key([replace(s, class_map=class_map) for s in samples], preprocessing),
+        cache.files_hash(samples[1:], preprocessing),
+        cache.files_hash(samples, Preprocessing((32, 48), letterbox=True)),
+        cache.files_hash([replace(s, class_map=class_map) for s in samples], preprocessing),
     ]
     assert len({key, *others}) == 4
 
 
-def test_cache_key_depends_on_the_time_of_a_file_and_the_format(tmp_path):
+def test_files_hash_depends_on_the_time_of_a_file_and_the_format(tmp_path):
     image, mask = tmp_path / "a.jpg", tmp_path / "a.png"
     image.write_text("a"), mask.write_text("b")
     car = ClassMap(("car",), ((0, 0, 0),))
     sample = Sample(image, "a", mask, 0, "carvana", car)
-    keys = [cache.cache_key([sample], Preprocessing((8, 8)))]
-    keys.append(cache.cache_key([replace(sample, dataset_format="pairs")], Preprocessing((8, 8))))
+    keys = [cache.files_hash([sample], Preprocessing((8, 8)))]
+    keys.append(cache.files_hash([replace(sample, dataset_format="pairs")], Preprocessing((8, 8))))
     for path in (image, mask):  # replaced by another file of the same size
         os.utime(path, (1, 1))
-        keys.append(cache.cache_key([sample], Preprocessing((8, 8))))
+        keys.append(cache.files_hash([sample], Preprocessing((8, 8))))
     assert len(set(keys)) == 4

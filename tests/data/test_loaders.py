@@ -201,9 +201,9 @@ def load_for_prediction(samples, preprocessings, settings, with_mask=True, cache
     pairs = []
     for batch in loader:
         images = {
-            id(loaded): {key: stacked[i] for key, stacked in group.images.items()}
-            for group in batch.groups
-            for i, loaded in enumerate(group.samples)
+            id(loaded): {key: stacked[i] for key, stacked in part.images.items()}
+            for part in batch.sub_batches
+            for i, loaded in enumerate(part.samples)
         }
         pairs += [(loaded, images.get(id(loaded), {})) for loaded in batch.samples]
     return pairs
@@ -268,10 +268,10 @@ def test_loaded_batch_is_pinned_by_the_loader_one_call_for_each_stack_and_mask(m
         sample = loaders.LoadedSample(None, (height, width), mask, error)
         loaded.append((sample, {} if error else images))
     batch = loaders.collate_samples(loaded)
-    assert [len(group.samples) for group in batch.groups] == [2, 1, 1]
-    shapes = [group.images[Preprocessing(None)].shape for group in batch.groups]
+    assert [len(part.samples) for part in batch.sub_batches] == [2, 1, 1]
+    shapes = [part.images[Preprocessing(None)].shape for part in batch.sub_batches]
     assert shapes == [(2, 3, 8, 12), (1, 3, 6, 10), (1, 3, 8, 12)]
-    assert batch.groups[2].images[Preprocessing(None)].unique().item() == 4
+    assert batch.sub_batches[2].images[Preprocessing(None)].unique().item() == 4
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: pinned.append(x.shape) or x.clone())
     assert pin_memory(batch) is batch  # as DataLoader's thread does

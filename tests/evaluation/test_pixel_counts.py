@@ -47,7 +47,7 @@ def test_count_pixels_of_one_class_keeps_the_mask_at_one_half():
     counts = count_pixels(probability, true)
     levels = quantize_probability(probability)
     assert torch.equal(counts["histograms"], probability_histograms(levels, true))
-    assert torch.equal(counts["half_mask"], levels >= 128)
+    assert torch.equal(counts["mask_at_half"], levels >= 128)
 
 
 def test_count_pixels_of_several_classes_counts_the_most_probable():
@@ -56,7 +56,7 @@ def test_count_pixels_of_several_classes_counts_the_most_probable():
     assert torch.equal(counts["confusion"], confusion_matrix(probability.argmax(0), true, 3))
 
 
-def test_count_pixels_half_mask_includes_one_half():
+def test_count_pixels_mask_at_half_includes_one_half():
     probability = torch.tensor([[[0.49, 0.5, 0.51]]])
     counts = count_pixels(probability, torch.ones(1, 3, dtype=torch.bool))
-    assert counts["half_mask"].tolist() == [[False, True, True]]
+    assert counts["mask_at_half"].tolist() == [[False, True, True]]

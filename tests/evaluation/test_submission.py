@@ -82,6 +82,13 @@ def test_score_script_with_errors_exits_with_code_2(csv_path, args):
     assert completed.stderr.splitlines()[-1].startswith("score.py: ")
 
 
+def test_swapped_columns_are_errors_of_their_rows(csv_path, args):
+    """Run lengths are longer than any file name may be."""
+    table = pd.read_csv(csv_path).rename(columns={"img": "rle_mask", "rle_mask": "img"})
+    table.assign(img="1 1 " * 500)[["img", "rle_mask"]].to_csv(csv_path, index=False)
+    assert errors_of(csv_path, args)[0].startswith("row 2, 1 1 1 1 ")
+
+
 def test_check_submission_prints_at_most_20_errors(csv_path, args, capsys):
     rows = [f"{i}.jpg," for i in range(30)]
     csv_path.write_text(csv_path.read_text() + "\n".join(rows) + "\n")

@@ -57,6 +57,8 @@ def test_draw_overlay_outlines_the_prediction_over_errors(masks):
     assert tuple(overlay[25, 5]) == visualize.FALSE_POSITIVE_COLOR
     without_truth = visualize.draw_overlay(image, masks[0])
     assert tuple(without_truth[5, 5]) == tuple(without_truth[25, 5]) == (200, 200, 200)
+    # The border of the image is no outline: the mask may continue beyond it.
+    assert tuple(overlay[15, 0]) == tuple(overlay[15, 59]) == (200, 200, 200)
     assert (image == 200).all()
 
 

@@ -13,7 +13,7 @@ from inference.chunks import (
     BATCHES_PER_CHUNK,
     ChunkedPrediction,
     ImageResult,
-    images_hash,
+    files_hash,
     prediction_key,
 )
 from inference.members import EnsembleMember
@@ -139,9 +139,9 @@ def test_prediction_key_depends_on_weights_settings_and_binarizer(tmp_path):
     assert before not in changed and len(set(changed)) == len(changed)
 
 
-def test_images_hash_depends_on_names_and_content(tmp_path):
+def test_files_hash_depends_on_names_and_content(tmp_path):
     samples = make_samples(tmp_path, 2)
-    before = images_hash(samples)
-    assert images_hash(samples) == before != images_hash(samples[:1])
+    before = files_hash(samples)
+    assert files_hash(samples) == before != files_hash(samples[:1])
     samples[0].image.write_text("another")
-    assert images_hash(samples) != before
+    assert files_hash(samples) != before

@@ -11,14 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from core import machine
+from core import machine, threads
 from core.errors import InputError
 from core.settings import Settings
+from core.threads import map_in_threads, prefetch, run_ahead
 from data.loaders import LoadedSample, collate_samples
 from data.preprocess import Preprocessing
 from inference import pipeline, predictor
 from inference.members import EnsembleMember
-from inference.pipeline import NETWORK_THREAD, map_in_threads, prefetch, run_ahead
+from inference.pipeline import NETWORK_THREAD
 
 # ---------------------------------------------------------------- threads
 
@@ -156,8 +157,8 @@ class ClockedPool:
 def clock(monkeypatch):
     """The Clock of a GPU that predicts; threads and events live by it. 8 cores."""
     clock = Clock()
-    monkeypatch.setattr(pipeline, "ThreadPoolExecutor", partial(ClockedPool, clock))
-    monkeypatch.setattr(pipeline, "wait", lambda futures: None)
+    monkeypatch.setattr(threads, "ThreadPoolExecutor", partial(ClockedPool, clock))
+    monkeypatch.setattr(threads, "wait", lambda futures: None)
     monkeypatch.setattr(predictor, "NETWORK_THREAD", ClockedPool(clock, 1))
     monkeypatch.setattr(machine, "available_cores", lambda: 8)
     monkeypatch.setattr(predictor, "pick_device", lambda settings: torch.device("cuda", 0))

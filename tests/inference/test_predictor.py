@@ -315,7 +315,7 @@ def test_tuned_predict_makes_one_graph_for_all_members_and_odd_batches(tiny, mon
 
     torch._dynamo.reset()
     monkeypatch.setattr(predictor, "compile_network", compile_and_count)
-    monkeypatch.setattr(predictor, "compile_obstacle", lambda device: "")
+    monkeypatch.setattr(predictor, "find_compile_error", lambda device: "")
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     members = [make_member(build_model(settings).eval(), settings) for _ in range(3)]
     expected = predict_all(members, samples[:7], replace(settings, compile="true"))
@@ -339,7 +339,7 @@ def test_tuned_predict_runs_eagerly_a_network_that_the_compiler_fails_on(tiny, m
     monkeypatch.setattr(
         torch.nn.Module, "compile", lambda self, **_: compile_module(self, backend=fail)
     )
-    monkeypatch.setattr(predictor, "compile_obstacle", lambda device: "")
+    monkeypatch.setattr(predictor, "find_compile_error", lambda device: "")
     members = [make_member(build_model(settings).eval(), settings)]
     samples = samples[: settings.batch_size]  # a partial batch would not be compiled
     expected = predict_all(members, samples, settings)

@@ -37,7 +37,7 @@ def make_batch(members, n_images, n_classes):
 def reduce(image):
     """All that predict.py and report.py keep of an image."""
     mean = image.mean()
-    kept = count_pixels(mean, image.mask) | Binarizer(0.4, ["fill"]).reduce(mean)
+    kept = count_pixels(mean, image.mask) | {"mask": Binarizer(0.4, ["fill"]).to_mask(mean)}
     return kept | {"agreement": image.agreement(mean), "each": image.each()}
 
 

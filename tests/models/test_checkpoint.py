@@ -145,8 +145,10 @@ def test_load_model_with_weights_that_are_not_finite_raises_input_error(saved, v
         checkpoint.load_model(path, CPU)
 
 
-def test_find_misfit_of_weights_without_the_fingerprint_of_their_data_names_the_problem(tmp_path):
+def test_find_fold_mismatch_of_weights_without_the_fingerprint_of_their_data(
+    tmp_path,
+):
     settings = Settings(channels=[4, 8])
     path = tmp_path / "best.safetensors"
     checkpoint.save_model(path, build_model(settings), settings, {"classes": 1, "fold": 0})
-    assert "was trained on other images" in checkpoint.find_misfit(path, 0, "0123456789ab")
+    assert "was trained on other images" in checkpoint.find_fold_mismatch(path, 0, "0123456789ab")

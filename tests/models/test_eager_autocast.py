@@ -8,8 +8,16 @@ from torch import nn
 
 from core.config import load_settings
 from models.build import build_model
-from models.eager_autocast import EagerAutocast, is_depthwise
+from models.eager_autocast import EagerAutocast, forward_context, is_depthwise
 from training.train_state import TrainState
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)]
+)
+def test_forward_context_computes_in_the_dtype_of_the_precision(precision, dtype):
+    with forward_context(torch.device("cpu"), precision, is_compiled=True):
+        assert nn.Linear(2, 2)(torch.ones(1, 2)).dtype == dtype
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from core.errors import InputError
 from models.build import build_model
 from models.segmenter import Segmenter
 from training import dry_run
-from training.dry_run import check_batches, find_obstacle
+from training.dry_run import check_batches, find_training_error
 
 UNET = ["channels=2,2,2,2", "device=cpu"]  # one pixel is left of 8×8
 SMP = ["model=smp", "encoder=resnet18", "encoder_weights=none", "device=cpu"]
@@ -98,9 +98,9 @@ class NeedsValues(nn.Module):
         return x[:, :1]
 
 
-def test_find_obstacle_of_a_network_that_needs_values_runs_it():
-    assert find_obstacle(Segmenter(NeedsValues(1e9), lambda n: n), 1, (8, 8)) == ""
-    assert find_obstacle(Segmenter(NeedsValues(-1e9), lambda n: n), 1, (8, 8)) == "too bright"
+def test_find_training_error_of_a_network_that_needs_values_runs_it():
+    assert find_training_error(Segmenter(NeedsValues(1e9), lambda n: n), 1, (8, 8)) == ""
+    assert find_training_error(Segmenter(NeedsValues(-1e9), lambda n: n), 1, (8, 8)) == "too bright"
 
 
 def test_train_with_steps_of_one_image_ends_before_decoding(data_dir, tmp_path, monkeypatch):

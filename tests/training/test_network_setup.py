@@ -84,7 +84,7 @@ def test_network_without_batch_norm_needs_no_synchronization(monkeypatch):
 def test_network_with_sync_batch_norm_is_not_compiled(monkeypatch, capsys):
     """Each of its layers waits for the other GPUs, which breaks the graph."""
     monkeypatch.setattr(network_setup, "has_few_pixels", lambda *args: True)
-    monkeypatch.setattr(network_setup, "compile_obstacle", lambda device: "")
+    monkeypatch.setattr(network_setup, "find_compile_error", lambda device: "")
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)  # restored after the test
     model, settings = nn.Sequential(nn.BatchNorm2d(2)), load_settings(["compile=true"])
     network, is_compiled = network_setup.prepare_network(model, settings, CPU, updates=1)

@@ -31,7 +31,7 @@ def train_steps(state, batch_sizes=(4,)):
 
 @pytest.fixture
 def use_backend(monkeypatch):
-    """Let networks compile with the backend that is passed; compilation has no obstacle."""
+    """Let networks compile with the backend that is passed; nothing prevents it."""
 
     def use(backend):
         compile_in_place = nn.Module.compile
@@ -40,7 +40,7 @@ def use_backend(monkeypatch):
             compile_in_place(module, backend=backend, **options)
 
         monkeypatch.setattr(nn.Module, "compile", compile_with_backend)
-        monkeypatch.setattr(network_setup, "compile_obstacle", lambda device: "")
+        monkeypatch.setattr(network_setup, "find_compile_error", lambda device: "")
         torch._dynamo.reset()
 
     return use
@@ -58,7 +58,7 @@ def test_all_folds_make_one_graph(use_backend, precision):
     torch._dynamo.utils.counters.clear()
     for _ in range(6):
         state = make_state("compile=true", f"precision={precision}")
-        state.network.train()
+        state.wrapped_model.train()
         train_steps(state, (4, 4))
     assert len(graphs) == 1
     assert not torch._dynamo.utils.counters["graph_break"]
@@ -73,7 +73,7 @@ def test_all_folds_make_one_graph(use_backend, precision):
     ],
 )
 def test_cudnn_benchmarks_kernels_where_the_network_is_compiled(monkeypatch, args, is_on):
-    monkeypatch.setattr(network_setup, "compile_obstacle", lambda device: "")
+    monkeypatch.setattr(network_setup, "find_compile_error", lambda device: "")
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", not is_on)
     make_state(*args)
     assert torch.backends.cudnn.benchmark == is_on
@@ -116,8 +116,8 @@ def test_network_that_the_compiler_fails_on_trains_eagerly(use_backend):
         assert torch.equal(one, two)
 
 
-def test_obstacle_to_compilation_is_printed(monkeypatch, capsys):
-    monkeypatch.setattr(network_setup, "compile_obstacle", lambda device: "there is no compiler")
+def test_reason_for_not_compiling_is_printed(monkeypatch, capsys):
+    monkeypatch.setattr(network_setup, "find_compile_error", lambda device: "there is no compiler")
     state = make_state("compile=true")
     assert capsys.readouterr().out == (
         "compile=true: training without compiling, there is no compiler\n"

@@ -16,7 +16,7 @@ FilePairs = list[tuple[Path, Path | None]]  # image and mask file (None: unknown
 class DatasetFormat:
     """Everything that is specific to one data set.
 
-    A subclass implements the first three methods. The defaults of the others suit data sets of
+    A subclass implements the first two methods. The defaults of the others suit data sets of
     images and label files of one size, whose label values are listed in the class map.
     """
 
@@ -29,7 +29,8 @@ class DatasetFormat:
         raise NotImplementedError
 
     def find_test_images_dir(self, settings: Settings) -> Path:
-        raise NotImplementedError
+        """Return the folder of the test images of a submission, which has one class."""
+        return Path(settings.data_dir) / "test"
 
     def read_image(self, sample: Sample) -> np.ndarray:
         return image_io.read_image(sample.image)
@@ -45,7 +46,7 @@ class DatasetFormat:
     def read_native_size(self, sample: Sample) -> tuple[int, int]:
         return image_io.read_image_size(sample.image)
 
-    def read_size(self, sample: Sample) -> tuple[int, int]:
+    def read_checked_size(self, sample: Sample) -> tuple[int, int]:
         """Return (height, width) from the headers; InputError if image and mask differ in size."""
         size, mask_size = self.read_native_size(sample), image_io.read_image_size(sample.mask)
         if mask_size != size:

@@ -74,7 +74,7 @@ class Carvana(DatasetFormat):
             return decode_from_csv(sample, self.read_native_size(sample))
         return mask_io.read_mask(sample.mask, sample.class_map.mask_threshold)
 
-    def read_size(self, sample: Sample) -> tuple[int, int]:
+    def read_checked_size(self, sample: Sample) -> tuple[int, int]:
         if sample.mask.suffix == ".csv":
             size = self.read_mask(sample).shape
             text = read_encoded_masks(sample.mask)[to_nfc(sample.image_id)]
@@ -84,7 +84,7 @@ class Carvana(DatasetFormat):
                     "columns; expected along the rows of the upright image"
                 )
             return size
-        return super().read_size(sample)
+        return super().read_checked_size(sample)
 
 
 def images_dir_of(settings: Settings, split: str) -> Path:

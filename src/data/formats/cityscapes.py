@@ -86,9 +86,6 @@ class Cityscapes(DatasetFormat):
         names, colors, _ = zip(*rows, strict=True)
         return ClassMap(names, colors, value_to_class, settings.label_color_tolerance)
 
-    def find_test_images_dir(self, settings: Settings) -> Path:
-        return Path(settings.data_dir) / "leftImg8bit" / SPLIT_FOLDERS["test"]
-
 
 class CityscapesPairs(Cityscapes):
     """train/ and val/: square images with their label, in colors, to the right of the image."""
@@ -96,9 +93,6 @@ class CityscapesPairs(Cityscapes):
     def list_files(self, settings: Settings, split: str) -> FilePairs:
         folder = Path(settings.data_dir) / SPLIT_FOLDERS[split]
         return [(pair, pair) for pair in list_images(folder)]
-
-    def find_test_images_dir(self, settings: Settings) -> Path:
-        return Path(settings.data_dir) / SPLIT_FOLDERS["test"]
 
     def read_image(self, sample: Sample) -> np.ndarray:
         pair = image_io.read_image(sample.image)
@@ -113,7 +107,7 @@ class CityscapesPairs(Cityscapes):
         height, width = image_io.read_image_size(sample.image)
         return height, width // 2
 
-    def read_size(self, sample: Sample) -> tuple[int, int]:
+    def read_checked_size(self, sample: Sample) -> tuple[int, int]:
         height, width = image_io.read_image_size(sample.image)
         if width != 2 * height:
             raise InputError(f"{sample.image}: is {width}×{height}, expected twice as wide as tall")
