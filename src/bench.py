@@ -8,7 +8,6 @@ Runs for about `bench_minutes` minutes. Prints the time of every step and a tabl
 writes output/bench.json. An interrupted benchmark leaves what it has measured.
 """
 
-import json
 import shlex
 import time
 from dataclasses import replace
@@ -29,7 +28,7 @@ from core import provenance
 from core.config import check_model_options, load_settings, parse_overrides
 from core.device import pick_device
 from core.errors import InputError
-from core.files import atomic_write
+from core.files import atomic_write_json
 from core.settings import Settings
 from core.text import to_markdown
 from data import datasets
@@ -182,8 +181,7 @@ def main(args: list[str]) -> None:
     finally:  # also after Ctrl-C, or if there is too little memory for the second recipe
         if report["recipes"]:
             print_report(report)
-            with atomic_write(Path(settings.output_dir) / "bench.json") as tmp_path:
-                tmp_path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+            atomic_write_json(Path(settings.output_dir) / "bench.json", report)
 
 
 if __name__ == "__main__":

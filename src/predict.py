@@ -4,7 +4,6 @@ Multiclass runs write PNG masks instead. If the test split has labels, scores ar
 """
 
 import hashlib
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
@@ -27,7 +26,7 @@ from tqdm import tqdm
 from core import config, distributed, process_env, provenance, run_folder
 from core.device import free_memory, pick_device
 from core.errors import InputError
-from core.files import atomic_write, file_sha256
+from core.files import atomic_write, atomic_write_json, file_sha256
 from core.text import format_count
 from core.threads import map_in_threads
 from data import classes, datasets, rle
@@ -148,8 +147,7 @@ def write_submission_json(
         "skipped": {result.file_name: result.error for result in results if result.error},
         **provenance.describe_machine(pick_device(settings)),
     }
-    with atomic_write(path.with_suffix(".json")) as tmp_path:
-        tmp_path.write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+    atomic_write_json(path.with_suffix(".json"), metadata)
 
 
 def check_and_report(settings: Settings, samples: list[Sample], results: list[ImageResult]) -> None:

@@ -20,7 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from core import config, provenance, run_folder
 from core.errors import InputError
-from core.files import atomic_write, file_sha256
+from core.files import atomic_write, atomic_write_text, file_sha256
 from data import csv_files, datasets
 from data.sample import Sample
 from evaluation import comparison, ensemble, label_errors, oof
@@ -198,8 +198,7 @@ def main(args: list[str]) -> None:
     with atomic_write(output_dir / "suspects.csv") as tmp_path:
         report.suspects.to_csv(tmp_path, index=False)
     html = render_page(report)
-    with atomic_write(output_dir / "report.html") as tmp_path:
-        tmp_path.write_text(html, encoding="utf-8")
+    atomic_write_text(output_dir / "report.html", html)
     chosen = {"run", "runs", "recipe"} & config.parse_overrides(args).keys()
     hint = "" if chosen else " (the first of the leaderboard; for another one set run=)"
     print(f"{output_dir / 'report.html'}: {report.settings.run}{hint}, {len(html) / 1e6:.1f} MB")

@@ -4,12 +4,14 @@ import errno
 import fcntl
 import glob
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -44,6 +46,17 @@ def atomic_write(path: Path | str, size: int = 0) -> Iterator[Path]:
         if not expected or error.filename not in our_paths:
             raise
         raise InputError(_write_error_message(path, error, size)) from None
+
+
+def atomic_write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file atomically."""
+    with atomic_write(path) as tmp_path:
+        tmp_path.write_text(text, encoding="utf-8")
+
+
+def atomic_write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, atomically."""
+    atomic_write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def remove_stale_tmp_files(folder: Path, name: str) -> None:

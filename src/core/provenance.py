@@ -17,7 +17,7 @@ import torch
 
 from core import process_env
 from core.environment import ROOT
-from core.files import atomic_write
+from core.files import atomic_write_json
 
 RECORDS_NAME = "provenance.json"  # in the folder of a fold
 
@@ -94,5 +94,4 @@ def append_run_record(folder: Path, device: torch.device, data: dict[str, Any]) 
         "packages": package_versions(),
         "data": data,
     }
-    with atomic_write(folder / RECORDS_NAME) as tmp_path:
-        tmp_path.write_text(json.dumps([*records, record], indent=2) + "\n", encoding="utf-8")
+    atomic_write_json(folder / RECORDS_NAME, [*records, record])

@@ -9,7 +9,7 @@ import yaml
 
 from core.config import YAML_ERRORS, to_stored_settings
 from core.errors import InputError
-from core.files import atomic_write, is_locked
+from core.files import atomic_write_text, is_locked
 from core.old_settings import rename_old_settings
 from core.settings import Settings
 
@@ -113,5 +113,4 @@ def read_run_settings(run_dir: Path) -> dict[str, Any]:
 def save_run_settings(settings: Settings) -> None:
     """Write config.yaml into the run's folder."""
     text = yaml.safe_dump(to_stored_settings(settings), sort_keys=False)
-    with atomic_write(config_path(settings.run_dir)) as tmp_path:
-        tmp_path.write_text(text, encoding="utf-8")
+    atomic_write_text(config_path(settings.run_dir), text)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from core import run_folder
 from core.errors import InputError
-from core.files import atomic_write
+from core.files import atomic_write, atomic_write_text
 from core.text import format_count, to_markdown
 from evaluation import ensemble, metrics, oof, statistics
 from evaluation.history import training_costs
@@ -255,5 +255,4 @@ def write_leaderboard(output_dir: Path, run: str = "") -> None:
         if "postprocess_why" in best:
             print(f"\npost-processing of {best['run']}, gain per fold:")
             print("  " + best["postprocess_why"].replace("; ", "\n  "))
-    with atomic_write(output_dir / "leaderboard.md") as tmp_path:
-        tmp_path.write_text(page, encoding="utf-8")
+    atomic_write_text(output_dir / "leaderboard.md", page)

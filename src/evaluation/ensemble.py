@@ -8,7 +8,7 @@ from typing import Any
 
 from core import provenance, run_folder
 from core.errors import InputError
-from core.files import atomic_write, file_sha256
+from core.files import atomic_write_json, file_sha256
 from core.settings import Settings
 from core.threads import map_in_threads
 from data.datasets import dataset_fingerprint, load_training_samples
@@ -82,8 +82,7 @@ def score_ensemble(settings: Settings) -> dict[str, Any]:
         "commit": provenance.current_commit(),
     }
     oof.save_scores(settings.run_dir, scores)
-    with atomic_write(run_folder.ensemble_path(settings.run_dir)) as tmp_path:
-        tmp_path.write_text(json.dumps(data, indent=2) + "\n")
+    atomic_write_json(run_folder.ensemble_path(settings.run_dir), data)
     store_predictor(settings.run_dir, scores, settings.tta)
     print(
         f"{settings.run}: out-of-fold dice {oof.format_mean_dice(scores)} of the mean of the runs"

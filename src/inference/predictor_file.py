@@ -7,7 +7,7 @@ from pathlib import Path
 
 from core import run_folder
 from core.errors import InputError
-from core.files import atomic_write, file_sha256
+from core.files import atomic_write_json, file_sha256
 from inference.postprocess import Binarizer
 
 
@@ -39,8 +39,7 @@ def write_predictor(
         for path, weight in weights.items()
     ]
     stored = PredictorFile(networks, tta, binarizer.threshold, binarizer.steps)
-    with atomic_write(run_folder.predictor_path(run_dir)) as tmp_path:
-        tmp_path.write_text(json.dumps(asdict(stored), indent=2) + "\n", encoding="utf-8")
+    atomic_write_json(run_folder.predictor_path(run_dir), asdict(stored))
 
 
 def read_predictor(run_dir: Path) -> PredictorFile:

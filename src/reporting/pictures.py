@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from core import run_folder
 from core.errors import InputError
-from core.files import atomic_write
+from core.files import atomic_write_text
 from core.settings import Settings
 from core.text import format_count
 from data.classes import ClassMap, colorize, encode_values
@@ -70,8 +70,7 @@ def claim_folder(folder: Path, photographs: Path) -> None:
     path, which would be overwritten or mixed."""
     note, source = folder / SOURCE_NAME, str(photographs.resolve())
     if not note.exists():
-        with atomic_write(note) as tmp_path:
-            tmp_path.write_text(source + "\n", encoding="utf-8")
+        atomic_write_text(note, source + "\n")
     elif (found := note.read_text(encoding="utf-8").removesuffix("\n")) != source:
         raise InputError(f"{folder}: holds pictures of {found}; move it away, or rename {source}")
 
