@@ -165,7 +165,7 @@ class Settings:
     checkpoint_metric: Literal["dice", "accuracy"] = setting("dice", "validation metric that selects the saved epoch")
     seed: int = setting(0, "seed of all random numbers", NON_NEGATIVE)
 
-    runs: list[str] = setting([], "runs to ensemble, with equal weights; train.py trains each run with the recipe of its name; empty: only `run`", NAMES, scope="invocation")
+    runs: list[str] = setting([], "runs to ensemble, with equal weights; other settings of prediction are those of the run that is first in the alphabet; train.py trains each run with the recipe of its name; empty: only `run`", NAMES, scope="invocation")
     images: str = setting("", "a photograph or a folder of photographs: predict.py writes their masks and cutouts instead of predicting the test images", scope="invocation", is_path=True)
     background: str = setting("", "images: color (#rrggbb or a name) or picture to put behind the object", scope="invocation")
     tta: Literal["none", "hflip", "flips"] = setting("hflip", "test-time augmentation, whose probabilities are averaged: hflip: the image and its horizontal flip; flips: also its vertical flip and both together")

@@ -74,7 +74,7 @@ def decode_colors(
     is_outlier = distance > MAX_JPEG_COLOR_ERROR
     if is_outlier.mean() > MAX_OUTLIER_FRACTION:
         color = label[is_outlier][0].tolist()
-        raise InputError(f"{name}: contains the color {color}, which is no label color")
+        raise InputError(f"{name}: contains the color {color}, which is not a label color")
     classes = np.array(class_map.value_to_class, np.uint8)[nearest].reshape(distance.shape)
     if class_map.max_color_distance:
         classes[distance > class_map.max_color_distance] = IGNORE

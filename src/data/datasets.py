@@ -61,7 +61,7 @@ def read_native_size(sample: Sample) -> tuple[int, int]:
 
 def read_sizes(samples: Sequence[Sample]) -> set[tuple[int, int]]:
     """Return all image sizes (h, w) from the files' headers; InputError with the first file that is
-    no image or whose mask has another size, and the number of such files.
+    not an image or whose mask has another size, and the number of such files.
 
     Prints a warning if EXIF rotates images, but not their masks.
     """

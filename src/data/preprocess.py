@@ -43,8 +43,8 @@ def preprocess_image(image: np.ndarray, preprocessing: Preprocessing) -> np.ndar
 
 
 def preprocess_mask(mask: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """Convert an H×W mask to its h×w uint8 target: bool to the fraction of each pixel that it
-    covers, 0…255; class ids to the nearest ones, with IGNORE in a letterbox."""
+    """Resize an H×W mask to the h×w uint8 target. A bool mask gives the fraction of each pixel that
+    it covers, 0…255; class ids give the nearest ones, with IGNORE in the padding of a letterbox."""
     if mask.dtype == bool:
         return _resize(mask.astype(np.uint8) * 255, preprocessing, interpolation=None, fill=0)
     return _resize(mask, preprocessing, cv2.INTER_NEAREST_EXACT, IGNORE)

@@ -9,8 +9,8 @@ from core import process_env
 
 
 def samples_per_step(count: int, batch_size: int, processes: int) -> int:
-    """Return how many of `count` samples a step has, on all ranks together: `batch_size`, or the
-    largest multiple of `processes` that there are samples for."""
+    """Return the number of samples of a step over all ranks: `batch_size`, or all `count` samples
+    if there are fewer, rounded down to a multiple of `processes`."""
     return min(batch_size, count) // processes * processes
 
 
@@ -41,7 +41,7 @@ class EpochBatchSampler(Sampler):
             yield [(self.epoch, i) for i in local.tolist()]
 
     def steps_in_update(self, step: int, n_steps: int) -> int:
-        """Return how many steps the update of a step accumulates: `n_steps`, or fewer at the end of
-        the epoch."""
+        """Return how many steps are accumulated in the update to which `step` belongs: `n_steps`,
+        or fewer at the end of the epoch."""
         first = step // n_steps * n_steps  # first step of this update
         return min(n_steps, len(self) - first)

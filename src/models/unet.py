@@ -122,7 +122,7 @@ class UNet(nn.Module):
             up_channels = below_channels
         top_channels = [decoder_channels[-1], *refine_channels]
 
-        # Another order of these lines would change the initial weights of a seed.
+        # Reordering these lines would change the initial weights for a given seed.
         down = pairwise([3 * space_to_depth**2, *channels])
         self.encoder_blocks = nn.ModuleList(block(c_in, c_out) for c_in, c_out in down)
         up = zip(below_channels, up_channels, strict=True)

@@ -28,13 +28,13 @@ class EpochMetrics:
         return float(self.sums[0]) / self.images
 
     def reduced(self) -> tuple[Tensor, int]:
-        """Return sums and number of images over all ranks (collective)."""
+        """Return sums and number of images over all ranks (all of them call this)."""
         local = torch.cat([self.sums, self.sums.new_tensor([self.images])])
         total = distributed.all_reduce_sum(local)
         return total[:3], int(total[3])
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of all ranks for a snapshot (collective)."""
+        """Return the state of all ranks for a snapshot (all of them call this)."""
         sums, images = self.reduced()
         return {"sums": sums, "images": images, "seconds": self.seconds}
 

@@ -56,24 +56,14 @@ def edge_weights(targets: Tensor) -> Tensor:
     Pixels within EDGE_RADIUS of an object's boundary weigh EDGE_WEIGHT times as much as the others:
     most errors are among them.
     """
-    ones = torch.ones_like(targets[:1])
-    area = window_sums(ones[..., :1]) * window_sums(ones[..., :1, :])  # rows × columns in the image
-    average = window_sums(targets) / area
+    # The average over the square around each pixel: of rows, then of columns, which is faster.
+    side, pad = 2 * EDGE_RADIUS + 1, EDGE_RADIUS
+    rows = F.avg_pool2d(targets, (side, 1), 1, (pad, 0), count_include_pad=False)
+    average = F.avg_pool2d(rows, (1, side), 1, (0, pad), count_include_pad=False)
     # A single pixel that differs makes an edge: it is 0.008 of 11×11.
     is_edge = (average > 0.005) & (average < 0.995)
     weights = 1 + (EDGE_WEIGHT - 1) * is_edge.float()
     return weights / weights.mean((1, 2, 3), keepdim=True)
-
-
-def window_sums(x: Tensor) -> Tensor:
-    """Return the sum of B×1×H×W over the square of EDGE_RADIUS around each pixel, 0 outside of the
-    image. F.avg_pool2d takes 6 to 13 times as long on a CPU (docs/speed.md)."""
-    height, width = x.shape[-2:]
-    offsets = range(2 * EDGE_RADIUS + 1)
-    rows = F.pad(x, (0, 0, EDGE_RADIUS, EDGE_RADIUS))
-    x = sum(rows[..., i : i + height, :] for i in offsets)
-    columns = F.pad(x, (EDGE_RADIUS, EDGE_RADIUS))
-    return sum(columns[..., i : i + width] for i in offsets)
 
 
 def focal_loss(logits: Tensor, targets: Tensor, gamma: float = 2.0) -> Tensor:
@@ -122,7 +112,7 @@ def cross_entropy_dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
     valid = (targets != IGNORE_INDEX).float()  # B×1×H×W
     p = logits.float().softmax(1) * valid
     classes = torch.arange(logits.shape[1], device=logits.device).view(-1, 1, 1)
-    t = (targets == classes).float()  # IGNORE_INDEX is no class
+    t = (targets == classes).float()  # IGNORE_INDEX is not a class
     intersection, target_area = (p * t).sum((0, 2, 3)), t.sum((0, 2, 3))
     dice = 2 * intersection / (p.sum((0, 2, 3)) + target_area).clamp(min=1)
     present = target_area > 0

@@ -10,8 +10,8 @@ from core import process_env
 from core.device import compile_network, find_compile_error, wants_compile
 from core.settings import Settings
 
-# Pixels of a GPU's images at network size, for example four of 1024×1024. Batch normalization over
-# fewer takes its statistics from all GPUs, for which it waits in every layer.
+# With fewer pixels per GPU and step than four images of 1024×1024, batch normalization takes its
+# statistics from all GPUs, which synchronizes them in every layer.
 SYNC_BN_BELOW = 2**22
 # For fewer updates, compiling and cuDNN's benchmarks take longer than they save. An estimate from
 # an H200 (docs/speed.md).

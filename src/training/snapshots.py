@@ -27,8 +27,8 @@ class SnapshotWriter:
         self.pending.set_result(None)
 
     def start(self, state: dict[str, Any]) -> None:
-        """Queue the copies of `state` to the host, and start saving them, once the snapshot before
-        is saved. The updates of the weights that are queued later do not change them."""
+        """Wait until the previous snapshot is saved, copy `state` to the host, and save it in the
+        background. Updates that are queued after this call do not change the copy."""
         self.wait()
         copied = copy_to_host(state)
         self.pending = self.thread.submit(self._save, copied, record_event(self.device))

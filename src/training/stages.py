@@ -7,8 +7,9 @@ from core.settings import Settings
 
 
 def split_stages(settings: Settings) -> list[Settings]:
-    """Return the settings of each stage. The last stage is the run itself; each one before it is
-    a run of its own in the folder output/<run>/stage<n>."""
+    """Return the settings of each stage. `settings` already contains those of the last stage
+    (core/config.py), which is the run itself; each one before it is a run of its own in the folder
+    output/<run>/stage<n>."""
     earlier = [
         replace(settings, **overrides, run=f"{settings.run}/stage{number}", stages=[])
         for number, overrides in enumerate(settings.stages[:-1], 1)

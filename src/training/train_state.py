@@ -25,11 +25,11 @@ STATE_PARTS = ("model", "ema", "optimizer", "lr_schedule", "scaler")  # saved in
 class TrainState:
     """Model, EMA, optimizer, learning rate schedule and gradient scaler.
 
-    `model` is the Segmenter; `network` is what training calls: the same module, possibly compiled,
-    and wrapped by DDP if there are several processes. Model and EMA start from the file
+    `model` is the Segmenter; `wrapped_model` is what training calls: the same module, possibly
+    compiled, and wrapped in DDP if there are several processes. Model and EMA start from the file
     `initial_weights`, else from random weights, with a pretrained encoder if `pretrained`.
-    `updates` is their number in the whole training; it sets the learning rate schedule and whether
-    compiling pays off.
+    `updates` is the number of updates in the whole training; it sets the learning rate schedule and
+    whether compiling pays off.
     """
 
     def __init__(

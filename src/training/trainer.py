@@ -1,6 +1,7 @@
 """FoldTrainer: the training loop of one fold, with validation, snapshots and exact resume.
 
-Without snapshots, signals, gradient accumulation and multiple GPUs, for one class:
+A step is a forward and backward pass over one batch; an update is a step of the optimizer, after
+`grad_accumulation` such steps. Without these, snapshots, signals and multiple GPUs, for one class:
 
     for epoch in range(epochs):
         for images, targets in loader:              # uint8, B×3×h×w and B×1×h×w
@@ -128,7 +129,7 @@ class FoldTrainer:
         loss, logits = self.state.train_step(images, targets, weight, is_update)
         self.metrics.add(loss, logits, targets)
         bar.update(sampler.step_size)
-        if self.step % 50 == 1:  # rarely: reading the loss waits for the GPU
+        if self.step % 50 == 1:  # rarely: reading the loss synchronizes with the GPU
             mean_loss = self.require_finite(self.metrics.mean_loss())
             bar.set_postfix_str(f"loss {mean_loss:.4f}")
         return is_update
@@ -140,7 +141,7 @@ class FoldTrainer:
         return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
 
     def epoch_summary(self) -> dict[str, float]:
-        """Return the columns of history.csv for the training part of the epoch (collective)."""
+        """Return the training columns of history.csv for the epoch (all ranks call this)."""
         sums, images = self.metrics.reduced()
         loss, dice, accuracy = (sums / images).tolist()
         return {
@@ -231,7 +232,7 @@ class FoldTrainer:
     # ---------------------------------------------------------------- snapshots
 
     def save_snapshot(self) -> None:
-        """Start saving everything that exact resume needs (collective; rank 0 writes)."""
+        """Start saving everything that exact resume needs (all ranks call this; rank 0 writes)."""
         snapshot = self.state.state_dict() | {
             "metrics": self.metrics.state_dict(),
             "history": self.log.rows,
@@ -244,7 +245,7 @@ class FoldTrainer:
             self.snapshots.start(snapshot)
 
     def resume(self) -> None:
-        """Restore the latest snapshot, if there is one (collective)."""
+        """Restore the latest snapshot, if there is one (all ranks call this)."""
         snapshot = load_snapshot(self.snapshots.folder, self.fingerprint)
         position = f"{snapshot['epoch']}-{snapshot['step']}" if snapshot else "none"
         distributed.assert_equal_on_all_ranks({"snapshot": position})
