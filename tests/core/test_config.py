@@ -369,3 +369,49 @@ def test_scripts_print_help_and_reject_an_unknown_setting(script):
     completed = run_script(script, "help")
     assert completed.returncode == 0 and "lr=0.001" in completed.stdout
     assert_rejected(run_script(script, "epoch=3"), "epoch", "did you mean epochs?")
+
+
+@pytest.mark.parametrize(
+    ("model", "values"),
+    [
+        ("smp", {"dropout": [], "decoder_channels": [], "norm": "none"}),
+        ("unet", {"full_size_skip": 0, "half_size_decoder": False, "encoder_weights": "none"}),
+    ],
+)
+def test_check_model_options_accepts_options_of_the_other_model_that_are_off(
+    tmp_path, model, values
+):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(yaml.safe_dump({"model": model, **values}))
+    typed = [f"{name}={config.format_value(value)}" for name, value in values.items()]
+    for args in ([f"recipe={recipe}"], [f"model={model}", *typed]):
+        config.check_model_options(config.load_settings(args), args)
+
+
+def test_recipes_that_start_from_each_other_in_a_circle_of_three_are_rejected(tmp_path):
+    for name, base in (("a", "b"), ("b", "c"), ("c", "a")):
+        (tmp_path / f"{name}.yaml").write_text(f"recipe: {base}.yaml\n")
+    with pytest.raises(InputError, match=r"c\.yaml: recipe=\S+a\.yaml: starts from itself"):
+        config.load_settings([f"recipe={tmp_path}/a.yaml"])
+
+
+def test_load_settings_without_stages_ignores_those_of_the_recipe(tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("lr: 0.5\nstages: [{epochs: 1}, {epochs: 2, lr: 0.1}]\n")
+    settings = config.load_settings_without_stages([f"recipe={recipe}"])
+    assert (settings.stages, settings.lr) == ([], 0.5)
+
+
+def test_folds_csv_left_empty_is_that_in_data_dir(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert config.load_settings(["folds_csv=", "data_dir=cars"]).folds_csv == "cars/folds.csv"
+
+
+@pytest.mark.parametrize("name", ["images", "data_dir", "output_dir"])
+def test_load_settings_rejects_an_empty_path(name):
+    with pytest.raises(InputError, match=f"{name}=: is empty; perhaps a shell variable is unset"):
+        config.load_settings([f"{name}="])
+
+
+def test_load_settings_reads_a_list_of_names_with_a_comma_at_its_end():
+    assert config.load_settings(["runs=a,b,"]).runs == ["a", "b"]

@@ -404,3 +404,90 @@ def test_prediction_loader_with_masks_skips_no_unreadable_image(writable_setting
     loader = loaders.prediction_loader(samples, preprocessings, writable_settings, with_mask=True)
     with pytest.raises(InputError):
         list(loader)
+
+
+# ---------------------------------------------------------------- what the loaders are asked for
+
+
+@pytest.fixture
+def asked_workers(monkeypatch):
+    """The bytes of a batch for which the loaders ask for workers."""
+    asked = []
+    monkeypatch.setattr(
+        loaders, "choose_num_workers", lambda settings, n_bytes, **_: asked.append(n_bytes) or 0
+    )
+    return asked
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_train_loader_counts_the_bytes_of_the_crops_of_one_process(
+    settings, monkeypatch, asked_workers, processes
+):
+    samples = datasets.load_training_samples(settings)
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    settings.batch_size = 4
+    loaders.train_loader(samples, settings, None)
+    settings.crop_size = [16, 24]
+    loaders.train_loader(samples, settings, None)
+    expected = [4 * 32 * 48 * 4, 4 * 16 * 24 * 4]  # three bytes of an image's pixel, one of a mask
+    assert asked_workers == [n_bytes // processes for n_bytes in expected]
+
+
+def test_prediction_loader_counts_the_bytes_of_a_batch_at_every_size(settings, asked_workers):
+    samples = datasets.load_training_samples(settings)
+    preprocessings = {Preprocessing(SIZE), Preprocessing(None)}
+    loaders.prediction_loader(samples, preprocessings, settings, with_mask=False)
+    assert asked_workers == [5 * 3 * (32 * 48 + 48 * 72)]
+
+
+def test_prediction_loader_of_no_samples_yields_nothing(settings):
+    assert not list(loaders.prediction_loader([], {Preprocessing(None)}, settings, False))
+
+
+def test_prediction_loader_of_an_unreadable_first_image_names_it(writable_settings):
+    samples = datasets.load_training_samples(writable_settings)
+    samples[0].image.write_bytes(b"damaged")
+    loader = loaders.prediction_loader(samples, {Preprocessing(None)}, writable_settings, False)
+    with pytest.raises(InputError, match=samples[0].image.name):
+        list(loader)
+
+
+@pytest.mark.parametrize(
+    ("preprocessings", "with_mask"),
+    [({Preprocessing(SIZE), Preprocessing(None)}, True), ({Preprocessing((16, 24))}, True)],
+)
+def test_prediction_loader_does_not_use_a_cache_of_other_images(
+    settings, preprocessings, with_mask
+):
+    samples = datasets.load_training_samples(settings)
+    cache = build_ram_cache(samples, Preprocessing(SIZE), SIZE)
+    pairs = load_for_prediction(samples[:2], preprocessings, settings, with_mask, cache)
+    for loaded, images in pairs:
+        assert {key: tuple(image.shape[1:]) for key, image in images.items()} == {
+            key: key.size or loaded.native_size for key in preprocessings
+        }
+
+
+def test_prediction_loader_with_masks_suggests_no_skipping(writable_settings):
+    samples = datasets.load_training_samples(writable_settings)
+    samples[0].image.write_bytes(b"damaged")
+    with pytest.raises(InputError) as raised:
+        load_for_prediction(samples, {Preprocessing(None)}, writable_settings, with_mask=True)
+    assert "skip_unreadable" not in str(raised.value)
+
+
+def test_prediction_loader_stacks_no_images_of_equal_areas_but_other_sides(tmp_path):
+    images = [np.zeros((*size, 3), np.uint8) for size in ((8, 12), (12, 8))]
+    sample = loaders.LoadedSample(None, (8, 12), None)
+    batch = loaders.collate_samples([(sample, {Preprocessing(None): image}) for image in images])
+    shapes = [part.images[Preprocessing(None)].shape for part in batch.sub_batches]
+    assert shapes == [(1, 3, 8, 12), (1, 3, 12, 8)]
+
+
+def test_train_dataset_augments_each_image_of_a_car_differently(settings, monkeypatch):
+    samples, seen = datasets.load_training_samples(settings), []
+    dataset = loaders.TrainDataset(samples, settings, None)
+    monkeypatch.setattr(dataset, "augment", lambda image, target, epoch, key: seen.append(key))
+    for i in range(len(samples)):
+        dataset[0, i]
+    assert len({*seen}) == len(samples)

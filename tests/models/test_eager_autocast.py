@@ -85,3 +85,34 @@ def test_nearest_upsampling_keeps_its_dtype_and_all_values(args):
     assert torch.equal(results[0][0], results[1][0])
     for expected, found in zip(*results, strict=True):
         assert torch.allclose(found.float(), expected.float(), rtol=1e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("precision", "is_compiled", "dtype"),
+    [
+        ("bf16", False, torch.float32),
+        ("bf16", True, torch.bfloat16),  # the compiler sees plain autocast
+        ("fp32", False, torch.float32),
+    ],
+)
+def test_forward_context_corrects_autocast_of_eager_networks_only(precision, is_compiled, dtype):
+    conv, x = nn.Conv2d(4, 4, 3, groups=4), torch.randn(1, 4, 9, 8)
+    with forward_context(torch.device("cpu"), precision, is_compiled):
+        assert conv(x).dtype == dtype
+
+
+def test_eager_autocast_leaves_depthwise_convolutions_of_prediction_in_bf16():
+    conv, x = nn.Conv2d(4, 4, 3, groups=4), torch.randn(1, 4, 9, 8)
+    with torch.autocast("cpu", torch.bfloat16), EagerAutocast(), torch.no_grad():
+        assert conv(x).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+def test_eager_autocast_changes_no_upsampling_but_nearest(mode):
+    x, up = torch.randn(1, 2, 4, 4).bfloat16(), nn.Upsample(scale_factor=2, mode=mode)
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = up(x)
+        with EagerAutocast():
+            found = up(x)
+    assert torch.equal(found, plain.to(found.dtype))
+    assert found.dtype == (torch.bfloat16 if mode == "nearest" else plain.dtype)

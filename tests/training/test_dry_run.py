@@ -113,3 +113,34 @@ def test_train_with_steps_of_one_image_ends_before_decoding(data_dir, tmp_path, 
     monkeypatch.undo()
     train.main([*args, "batch_size=5"])  # of six images
     assert (tmp_path / "tiny/fold0/oof.csv").exists()
+
+
+def check_tiny(args, sizes, n_samples):
+    """Check all folds; `n_samples` of each."""
+    settings = load_settings([*UNET, *args])
+    samples = [SimpleNamespace(fold=k) for k, count in enumerate(n_samples) for _ in range(count)]
+    check_batches(settings, build_model(settings), [0, 1], samples, sizes)
+
+
+@pytest.mark.parametrize("n_samples", [(1, 12), (12, 1)])
+def test_check_batches_checks_the_fold_with_the_fewest_training_images(n_samples):
+    with pytest.raises(InputError, match=r"batch_size=4: .* on a single image .*; add images"):
+        check_tiny(["batch_size=4", "size=8,8"], {(48, 72)}, n_samples)
+    check_tiny(["batch_size=4", "size=8,8"], {(48, 72)}, (12, 12))
+
+
+@pytest.mark.parametrize("sizes", [{(8, 8), (48, 72)}, {(4, 72), (8, 8)}])
+def test_check_batches_checks_the_smallest_of_the_native_sizes(sizes):
+    with pytest.raises(InputError, match="on a single image of size=8,8 "):
+        check_tiny(["batch_size=1", "size=null"], sizes, (6, 6))
+
+
+def test_check_batches_checks_crops_not_whole_images():
+    with pytest.raises(InputError, match="on a single image of size=8,8 "):
+        check_tiny(["batch_size=1", "size=48,72", "crop_size=8,8"], {(48, 72)}, (6, 6))
+
+
+def test_check_batches_of_two_images_suggests_a_batch_of_both():
+    with pytest.raises(InputError, match=r"; set batch_size=2$"):
+        check_tiny(["batch_size=1", "size=8,8"], {(48, 72)}, (2, 2))
+    check_tiny(["batch_size=2", "size=8,8"], {(48, 72)}, (2, 2))

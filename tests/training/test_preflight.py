@@ -2,17 +2,24 @@
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
+import cv2
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import assert_input_error, tiny_settings_args
+from tiny_datasets import draw_car, write_mask
 
 import train
 from core import config, run_folder
 from core.errors import InputError
 from core.signals import StopRequested
 from data import datasets
+from data.classes import IGNORE, ClassMap
 from training import preflight
+from training.snapshots import save_snapshot
 from training.trainer import FoldTrainer
 
 
@@ -189,3 +196,189 @@ def test_fold_whose_weights_were_deleted_is_not_finished_by_its_old_scores(run_c
     with pytest.raises(StopRequested):
         train.main([*run_copy.args, "fold=0"])
     assert run_folder.finished_folds(run_copy.output_dir / "tiny") == [1]
+
+
+# ---------------------------------------------------------------- settings of a run
+
+
+def test_load_run_settings_resumes_after_a_restart_by_torchrun(run_copy, monkeypatch):
+    assert not preflight.load_run_settings(run_copy.args).resume
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert preflight.load_run_settings(run_copy.args).resume
+
+
+def test_load_run_settings_of_a_new_run_rejects_an_option_of_the_other_model(tmp_path):
+    args = ["recipe=carvana_small", f"output_dir={tmp_path}", "run=a", "encoder=resnet18"]
+    with pytest.raises(InputError, match="encoder=resnet18: is an option of model=smp"):
+        preflight.load_run_settings(args)
+
+
+def test_load_run_settings_in_one_of_several_processes_prints_nothing(
+    run_copy, tmp_path, monkeypatch, capsys
+):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("epochs: 80\n")
+    args = [f"output_dir={run_copy.output_dir}", "run=tiny", f"recipe={recipe}", "resume=true"]
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("CARVANA_LAUNCHED", "1")
+    preflight.load_run_settings(args)
+    preflight.load_run_settings([*args, "run=new"])
+    assert not capsys.readouterr().out
+
+
+def test_resume_prints_nothing_of_settings_that_are_typed_or_of_the_machine(run_copy, capsys):
+    recipe = run_copy.data_dir.parent / "mine.yaml"
+    recipe.write_text("epochs: 80\nlr: 0.5\nnum_workers: 3\n")
+    args = [f"output_dir={run_copy.output_dir}", "run=tiny", f"recipe={recipe}", "resume=true"]
+    preflight.load_run_settings([*args, "epochs=8"])
+    assert f"resuming with lr=0.01, unlike recipe={recipe}\n" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- prepare_data
+
+
+@pytest.fixture
+def run_scripts(data_dir, tmp_path, monkeypatch):
+    """Return which scripts prepare_data runs if the paths of these settings are missing."""
+
+    def run(*missing):
+        scripts = []
+        monkeypatch.setattr(
+            preflight.cli, "run_script_in_subprocess", lambda script, args: scripts.append(script)
+        )
+        settings = config.load_settings(tiny_settings_args(data_dir, tmp_path))
+        settings.prepare_scripts = ["demo.py", "folds.py"]
+        preflight.prepare_data(
+            replace(settings, **dict.fromkeys(missing, f"{tmp_path}/missing")), []
+        )
+        return scripts
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("missing", "scripts"),
+    [
+        ([], []),
+        (["folds_csv"], ["folds.py"]),
+        (["data_dir"], ["demo.py", "folds.py"]),
+        (["data_dir", "folds_csv"], ["demo.py", "folds.py"]),
+    ],
+)
+def test_prepare_data_runs_the_scripts_of_what_is_missing(run_scripts, missing, scripts):
+    assert run_scripts(*missing) == scripts
+
+
+def test_prepare_data_under_torchrun_or_of_a_started_run_runs_no_script(
+    run_scripts, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setenv("RANK", "0")
+        assert not run_scripts("data_dir", "folds_csv")
+    weights = run_folder.weights_path(tmp_path / "tiny", 0)
+    weights.parent.mkdir(parents=True)  # tmp_path / "tiny" is the data set, too
+    weights.touch()
+    assert not run_scripts("data_dir", "folds_csv")
+
+
+# ---------------------------------------------------------------- data and folds
+
+
+def test_check_data_does_not_warn_if_an_image_is_turned_as_size_is(data_dir, capsys):
+    turned, mask = draw_car(0, 9, (72, 48))
+    cv2.imwrite(str(data_dir / "train/000000000000_09.jpg"), turned)
+    write_mask(data_dir / "train_masks/000000000000_09_mask.gif", mask)
+    settings = config.load_settings([*tiny_settings_args(data_dir, data_dir), "size=48x32"])
+    preflight.check_data(settings, datasets.load_training_samples(settings))
+    out = capsys.readouterr().out
+    assert "13 images with masks" in out and "warning" not in out
+
+
+@pytest.mark.parametrize("args", [["batch_size=1"], ["crop_size=32,48"], ["size=32,48"]])
+def test_check_sizes_accepts_images_of_several_sizes_that_can_be_batched(args):
+    settings = config.load_settings(["size=null", "batch_size=4", *args])
+    preflight.check_sizes(settings, {(48, 72), (40, 60)})
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["batch_size=4"], r"has images of 2 sizes; set size=h,w"),
+        (["crop_size=44,48"], r"crop_size=44,48: images are 40,60 \(height,width\)"),
+    ],
+)
+def test_check_sizes_rejects_images_that_cannot_be_batched_or_cropped(args, message):
+    settings = config.load_settings(["size=null", *args])
+    with pytest.raises(InputError, match=message):
+        preflight.check_sizes(settings, {(48, 72), (40, 60)})
+
+
+def test_folds_to_train_rejects_a_fold_that_does_not_exist(data_dir, tmp_path):
+    settings = config.load_settings([*tiny_settings_args(data_dir, tmp_path), "fold=2"])
+    with pytest.raises(InputError, match=r"fold=2: .* has folds 0 to 1"):
+        preflight.folds_to_train(settings, 2)
+    assert preflight.folds_to_train(replace(settings, fold=1), 2) == [1]
+
+
+def test_folds_to_train_rejects_an_interrupted_fold_unless_resumed(data_dir, tmp_path):
+    settings = config.load_settings(tiny_settings_args(data_dir, tmp_path / "output"))
+    save_snapshot(run_folder.snapshot_dir(settings.run_dir, 1), {"epoch": 0, "step": 1})
+    with pytest.raises(InputError, match="fold1: already exists; set resume=true"):
+        preflight.folds_to_train(settings, 2)
+    run_folder.weights_path(settings.run_dir, 1).touch()  # of an epoch before the snapshot
+    assert preflight.folds_to_train(replace(settings, resume=True), 2) == [0, 1]
+
+
+def test_check_folds_rejects_empty_masks_outside_the_fold(data_dir, tmp_path):
+    settings = config.load_settings(tiny_settings_args(data_dir, tmp_path))
+    samples = datasets.load_training_samples(settings)
+    for sample in samples:
+        if sample.fold == 1:
+            write_mask(sample.mask, np.zeros((48, 72), bool))
+    preflight.check_folds(settings, [1], samples, {(48, 72)})
+    with pytest.raises(InputError, match="all 6 masks that would be trained on are empty"):
+        preflight.check_folds(settings, [0], samples, {(48, 72)})
+
+
+@pytest.mark.parametrize(
+    ("folds", "message"), [({0}, "fold=0: needs groups"), ({1, 2}, "only of fold 1, 2 in")]
+)
+def test_check_folds_rejects_a_fold_without_images_inside_or_outside(
+    data_dir, tmp_path, folds, message
+):
+    settings = config.load_settings(tiny_settings_args(data_dir, tmp_path))
+    sample = datasets.load_training_samples(settings)[0]
+    samples = [replace(sample, fold=fold) for fold in folds]
+    with pytest.raises(InputError, match=message):
+        preflight.check_folds(settings, [0], samples, {(48, 72)})
+
+
+def test_require_two_classes_does_not_count_pixels_to_be_ignored(monkeypatch):
+    sample = SimpleNamespace(mask=Path("masks/a.png"), class_map=ClassMap(("road", "car"), ()))
+    mask = np.array([[IGNORE, 1]], np.uint8)
+    monkeypatch.setattr(preflight.datasets, "read_sample_mask", lambda sample: mask)
+    with pytest.raises(InputError, match=r"all 2 masks .* are car, a\.png for example"):
+        preflight.require_two_classes([sample, sample])
+
+
+def test_check_before_launch_checks_the_data_of_finished_folds_of_all_stages(run_copy):
+    output_dir = run_copy.output_dir
+    shutil.copytree(output_dir / "tiny/fold0", output_dir / "new/stage1/fold0")
+    stages = "stages=[{lr: 0.01}, {lr: 0.02}]"
+    args = [arg for arg in run_copy.args if not arg.startswith("lr=")]
+    settings = config.load_settings([*args, "run=new", "resume=true", stages])
+    preflight.check_before_launch(settings)
+    image = next(run_copy.data_dir.glob("train/*_01.jpg"))
+    image.unlink()
+    (run_copy.data_dir / "train_masks" / f"{image.stem}_mask.gif").unlink()
+    with pytest.raises(InputError, match=r"stage1/fold0/best\.safetensors: was trained on other"):
+        preflight.check_before_launch(settings)
+
+
+def test_lock_fold_of_another_rank_neither_locks_nor_checks(run_copy, monkeypatch):
+    settings = config.load_settings(run_copy.args)
+    monkeypatch.setenv("RANK", "1")
+    lock = run_copy.output_dir / "tiny/fold0/.lock"
+    lock.unlink()
+    with preflight.lock_fold(settings, 0):  # the main process might have finished it by now
+        assert not lock.exists()
