@@ -65,8 +65,9 @@ def main(args: list[str]) -> None:
     suffix = "" if settings.fold is None else f"_fold{settings.fold}"
     path = settings.run_dir / f"{settings.run}{suffix}.onnx"
     images = to_check_images(photograph, preprocessing)
-    difference = export_onnx(path, MeanProbability(members, settings), metadata, images)
     count = format_count(len(members), "network")
+    print(f"exporting {count}, tta={settings.tta}; takes up to a minute for each forward pass")
+    difference = export_onnx(path, MeanProbability(members, settings), metadata, images)
     print(
         f"{path}: {count}, tta={settings.tta}, {path.stat().st_size / 2**20:.1f} MiB\n"
         f"images: uint8 RGB B×3×H×W, resized to {size}; probability: float32 B×C×H×W, differs from "

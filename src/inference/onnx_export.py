@@ -1,6 +1,7 @@
 """Export of an ensemble to one ONNX graph: images → mean probability."""
 
 import warnings
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +85,7 @@ def export_onnx(
     sizes = {0: ("batch", 1), 2: ("height", traced), 3: ("width", traced)}
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of its own internals
         program = torch.onnx.export(
-            model.eval(),
+            with_static_padding(model.eval()),
             (torch.zeros(EXAMPLE_SHAPE, dtype=torch.uint8),),
             verbose=False,
             input_names=["images"],
@@ -103,6 +104,31 @@ def export_onnx(
                 f"limit is {MAX_DIFFERENCE:g}; predict with predict.sh or load() instead"
             )
     return difference
+
+
+def with_static_padding(model: nn.Module) -> nn.Module:
+    """Return a copy of `model` with padding that does not depend on the size of the images.
+
+    timm's Conv2dSame computes its padding from the size of its input, with which an export takes
+    ten times as long. Segmenter pads images to multiples of all strides, for which it is constant.
+    """
+    model = deepcopy(model)
+    for parent in [*model.modules()]:
+        for name, module in parent.named_children():
+            if type(module).__name__ == "Conv2dSame":  # the import of timm takes seconds
+                setattr(parent, name, _pad_then_convolve(module))
+    return model
+
+
+def _pad_then_convolve(conv: nn.Conv2d) -> nn.Module:
+    """Return the "same" convolution of inputs whose sides are multiples of its stride."""
+    sides = zip(conv.kernel_size, conv.dilation, conv.stride, strict=True)
+    rows, columns = ((size - 1) * dilation + 1 - stride for size, dilation, stride in sides)
+    pad = nn.ZeroPad2d((columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+    options = {"stride": conv.stride, "dilation": conv.dilation, "groups": conv.groups}
+    padded = nn.Conv2d(conv.in_channels, conv.out_channels, conv.kernel_size, **options)
+    padded.weight, padded.bias = conv.weight, conv.bias
+    return nn.Sequential(pad, padded)
 
 
 @torch.inference_mode()

@@ -16,7 +16,13 @@ from core.settings import Settings
 from data.preprocess import Preprocessing
 from inference import load_runs
 from inference.members import EnsembleMember
-from inference.onnx_export import MeanProbability, check_exportable, export_onnx, smallest_side
+from inference.onnx_export import (
+    MeanProbability,
+    check_exportable,
+    export_onnx,
+    smallest_side,
+    with_static_padding,
+)
 from inference.predictor import predict_probability_tta
 from models.build import build_model
 
@@ -67,8 +73,9 @@ def test_export_writes_the_mean_over_the_flips(run_copy, capsys):
         ["channels=[8,16,24]", "padding=valid", "upsampling=bilinear"],
         ["channels=[8,16]", "space_to_depth=4", "upsampling=transpose3"],
         ["model=smp", "encoder=resnet18", "encoder_weights=none"],
+        ["model=smp", "encoder=tu-tf_efficientnet_lite0", "encoder_weights=none"],
     ],
-    ids=["valid", "space_to_depth", "smp"],
+    ids=["valid", "space_to_depth", "smp", "lite0"],
 )
 def test_export_pads_and_weights_as_torch_does(tmp_path, model_args):
     settings = config.load_settings([*model_args, "tta=none", "device=cpu"])
@@ -85,6 +92,18 @@ def test_export_pads_and_weights_as_torch_does(tmp_path, model_args):
     np.testing.assert_allclose(
         run_onnx(path, images[1]), 0.25 * alone[0] + 0.75 * alone[1], atol=1e-4
     )
+
+
+def test_with_static_padding_keeps_the_logits_of_all_sizes():
+    args = ["model=smp", "encoder=tu-tf_efficientnet_lite0", "encoder_weights=none"]
+    [member] = build_members(config.load_settings(args))
+    fixed = with_static_padding(member.model)
+    for network, count in ((member.model, 5), (fixed, 0)):
+        assert [type(module).__name__ for module in network.modules()].count("Conv2dSame") == count
+    for shape in ((1, 3, 32, 48), (2, 3, 41, 77)):
+        images = torch.from_numpy(random_images(*shape))
+        with torch.inference_mode():
+            torch.testing.assert_close(fixed(images), member.model(images))
 
 
 def test_smallest_side_is_the_first_that_can_be_reflected():
