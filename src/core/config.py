@@ -25,7 +25,15 @@ DEFAULTS = OmegaConf.structured(Settings)  # copied, as that is three times as f
 
 
 class DecimalLoader(yaml.SafeLoader):
-    """Reads 010 as 10, and rejects 1:30 and 0x10; in YAML 010 is octal and 1:30 in base 60."""
+    """Reads 010 as 10, and rejects 1:30, 0x10 and a key that is set twice; in YAML 010 is octal,
+    1:30 is in base 60, and the last of several values counts."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        mapping = super().construct_mapping(node, deep)
+        if len(mapping) < len(node.value):
+            keys = [self.construct_object(key) for key, _ in node.value]
+            raise ValueError(f"{max(keys, key=keys.count)} is set twice")
+        return mapping
 
 
 DecimalLoader.add_constructor(
@@ -199,8 +207,11 @@ def read_recipe(name: str, derived: tuple[str, ...] = ()) -> dict[str, Any]:
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), DecimalLoader) or {}
     except OSError:
+        similar = difflib.get_close_matches(name, recipe_names(), n=1)
+        suggestion = f" (did you mean {similar[0]}?)" if similar else ""
         known = ", ".join(recipe_names())
-        raise InputError(f"recipe={name}: no such recipe; available: {known}") from None
+        found = f"recipe={name}: no such recipe{suggestion}"
+        raise InputError(f"{found}; available: {known}, or a .yaml file") from None
     except YAML_ERRORS as error:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):

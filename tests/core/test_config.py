@@ -316,6 +316,18 @@ def test_load_settings_reads_decimals_and_exponents():
     assert (settings.lr, settings.weight_decay, settings.size) == (0.05, 1e-05, [512, 768])
 
 
+def test_recipe_that_sets_a_key_twice_is_rejected(tmp_path):
+    recipe = tmp_path / "twice.yaml"
+    recipe.write_text("lr: 1e-3\nepochs: 2\nlr: 1e-4\n")
+    with pytest.raises(InputError, match=r"twice\.yaml: not valid YAML: lr is set twice"):
+        config.load_settings([f"recipe={recipe}"])
+
+
+def test_unknown_recipe_suggests_a_similar_one():
+    with pytest.raises(InputError, match=r"no such recipe \(did you mean own_images"):
+        config.load_settings(["recipe=own-images"])
+
+
 def test_load_settings_reads_numbers_with_leading_zeros_as_decimals(tmp_path):
     recipe = tmp_path / "zeros.yaml"
     recipe.write_text("epochs: 010\nstages: [{lr: 1e-3}]\n")
@@ -411,7 +423,3 @@ def test_folds_csv_left_empty_is_that_in_data_dir(tmp_path, monkeypatch):
 def test_load_settings_rejects_an_empty_path(name):
     with pytest.raises(InputError, match=f"{name}=: is empty; perhaps a shell variable is unset"):
         config.load_settings([f"{name}="])
-
-
-def test_load_settings_reads_a_list_of_names_with_a_comma_at_its_end():
-    assert config.load_settings(["runs=a,b,"]).runs == ["a", "b"]

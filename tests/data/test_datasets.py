@@ -167,8 +167,8 @@ def test_check_sizes_counts_all_masks_of_another_size(data_dir):
     with pytest.raises(InputError) as raised:
         datasets.read_sizes(samples)
     assert str(raised.value) == (
-        f"{samples[3].mask}: is 48×72 but 000000000001_01.jpg is 72×48; EXIF rotates only one of "
-        "them; rotate the other to match (2 such files)"
+        f"{samples[3].mask}: is 48×72 but 000000000001_01.jpg is 72×48; one of them is rotated, "
+        "perhaps by EXIF; rotate the other to match (2 such files)"
     )
 
 

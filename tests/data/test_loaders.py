@@ -454,26 +454,23 @@ def test_prediction_loader_of_an_unreadable_first_image_names_it(writable_settin
 
 @pytest.mark.parametrize(
     ("preprocessings", "with_mask"),
-    [({Preprocessing(SIZE), Preprocessing(None)}, True), ({Preprocessing((16, 24))}, True)],
+    [
+        ({Preprocessing(SIZE), Preprocessing(None)}, True),
+        ({Preprocessing((16, 24))}, True),
+        ({Preprocessing(SIZE)}, False),
+    ],
 )
-def test_prediction_loader_does_not_use_a_cache_of_other_images(
+def test_prediction_loader_does_not_use_a_cache_of_other_images_or_without_masks(
     settings, preprocessings, with_mask
 ):
     samples = datasets.load_training_samples(settings)
     cache = build_ram_cache(samples, Preprocessing(SIZE), SIZE)
     pairs = load_for_prediction(samples[:2], preprocessings, settings, with_mask, cache)
     for loaded, images in pairs:
+        assert (loaded.mask is not None) == with_mask
         assert {key: tuple(image.shape[1:]) for key, image in images.items()} == {
             key: key.size or loaded.native_size for key in preprocessings
         }
-
-
-def test_prediction_loader_with_masks_suggests_no_skipping(writable_settings):
-    samples = datasets.load_training_samples(writable_settings)
-    samples[0].image.write_bytes(b"damaged")
-    with pytest.raises(InputError) as raised:
-        load_for_prediction(samples, {Preprocessing(None)}, writable_settings, with_mask=True)
-    assert "skip_unreadable" not in str(raised.value)
 
 
 def test_prediction_loader_stacks_no_images_of_equal_areas_but_other_sides(tmp_path):

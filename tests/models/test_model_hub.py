@@ -170,9 +170,7 @@ def test_require_hub_files_asks_for_each_file_of_the_revision_that_is_not_cached
     assert names == ["config.json", "model.safetensors"]
 
 
-def test_require_hub_files_asks_again_for_a_file_that_the_hub_once_did_not_have(
-    hub_cache, monkeypatch
-):
+def test_require_hub_files_asks_again_for_a_file_that_the_hub_once_did_not_have(hub_cache):
     write_to_cache(hub_cache, "mobilenet_v2", {})
     (folder,) = hub_cache.glob("*/snapshots/*")
     (folder / "model.safetensors").unlink()

@@ -52,7 +52,7 @@ class DatasetFormat:
         if mask_size != size:
             hint = "; save both at one size, the mask without interpolation"
             if mask_size[::-1] == size:
-                hint = "; EXIF rotates only one of them; rotate the other to match"
+                hint = "; one of them is rotated, perhaps by EXIF; rotate the other to match"
             raise InputError(
                 f"{sample.mask}: is {mask_size[1]}×{mask_size[0]} but {sample.image.name} is "
                 f"{size[1]}×{size[0]}{hint}"
