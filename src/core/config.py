@@ -28,12 +28,12 @@ class DecimalLoader(yaml.SafeLoader):
     """Reads 010 as 10, and rejects 1:30, 0x10 and a key that is set twice; in YAML 010 is octal,
     1:30 is in base 60, and the last of several values counts."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        mapping = super().construct_mapping(node, deep)
-        if len(mapping) < len(node.value):
-            keys = [self.construct_object(key) for key, _ in node.value]
-            raise ValueError(f"{max(keys, key=keys.count)} is set twice")
-        return mapping
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)  # without the keys that << will merge
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise ValueError(f"{twice[0]} is set twice")
+        return node
 
 
 DecimalLoader.add_constructor(

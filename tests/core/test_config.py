@@ -323,6 +323,14 @@ def test_recipe_that_sets_a_key_twice_is_rejected(tmp_path):
         config.load_settings([f"recipe={recipe}"])
 
 
+def test_recipe_may_override_what_a_merge_key_sets(tmp_path):
+    recipe = tmp_path / "merged.yaml"
+    recipe.write_text("stages: [&small {epochs: 4, lr: 1e-3}, {<<: *small, lr: 1e-4}]\n")
+    settings = config.load_settings([f"recipe={recipe}"])
+    assert [stage["lr"] for stage in settings.stages] == [1e-3, 1e-4]
+    assert settings.epochs == 4
+
+
 def test_unknown_recipe_suggests_a_similar_one():
     with pytest.raises(InputError, match=r"no such recipe \(did you mean own_images"):
         config.load_settings(["recipe=own-images"])
