@@ -63,7 +63,7 @@ def test_train_writes_the_files_of_a_run(trained_run):
         folder = trained_run.output_dir / "tiny" / f"fold{fold}"
         assert {path.name for path in folder.iterdir()} == {
             *("best.safetensors", "history.csv", "oof.csv", "oof.npz", "tensorboard"),
-            *("provenance.json", ".lock"),
+            *("provenance.json", "first_batch.jpg", ".lock"),
         }
         history = pd.read_csv(folder / "history.csv")
         assert list(history["epoch"]) == list(range(1, 9))

@@ -205,8 +205,10 @@ def read_recipe(name: str, derived: tuple[str, ...] = ()) -> dict[str, Any]:
     if is_recipe_file(name):
         path = Path(os.path.expanduser(name))
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), DecimalLoader) or {}
-    except OSError:
+        values = yaml.load(path.read_text(encoding="utf-8"), DecimalLoader)
+    except OSError as error:
+        if is_recipe_file(name):
+            raise InputError(f"recipe={name}: {error.strerror}") from None
         similar = difflib.get_close_matches(name, recipe_names(), n=1)
         suggestion = f" (did you mean {similar[0]}?)" if similar else ""
         known = ", ".join(recipe_names())
@@ -214,7 +216,7 @@ def read_recipe(name: str, derived: tuple[str, ...] = ()) -> dict[str, Any]:
         raise InputError(f"{found}; available: {known}, or a .yaml file") from None
     except YAML_ERRORS as error:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
+    if not isinstance(values, dict):  # an empty file is None
         raise InputError(f"{path}: a recipe must be lines of `key: value`")
     values = rename_old_settings(values)
     base = str(values.pop("recipe", ""))

@@ -144,11 +144,15 @@ def load_training_samples(settings: Settings) -> list[Sample]:
     samples, folds = load_samples(settings, "train"), read_folds(settings)
     unknown = sorted({sample.group for sample in samples} - folds.keys())
     if unknown:
+        remedy = (
+            "write one with `python src/folds.py folds_csv=<new file>` and the settings of this "
+            "command, then train another run= with this folds_csv"
+        )
+        if settings.dataset_name == "carvana" and not folds.keys() & {s.group for s in samples}:
+            remedy = "for your own images, set recipe=own_images; or " + remedy
         raise InputError(
             f"{settings.folds_csv}: has no row for {unknown[0]} ({len(unknown)} in total) of "
-            f"dataset {settings.dataset_name}; write one with `python src/folds.py "
-            f"recipe={settings.recipe} data_dir={settings.data_dir} folds_csv=<new file>` and "
-            "train with the same settings"
+            f"dataset {settings.dataset_name}; {remedy}"
         )
     samples = [replace(sample, fold=folds[sample.group]) for sample in samples]
     if settings.skip_empty:

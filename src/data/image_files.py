@@ -108,5 +108,9 @@ def require_paths(*paths: Path, remedy: str = "") -> None:
         found = describe_folder(folder, expected[0].parts[0]) if is_dir else "is not a folder"
         if len(expected) == 1 and is_dir:
             raise InputError(f"{missing[0]}: does not exist; {folder} {found}{remedy}")
-        names = list_names([f"{path}{'' if path.suffix else '/'}" for path in expected])
-        raise InputError(f"{folder}: {found}; expected {names}{remedy}")
+        names = [f"{path}{'' if path.suffix else '/'}" for path in expected]
+        first = f"{expected[0].parts[0]}/"
+        if is_dir and all(name.startswith(first) for name in names):  # no data_dir
+            names = [name.removeprefix(first) for name in names]
+            folder, found = folder / first, f"does not exist; {folder} {found}"
+        raise InputError(f"{folder}: {found}; expected {list_names(names)}{remedy}")

@@ -4,6 +4,7 @@ import base64
 
 import cv2
 import numpy as np
+from torch import Tensor
 
 from data import classes
 from data.classes import ClassMap
@@ -117,6 +118,24 @@ def jpeg_data_uri(image: np.ndarray) -> tuple[str, int, int]:
     _, jpeg = cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])
     uri = "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
     return uri, small.shape[1], small.shape[0]
+
+
+def draw_batch(images: Tensor, targets: Tensor, class_map: ClassMap) -> np.ndarray:
+    """Draw the first 16 images of a training batch, uint8 B×3×h×w and B×1×h×w, four in a row: one
+    class bright on dark, several classes in color over the image."""
+    pictures = []
+    for image, target in zip(
+        images[:16].movedim(1, 3).numpy(), targets[:16, 0].numpy(), strict=True
+    ):
+        if class_map.is_binary:
+            picture = highlight_mask(image, target > 127)
+        else:
+            picture = cv2.addWeighted(image, 0.5, classes.colorize(target, class_map), 0.5, 0)
+        pictures.append(shrink(picture))
+    columns = min(4, len(pictures))
+    pictures += [np.zeros_like(pictures[0])] * (-len(pictures) % columns)
+    rows = [np.hstack(pictures[i : i + columns]) for i in range(0, len(pictures), columns)]
+    return np.vstack(rows)
 
 
 def thumbnail(prediction: Prediction) -> np.ndarray:

@@ -4,12 +4,16 @@ from functools import cached_property
 from typing import Any
 
 import pandas as pd
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from core import run_folder
 from core.files import atomic_write
 from core.settings import Settings
+from data.classes import ClassMap
+from data.image_io import write_image
+from evaluation import visualize
 
 
 class EpochLog:
@@ -29,6 +33,11 @@ class EpochLog:
         """Return a bar of the fold's images; it is shown only if stderr is a terminal."""
         sizes = {"total": steps * step_size, "initial": done * step_size}
         return tqdm(desc=f"fold {self.fold}", unit="image", disable=None, **sizes)
+
+    def save_first_batch(self, images: Tensor, targets: Tensor, class_map: ClassMap) -> None:
+        """Draw the first training batch as the network gets it, in first_batch.jpg."""
+        folder = run_folder.fold_dir(self.settings.run_dir, self.fold)
+        write_image(folder / "first_batch.jpg", visualize.draw_batch(images, targets, class_map))
 
     def add_epoch(self, row: dict[str, Any]) -> None:
         """Write the epoch's row to history.csv and TensorBoard, and print it."""

@@ -101,11 +101,11 @@ class FoldTrainer:
         sampler.epoch, sampler.start = self.epoch, self.step
         start = time.monotonic()
         with DeferSignals() as stop:
-            for images, targets in self.loader:
-                images = images.to(self.device, non_blocking=True)
-                targets = targets.to(self.device, non_blocking=True)
-                is_update = self.train_batch(images, targets, bar)
-                if not is_update:
+            for batch in self.loader:
+                if self.epoch == self.step == 0 and process_env.is_main_process():
+                    self.log.save_first_batch(*batch, self.class_map)
+                images, targets = (part.to(self.device, non_blocking=True) for part in batch)
+                if not self.train_batch(images, targets, bar):
                     continue  # a snapshot holds no partly accumulated gradients
                 is_due = time.monotonic() - start > self.settings.snapshot_seconds
                 due, stopping = distributed.all_reduce_any([is_due, bool(stop.signum)])

@@ -26,7 +26,7 @@ def test_help_is_printed_in_a_terminal_without_unicode(monkeypatch):
 
 def test_error_with_a_foreign_name_is_one_line_in_a_terminal_without_unicode(monkeypatch):
     completed = run_script_in_ascii(monkeypatch, "recipe=Zürich×2.yaml")
-    assert_rejected(completed, r"recipe=Z\xfcrich\xd72.yaml: no such recipe")
+    assert_rejected(completed, r"recipe=Z\xfcrich\xd72.yaml: No such file or directory")
 
 
 PRINT = "from core import cli; cli.run_main(lambda args: print(args[0]))"

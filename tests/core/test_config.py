@@ -110,7 +110,7 @@ def test_every_recipe_loads_and_starts_with_its_purpose(path):
         ("mask_name=${stem}_seg", ["mask_name=${stem}_seg", "stem"]),
         ("submission_csv=result.json", ["submission_csv=", "must be a .csv file"]),
         ("recipe=nope", ["no such recipe", "carvana_smp"]),
-        ("recipe=absent.yaml", ["no such recipe"]),
+        ("recipe=absent.yaml", ["recipe=absent.yaml: No such file or directory"]),
         ("batch=8", ["batch=", "renamed", "set batch_size=8"]),
     ],
 )

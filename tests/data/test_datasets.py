@@ -189,12 +189,23 @@ def test_load_samples_without_folders_shows_what_is_there(tmp_path):
 def test_load_samples_explains_the_download_only_for_the_competition(tmp_path, monkeypatch):
     monkeypatch.setattr(carvana, "ROOT", tmp_path)
     data_dir = tmp_path / "input/carvana"
+    data_dir.parent.mkdir()
     args = [f"data_dir={data_dir}"]
     for dataset_name, is_explained in (("carvana", True), ("mine", False)):
         settings = config.load_settings([*args, f"dataset_name={dataset_name}"])
-        with pytest.raises(InputError, match="input/carvana/train/") as raised:
+        with pytest.raises(InputError, match="input/carvana: does not exist") as raised:
             datasets.load_training_samples(settings)
         assert ("kaggle competitions download" in str(raised.value)) == is_explained
+
+
+def test_images_of_which_none_is_in_the_carvana_folds_get_a_hint_of_own_images(data_dir):
+    for dataset_name, is_explained in (("carvana", True), ("tiny", False)):
+        folds_csv = data_dir / f"{dataset_name}.csv"
+        folds_csv.write_text(f"dataset,group,fold\n{dataset_name},x,0\n{dataset_name},y,1\n")
+        args = [f"data_dir={data_dir}", f"folds_csv={folds_csv}", f"dataset_name={dataset_name}"]
+        with pytest.raises(InputError, match="has no row for 0") as raised:
+            datasets.load_training_samples(config.load_settings(args))
+        assert ("set recipe=own_images" in str(raised.value)) == is_explained
 
 
 # ---------------------------------------------------------------- train_masks.csv

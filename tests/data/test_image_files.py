@@ -99,6 +99,11 @@ def test_require_paths_compares_what_is_there_with_what_is_expected(tmp_path):
     assert error_line(require_paths, tmp_path / "images", tmp_path / "x" / "folds.csv") == (
         f"{tmp_path}/x/folds.csv: does not exist; {tmp_path} holds images/, masks/"
     )
+    no_data = [tmp_path / "image" / name for name in ("train", "train_masks.csv")]
+    assert error_line(require_paths, *no_data, remedy="; do this") == (
+        f"{tmp_path}/image: does not exist; {tmp_path} holds images/, masks/; expected train/, "
+        "train_masks.csv; do this"
+    )
     require_paths(tmp_path / "images", tmp_path / "masks")
 
 

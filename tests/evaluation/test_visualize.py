@@ -109,6 +109,25 @@ def test_jpeg_data_uri_is_an_image_of_at_most_thumbnail_width(size, expected):
     assert decoded[..., 0].mean() > 240 and decoded[..., 2].mean() < 15
 
 
+def test_draw_batch_shows_one_class_bright_on_dark_four_images_in_a_row():
+    images = torch.full((6, 3, 40, 60), 200, dtype=torch.uint8)
+    targets = torch.zeros(6, 1, 40, 60, dtype=torch.uint8)
+    targets[4, 0, :20], targets[4, 0, 20:] = 128, 127  # half covered: the object, or not
+    grid = visualize.draw_batch(images, targets, ClassMap(("car",), ((60, 220, 90),)))
+    assert grid.shape == (80, 240, 3)
+    assert (grid[:40] == 50).all() and (grid[40:, 60:120] == 50).all()
+    assert (grid[40:60, :60] == 200).all() and (grid[60:, :60] == 50).all()
+    assert (grid[40:, 120:] == 0).all()  # no image
+
+
+def test_draw_batch_blends_several_classes_with_their_colors_and_shows_16_images():
+    images = torch.full((17, 3, 10, 960), 100, dtype=torch.uint8)
+    targets = torch.ones(17, 1, 10, 960, dtype=torch.uint8)
+    class_map = ClassMap(("road", "car"), ((128, 64, 128), (0, 20, 142)))
+    grid = visualize.draw_batch(images, targets, class_map)
+    assert grid.shape == (4 * 5, 4 * 480, 3) and (grid == (50, 60, 121)).all()
+
+
 def predict_image(path, class_map, probability, mask):
     sample = Sample(path, "a", None, 0, "carvana", class_map)
     loaded = LoadedSample(sample, mask.shape, mask)

@@ -140,6 +140,18 @@ def test_fit_validates_every_so_many_epochs_and_after_the_last(validate_with):
     assert history["val_dice"].notna().tolist() == [False, True, True]
 
 
+def test_first_batch_is_drawn_once(validate_with, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        trainer.EpochLog, "save_first_batch", lambda log, *batch: drawn.append(batch)
+    )
+    fold = validate_with()
+    [(images, targets, class_map)] = drawn
+    first_images, first_targets = next(iter(fold.loader))
+    assert images.dtype == torch.uint8 and class_map == fold.class_map
+    assert images.shape == first_images.shape and targets.shape == first_targets.shape
+
+
 # ---------------------------------------------------------------- resume
 
 
