@@ -176,15 +176,10 @@ def end_with_errors(errors: list[str]) -> None:
         sys.exit(3)
 
 
-def predict_own_photographs(settings: Settings) -> None:
-    """Write masks and cutouts of the setting `images`, with the same networks and threshold."""
-    end_with_errors(predict_photographs(settings, ensemble.load_trained_model(settings)))
-
-
 def main(args: list[str]) -> None:
     settings = load_runs.settings_for_prediction(args)
     if settings.images:
-        predict_own_photographs(settings)
+        end_with_errors(predict_photographs(settings, ensemble.load_trained_model(settings)))
         return
     if "background" in config.parse_overrides(args):
         raise InputError("background: needs images=<a photograph or a folder>")

@@ -219,7 +219,7 @@ def test_predicting_a_batch_never_waits_for_the_gpu(shared_data_dir, tmp_path, p
     samples = load_training_samples(settings)[:4]
     member = make_member(build_model(settings, pretrained=False).eval().to(GPU), settings)
     [batch] = prediction_loader(samples, {member.preprocessing}, settings, with_mask=True)
-    assert all(x.is_pinned() for part in batch.sub_batches for x in part.images.values())
+    assert all(x.is_pinned() for part in batch for x in part.images.values())
     forward = BatchForward([member], settings, oof.keep_statistics)
     forward(batch)()  # loads kernels
     torch.cuda.set_sync_debug_mode("error")

@@ -2,14 +2,14 @@
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import nullcontext
-from itertools import repeat
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
 from core import machine
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
+END = object()  # in place of StopIteration, which would be a RuntimeError in a generator
 
 
 def map_in_threads(
@@ -18,8 +18,13 @@ def map_in_threads(
     """Yield fn(item) of each item, in order, computed by `n_threads` threads; None: one for each of
     this process's cores."""
     n_threads = n_threads or machine.cores_per_process()
-    with ThreadPoolExecutor(n_threads) as pool:
-        yield from run_ahead(fn, items, pool, 2 * n_threads)
+    with ThreadPoolExecutor(n_threads) as pool, pending_futures(items) as pending:
+        for item in items:
+            pending.append(pool.submit(fn, item))
+            if len(pending) > 2 * n_threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
 def prefetch(
@@ -27,36 +32,23 @@ def prefetch(
 ) -> Generator[Item, None, None]:
     """Iterate over the items in order, up to `n_ahead` of them ahead in the thread of `pool`, or in
     one of its own."""
-    end = object()  # in place of StopIteration, which would be a RuntimeError in a generator
-
-    def fetch_next(_: None) -> Item:
-        return next(items, end)
-
-    with nullcontext(pool) if pool else ThreadPoolExecutor(1) as thread:
-        fetched = run_ahead(fetch_next, repeat(None), thread, n_ahead)
-        try:
-            for item in fetched:
-                if item is end:
-                    break
-                yield item
-        finally:
-            fetched.close()  # waits for the thread
-            items.close()
+    with (
+        nullcontext(pool) if pool else ThreadPoolExecutor(1) as thread,
+        pending_futures(items) as pending,
+    ):
+        pending += [thread.submit(next, items, END) for _ in range(n_ahead + 1)]
+        while (item := pending.popleft().result()) is not END:
+            yield item
+            pending.append(thread.submit(next, items, END))
 
 
-def run_ahead(
-    fn: Callable[[Item], Result], items: Iterable[Item], pool: ThreadPoolExecutor, n_ahead: int
-) -> Generator[Result, None, None]:
-    """Yield fn(item) of each item, in order; the threads of `pool` are up to `n_ahead` items
-    ahead."""
+@contextmanager
+def pending_futures(items: Iterable) -> Generator[deque[Future], None, None]:
+    """Yield a queue for futures; at the end of the block cancel those left in it, wait for those
+    that run, and close `items`."""
     pending = deque()
     try:
-        for item in items:
-            pending.append(pool.submit(fn, item))
-            if len(pending) > n_ahead:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+        yield pending
     finally:
         for future in pending:
             future.cancel()

@@ -49,15 +49,8 @@ class TrainDataset(Dataset):
 
 def collate(pairs: Sequence[ImageAndTarget]) -> list[Tensor]:
     """Stack B images h×w×3 and targets h×w to B×3×h×w and B×1×h×w, uint8."""
-    return default_collate(
-        [(channels_first(image), torch.from_numpy(target)[None]) for image, target in pairs]
-    )
-
-
-def channels_first(image: np.ndarray) -> Tensor:
-    """Return h×w×3 as a tensor 3×h×w, a view if possible: transposing while a batch is stacked is
-    faster than transposing each image."""
-    return to_tensor(image).permute(2, 0, 1)
+    images, targets = zip(*pairs, strict=True)
+    return [stack_images(images), default_collate([torch.from_numpy(t)[None] for t in targets])]
 
 
 def to_tensor(array: np.ndarray) -> Tensor:
@@ -99,44 +92,36 @@ class LoadedSample:
 
 @dataclass
 class SubBatch:
-    """Consecutive samples of a batch whose images have one shape, and these images."""
+    """Consecutive samples of a batch whose images have one shape, and these images: none if the
+    samples could not be read."""
 
     samples: list[LoadedSample]
     images: dict[Preprocessing, Tensor]  # B×3×h×w uint8, channels-last in memory
-
-
-@dataclass
-class LoadedBatch:
-    """All samples of a batch in order, and in sub-batches those that could be read."""
-
-    samples: list[LoadedSample]
-    sub_batches: list[SubBatch]
 
     def pin_memory(self) -> Self:
         """Move images and masks to pinned memory; DataLoader calls this in a thread."""
         for sample in self.samples:
             if sample.mask is not None:
                 sample.mask = torch.from_numpy(sample.mask).pin_memory().numpy()
-        for part in self.sub_batches:
-            part.images = {key: images.pin_memory() for key, images in part.images.items()}
+        self.images = {key: images.pin_memory() for key, images in self.images.items()}
         return self
 
 
 Images = dict[Preprocessing, np.ndarray]  # an image h×w×3 uint8 as each of the networks takes it
 
 
-def collate_samples(loaded: Sequence[tuple[LoadedSample, Images]]) -> LoadedBatch:
+def collate_samples(loaded: Sequence[tuple[LoadedSample, Images]]) -> list[SubBatch]:
     """Stack the images of consecutive samples whose images have the same shapes."""
 
     def shapes(pair: tuple[LoadedSample, Images]) -> list[tuple[int, ...]]:
         return [image.shape for image in pair[1].values()]
 
-    sub_batches, readable = [], [pair for pair in loaded if not pair[0].error]
-    for _, pairs in groupby(readable, shapes):
+    batch = []
+    for _, pairs in groupby(loaded, shapes):
         samples, dicts = zip(*pairs, strict=True)
         stacked = {key: stack_images([images[key] for images in dicts]) for key in dicts[0]}
-        sub_batches.append(SubBatch(list(samples), stacked))
-    return LoadedBatch([sample for sample, _ in loaded], sub_batches)
+        batch.append(SubBatch(list(samples), stacked))
+    return batch
 
 
 def stack_images(images: Sequence[np.ndarray]) -> Tensor:
@@ -193,7 +178,7 @@ def prediction_loader(
     with_mask: bool,
     cache: Cache | None = None,
 ) -> DataLoader:
-    """Return a loader of LoadedBatches of `batch_size` samples, in the order of `samples`.
+    """Return a loader of lists of SubBatches, of `batch_size` samples, in the order of `samples`.
 
     `cache`, if set, must contain the samples. It is used if masks are requested and its
     preprocessing is the only one.

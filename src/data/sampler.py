@@ -39,9 +39,3 @@ class EpochBatchSampler(Sampler):
             chosen = order[step * self.step_size : (step + 1) * self.step_size]
             local = np.split(chosen, process_env.world_size())[process_env.rank()]
             yield [(self.epoch, i) for i in local.tolist()]
-
-    def steps_in_update(self, step: int, n_steps: int) -> int:
-        """Return how many steps are accumulated in the update to which `step` belongs: `n_steps`,
-        or fewer at the end of the epoch."""
-        first = step // n_steps * n_steps  # first step of this update
-        return min(n_steps, len(self) - first)

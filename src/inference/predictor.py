@@ -24,7 +24,7 @@ from core.device import (
 from core.settings import Settings
 from core.threads import prefetch
 from data.cache import Cache
-from data.loaders import LoadedBatch, LoadedSample, SubBatch, prediction_loader
+from data.loaders import LoadedSample, SubBatch, prediction_loader
 from data.preprocess import Preprocessing
 from data.sample import Sample
 from inference.combine import ImageProbabilities
@@ -149,12 +149,15 @@ class BatchForward:
             self.is_compiled = True
 
     @torch.inference_mode()
-    def __call__(self, batch: LoadedBatch) -> Callable[[], list[Prediction]]:
+    def __call__(self, batch: list[SubBatch]) -> Callable[[], list[Prediction]]:
         """Start predicting a batch; return a function that waits for the predictions."""
         self.select_device()
         kept, are_finite = [], []
         with explain_out_of_memory(self.settings, is_training=False):
-            for part in batch.sub_batches:
+            for part in batch:
+                if not part.images:  # unreadable
+                    kept += [{} for _ in part.samples]
+                    continue
                 for image in self.forward(part, are_finite):
                     kept.append({k: to_host(x) for k, x in self.reduce(image).items()})
             are_finite = [to_host(is_finite) for is_finite in are_finite]
@@ -167,8 +170,8 @@ class BatchForward:
                 # Not here: the thread of the networks may be switching compilation on or off.
                 collect_again = NETWORK_THREAD.submit(self, batch).result()
                 return collect_again()
-            values = iter(kept)
-            return [Prediction(s, {} if s.error else next(values)) for s in batch.samples]
+            samples = [sample for part in batch for sample in part.samples]
+            return list(map(Prediction, samples, kept))
 
         return collect
 

@@ -123,10 +123,11 @@ class FoldTrainer:
         """Train on this rank's part of a step; return whether the weights were updated."""
         torch.manual_seed(self.step_seed())  # dropout is reproducible after resume
         sampler, accumulation = self.loader.batch_sampler, self.settings.grad_accumulation
-        weight = 1 / sampler.steps_in_update(self.step, accumulation)
+        first = self.step // accumulation * accumulation  # step of this update
+        n_steps = min(accumulation, len(sampler) - first)  # fewer at the end of the epoch
         self.step += 1
-        is_update = self.step % accumulation == 0 or self.step == len(sampler)
-        loss, logits = self.state.train_step(images, targets, weight, is_update)
+        is_update = self.step == first + n_steps
+        loss, logits = self.state.train_step(images, targets, 1 / n_steps, is_update)
         self.metrics.add(loss, logits, targets)
         bar.update(sampler.step_size)
         if self.step % 50 == 1:  # rarely: reading the loss synchronizes with the GPU

@@ -8,7 +8,7 @@ import pytest
 
 from core import machine
 from core.errors import InputError
-from core.threads import map_in_threads, prefetch, run_ahead
+from core.threads import map_in_threads, prefetch
 
 
 def test_prefetch_keeps_order_and_raises_errors():
@@ -57,7 +57,7 @@ def test_map_in_threads_shares_the_cores_with_the_other_processes(monkeypatch):
     assert len(set(names)) == 1
 
 
-def test_run_ahead_is_bounded_and_closes_its_source_after_an_error():
+def test_map_in_threads_is_bounded_and_closes_its_source_after_an_error():
     taken, closed = [], []
 
     def generate():
@@ -73,13 +73,12 @@ def test_run_ahead_is_bounded_and_closes_its_source_after_an_error():
             raise InputError("the fourth")
         return i
 
-    with ThreadPoolExecutor(2) as pool:
-        results = run_ahead(fail_at_three, generate(), pool, 4)
-        assert list(islice(results, 3)) == [0, 1, 2]
-        assert len(taken) == 3 + 4
-        with pytest.raises(InputError, match="the fourth"):
-            next(results)
-        assert closed
+    results = map_in_threads(fail_at_three, generate(), n_threads=2)
+    assert list(islice(results, 3)) == [0, 1, 2]
+    assert len(taken) == 3 + 4
+    with pytest.raises(InputError, match="the fourth"):
+        next(results)
+    assert closed
 
 
 def test_prefetch_runs_in_one_thread_again_and_again():

@@ -198,15 +198,12 @@ def test_train_loader_crops_whole_images_to_crop_size(settings, cached):
 def load_for_prediction(samples, preprocessings, settings, with_mask=True, cache=None):
     """Return each LoadedSample with its images, which are empty if it could not be read."""
     loader = loaders.prediction_loader(samples, preprocessings, settings, with_mask, cache)
-    pairs = []
-    for batch in loader:
-        images = {
-            id(loaded): {key: stacked[i] for key, stacked in part.images.items()}
-            for part in batch.sub_batches
-            for i, loaded in enumerate(part.samples)
-        }
-        pairs += [(loaded, images.get(id(loaded), {})) for loaded in batch.samples]
-    return pairs
+    return [
+        (loaded, {key: stacked[i] for key, stacked in part.images.items()})
+        for batch in loader
+        for part in batch
+        for i, loaded in enumerate(part.samples)
+    ]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -268,13 +265,14 @@ def test_loaded_batch_is_pinned_by_the_loader_one_call_for_each_stack_and_mask(m
         sample = loaders.LoadedSample(None, (height, width), mask, error)
         loaded.append((sample, {} if error else images))
     batch = loaders.collate_samples(loaded)
-    assert [len(part.samples) for part in batch.sub_batches] == [2, 1, 1]
-    shapes = [part.images[Preprocessing(None)].shape for part in batch.sub_batches]
+    assert [len(part.samples) for part in batch] == [2, 1, 1, 1]
+    assert not batch[1].images  # unreadable
+    shapes = [part.images[Preprocessing(None)].shape for part in batch if part.images]
     assert shapes == [(2, 3, 8, 12), (1, 3, 6, 10), (1, 3, 8, 12)]
-    assert batch.sub_batches[2].images[Preprocessing(None)].unique().item() == 4
+    assert batch[3].images[Preprocessing(None)].unique().item() == 4
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: pinned.append(x.shape) or x.clone())
-    assert pin_memory(batch) is batch  # as DataLoader's thread does
+    assert pin_memory(batch) == batch  # as DataLoader's thread does
     assert sorted(pinned) == sorted([*shapes, *(size for size in sizes if size[0])])
 
 
@@ -290,15 +288,15 @@ def many_cores(monkeypatch):
 
 
 @pytest.mark.parametrize("change", ["none", "mirrored", "read-only"])
-def test_channels_first_takes_any_array_and_batches_are_contiguous(change):
+def test_collate_stacks_any_arrays_channels_last(change):
     image = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
     image = image[:, ::-1] if change == "mirrored" else image
     image.flags.writeable = change != "read-only"
-    tensor = loaders.channels_first(image)
-    assert np.array_equal(tensor.permute(1, 2, 0), image)
     images, targets = loaders.collate([(image, image[..., 0].copy())] * 2)
-    assert images.is_contiguous() and torch.equal(images[1], tensor)
-    assert targets.shape == (2, 1, 4, 6)
+    assert images.shape == (2, 3, 4, 6) and targets.shape == (2, 1, 4, 6)
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert np.array_equal(images[1].permute(1, 2, 0), image)
+    assert np.array_equal(targets[1, 0], image[..., 0])
 
 
 def training_workers(settings, cache=None):
@@ -477,7 +475,7 @@ def test_prediction_loader_stacks_no_images_of_equal_areas_but_other_sides(tmp_p
     images = [np.zeros((*size, 3), np.uint8) for size in ((8, 12), (12, 8))]
     sample = loaders.LoadedSample(None, (8, 12), None)
     batch = loaders.collate_samples([(sample, {Preprocessing(None): image}) for image in images])
-    shapes = [part.images[Preprocessing(None)].shape for part in batch.sub_batches]
+    shapes = [part.images[Preprocessing(None)].shape for part in batch]
     assert shapes == [(1, 3, 8, 12), (1, 3, 12, 8)]
 
 

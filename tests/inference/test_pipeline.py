@@ -44,10 +44,10 @@ class ClockedPool:
     def __init__(self, clock, n_threads):
         self.clock, self.free = clock, [clock.now] * n_threads
 
-    def submit(self, fn, item):
+    def submit(self, fn, *args):
         clock, submitted, thread = self.clock, self.clock.now, int(np.argmin(self.free))
         clock.now = max(submitted, self.free[thread])
-        value = fn(item)
+        value = fn(*args)
         done = self.free[thread] = clock.now
         clock.now = submitted
 
