@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from PIL import ImageColor
 
@@ -92,30 +91,28 @@ def read_class_map(path: Path) -> ClassMap:
 
     Label files may hold the colors instead, unless two classes have the same one.
     """
-    table = read_csv_strict(path, ["value", "name", "color"])
-    table = table.apply(lambda cells: cells.str.strip())
-    is_special = table["name"].str.lower().isin(["background", "ignore"])
-    table["name"] = table["name"].mask(is_special, table["name"].str.lower())
-    values = table["value"]
-    invalid = values[~values.isin([*map(str, range(256))]) | values.duplicated()]
-    if len(invalid):
-        raise InputError(f"{path}: value {invalid.iloc[0]!r}; expected different numbers, 0 to 255")
-    classes = table[table["name"] != "ignore"]
-    classes = classes.sort_values("name", key=lambda names: names != "background", kind="stable")
-    if len(classes) > IGNORE:
-        raise InputError(f"{path}: has {len(classes)} classes; expected at most {IGNORE}")
-    if len(classes) < 2 or classes["name"].duplicated().any():
+    table, rows = read_csv_strict(path, ["value", "name", "color"]), []
+    for cells in table.itertuples(index=False):
+        value, name, color = map(str.strip, cells)
+        name = name.lower() if name.lower() in ("background", "ignore") else name
+        if value not in map(str, range(256)) or int(value) in [row[0] for row in rows]:
+            raise InputError(f"{path}: value {value!r}; expected different numbers, 0 to 255")
+        rows.append((int(value), name, color))
+    classes = [row for row in rows if row[1] != "ignore"]
+    classes.sort(key=lambda row: row[1] != "background")  # stable: otherwise in the file's order
+    names = tuple(name for _, name, _ in classes)
+    if len(names) > IGNORE:
+        raise InputError(f"{path}: has {len(names)} classes; expected at most {IGNORE}")
+    if len(names) < 2 or len(set(names)) < len(names):
         raise InputError(f"{path}: expected two or more different names; delete it for one class")
     try:
-        colors = tuple(ImageColor.getrgb(color)[:3] for color in classes["color"])
-        painted = table[table["color"] != ""]
-        packed = [int.from_bytes(ImageColor.getrgb(color)[:3]) for color in painted["color"]]
+        colors = tuple(ImageColor.getrgb(color)[:3] for _, _, color in classes)
+        packed = {v: int.from_bytes(ImageColor.getrgb(c)[:3]) for v, _, c in rows if c}
     except ValueError as error:
         raise InputError(f"{path}: {error}; write a color as #ff8000 or orange") from None
-    value_to_class = np.full(256, -1)
-    value_to_class[values.astype(int)] = IGNORE
-    value_to_class[classes["value"].astype(int)] = range(len(classes))
-    color_values = zip(packed, painted["value"].astype(int).tolist(), strict=True)
-    unique = tuple(pair for pair in color_values if packed.count(pair[0]) == 1)
-    names = tuple(classes["name"])
-    return ClassMap(names, colors, tuple(value_to_class.tolist()), color_values=unique)
+    value_to_class = [-1] * 256
+    for value, name, _ in rows:
+        value_to_class[value] = IGNORE if name == "ignore" else names.index(name)
+    listed = [*packed.values()]
+    unique = tuple((color, value) for value, color in packed.items() if listed.count(color) == 1)
+    return ClassMap(names, colors, tuple(value_to_class), color_values=unique)

@@ -122,23 +122,34 @@ def read_label_values(
         orientation = exif_orientation(image)
         values = np.asarray(image) if image.mode in ("P", *GRAY_MODES) else None
         rgb = None if image.mode in GRAY_MODES else _to_rgba(path, image)[..., :3]
-    if rgb is not None:
-        if values is not None:
-            _require_equal_grays(path, rgb, values, valid_values)
-        values = _values_of_colors(path, rgb, values, color_values)
+    if values is None:
+        values = _values_of_colors(path, rgb, color_values)
+    elif rgb is not None:
+        _check_palette(path, rgb, values, color_values, valid_values)
     return turn_upright(values, orientation)
 
 
-def _require_equal_grays(
-    path: Path, rgb: np.ndarray, indices: np.ndarray, valid_values: Sequence[int]
+def _check_palette(
+    path: Path,
+    rgb: np.ndarray,
+    indices: np.ndarray,
+    color_values: Sequence[tuple[int, int]],
+    valid_values: Sequence[int],
 ) -> None:
-    """Raise InputError if a palette of grays was reordered, as programs do that write a GIF."""
+    """Raise InputError if the colors of a palette file mean other classes than its indices. Its
+    grays do if the palette was reordered, as programs do that write a GIF."""
     gray = rgb[..., 0]
     are_values = (rgb == gray[..., None]).all() and np.isin(gray, list(valid_values)).all()
     if are_values and (gray != indices).any():
         raise InputError(
             f"{path}: its palette's gray levels and its palette indices mean different classes in "
             "classes.csv; save it as gray PNG"
+        )
+    values, unlisted = _look_up_colors(rgb, color_values)
+    if not unlisted.size and (indices != values).any():
+        raise InputError(
+            f"{path}: its palette's colors and its palette indices mean different classes in "
+            "classes.csv; save it as RGB, or write the colors of its palette into classes.csv"
         )
 
 
@@ -149,26 +160,25 @@ def is_lossy(path: Path, image: Image.Image) -> bool:
     return image.format in ("JPEG", "MPO") or is_lossy_webp or is_jpeg_in_tiff
 
 
-def _values_of_colors(
-    path: Path,
-    rgb: np.ndarray,
-    indices: np.ndarray | None,
-    color_values: Sequence[tuple[int, int]],
-) -> np.ndarray:
+def _look_up_colors(
+    rgb: np.ndarray, color_values: Sequence[tuple[int, int]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the H×W values of the colors, −1 where a color is not listed, and these colors."""
     packed = rgb @ np.array([1 << 16, 1 << 8, 1])
     values = np.full(packed.shape, -1)
     for color, value in color_values:
         values[packed == color] = value
-    unlisted = packed[values < 0]
-    if indices is None and not unlisted.size:
+    return values, packed[values < 0]
+
+
+def _values_of_colors(
+    path: Path, rgb: np.ndarray, color_values: Sequence[tuple[int, int]]
+) -> np.ndarray:
+    """Return the H×W values of an RGB file: those of its colors if all are listed, else its gray
+    levels."""
+    values, unlisted = _look_up_colors(rgb, color_values)
+    if not unlisted.size:
         return values
-    if indices is not None:
-        if not unlisted.size and (indices != values).any():
-            raise InputError(
-                f"{path}: its palette's colors and its palette indices mean different classes in "
-                "classes.csv; save it as RGB, or write the colors of its palette into classes.csv"
-            )
-        return indices
     if (rgb == rgb[..., :1]).all():
         return rgb[..., 0]
     message = f"{path}: shows colors; expected a gray or palette file of class values"

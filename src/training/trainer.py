@@ -209,8 +209,7 @@ class FoldTrainer:
             return kept | keep_mean(image) if image.sample in shown else kept
 
         predictions = predict([self.ema_member()], samples, settings, keep, True, self.cache)
-        bar = oof.with_progress_bar(predictions, samples, "validate")
-        for i, prediction in enumerate(bar):
+        for i, prediction in enumerate(oof.with_progress_bar(predictions, samples, "validate")):
             if i < len(shown) and process_env.is_main_process():
                 picture = visualize.thumbnail(prediction)
                 self.log.writer.add_image(f"val/{i}", picture, self.epoch + 1, dataformats="HWC")
