@@ -1,7 +1,6 @@
 """Parse `key=value` overrides over a recipe over the defaults into checked Settings."""
 
 import copy
-import difflib
 import os
 import re
 from dataclasses import asdict
@@ -13,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from core.environment import ROOT
-from core.errors import InputError
+from core.errors import InputError, did_you_mean
 from core.old_settings import RENAMED, rename_old_settings
 from core.settings import FIELDS, NAME, PATH_SETTINGS, Settings, find_paths, format_value
 
@@ -209,10 +208,8 @@ def read_recipe(name: str, derived: tuple[str, ...] = ()) -> dict[str, Any]:
     except OSError as error:
         if is_recipe_file(name):
             raise InputError(f"recipe={name}: {error.strerror}") from None
-        similar = difflib.get_close_matches(name, recipe_names(), n=1)
-        suggestion = f" (did you mean {similar[0]}?)" if similar else ""
+        found = f"recipe={name}: no such recipe{did_you_mean(name, recipe_names())}"
         known = ", ".join(recipe_names())
-        found = f"recipe={name}: no such recipe{suggestion}"
         raise InputError(f"{found}; available: {known}, or a .yaml file") from None
     except YAML_ERRORS as error:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
@@ -233,8 +230,7 @@ def _assign(conf: DictConfig, key: str, value: Any, source: str) -> None:
         value = str(value).lower()  # compile: true, in YAML a bool
     typed = f"{source}{key}={format_value(value)}"
     if key not in FIELDS:
-        similar = difflib.get_close_matches(str(key), FIELDS, n=1)
-        suggestion = f" (did you mean {similar[0]}?)" if similar else ""
+        suggestion = did_you_mean(str(key), FIELDS)
         raise InputError(f"{typed}: no such setting{suggestion}; {HELP_HINT}")
     try:
         OmegaConf.update(conf, key, value, merge=False)

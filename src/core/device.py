@@ -186,23 +186,34 @@ def explain_out_of_memory(settings: Settings, is_training: bool = True) -> Itera
         if not is_oom and not any(words in text for words in OUT_OF_MEMORY_TEXTS):
             raise
         size = settings.train_size if is_training else settings.size
-        height, width = size or (1024, 1536)
-        processes = process_env.world_size()
-        half = settings.batch_size // 2 // processes * processes
-        if not is_training:  # also in validation; a run cannot resume with another batch_size
-            fix = f"tile_size={max(128, (settings.tile_size or max(height, width)) // 2)}"
-            if settings.batch_size > 1:
-                fix += f", or for predict.sh batch_size={settings.batch_size // 2}"
-        elif half:
-            steps = settings.grad_accumulation * settings.batch_size // half
-            fix = f"batch_size={half} grad_accumulation={steps}"
-        else:
-            name = "crop_size" if settings.crop_size else "size"
-            fix = f"{name}={height // 2},{width // 2}"
-        # An earlier stage is a run of its own, named <run>/stage<n>.
-        is_stage = is_training and (settings.stages or "/" in settings.run)
-        where = " for all stages, with another run=" if is_stage else ""
+        smaller = _smaller_for_training if is_training else _smaller_for_prediction
         raise InputError(
             f"out of memory with batch_size={settings.batch_size} at size={size or 'native'}: "
-            f"try {fix}{where}"
+            f"try {smaller(settings)}"
         ) from None
+
+
+def _smaller_for_training(settings: Settings) -> str:
+    """Return settings that take less memory: a smaller batch, or smaller images."""
+    processes = process_env.world_size()
+    half = settings.batch_size // 2 // processes * processes
+    if half:
+        steps = settings.grad_accumulation * settings.batch_size // half
+        smaller = f"batch_size={half} grad_accumulation={steps}"
+    else:
+        height, width = settings.train_size or (1024, 1536)
+        name = "crop_size" if settings.crop_size else "size"
+        smaller = f"{name}={height // 2},{width // 2}"
+    # An earlier stage is a run of its own, named <run>/stage<n>.
+    is_stage = settings.stages or "/" in settings.run
+    return smaller + (" for all stages, with another run=" if is_stage else "")
+
+
+def _smaller_for_prediction(settings: Settings) -> str:
+    """Return settings that take less memory, also in validation: a run cannot resume with another
+    batch_size."""
+    side = settings.tile_size or max(settings.size or (1024, 1536))
+    smaller = f"tile_size={max(128, side // 2)}"
+    if settings.batch_size > 1:
+        smaller += f", or for predict.sh batch_size={settings.batch_size // 2}"
+    return smaller

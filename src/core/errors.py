@@ -1,6 +1,8 @@
-"""InputError, and the OS errors that the user can fix."""
+"""InputError, hints for its messages, and the OS errors that the user can fix."""
 
+import difflib
 import errno
+from collections.abc import Iterable
 
 
 class InputError(Exception):
@@ -11,6 +13,12 @@ class InputError(Exception):
         line = message.rpartition("errors.InputError: ")[2].strip()
         # Escape control characters, which file names and file contents may hold.
         super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return " (did you mean x?)" with the known name that is most similar; "" if none is."""
+    similar = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {similar[0]}?)" if similar else ""
 
 
 DISK_FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

