@@ -76,6 +76,7 @@ def train_in_processes(count, args):
     """Train the fold of `runs` in so many processes, as run by<count>."""
     code, out, err = run(count, "train.py", *args, f"run=by{count}", *TRAIN_ARGS)
     assert code == 0, err
+    assert "Warning" not in err, err
     assert out.count("out-of-fold dice") == 1  # only the main process prints
 
 

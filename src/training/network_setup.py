@@ -1,5 +1,6 @@
 """The network that training calls: compiled, and wrapped by DistributedDataParallel (DDP)."""
 
+import warnings
 from copy import deepcopy
 
 import torch
@@ -41,6 +42,8 @@ def prepare_network(
             is_compiled = True
     if process_env.world_size() > 1:
         device_ids = None if device.type == "cpu" else [device.index]
+        # Deprecated in torch 2.13, but torch 2.11 does not have its successor.
+        warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
         # The statistics of batch normalization differ between ranks; only those of rank 0 are used.
         model = DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
     return model, is_compiled
