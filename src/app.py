@@ -89,13 +89,13 @@ def main(args: list[str]) -> None:
     settings = load_runs.settings_for_prediction(args)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     model = ensemble.load_trained_model(settings)
-    model(np.zeros((64, 64, 3), np.uint8)).cutout()  # a run of several classes ends here
+    model(np.zeros((64, 64, 3), np.uint8)).cutout()  # InputError for several classes
     page = build_page(model, f"{settings.run}: mask and cutout of a photograph")
     try:
         _, url, _ = page.launch(quiet=True, prevent_thread_lock=True, footer_links=[])
     except OSError as error:  # the port is in use
         raise InputError(f"{error}".splitlines()[0]) from None
-    print(f"open {url} in a browser; Ctrl-C ends it", flush=True)
+    print(f"open {url} in a browser; press Ctrl-C to stop the server", flush=True)
     try:
         threading.Event().wait()  # until a signal
     finally:

@@ -1,11 +1,11 @@
-"""Measure how fast recipes train and predict here, and how long the first one takes to Dice 0.99.
+"""Measure how fast recipes train and predict here, and how long the first takes to reach Dice 0.99.
 
     python src/bench.py data_dir=input/carvana              # on a GPU: carvana_smp and carvana
     python src/bench.py recipe=carvana_small                # another recipe
     python src/bench.py bench_recipes=carvana,carvana_small # several
 
 Runs for about `bench_minutes` minutes. Prints the time of every step and a table in Markdown, and
-writes output/bench.json. An interrupted benchmark leaves what it has measured.
+writes output/bench.json. An interrupted benchmark still writes what it has measured.
 """
 
 import shlex

@@ -1,4 +1,4 @@
-"""Render the demo data set: cars on a turntable, in the competition's layout.
+"""Render the demo dataset: cars on a turntable, in the competition's layout.
 
     python src/demo.py recipe=demo
 

@@ -32,7 +32,7 @@ def read_photograph(settings: Settings) -> np.ndarray:
         return datasets.read_sample_image(datasets.load_test_samples(settings)[0])
     except InputError as error:
         raise InputError(
-            f"{error}; the file is compared with torch on a photograph: set images=photo.jpg"
+            f"{error}; a photograph is needed to check the ONNX file: set images=photo.jpg"
         ) from None
 
 

@@ -30,7 +30,7 @@ COLUMNS = ["dataset", "group", "fold"]
 
 
 def warn_of_copies(samples: list[Sample]) -> None:
-    """Print a warning if an image file is there twice, in two groups, which may be in two folds."""
+    """Print a warning if an image file occurs in two groups, which may be in different folds."""
     by_size = defaultdict(list)
     for sample in samples:
         if sample.image.exists():  # a dangling link is reported when it is read
@@ -100,9 +100,9 @@ def check_groups(settings: Settings, samples: list[Sample]) -> None:
 
 
 def write_folds(settings: Settings, folds: pd.Series) -> None:
-    """Write the data set's rows of folds_csv, and keep those of other data sets.
+    """Write the dataset's rows of folds_csv, and keep those of other datasets.
 
-    Raise InputError if the file lists other groups or folds for this data set.
+    Raise InputError if the file lists other groups or folds for this dataset.
     """
     path, name = Path(settings.folds_csv), settings.dataset_name
     table = pd.DataFrame({"dataset": name, "group": folds.index, "fold": folds.values})
@@ -114,7 +114,7 @@ def write_folds(settings: Settings, folds: pd.Series) -> None:
             raise InputError(
                 f"{path}: has other groups or folds of dataset {name} ({len(listed)} groups, "
                 f"{settings.data_dir} has {len(folds)}); set folds_csv=<new file> or "
-                "dataset_name=<new name>, or delete its rows"
+                "dataset_name=<new name>, or delete these rows"
             )
         table = pd.concat([existing[~is_same_dataset], table], ignore_index=True)
     with atomic_write(path) as tmp_path:

@@ -1,6 +1,6 @@
 """Write output/report.html: out-of-fold scores and images of a run or an ensemble, on one page.
 
-Without `run=`, `runs=` or `recipe=` it shows the first of the leaderboard. The page opens offline.
+Without `run=`, `runs=` or `recipe=` it shows the leaderboard's top entry. The page opens offline.
 """
 
 from dataclasses import dataclass
@@ -149,7 +149,7 @@ def load_report(settings: Settings) -> Report:
     try:
         test_samples = datasets.load_test_samples(settings)
     except InputError as error:  # perhaps not all of them are on this machine
-        print(f"the report has no test images: {error}")
+        print(f"test images are left out of the report: {error}")
         test_samples = []
     return Report(
         settings,
@@ -163,7 +163,7 @@ def load_report(settings: Settings) -> Report:
 
 
 def report_settings(args: list[str]) -> Settings:
-    """Return the settings of the runs in `args`, or else of the first of the leaderboard."""
+    """Return the settings of the runs in `args`, or else of the top leaderboard entry."""
     output_dir = Path(config.load_settings_without_stages(args).output_dir)
     if not {"run", "runs", "recipe"} & config.parse_overrides(args).keys():
         entries = comparison.load_entries(output_dir)
@@ -200,7 +200,7 @@ def main(args: list[str]) -> None:
     html = render_page(report)
     atomic_write_text(output_dir / "report.html", html)
     chosen = {"run", "runs", "recipe"} & config.parse_overrides(args).keys()
-    hint = "" if chosen else " (the first of the leaderboard; for another one set run=)"
+    hint = "" if chosen else " (the top of the leaderboard; for another run, set run=)"
     print(f"{output_dir / 'report.html'}: {report.settings.run}{hint}, {len(html) / 1e6:.1f} MB")
 
 

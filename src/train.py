@@ -80,7 +80,7 @@ def train_fold(
 
 
 def remove_snapshots(settings: Settings) -> None:
-    """Delete the snapshots of finished folds, also those of a run killed just before this."""
+    """Delete the snapshots of finished folds, including those of a run killed just before this."""
     if process_env.is_main_process():
         for fold in run_folder.finished_folds(settings.run_dir):
             shutil.rmtree(run_folder.snapshot_dir(settings.run_dir, fold), ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What all tests share: the tiny data set, a run trained on it, and ways to call the scripts."""
+"""What all tests share: the tiny dataset, a run trained on it, and ways to call the scripts."""
 
 import os
 import shutil
@@ -36,7 +36,7 @@ def one_thread() -> None:
 
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
-    """A new tiny data set, which the test may change."""
+    """A new tiny dataset, which the test may change."""
     return make_data(tmp_path / "tiny")
 
 
@@ -63,7 +63,7 @@ def once_per_session(
 
 
 def tiny_settings_args(data_dir: Path, output_dir: Path) -> list[str]:
-    """Arguments that train the tiny data set within a second."""
+    """Arguments that train the tiny dataset within a second."""
     return [
         *(f"data_dir={data_dir}", f"folds_csv={data_dir / 'folds.csv'}"),
         *(f"output_dir={output_dir}", "dataset_name=tiny", "run=tiny"),
@@ -88,7 +88,7 @@ def prediction_args(args: list[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class TinyRun:
-    """A trained run of the tiny data set; `args` are the arguments that trained it."""
+    """A trained run of the tiny dataset; `args` are the arguments that trained it."""
 
     data_dir: Path
     output_dir: Path
@@ -104,7 +104,7 @@ def read_tiny_run(folder: Path) -> TinyRun:
 
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
-    """Both folds of the tiny data set, trained once a session. Read-only."""
+    """Both folds of the tiny dataset, trained once a session. Read-only."""
 
     def fill(folder: Path) -> None:
         import train

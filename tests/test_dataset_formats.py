@@ -1,4 +1,4 @@
-"""The other data set formats, and several classes, end to end on small copies of their layouts."""
+"""The other dataset formats, and several classes, end to end on small copies of their layouts."""
 
 import contextlib
 import io
@@ -34,7 +34,7 @@ from data.formats import pets
 
 
 def load(dataset_format, data_dir, *args, split="train"):
-    """Return the samples of a data set in which each image is a group of its own."""
+    """Return the samples of a dataset in which each image is a group of its own."""
     args = [f"dataset_format={dataset_format}", f"data_dir={data_dir}", "group_regex=(.+)", *args]
     return datasets.load_samples(config.load_settings(args), split)
 
@@ -45,7 +45,7 @@ def test_pets_samples_follow_the_lists_and_file_types_their_content(tmp_path):
     assert len(samples) == 7
     assert [s.image_id for s in load("pets", data_dir, split="test")] == ["Bombay_1", "Bombay_2"]
     image = image_io.read_image(samples[0].image)
-    for file_type in ("GIF", "PNG"):  # under the name .jpg, as some images of the real data set
+    for file_type in ("GIF", "PNG"):  # under the name .jpg, as some images of the real dataset
         Image.fromarray(image).save(samples[0].image, format=file_type)
         error = np.abs(datasets.read_sample_image(samples[0]).astype(int) - image).mean()
         assert error < 12

@@ -45,7 +45,7 @@ GPU = torch.device(DEVICE, 0)
 
 @pytest.fixture(scope="module")
 def shared_data_dir(tmp_path_factory):
-    """A data set whose folds train on 10 images each: two steps of 4, two images are left out."""
+    """A dataset whose folds train on 10 images each: two steps of 4, two images are left out."""
     return make_data(tmp_path_factory.mktemp("gpu") / "tiny", views=5)
 
 

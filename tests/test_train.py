@@ -1,4 +1,4 @@
-"""Training end to end on the tiny data set: the files of a run, its scores, and exact resume."""
+"""Training end to end on the tiny dataset: the files of a run, its scores, and exact resume."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Small data sets in the layouts of Carvana, Oxford-IIIT Pet and Cityscapes, drawn from seeds."""
+"""Small datasets in the layouts of Carvana, Oxford-IIIT Pet and Cityscapes, drawn from seeds."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def make_data(
     size: tuple[int, int] = (48, 72),
     folds: int = 2,
 ) -> Path:
-    """Write a data set in the competition's layout, with folds.csv and test_truth.csv."""
+    """Write a dataset in the competition's layout, with folds.csv and test_truth.csv."""
     from data import rle
 
     for name in ("train", "train_masks", "test"):

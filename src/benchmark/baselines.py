@@ -55,7 +55,7 @@ def plain_images_per_second(
     def train_epoch() -> None:
         for images, masks in loader:
             logits = network(images.to(device))
-            # A network without padding lacks the border.
+            # The output of an unpadded network lacks the border.
             masks = masks[..., : logits.shape[-2], : logits.shape[-1]].to(device)
             loss = bce_dice_loss(logits, masks)
             optimizer.zero_grad()

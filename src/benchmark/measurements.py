@@ -41,8 +41,8 @@ def make_trial(settings: Settings, folder: str) -> Settings:
 def measure_recipe(
     settings: Settings, samples: list[Sample], n_training: int, device: torch.device
 ) -> dict[str, Any]:
-    """Measure training and prediction of a recipe on `samples`. Training is compiled if it would be
-    on `n_training` images.
+    """Measure training and prediction of a recipe on `samples`. Training is compiled if training
+    on `n_training` images would be.
 
     `training_busy` and `prediction_busy`: the time per image of steps on data that is already on
     the device, divided by the time per image in the loop.
@@ -50,7 +50,7 @@ def measure_recipe(
     steps, repeated = StepTimer(), samples * math.ceil(MIN_LOOP_IMAGES / len(samples))
     with TemporaryDirectory() as folder, explain_out_of_memory(settings):
         trial = make_trial(settings, folder)
-        # As many updates as the recipe makes: from TUNE_MIN_UPDATES on, training is compiled.
+        # As many updates as the recipe makes: with TUNE_MIN_UPDATES or more, training is compiled.
         trial.epochs = max(1, round(settings.epochs * n_training / len(repeated)))
         trainer = FoldTrainer(trial, -1, repeated, make_cache(trial, samples), device)
         batch = time_loading(steps, trainer, samples[:N_STEP_IMAGES])
@@ -139,8 +139,8 @@ def count_training_flops(settings: Settings, n_classes: int) -> float:
 def measure_time_to_dice(
     settings: Settings, samples: list[Sample], device: torch.device, deadline: float
 ) -> dict[str, Any]:
-    """Train all folds but one until its Dice, validated after every epoch, is TARGET_DICE, or
-    until `deadline` of time.monotonic().
+    """Train on all folds but one until the Dice on that one, validated after every epoch, is
+    TARGET_DICE, or until `deadline` of time.monotonic().
 
     `minutes` include decoding, and are None if the Dice was not reached. The learning rate is
     constant, as the number of epochs is not known.

@@ -29,8 +29,8 @@ class StepTimer:
 def median_seconds(fn: Callable, inputs: Sequence) -> float:
     """Return the median time of fn(x), x in `inputs` in turn; includes the work of a GPU.
 
-    The first call, which may compile, is not timed: Timer decides by its first calls how many it
-    makes before it waits for the GPU.
+    The first call, which may compile, is not timed: Timer bases on its first calls how
+    many calls it makes before it waits for the GPU.
     """
     fn(inputs[0])
     names = {"fn": fn, "inputs": cycle(inputs)}
@@ -43,7 +43,7 @@ class LoopDone(Exception):
 
 
 class LoopTimer(tqdm):
-    """Progress bar of a loop that shows nothing, counts images, and ends it after `seconds`.
+    """Hidden progress bar that counts a loop's images and ends the loop after `seconds`.
 
     The clock starts at the end of the first step, which starts workers and fills pipelines. At both
     ends it waits for a GPU, in between it does not.

@@ -41,7 +41,7 @@ def _check_arguments(args: list[str]) -> None:
     if {"help", "--help", "-h"} & {*args}:
         print(help_text())
         sys.exit(0)
-    for one, next_one in pairwise(args):  # side by side: bash expands fold={0,1} to them
+    for one, next_one in pairwise(args):  # bash expands fold={0,1} to fold=0 fold=1
         name = one.partition("=")[0]
         if one != next_one and name == next_one.partition("=")[0]:
             is_list = name in FIELDS and "list" in str(FIELDS[name].type)

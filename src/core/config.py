@@ -1,4 +1,4 @@
-"""Parse `key=value` overrides over a recipe over the defaults into checked Settings."""
+"""Merge the defaults, a recipe and `key=value` overrides, in that order, into checked Settings."""
 
 import copy
 import os
@@ -69,8 +69,8 @@ def parse_overrides(args: list[str]) -> dict[str, Any]:
 
 
 def _parse_value(annotation: Any, text: str) -> Any:
-    """Parse the text of a setting of this type: `a,b` or `[a,b]` for a list, of numbers `512x768`,
-    too. Brackets that are not quoted are a pattern for file names in zsh."""
+    """Parse the text of a setting of this type: `a,b` or `[a,b]` for a list, and also
+    `512x768` for a list of numbers. In zsh, unquoted brackets are a file name pattern."""
     if annotation is str or get_origin(annotation) is Literal:
         return text  # YAML would read run=1e3 as a number, and run=no as false
     if "list" in str(annotation) and text != "null" and not text.startswith("{"):
@@ -122,7 +122,7 @@ def load_settings(
     settings = OmegaConf.to_object(_assign_last_stage(conf, overrides))
     settings.run = settings.run or Path(settings.recipe).stem
     if not NAME.accepts(settings.run):
-        raise InputError(f"recipe={recipe}: names no folder for its run; set run=..., or rename it")
+        raise InputError(f"recipe={recipe}: not a valid run name; set run=..., or rename it")
     if "run" in overrides and "runs" not in overrides:
         settings.runs = []
     settings.runs = settings.runs or [settings.run]
@@ -146,8 +146,8 @@ def check_model_options(settings: Settings, args: list[str]) -> None:
 def load_settings_without_stages(
     args: list[str], base: dict[str, Any] | None = None, base_path: Path | None = None
 ) -> Settings:
-    """Return load_settings() without the recipe's stages, for scripts that do not train. A run has
-    stored the settings of its last stage."""
+    """Return load_settings() without the recipe's stages, for scripts that do not train. A run
+    stores the settings of its last stage."""
     return load_settings([*args, "stages=[]"], base, base_path)
 
 
@@ -158,7 +158,7 @@ def split_runs(args: list[str]) -> list[list[str]]:
     if settings.runs == [settings.run]:
         return [args]
     if "run" in parse_overrides(args):
-        raise InputError(f"run={settings.run}: runs={','.join(settings.runs)} have their own names")
+        raise InputError(f"run={settings.run}: cannot be set with runs={','.join(settings.runs)}")
     others = [arg for arg in args if arg.partition("=")[0] not in ("recipe", "runs")]
     recipes = settings.runs
     if is_recipe_file(settings.recipe):
@@ -220,7 +220,7 @@ def read_recipe(name: str, derived: tuple[str, ...] = ()) -> dict[str, Any]:
     if is_recipe_file(base):
         base = str(path.parent / os.path.expanduser(base))
     if base in (*derived, name):
-        raise InputError(f"{path}: recipe={base}: starts from itself")
+        raise InputError(f"{path}: recipe={base}: is based on itself")
     return (read_recipe(base, (*derived, name)) if base else {}) | values
 
 

@@ -28,7 +28,7 @@ OUT_OF_MEMORY_TEXTS = (
     "allocation_failed",
     "not enough memory",
     "can't allocate memory",
-    "unable to find an engine",  # of cuDNN, which tries them all
+    "unable to find an engine",  # cuDNN, if no engine has enough memory
 )
 
 
@@ -54,7 +54,7 @@ def pick_device(settings: Settings) -> torch.device:
                 f"{', '.join(torch.cuda.get_arch_list())}, not for this GPU; install a build for "
                 "an older CUDA version, or set device=cpu"
             )
-        if index:  # a new thread's is 0, where kernels and copies would open a second context
+        if index:  # threads start on GPU 0, where they would open a second context
             torch.cuda.set_device(index)
         return torch.device("cuda", index)
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -151,13 +151,13 @@ def find_compile_error(device: torch.device) -> str:
 def compile_network(network: torch.nn.Module, has_one_size: bool) -> None:
     """Compile the network's forward pass in place, at its first call.
 
-    The networks of all folds share one graph, as parameters are inputs of it. A network that the
+    The networks of all folds share one graph, as parameters are inputs to it. A network that the
     compiler fails on runs eagerly; torch logs the error.
     """
     torch._dynamo.config.suppress_errors = True
     # Compiled with the forward graph, so that its errors are suppressed as well.
     functorch_config.force_non_lazy_backward_lowering = True
-    # All networks count together: several stages and runs, for training and for validation.
+    # The limit is for all networks together: of all stages and runs, training and validation.
     torch._dynamo.config.recompile_limit = 64
     network.compile(dynamic=False if has_one_size else None)
 

@@ -72,7 +72,7 @@ def launch_processes(device: torch.device) -> None:
 def _exit_with_first_failure(error: ChildFailedError, count: int) -> None:
     """Print the message of the process that failed first, and exit with its code."""
     # The launcher ends the others by SIGTERM. A process that was killed, or that only noticed the
-    # failure of another one, has written no error file, and its time is in whole seconds.
+    # failure of another one, has written no error file. Times are in whole seconds.
     terminated = (128 + signal.SIGTERM, -signal.SIGTERM)
 
     def order(rank: int) -> tuple[Any, ...]:

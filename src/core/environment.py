@@ -1,4 +1,4 @@
-"""Check the Python version and packages; exit with one line if they do not fit, or on Windows.
+"""Check Python and its packages; exit with one line if they are unsuitable, or on Windows.
 
 environment.sh calls check_python() for a Python that the user has set by PYTHON=...
 
@@ -62,7 +62,7 @@ def explain_missing_package(
     train = f"bash {shlex.quote(os.path.relpath(ROOT / 'train.sh'))}"
     fix = f"`{activate}`, or start with `{train}`"
     if not (ROOT / ".venv").exists():
-        fix = f"`{train} help` installs the packages into .venv; after it `{activate}`"
+        fix = f"`{train} help`, which installs the packages into .venv, then `{activate}`"
     _exit(f"the package {name} is not installed in {sys.executable}; fix: {fix}")
 
 

@@ -143,7 +143,7 @@ def is_locked(folder: Path) -> bool:
     """Whether a process holds the lock of `folder`."""
     try:
         with open(folder / ".lock", "rb") as file:
-            # Shared: two processes that look at once do not see each other.
+            # A shared lock, so that two processes that check at once do not collide.
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

@@ -34,8 +34,8 @@ def set_thread_defaults() -> None:
 
     Waiting threads spin for a fraction of a millisecond and then sleep. By default they spin
     longer: two processes of convolution steps side by side on two cores then slowed each other
-    down 2.6 times (docs/speed.md). One training alone ran at 0.96 of the speed of endless
-    spinning, and at 0.87 without any. Where a container's CPU time is limited, libgomp would
+    down 2.6 times (docs/speed.md). Training alone ran at 0.96 of its speed with endless
+    spinning, and without spinning at 0.87. Where a container's CPU time is limited, libgomp would
     start a thread for each core of the machine.
     """
     if "OMP_WAIT_POLICY" not in os.environ:

@@ -40,8 +40,8 @@ def equivalent_train_command() -> str:
 
 
 def train_command(fold_dir: Path) -> str:
-    """Return the command that repeats a fold's training from scratch: that of its first start, or
-    of the run's, in any stage and fold, if the fold was first started by resume=true."""
+    """Return the command that repeats a fold's training from scratch: that of its first start or,
+    if that was by resume=true, of the run's first start in any stage or fold."""
     [own, *_] = _read_records(fold_dir) or [{"command": equivalent_train_command()}]
     first = own
     if "resume=" in own["command"]:

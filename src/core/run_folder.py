@@ -60,7 +60,7 @@ def masks_dir(run_dir: Path) -> Path:
 
 
 def ensemble_name(runs: Sequence[str]) -> str:
-    """Return the name of the ensemble of runs, whatever their order; of one run its own."""
+    """Return the name of the ensemble of runs in any order; for a single run, its own name."""
     return "+".join(sorted(runs))
 
 

@@ -30,8 +30,8 @@ def map_in_threads(
 def prefetch(
     items: Generator[Item, None, None], n_ahead: int, pool: ThreadPoolExecutor | None = None
 ) -> Generator[Item, None, None]:
-    """Iterate over the items in order, up to `n_ahead` of them ahead in the thread of `pool`, or in
-    one of its own."""
+    """Iterate over the items in order, while a thread of `pool`, or a new one, fetches up to
+    `n_ahead` items in advance."""
     with (
         nullcontext(pool) if pool else ThreadPoolExecutor(1) as thread,
         pending_futures(items) as pending,

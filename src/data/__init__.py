@@ -1,1 +1,1 @@
-"""Data sets: file formats, folds, decoding, augmentation, cache and batches."""
+"""Datasets: file formats, folds, decoding, augmentation, cache and batches."""

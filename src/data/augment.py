@@ -62,7 +62,7 @@ POLICIES: dict[str, list[A.BasicTransform]] = {
     "paper": [  # independent: flip, rotation, zoom of each axis, shear, shift
         A.HorizontalFlip(p=PAPER_PROBABILITY),
         *(
-            A.Affine(**change, p=PAPER_PROBABILITY)  # black border, as a letterbox
+            A.Affine(**change, p=PAPER_PROBABILITY)  # black border, as in a letterbox
             for change in (
                 {"rotate": (-20, 20)},
                 {"scale": {"x": (0.8, 1.0), "y": (0.8, 1.0)}},

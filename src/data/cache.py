@@ -40,7 +40,7 @@ def load_sample(
 class Cache:
     """Decoded samples, in memory or in a memory-mapped file that worker processes share.
 
-    `pixels` is N×(4·h·w) uint8: of each sample the image, then the target. `masks` holds the
+    `pixels` is N×(4·h·w) uint8: for each sample the image, then the target. `masks` holds the
     output of pack_mask for each sample.
     """
 

@@ -1,4 +1,4 @@
-"""Classes of a data set, and conversion between label files, class ids and colors."""
+"""Classes of a dataset, and conversion between label files, class ids and colors."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ IGNORE = 255  # class id of pixels that are neither trained on nor scored
 
 @dataclass(frozen=True)
 class ClassMap:
-    """Classes of a data set; a single name means binary segmentation against background."""
+    """Classes of a dataset; a single name means binary segmentation against background."""
 
     names: tuple[str, ...]
     colors: tuple[tuple[int, int, int], ...]  # RGB of each class in pictures

@@ -1,4 +1,4 @@
-"""The csv files of a data set: folds, image names of the submission, metadata of the cars."""
+"""The csv files of a dataset: folds, image names of the submission, metadata of the cars."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def read_csv_strict(path: Path | str, columns: list[str]) -> pd.DataFrame:
     require_paths(Path(path))
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-        if not isinstance(table.index, pd.RangeIndex):  # pandas makes an index of the first cells
+        if not isinstance(table.index, pd.RangeIndex):  # pandas took the first cells as the index
             raise ValueError("the rows have more cells than the header; quote cells with commas")
     except (ValueError, OSError) as error:
         raise InputError(f"{path}: not a csv: {str(error).strip().splitlines()[0]}") from None
@@ -50,7 +50,7 @@ def read_car_metadata(settings: Settings) -> pd.DataFrame | None:
 
 
 def read_folds(settings: Settings) -> dict[str, int]:
-    """Return group → fold of this data set in folds_csv; folds are 0…k−1 without gaps."""
+    """Return group → fold of this dataset in folds_csv; folds are 0…k−1 without gaps."""
     path = settings.folds_csv
     require_paths(Path(path), remedy="; write it with `python src/folds.py`")
     table = read_csv_strict(path, ["dataset", "group", "fold"])

@@ -1,4 +1,4 @@
-"""Samples of the data sets: files, groups, folds, and how to read them."""
+"""Samples of the datasets: files, groups, folds, and how to read them."""
 
 import hashlib
 import re
@@ -177,11 +177,11 @@ def drop_empty_masks(samples: list[Sample]) -> list[Sample]:
 
 
 def load_test_samples(settings: Settings) -> list[Sample]:
-    """Return the samples to predict in order, with masks if the data set has them."""
+    """Return the samples to predict in order, with masks if the dataset has them."""
     return load_samples(settings, "test")[: settings.max_images or None]
 
 
-# ---------------------------------------------------------------- identity of a data set
+# ---------------------------------------------------------------- identity of a dataset
 
 
 def dataset_fingerprint(samples: Sequence[Sample]) -> str:
@@ -190,7 +190,7 @@ def dataset_fingerprint(samples: Sequence[Sample]) -> str:
     lines = sorted(f"{s.image_id},{s.group},{s.fold},{mask_identity(s.mask)}" for s in samples)
     classes = samples[0].class_map
     if classes.value_to_class:
-        # In the words of the first release, where ClassMap was Scheme: its runs stay comparable.
+        # With the names of the first release, where ClassMap was Scheme: its runs stay comparable.
         lines.append(
             f"Scheme(names={classes.names}, colours={classes.colors}, "
             f"table={classes.value_to_class}, unsure={classes.max_color_distance})"

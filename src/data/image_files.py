@@ -38,7 +38,7 @@ def list_images(folder: Path) -> list[Path]:
         first = duplicates[0]
         raise InputError(
             f"{first.absolute()}: {images[first.stem].name} has the same stem; remove one "
-            f"({len(duplicates)} such pairs)"
+            f"(pairs in all: {len(duplicates)})"
         )
     for image in images.values():
         if image.name != image.name.encode(errors="ignore").decode():

@@ -1,4 +1,4 @@
-"""Image files to arrays, rotated according to EXIF, and arrays to image files."""
+"""Read image files as arrays, rotated according to EXIF, and write arrays to image files."""
 
 import struct
 import warnings
@@ -20,7 +20,7 @@ FORMATS_READ = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # EPS would run a 
 OPENCV_FORMATS = ("JPEG", "MPO", "PNG")  # decoded by OpenCV, which is faster than Pillow
 MAX_PIXELS = 2**28  # a file of a few kB can declare more pixels than fit into memory
 Image.MAX_IMAGE_PIXELS = None  # replaced by MAX_PIXELS
-warnings.filterwarnings("ignore", module="PIL")  # on odd metadata; what matters is an error
+warnings.filterwarnings("ignore", module="PIL")  # about odd metadata; real problems raise errors
 EXIF_ORIENTATION = 0x0112
 NEW_SUBFILE_TYPE, REDUCED_OR_MASK = 254, 1 | 4  # a tag of a TIFF's page, and two of its bits
 PNG_END = b"IEND\xaeB`\x82"  # with its checksum; other data may follow
@@ -30,7 +30,7 @@ MAX_12_BITS = 15  # highest byte of 16-bit values of which only 12 bits are used
 
 @contextmanager
 def open_image(path: Path) -> Iterator[Image.Image]:
-    """Open a file of one picture, not decoded yet. Errors here and in the with block become an
+    """Open a file with one picture without decoding it. Errors here and in the with block become an
     InputError that names the file."""
     try:
         # Not Image.open(path): Pillow 12.3 maps TIFFs into memory and garbles rotated ones.
@@ -139,15 +139,15 @@ def read_image(path: Path) -> np.ndarray:
             pixels = read_16_bits(path)[..., :3]
     if is_16_bit and 0 < pixels.max() <= MAX_12_BITS:
         raise InputError(
-            f"{path}: its 16-bit values use 12 bits or fewer, so that it looks black; multiply "
+            f"{path}: its 16-bit values use 12 bits or fewer, so the image looks black; multiply "
             "them by 16, or save it with 8 bits"
         )
     return turn_upright(pixels, orientation)
 
 
 def _decode_by_opencv(data: bytes) -> np.ndarray:
-    """Decode a JPEG or PNG, not turned. Raises ValueError if it is truncated, which OpenCV does not
-    report."""
+    """Decode a JPEG or PNG without rotating it. Raises ValueError if it is truncated, which OpenCV
+    does not report."""
     is_jpeg = data.startswith(b"\xff\xd8")
     if not (_has_jpeg_end(data) if is_jpeg else PNG_END in data):
         raise ValueError("the file is truncated")
@@ -178,7 +178,7 @@ def read_16_bits(path: Path) -> np.ndarray:
     all 0, likewise of the alpha channel."""
     values = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
     if values is None:
-        raise ValueError("16 bits a channel, of an unknown kind")
+        raise ValueError("an unsupported kind of 16-bit image")
     if values.ndim == 2:
         values = np.dstack([values] * 3)
     colors, alpha = _to_8_bits(values[..., 2::-1]), _to_8_bits(values[..., 3:])

@@ -11,16 +11,16 @@ from data.image_files import list_names
 from data.image_io import exif_orientation, has_16_bits, open_image, read_16_bits, turn_upright
 
 GRAY_MODES = ("1", "L", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
-FULL_SCALES = (1, 255, 65535)  # of values in float, 8-bit and 16-bit files; more is its own
+FULL_SCALES = (1, 255, 65535)  # of float, 8-bit and 16-bit files; else the largest value
 
 
 def read_mask(path: Path, threshold: int = 0) -> np.ndarray:
     """Read a mask as H×W bool: what a viewer shows in white, or in one other color, on black.
 
     The value of the object may be 1 as well as 255. If all that is visible has one color, the
-    alpha channel is the mask. In files of more values, and in lossy files, the object is where the
-    brightest channel reaches `threshold`, 1…255; without a threshold InputError is raised for more
-    values.
+    alpha channel is the mask. In files with more values, and in lossy ones, the object is where the
+    brightest channel reaches `threshold`, 1…255; without a threshold, more values raise
+    InputError.
     """
     with open_image(path) as image:
         orientation, pixels = exif_orientation(image), _shown_pixels(path, image)
@@ -56,7 +56,7 @@ def _to_mask(path: Path, values: np.ndarray, threshold: int) -> np.ndarray:
     """Convert H×W values, 0 for black, to bool. Where there is more than black and one other value,
     the object is where `threshold` is reached, and InputError is raised without a threshold."""
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise InputError(f"{path}: contains NaN or inf; replace them by 0")
+        raise InputError(f"{path}: contains NaN or inf; replace them with 0")
     mask, largest = values != 0, values.max()
     n_inside = np.count_nonzero(mask)
     has_one_value = np.count_nonzero(values == largest) == n_inside
@@ -137,7 +137,7 @@ def _check_palette(
     valid_values: Sequence[int],
 ) -> None:
     """Raise InputError if the colors of a palette file mean other classes than its indices. Its
-    grays do if the palette was reordered, as programs do that write a GIF."""
+    grays do if the palette was reordered, as by some programs that write GIFs."""
     gray = rgb[..., 0]
     are_values = (rgb == gray[..., None]).all() and np.isin(gray, list(valid_values)).all()
     if are_values and (gray != indices).any():
@@ -163,7 +163,7 @@ def is_lossy(path: Path, image: Image.Image) -> bool:
 def _look_up_colors(
     rgb: np.ndarray, color_values: Sequence[tuple[int, int]]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the H×W values of the colors, −1 where a color is not listed, and these colors."""
+    """Return the H×W values of the colors, −1 for unlisted colors, and the unlisted colors."""
     packed = rgb @ np.array([1 << 16, 1 << 8, 1])
     values = np.full(packed.shape, -1)
     for color, value in color_values:

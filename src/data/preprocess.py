@@ -1,4 +1,4 @@
-"""Image and mask at native size to the network's input and target."""
+"""Convert image and mask at native size to the network's input and target."""
 
 from typing import NamedTuple
 
@@ -43,8 +43,8 @@ def preprocess_image(image: np.ndarray, preprocessing: Preprocessing) -> np.ndar
 
 
 def preprocess_mask(mask: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """Resize an H×W mask to the h×w uint8 target. A bool mask gives the fraction of each pixel that
-    it covers, 0…255; class ids give the nearest ones, with IGNORE in the padding of a letterbox."""
+    """Resize an H×W mask to the h×w uint8 target. A bool mask becomes the covered fraction of each
+    pixel, 0…255; class ids are sampled by nearest neighbor, with IGNORE in letterbox padding."""
     if mask.dtype == bool:
         return _resize(mask.astype(np.uint8) * 255, preprocessing, interpolation=None, fill=0)
     return _resize(mask, preprocessing, cv2.INTER_NEAREST_EXACT, IGNORE)
@@ -72,7 +72,7 @@ def _resize(
 
 
 def reduce_colors(image: np.ndarray, n_colors: int) -> np.ndarray:
-    """Replace each pixel of an H×W×3 uint8 image by the nearest of `n_colors` colors: the centers
+    """Replace each pixel of an H×W×3 uint8 image with the nearest of `n_colors` colors: the centers
     of k-means over 1,000 random pixels. The result depends on the image alone."""
     from scipy.cluster.vq import vq  # imported here, as it takes half a second
 

@@ -1,4 +1,4 @@
-"""One image of a data set with its mask, group and fold."""
+"""One image of a dataset with its mask, group and fold."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ from data.classes import ClassMap
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of a data set. Samples of one group (a car) are never split between folds."""
+    """One image of a dataset. Samples of one group (a car) are never split between folds."""
 
     image: Path
     group: str
@@ -19,7 +19,7 @@ class Sample:
 
     @property
     def image_id(self) -> str:
-        """Stem of the image file, unique within a data set."""
+        """Stem of the image file, unique within a dataset."""
         return self.image.stem
 
     @property

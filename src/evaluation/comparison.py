@@ -26,7 +26,7 @@ class LeaderboardEntry:
     name: str
     scores: oof.Scores
     columns: dict[str, Any]  # columns of leaderboard.csv that are not scores: costs and origin
-    data: str  # fingerprint of images, folds and masks; only scores with the same one compare
+    data: str  # fingerprint of images, folds and masks; scores compare only if it is equal
 
 
 def load_run(run_dir: Path) -> LeaderboardEntry:
@@ -105,7 +105,7 @@ def load_intact(
 
 
 def to_row(entry: LeaderboardEntry) -> dict[str, Any]:
-    """Return a row of leaderboard.csv, without the difference to the best entry."""
+    """Return a row of leaderboard.csv, without the difference from the best entry."""
     scores = entry.scores
     dice_by_fold = scores.table.groupby("fold")["dice"].mean()
     return {
@@ -138,7 +138,7 @@ def task_columns(scores: oof.Scores) -> dict[str, Any]:
     step_gains = step_dice[:, 1:] - step_dice[:, :1]
     postprocess_gain = (step_gains * cross_fitted_steps(step_dice, folds)).sum(axis=1).mean()
     if steps and len(np.unique(folds)) < 3:
-        postprocess_gain = np.nan  # a step is chosen by two folds at least; a third is scored
+        postprocess_gain = np.nan  # choosing a step takes two folds, scoring it a third
     return {
         "threshold": metrics.best_threshold(histograms)[0],
         "threshold_gain": (metrics.cross_fitted_dice(histograms, folds) - dice_at_half).mean(),
@@ -149,7 +149,7 @@ def task_columns(scores: oof.Scores) -> dict[str, Any]:
 
 
 def compare_to(entry: LeaderboardEntry, best: LeaderboardEntry) -> dict[str, float]:
-    """Return the mean Dice difference of `entry` to `best` on the images that both have scored,
+    """Return the mean Dice difference of `entry` from `best` on the images that both scored,
     with its 95% interval, clustered by group."""
     shared = entry.scores.table.merge(best.scores.table, on="image_id", suffixes=("", "_best"))
     difference = shared["dice"] - shared["dice_best"]  # a Series: without images its mean is NaN
@@ -163,14 +163,14 @@ def compare_to(entry: LeaderboardEntry, best: LeaderboardEntry) -> dict[str, flo
 
 
 def sort_entries(entries: list[LeaderboardEntry]) -> list[LeaderboardEntry]:
-    """Sort the entries of one data set, best first. Runs with fewer images are below complete ones:
+    """Sort the entries of one dataset, best first. Runs with fewer images are below complete ones:
     their folds may be the easy ones."""
     most = max(e.scores.dice.size for e in entries)
     return sorted(entries, key=lambda e: (e.scores.dice.size < most, -e.scores.dice.mean(), e.name))
 
 
 def build_leaderboards(entries: list[LeaderboardEntry]) -> list[pd.DataFrame]:
-    """Return a leaderboard for each data set, the largest first: its entries, best first."""
+    """Return a leaderboard for each dataset, the largest first: its entries, best first."""
     tables = []
     for data in dict.fromkeys(entry.data for entry in entries):
         same = sort_entries([entry for entry in entries if entry.data == data])

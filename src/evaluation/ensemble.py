@@ -57,7 +57,7 @@ def load_trained_model(settings: Settings) -> TrainedModel:
 
 
 def load_scored_samples(settings: Settings) -> list[Sample]:
-    """Return the training samples, with max_images of the run that is first in the alphabet."""
+    """Return the training samples, with max_images of the alphabetically first run."""
     stored = run_folder.read_run_settings(Path(settings.output_dir) / min(settings.runs))
     return load_training_samples(replace(settings, max_images=stored.get("max_images", 0)))
 

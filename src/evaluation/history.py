@@ -9,8 +9,8 @@ from core.errors import InputError
 
 
 def load_histories(run_dir: Path) -> dict[int, pd.DataFrame]:
-    """Return fold → history.csv, indexed by epoch, of the finished folds that have this file; also
-    with the column names of the first release."""
+    """Return fold → history.csv, indexed by epoch, of the finished folds that have this file.
+    Column names of the first release are renamed."""
     renamed = {"dice": "val_dice", "accuracy": "val_accuracy"}
     histories = {}
     for fold in run_folder.finished_folds(run_dir):

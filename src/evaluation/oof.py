@@ -181,7 +181,7 @@ def warn_of_constant_masks(scores: Scores) -> None:
         same = ", ".join(f"{area:.1%}" for area in areas[0])
         print(
             f"warning: the masks of all {len(areas)} images cover the same area ({same}); "
-            "check the training masks, train longer, or with another lr"
+            "check the training masks, train longer, or change lr"
         )
 
 
@@ -221,8 +221,8 @@ def load_scores(folders: list[Path]) -> Scores:
             arrays.append(_read_arrays(folder / "oof.npz", tables[-1]["image_id"].tolist()))
         except (OSError, EOFError, ValueError, KeyError, BadZipFile, zlib.error) as error:
             raise InputError(
-                f"{folder}: oof.csv or oof.npz cannot be read ({error}); move the folder away or "
-                "train it again"
+                f"{folder}: oof.csv or oof.npz cannot be read ({error}); move the folder away, or "
+                "train the run again"
             ) from None
     per_image = {name: np.concatenate([each[name] for each in arrays]) for name in arrays[0]}
     table = pd.concat(tables, ignore_index=True)

@@ -43,7 +43,7 @@ def choose_steps(step_dice: np.ndarray, folds: np.ndarray) -> list[str]:
 
 
 def cross_fitted_steps(step_dice: np.ndarray, folds: np.ndarray) -> np.ndarray:
-    """Return N×S bool: the steps that the folds other than the image's own choose."""
+    """Return N×S bool: the steps chosen on the folds other than the image's own."""
     is_used = np.zeros((len(folds), len(STEPS)), bool)
     for fold in np.unique(folds):
         others = folds != fold

@@ -75,7 +75,7 @@ def check_submission(settings: Settings) -> None:
     errors += invalid_masks
     if errors:
         print_limited(f"{path}: errors", errors, sys.stderr)
-        raise InputError(f"{path}: invalid submission, {len(errors)} errors")
+        raise InputError(f"{path}: invalid submission, {format_count(len(errors), 'error')}")
     print_limited(f"{path}: warnings", suspicious_masks(table, statistics))
     if settings.max_images:
         print(f"max_images={settings.max_images}: these are not all test images")
@@ -211,6 +211,6 @@ def _read_truth(settings: Settings, names: pd.Series) -> pd.Series:
     if len(unexpected) and not settings.max_images:
         raise InputError(
             f"{path}: has masks that are missing in the submission, such as {unexpected[0]} "
-            f"({len(unexpected)} in total): it is the truth of other images"
+            f"({len(unexpected)} in total): it is for other images"
         )
     return truth

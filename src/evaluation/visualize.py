@@ -1,4 +1,4 @@
-"""Images to look at, H×W×3 uint8 RGB: masks over photographs, errors, disagreement of networks."""
+"""Images to inspect, H×W×3 uint8 RGB: masks over photographs, errors, disagreement of networks."""
 
 import base64
 
@@ -82,7 +82,7 @@ def zoom_on_error(image: np.ndarray, predicted: np.ndarray, true: np.ndarray) ->
 
 
 def disagreement_heatmap(image: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """Draw on the dimmed image how evenly the members of an ensemble are divided, up to yellow.
+    """Draw on the dimmed image how evenly the members of an ensemble are divided; yellow: most.
 
     `share` is the fraction of members that agree, H×W in [0, 1]: that predict foreground, or for
     several classes the class of the ensemble.

@@ -105,7 +105,7 @@ def read_background(background: str | os.PathLike, size: Size) -> np.ndarray:
 
 
 def _parse_color(text: str) -> tuple[int, ...] | None:
-    """Return the RGB values of a color; None if the text is none, or has an opacity."""
+    """Return the RGB values of a color; None if `text` is not a color, or has an opacity."""
     try:
         color = ImageColor.getrgb(text)
     except ValueError:

@@ -33,8 +33,8 @@ NOT_INHERITED_BY_PREDICTION = {
 
 
 def settings_for_prediction(args: list[str]) -> Settings:
-    """Return the settings of the run that is first in the alphabet, overridden by `args`, which may
-    not change the model.
+    """Return the settings of the alphabetically first run, overridden by `args`, which may not
+    change the model.
 
     The `run` of several runs a and b is `a+b`, whatever their order in `runs`.
     """

@@ -49,8 +49,8 @@ def fuse_batch_norms(network: Segmenter) -> Segmenter:
     """Return a copy of a network in evaluation mode whose convolutions include the batch
     normalization that follows them: the same function in fewer passes over memory.
 
-    Layers are paired by the order in which a network registers them. If the network calls them in
-    another one, which changes its logits, it is returned as it is.
+    Layers are paired by the order in which a network registers them. If it calls them in another
+    order, so that fusing changes its logits, the network is returned unchanged.
     """
     fused, is_changed = deepcopy(network), False
     for parent in fused.modules():

@@ -15,7 +15,7 @@ from inference.members import EnsembleMember
 from inference.predictor import predict_probability_tta
 from models.segmenter import Segmenter
 
-MAX_BYTES = 2**31 - 2**20  # of weights: protobuf, in which ONNX is stored, ends at 2 GiB
+MAX_BYTES = 2**31 - 2**20  # of weights: ONNX files are protobuf, which is limited to 2 GiB
 MAX_DIFFERENCE = 1e-3  # of a probability between onnxruntime and torch
 EXAMPLE_SHAPE = (2, 3, 512, 544)  # the exporter takes a size of 1 for a constant
 
@@ -44,7 +44,7 @@ def check_exportable(members: list[EnsembleMember], settings: Settings) -> None:
     if len(preprocessings) > 1:
         sizes = " and ".join(str(p.size or "native") for p in preprocessings)
         raise InputError(
-            f"runs={','.join(settings.runs)}: need images of {sizes}; export each run alone"
+            f"runs={','.join(settings.runs)}: differ in input ({sizes}); export each run alone"
         )
     if settings.reduce_colors:
         raise InputError(
@@ -58,8 +58,8 @@ def check_exportable(members: list[EnsembleMember], settings: Settings) -> None:
     n_bytes = sum(t.nbytes for member in members for t in member.model.state_dict().values())
     if n_bytes > MAX_BYTES:
         raise InputError(
-            f"{len(members)} networks have {n_bytes / 2**30:.1f} GiB of weights, and an ONNX file "
-            "ends at 2 GiB; export one fold, as with fold=0"
+            f"{len(members)} networks have {n_bytes / 2**30:.1f} GiB of weights, but an ONNX file "
+            "is limited to 2 GiB; export one fold, as with fold=0"
         )
 
 
@@ -79,8 +79,8 @@ def export_onnx(
     difference; above MAX_DIFFERENCE nothing is written and InputError is raised.
     """
     side = max(smallest_side(network) for network in model.networks)
-    # The exporter assumes two or more pixels at every level; without this it finds the minimum by a
-    # failed attempt. The graph takes all images from `side` on.
+    # The exporter assumes two or more pixels at every level; without this it fails once to find the
+    # minimum. The graph takes all images with sides of `side` pixels or more.
     traced = max(side, *(network.input_size(1) + 1 for network in model.networks))
     sizes = {0: ("batch", 1), 2: ("height", traced), 3: ("width", traced)}
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of its own internals
@@ -109,8 +109,8 @@ def export_onnx(
 def with_static_padding(model: nn.Module) -> nn.Module:
     """Return a copy of `model` with padding that does not depend on the size of the images.
 
-    timm's Conv2dSame computes its padding from the size of its input, with which an export takes
-    ten times as long. Segmenter pads images to multiples of all strides, for which it is constant.
+    timm's Conv2dSame computes its padding from its input's size, which makes an export take ten
+    times as long. Segmenter pads images to multiples of all strides, so this padding is constant.
     """
     model = deepcopy(model)
     for parent in [*model.modules()]:

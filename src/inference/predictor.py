@@ -41,7 +41,7 @@ TTA_FLIPS: dict[str, list[tuple[int, ...]]] = {
     "flips": [(), (-1,), (-2,), (-1, -2)],
 }
 PREFETCHED_BATCHES = 2
-MAX_TUNED_SHAPES = 8  # cudnn.benchmark tunes for each new shape; no more than these
+MAX_TUNED_SHAPES = 8  # cudnn.benchmark tunes for each new shape; it is off after these
 # Forward passes of single images. For fewer, compiling and cuDNN's benchmarks take longer than they
 # save. An estimate from training on an H200 (docs/speed.md).
 TUNE_MIN_PASSES = 10_000
@@ -217,7 +217,7 @@ class BatchForward:
         return probabilities
 
     def avoid_fp16(self) -> None:
-        """Continue in the precision that training takes, but in fp32 if that is fp16 as well."""
+        """Continue in the precision that training uses, but in fp32 if that is fp16 as well."""
         if self.precision_and_models[0] == "fp16":
             precision = pick_precision(replace(self.settings, precision="auto"), self.device)
             if precision == "fp16":

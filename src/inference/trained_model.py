@@ -36,7 +36,7 @@ class TrainedModel:
     def __call__(self, image: str | os.PathLike | np.ndarray) -> Segmentation:
         """Return the probability and the mask of a photograph at its own size.
 
-        Raises InputError if the file is not a photograph, ValueError for another array.
+        Raises InputError if the file is not an image, ValueError if the array is not H×W×3 uint8.
         """
         if not isinstance(image, np.ndarray):
             image = read_image(Path(os.path.expanduser(image)))

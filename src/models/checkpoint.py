@@ -16,7 +16,7 @@ from core.settings import Settings
 from models.build import build_model
 from models.segmenter import Segmenter
 
-# Names in files of the first release → today's: the header's key, metadata keys, and beginnings of
+# Names in files of the first release → today's: the header's key, metadata keys, and prefixes of
 # parameter names of the U-Net.
 FIRST_RELEASE_NAMES = {
     "about": "metadata",

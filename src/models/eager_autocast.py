@@ -23,8 +23,8 @@ def forward_context(device: torch.device, precision: str, is_compiled: bool) -> 
 class EagerAutocast(TorchFunctionMode):
     """Context under autocast in which
 
-    - nearest upsampling keeps the dtype of its input: autocast would convert it to fp32, and for
-      the next convolution back. The values are the same; a compiler would fuse the conversions.
+    - nearest upsampling keeps the dtype of its input: autocast would convert it to fp32, and
+      back for the next convolution. The values are the same; a compiler would fuse the conversions.
     - in training on a CPU, depthwise convolutions run in fp32: with stride 2 or a 5×5 kernel,
       oneDNN's backward pass in bf16 takes three to seven times as long.
 

@@ -125,7 +125,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             for key in ("state_dict", "model"):  # of the training scripts of timm and torchvision
                 content = content.get(key, content)
         is_valid = all(isinstance(tensor, Tensor) for tensor in content.values())
-    except Exception:  # of any type: torch.load wraps none of those of a damaged file
+    except Exception:  # of any type: torch.load wraps no error of a damaged file
         is_valid = False
     if not is_valid:
         raise InputError(
@@ -134,14 +134,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         )
     if {"metadata", "about"} & header.keys():
         raise InputError(
-            f"encoder_weights={path}: is a network of train.py, which has seen all folds but one; "
-            "set init_run=<its run>, which starts each fold from its own"
+            f"encoder_weights={path}: was trained by train.py on all folds but one; set "
+            "init_run=<its run>, so that each fold starts from its own network"
         )
     return content
 
 
 def is_learned(name: str) -> bool:
-    """Whether the tensor of this name is a weight or statistic, which some files have alone."""
+    """Whether the tensor of this name is a weight or statistic; some files hold only these."""
     return not name.endswith("num_batches_tracked")
 
 

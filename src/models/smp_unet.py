@@ -12,7 +12,7 @@ class SmpUnet(nn.Module):
     """SMP's Unet whose last decoder block is replaced. Maps images B×3×H×W to logits, H and W even.
 
     SMP's last decoder block enlarges features of half size to full size without a skip connection.
-    This one has one, from two 3×3 convolutions on the image (the stem), or ends at half size:
+    Here it has one, from two 3×3 convolutions on the image (the stem), or works at half size:
 
     | full_size_skip | half_size_decoder | end of the decoder |
     |---|---|---|

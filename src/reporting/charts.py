@@ -95,8 +95,8 @@ def draw_confusion_matrix(axes: Axes, matrix: np.ndarray, names: tuple[str, ...]
 
 
 def learning_curves(settings: Settings, entries: list[LeaderboardEntry]) -> list[Chart]:
-    """Draw scores and loss by epoch: folds of each of the report's runs, then all runs, as far as
-    their history.csv is there."""
+    """Draw scores and loss by epoch: folds of each of the report's runs, then all runs; those
+    without a history.csv are left out."""
     histories = {e.name: load_histories(Path(settings.output_dir) / e.name) for e in entries}
     histories = {run: folds for run, folds in histories.items() if folds}  # without ensembles
     panels = {

@@ -47,7 +47,7 @@ def check_batches(
         fix = f"set batch_size={2 * processes}" if count >= 2 * processes else "add images"
         raise InputError(
             f"batch_size={settings.batch_size}: {network} cannot be trained on a single image of "
-            f"{shape} in a step of a process, because of batch normalization; {fix}"
+            f"{shape} per step and process, because of batch normalization; {fix}"
         )
 
 

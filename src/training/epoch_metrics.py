@@ -69,7 +69,7 @@ def batch_metrics(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Let peak_memory() start anew on a GPU."""
+    """Reset what peak_memory() returns on a GPU."""
     if device.type == "cuda":
         torch.cuda.init()
         torch.cuda.reset_peak_memory_stats(device)

@@ -56,7 +56,7 @@ def edge_weights(targets: Tensor) -> Tensor:
     Pixels within EDGE_RADIUS of an object's boundary weigh EDGE_WEIGHT times as much as the others:
     most errors are among them.
     """
-    # The average over the square around each pixel: of rows, then of columns, which is faster.
+    # Averaging over the square around each pixel is faster vertically, then horizontally.
     side, pad = 2 * EDGE_RADIUS + 1, EDGE_RADIUS
     rows = F.avg_pool2d(targets, (side, 1), 1, (pad, 0), count_include_pad=False)
     average = F.avg_pool2d(rows, (1, side), 1, (0, pad), count_include_pad=False)
@@ -84,7 +84,7 @@ def lovasz_hinge_loss(logits: Tensor, targets: Tensor) -> Tensor:
     equation 12, https://arxiv.org/abs/1705.08790.
     """
     logits, is_foreground = logits.float().flatten(1), targets.flatten(1) >= 0.5
-    errors = 1 - torch.where(is_foreground, logits, -logits)  # above 0: wrong, or close to it
+    errors = 1 - torch.where(is_foreground, logits, -logits)  # above 0: wrong, or within the margin
     errors, order = errors.sort(dim=1, descending=True)
     foreground = is_foreground.gather(1, order).float()
     # 1 − IoU if the first pixel, the first two, … of this order were wrong and all others right.

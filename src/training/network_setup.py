@@ -67,7 +67,7 @@ def freeze_unused(model: nn.Module, settings: Settings) -> None:
 
     try:
         used = find_used("meta")  # computes only shapes
-    except RuntimeError:  # it has no values to read, and lacks some operations
+    except RuntimeError:  # "meta" tensors have no values; some operations are missing
         used = find_used("cpu")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in used)

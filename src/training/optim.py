@@ -59,7 +59,7 @@ def make_schedule(
             max_lr=scaled_learning_rate(settings),
             total_steps=updates + 1,  # step() is also called after the last update
             pct_start=max(settings.warmup, 1 / updates),
-            cycle_momentum=False,  # else also of RMSprop, which has none
+            cycle_momentum=False,  # RMSprop has no momentum to cycle
         )
     warmup_updates = math.ceil(settings.warmup * updates)
 

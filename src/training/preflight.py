@@ -130,7 +130,7 @@ def check_sizes(settings: Settings, native_sizes: Collection[Size]) -> None:
         if crop[0] > size[0] or crop[1] > size[1]:
             raise InputError(
                 f"crop_size={crop[0]},{crop[1]}: images are {size[0]},{size[1]} (height,width); "
-                "set crop_size to less, or to null for whole images"
+                "set a smaller crop_size, or null for whole images"
             )
 
 
@@ -167,8 +167,8 @@ def check_folds(
     for fold in folds:
         if fold not in with_images or len(with_images) < 2:
             raise InputError(
-                f"fold={fold}: needs groups inside and outside it; {settings.data_dir} has images "
-                f"only of fold {', '.join(map(str, with_images))} in {settings.folds_csv}"
+                f"fold={fold}: needs images in this fold and in others; {settings.data_dir} has "
+                f"images only of fold {', '.join(map(str, with_images))} in {settings.folds_csv}"
             )
         require_two_classes([sample for sample in samples if sample.fold != fold])
     # Reports an unknown encoder, or weights that do not fit, before images are decoded.
@@ -200,7 +200,7 @@ def require_two_classes(samples: list[Sample]) -> None:
     names = ("empty", "full") if sample.class_map.is_binary else sample.class_map.names
     raise InputError(
         f"{samples[0].mask.parent}: all {len(samples)} masks that would be trained on are "
-        f"{names[min(seen)] if seen else 'to be ignored'}, {samples[0].mask.name} for example; a "
+        f"{names[min(seen)] if seen else 'of class ignore'}, {samples[0].mask.name} for example; a "
         "network cannot learn from them"
     )
 
@@ -217,7 +217,7 @@ def check_batch_and_loss(settings: Settings, class_map: ClassMap) -> None:
     losses = BINARY_LOSSES if class_map.is_binary else MULTICLASS_LOSSES
     if settings.loss not in losses:
         kind = "one class" if class_map.is_binary else f"{len(class_map.names)} classes"
-        raise InputError(f"loss={settings.loss}: not for {kind}; set loss={'|'.join(losses)}")
+        raise InputError(f"loss={settings.loss}: does not fit {kind}; set loss={'|'.join(losses)}")
 
 
 def check_before_launch(settings: Settings) -> None:

@@ -67,7 +67,7 @@ class TrainState:
         """Run forward and backward of a step; if `is_update`, also update the weights.
 
         images: B×3×h×w uint8; targets: B×1×h×w uint8, 0…255 for one class, else class ids.
-        `weight` of the loss: 1 / number of steps of the update. Returns loss and logits, detached,
+        `weight`: factor of the loss, 1 / steps per update. Returns loss and logits, detached,
         without synchronizing with the GPU, which only RMSprop in fp16 does.
         """
         # DDP averages gradients over the ranks in a backward pass: once for an update is enough.

@@ -1,7 +1,7 @@
 """FoldTrainer: the training loop of one fold, with validation, snapshots and exact resume.
 
 A step is a forward and backward pass over one batch; an update is a step of the optimizer, after
-`grad_accumulation` such steps. Without these, snapshots, signals and multiple GPUs, for one class:
+`grad_accumulation` such steps. Without accumulation, snapshots, signals and DDP, for one class:
 
     for epoch in range(epochs):
         for images, targets in loader:              # uint8, B×3×h×w and B×1×h×w

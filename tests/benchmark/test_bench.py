@@ -1,4 +1,4 @@
-"""bench.py on the tiny data set: steps, loops, the time to a Dice, its table and bench.json."""
+"""bench.py on the tiny dataset: steps, loops, the time to a Dice, its table and bench.json."""
 
 import json
 from contextlib import redirect_stdout
@@ -176,7 +176,7 @@ def test_bench_keeps_what_it_has_measured_before_an_error(two_recipes, tmp_path,
     ("arg", "message"),
     [
         ("cache=none", "cache=none: bench.py measures training on decoded images"),
-        ("fold=7", "fold=7: needs groups inside and outside it"),
+        ("fold=7", "fold=7: needs images in this fold and in others"),
         ("loss=ce", "loss=ce"),
         ("bench_recipes=carvana,carvanna", "recipe=carvanna: no such recipe"),
         ("bench_minutes=0", "bench_minutes=0: must be above 0"),

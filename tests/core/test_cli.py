@@ -82,7 +82,9 @@ def test_script_without_a_package_names_the_way_into_the_environment(checkout, p
 
 def test_script_before_the_installation_names_the_command_that_installs(checkout):
     completed = run_train_with("sys.modules['yaml'] = None", checkout, cwd=checkout.parent)
-    line = assert_rejected(completed, "`bash 'my checkout/train.sh' help` installs the packages")
+    line = assert_rejected(
+        completed, "`bash 'my checkout/train.sh' help`, which installs the packages"
+    )
     assert line.endswith("after it `source 'my checkout/.venv/bin/activate'`")
 
 

@@ -32,7 +32,7 @@ def settings(data_dir):
 
 @pytest.fixture(scope="module")
 def shared_folder(tmp_path_factory):
-    """Tiny data sets of all formats that can be cached. Read-only."""
+    """Tiny datasets of all formats that can be cached. Read-only."""
     folder = tmp_path_factory.mktemp("cache")
     make_data(folder / "carvana")
     make_pets(folder / "pets")

@@ -1,4 +1,4 @@
-"""The csv files of a data set: valid, invalid and damaged."""
+"""The csv files of a dataset: valid, invalid and damaged."""
 
 import pytest
 from byte_edits import EDITS, apply_edits

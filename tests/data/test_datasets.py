@@ -1,4 +1,4 @@
-"""Samples of the tiny data set in the competition's layout: pairing, groups, folds, splits."""
+"""Samples of the tiny dataset in the competition's layout: pairing, groups, folds, splits."""
 
 import os
 import re
@@ -28,7 +28,7 @@ def tiny_settings(data_dir, *args):
 
 @pytest.fixture(scope="module")
 def shared_data_dir(tmp_path_factory):
-    """A tiny data set that tests must not change."""
+    """A tiny dataset that tests must not change."""
     return make_data(tmp_path_factory.mktemp("datasets") / "tiny")
 
 
@@ -125,9 +125,9 @@ def test_load_samples_suggests_the_mask_name_of_the_files_that_are_there(data_di
     with pytest.raises(InputError) as raised:
         datasets.load_samples(tiny_settings(data_dir), "train")
     assert str(raised.value) == (
-        f"{data_dir}/train_masks: 12 of 12 images have no mask, the first is 000000000000_01.jpg, "
-        "whose mask is named 000000000000_01_mask or 000000000000_01; set "
-        "mask_name='{stem}_segmentation'; 12 masks belong to no image, or to one that already has "
+        f"{data_dir}/train_masks: no mask for 12 of 12 images, the first is 000000000000_01.jpg, "
+        "whose mask must be named 000000000000_01_mask or 000000000000_01; set "
+        "mask_name='{stem}_segmentation'; 12 of the masks match no image, or one that already has "
         "a mask, the first is 000000000000_01_segmentation.gif"
     )
 
@@ -140,7 +140,7 @@ def test_load_samples_counts_all_mismatches_at_once(data_dir):
     masks = data_dir / "train_masks"
     shutil.copy(masks / "000000000003_01_mask.gif", masks / "000000000003_01.png")
     with pytest.raises(
-        InputError, match=r"3 of 10 images have no mask.*; 3 masks belong to no image"
+        InputError, match=r"no mask for 3 of 10 images.*; 3 of the masks match no image"
     ):
         datasets.load_samples(tiny_settings(data_dir), "train")
 
@@ -251,7 +251,7 @@ def test_train_masks_csv_is_checked(data_dir):
     path = data_dir / "train_masks.csv"
     text = path.read_text()
     path.write_text(text.replace("000000000001_02.jpg", "x.jpg"))
-    with pytest.raises(InputError, match=r"1 of 12 images have no mask.*1 masks .* is x$"):
+    with pytest.raises(InputError, match=r"no mask for 1 of 12 images.*1 of the masks .* is x$"):
         datasets.load_samples(tiny_settings(data_dir), "train")
     (data_dir / "train_masks.csv").rename(data_dir / "other.csv")
     other = data_dir / "other" / "train_masks.csv"

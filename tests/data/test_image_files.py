@@ -52,7 +52,7 @@ def test_list_images_prints_what_it_leaves_out_in_one_line(tmp_path, capsys):
 def test_list_images_counts_all_pairs_of_one_stem(tmp_path):
     touch(tmp_path, "a.jpg", "a.png", "b.jpg", "b.webp", "c.jpg")
     assert error_line(list_images, tmp_path) == (
-        f"{tmp_path}/a.png: a.jpg has the same stem; remove one (2 such pairs)"
+        f"{tmp_path}/a.png: a.jpg has the same stem; remove one (pairs in all: 2)"
     )
 
 

@@ -35,13 +35,13 @@ def shared_data_dir(tmp_path_factory):
 
 @pytest.fixture
 def settings(shared_data_dir):
-    """Settings of a tiny data set that tests must not change."""
+    """Settings of a tiny dataset that tests must not change."""
     return load_tiny_settings(shared_data_dir)
 
 
 @pytest.fixture
 def writable_settings(data_dir):
-    """Settings of a tiny data set that the test may change."""
+    """Settings of a tiny dataset that the test may change."""
     return load_tiny_settings(data_dir)
 
 

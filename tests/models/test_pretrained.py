@@ -280,7 +280,9 @@ def test_read_tensors_rejects_a_run_which_has_seen_the_other_folds(tmp_path):
     settings = load_settings(["channels=[4,8]"])
     path = tmp_path / "best.safetensors"
     checkpoint.save_model(path, build_model(settings), settings, {"classes": 1})
-    with pytest.raises(InputError, match=r"seen all folds but one; set init_run="):
+    with pytest.raises(
+        InputError, match=r"trained by train.py on all folds but one; set init_run="
+    ):
         pretrained.read_tensors(path)
 
 
@@ -359,7 +361,9 @@ def test_load_encoder_weights_of_other_names_matches_a_pt_file_by_order(tmp_path
 
 def test_read_tensors_rejects_a_run_of_the_first_release(tmp_path):
     save_file(tiny_tensors(), tmp_path / "best.safetensors", metadata={"about": "{}"})
-    with pytest.raises(InputError, match=r"seen all folds but one; set init_run="):
+    with pytest.raises(
+        InputError, match=r"trained by train.py on all folds but one; set init_run="
+    ):
         pretrained.read_tensors(tmp_path / "best.safetensors")
 
 

@@ -85,7 +85,11 @@ def test_report_shows_scores_costs_and_differences_of_all_runs(output_dir):
     page = read_page(output_dir)
     dice = pd.read_csv(output_dir / "a+b" / "oof.csv")["oof_dice"].mean()
     assert f'<p class="headline">Dice {dice:.5f}</p>' in page
-    for text in ("95% interval of the mean over 2 other groups", "Pairwise differences", "Cost"):
+    for text in (
+        "95% prediction interval for the mean over 2 new groups",
+        "Pairwise differences",
+        "Cost",
+    ):
         assert text in page
     for run in ("a", "b", "a+b"):
         assert page.count(f"<td>{run}</td>") >= 4  # scores, costs and two differences
@@ -196,7 +200,9 @@ def test_report_leaves_out_incomplete_test_images(output_copy, monkeypatch, caps
 
     monkeypatch.setattr(report.datasets, "load_test_samples", fail)
     assert load(output_copy, "run=a").test_samples == []
-    assert "the report has no test images: car_01.jpg: is missing" in capsys.readouterr().out
+    assert (
+        "test images are left out of the report: car_01.jpg: is missing" in capsys.readouterr().out
+    )
 
 
 def test_group_table_lists_groups_worst_first_and_none_of_single_images(output_copy):

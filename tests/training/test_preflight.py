@@ -53,7 +53,7 @@ def test_check_data_rejects_a_crop_larger_than_the_images(data_dir, size, crop_s
     ("stage", "message"),
     [
         ({"batch_size": 1}, "batch_size=1: is the total over 2 GPUs"),
-        ({"loss": "ce"}, "loss=ce: not for one class"),
+        ({"loss": "ce"}, "loss=ce: does not fit one class"),
     ],
 )
 def test_check_before_launch_checks_later_stages(data_dir, tmp_path, monkeypatch, stage, message):
@@ -276,7 +276,7 @@ def test_prepare_data_under_torchrun_or_of_a_started_run_runs_no_script(
         patch.setenv("RANK", "0")
         assert not run_scripts("data_dir", "folds_csv")
     weights = run_folder.weights_path(tmp_path / "tiny", 0)
-    weights.parent.mkdir(parents=True)  # tmp_path / "tiny" is the data set, too
+    weights.parent.mkdir(parents=True)  # tmp_path / "tiny" is the dataset, too
     weights.touch()
     assert not run_scripts("data_dir", "folds_csv")
 
@@ -341,7 +341,8 @@ def test_check_folds_rejects_empty_masks_outside_the_fold(data_dir, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("folds", "message"), [({0}, "fold=0: needs groups"), ({1, 2}, "only of fold 1, 2 in")]
+    ("folds", "message"),
+    [({0}, "fold=0: needs images in this fold"), ({1, 2}, "only of fold 1, 2 in")],
 )
 def test_check_folds_rejects_a_fold_without_images_inside_or_outside(
     data_dir, tmp_path, folds, message

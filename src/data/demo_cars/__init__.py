@@ -1,1 +1,1 @@
-"""Demo cars: 3-D models, rendering, and the data set made of them."""
+"""Demo cars: 3-D models, rendering, and the dataset made of them."""

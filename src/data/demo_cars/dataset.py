@@ -1,4 +1,4 @@
-"""Write rendered cars as a data set in the competition's layout."""
+"""Write rendered cars as a dataset in the competition's layout."""
 
 import csv
 import errno
@@ -22,7 +22,7 @@ from data.demo_cars.render import FRAME_SIZE, N_VIEWS, render_view
 
 
 class DemoCar(NamedTuple):
-    """One car of the data set; with the seed, `number` determines everything drawn for it."""
+    """One car of the dataset; with the seed, `number` determines everything drawn for it."""
 
     id: str  # 12 hex digits
     number: int
@@ -111,7 +111,7 @@ def write_demo_dataset(
 ) -> None:
     """Render `train_cars` + `test_cars` cars into `folder`, one process per core.
 
-    `folder` must be missing or empty; it is created only when the data set is complete. The same
+    `folder` must be missing or empty; it is created only when the dataset is complete. The same
     arguments give the same bytes. `size` is height, width.
     """
     if not folder.name or folder.is_symlink() or folder.is_mount():

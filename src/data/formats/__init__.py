@@ -1,1 +1,1 @@
-"""One file per data set: its files, classes, mask decoding, test split and fold strata."""
+"""One file per dataset: its files, classes, mask decoding, test split and fold strata."""

@@ -1,4 +1,4 @@
-"""The interface of a data set format."""
+"""The interface of a dataset format."""
 
 from pathlib import Path
 
@@ -14,9 +14,9 @@ FilePairs = list[tuple[Path, Path | None]]  # image and mask file (None: unknown
 
 
 class DatasetFormat:
-    """Everything that is specific to one data set.
+    """Everything that is specific to one dataset.
 
-    A subclass implements the first two methods. The defaults of the others suit data sets of
+    A subclass implements the first two methods. The defaults of the others suit datasets of
     images and label files of one size, whose label values are listed in the class map.
     """
 

@@ -1,4 +1,4 @@
-"""The Carvana Image Masking Challenge, and any data set in its layout.
+"""The Carvana Image Masking Challenge, and any dataset in its layout.
 
 train/<car>_<view>.jpg with train_masks/<car>_<view>_mask.gif, test/, sample_submission.csv. Other
 names and image types are accepted, train_masks.csv in place of train_masks/, and with a classes.csv
@@ -111,7 +111,7 @@ def download_remedy(settings: Settings) -> str:
 
 
 def pair_images_with_masks(images: list[Path], masks: Path, mask_name: str) -> FilePairs:
-    """Return (image, mask) of each image; InputError that counts the files without partner."""
+    """Return (image, mask) of each image; InputError that counts the unpaired files."""
     is_csv = masks.suffix == ".csv"
     if is_csv:
         unused = {stem: stem for stem in read_encoded_masks(masks)}
@@ -129,14 +129,14 @@ def pair_images_with_masks(images: list[Path], masks: Path, mask_name: str) -> F
     if unpaired:
         image, names = unpaired[0]
         problems.append(
-            f"{len(unpaired)} of {len(images)} images have no mask, the first is {image.name}, "
-            f"whose mask is named {' or '.join(names)}"
+            f"no mask for {len(unpaired)} of {len(images)} images, the first is {image.name}, "
+            f"whose mask must be named {' or '.join(names)}"
         )
         if similar := [stem for stem in unused if image.stem in stem]:
             problems.append(f"set mask_name='{similar[0].replace(image.stem, '{stem}')}'")
     if unused:
         problems.append(
-            f"{len(unused)} masks belong to no image, or to one that already has a mask, the "
+            f"{len(unused)} of the masks match no image, or one that already has a mask, the "
             f"first is {min(unused.values())}"
         )
     if problems:
@@ -169,7 +169,7 @@ def order_by_names(images: list[Path], names: list[str]) -> list[Path]:
 
 @lru_cache(maxsize=1)
 def read_encoded_masks(path: Path) -> dict[str, str]:
-    """Return image stem → run lengths of a csv as the submission."""
+    """Return image stem → run lengths from a csv in the submission's format."""
     table = read_csv_strict(path, ["img", "rle_mask"])
     stems = table["img"].map(lambda name: to_nfc(Path(name).stem))
     require_distinct(path, stems)

@@ -1,4 +1,4 @@
-"""Cityscapes in two layouts: the original one, and the image pairs of the pix2pix data sets.
+"""Cityscapes in two layouts: the original one, and the image pairs of the pix2pix datasets.
 
 Class table: Cordts et al. 2016, arXiv:1604.01685, and cityscapesScripts. The labels of the official
 test split are not published, so the val split is used as the test split.

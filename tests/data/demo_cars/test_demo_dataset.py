@@ -1,4 +1,4 @@
-"""The demo data set: the competition's layout, exact masks, complete or absent."""
+"""The demo dataset: the competition's layout, exact masks, complete or absent."""
 
 import csv
 import signal
