@@ -85,7 +85,7 @@ def test_script_before_the_installation_names_the_command_that_installs(checkout
     line = assert_rejected(
         completed, "`bash 'my checkout/train.sh' help`, which installs the packages"
     )
-    assert line.endswith("after it `source 'my checkout/.venv/bin/activate'`")
+    assert line.endswith("then `source 'my checkout/.venv/bin/activate'`")
 
 
 def test_error_in_our_own_imports_is_a_traceback():
