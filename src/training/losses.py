@@ -56,7 +56,8 @@ def edge_weights(targets: Tensor) -> Tensor:
     Pixels within EDGE_RADIUS of an object's boundary weigh EDGE_WEIGHT times as much as the others:
     most errors are among them.
     """
-    # Averaging over the square around each pixel is faster vertically, then horizontally.
+    # The average over the square around each pixel: first over columns, then over rows, as that is
+    # faster than over the whole square.
     side, pad = 2 * EDGE_RADIUS + 1, EDGE_RADIUS
     rows = F.avg_pool2d(targets, (side, 1), 1, (pad, 0), count_include_pad=False)
     average = F.avg_pool2d(rows, (1, side), 1, (0, pad), count_include_pad=False)
