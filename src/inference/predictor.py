@@ -171,7 +171,7 @@ class BatchForward:
                 collect_again = NETWORK_THREAD.submit(self, batch).result()
                 return collect_again()
             samples = [sample for part in batch for sample in part.samples]
-            return list(map(Prediction, samples, kept))
+            return [Prediction(*pair) for pair in zip(samples, kept, strict=True)]
 
         return collect
 

@@ -331,6 +331,13 @@ def test_recipe_may_override_what_a_merge_key_sets(tmp_path):
     assert settings.epochs == 4
 
 
+@pytest.mark.parametrize("text", ["", "# nothing\n", "lr\n", "- lr: 1\n"])
+def test_recipe_without_settings_is_rejected(tmp_path, text):
+    (tmp_path / "empty.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"empty\.yaml: a recipe must be lines of `key: value`"):
+        config.load_settings([f"recipe={tmp_path / 'empty.yaml'}"])
+
+
 def test_unknown_recipe_suggests_a_similar_one():
     with pytest.raises(InputError, match=r"no such recipe \(did you mean own_images"):
         config.load_settings(["recipe=own-images"])

@@ -245,6 +245,7 @@ def test_explain_out_of_memory_names_a_killed_loading_process():
             ["batch_size=8", "size=null", "crop_size=64,64"],
             r"native: try tile_size=768, or for predict.sh batch_size=4$",
         ),
+        (["batch_size=1", "size=[160,96]"], r"try tile_size=128$"),
         (["batch_size=1", "size=[2048,1024]"], r"batch_size=1.*try tile_size=1024$"),
         (["batch_size=1", "size=null", "tile_size=512"], r"at size=native: try tile_size=256$"),
     ],

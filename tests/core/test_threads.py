@@ -39,6 +39,22 @@ def test_prefetch_is_bounded_and_closes_its_source():
     assert generated[-1] == "closed" and len(generated) <= 4
 
 
+def test_closing_prefetch_waits_for_the_thread_that_reads_its_source():
+    reading, go_on = threading.Event(), threading.Event()
+
+    def generate():
+        yield 0
+        reading.set()
+        go_on.wait(timeout=60)
+        yield 1
+
+    items = prefetch(generate(), 1)
+    assert next(items) == 0 and reading.wait(timeout=60)
+    threading.Timer(0.2, go_on.set).start()
+    items.close()  # a running generator cannot be closed: ValueError without waiting
+    assert go_on.is_set()
+
+
 def test_map_in_threads_works_on_all_cores_at_once_and_keeps_order(monkeypatch):
     monkeypatch.setattr(machine, "available_cores", lambda: 4)
     barrier = threading.Barrier(4)  # four items must be in work together

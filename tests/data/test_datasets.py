@@ -206,6 +206,12 @@ def test_images_of_which_none_is_in_the_carvana_folds_get_a_hint_of_own_images(d
         with pytest.raises(InputError, match="has no row for 0") as raised:
             datasets.load_training_samples(config.load_settings(args))
         assert ("set recipe=own_images" in str(raised.value)) == is_explained
+    folds_csv = data_dir / "some.csv"
+    folds_csv.write_text("dataset,group,fold\ncarvana,000000000000,0\ncarvana,y,1\n")
+    args = [f"data_dir={data_dir}", f"folds_csv={folds_csv}"]
+    with pytest.raises(InputError, match="has no row for 000000000001") as raised:
+        datasets.load_training_samples(config.load_settings(args))
+    assert "own_images" not in str(raised.value)
 
 
 # ---------------------------------------------------------------- train_masks.csv
@@ -308,6 +314,13 @@ def test_classes_csv_of_a_color_for_two_classes_reads_no_label_files_in_colors(d
     assert class_map.color_values == ((0, 0),)
 
 
+def test_classes_of_classes_csv_keep_its_order_after_the_background(data_dir):
+    write_labels(data_dir, "value,name,color\n7,tree,red\n8,Background,black\n9,car,blue\n")
+    class_map = datasets.get_class_map(tiny_settings(data_dir))
+    assert class_map.names == ("background", "tree", "car")
+    assert class_map.value_to_class[7:10] == (1, 0, 2)
+
+
 def test_classes_csv_needs_masks_in_image_files(data_dir):
     write_masks_csv(data_dir)
     (data_dir / "classes.csv").write_text(CLASSES)
@@ -323,12 +336,16 @@ def test_classes_csv_must_list_all_values(data_dir):
         datasets.read_sample_mask(samples[0])
 
 
+EVERY_VALUE = "\n".join(["value,name,color", *(f"{i},class{i},red" for i in range(256)), ""])
+
+
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
         (CLASSES.replace("7,", "0,"), "value '0'; expected different numbers, 0 to 255"),
         (CLASSES.replace("7,", "seven,"), "value 'seven'"),
         (CLASSES.replace("7,", "256,"), "value '256'"),
+        (EVERY_VALUE, "has 256 classes; expected at most 255"),
         (CLASSES.replace("tree", "car"), "two or more different names"),
         ("value,name,color\n1,car,red\n255,ignore,\n", "two or more different names"),
         (CLASSES.replace("green", "greenish"), "unknown color specifier: 'greenish'"),

@@ -272,6 +272,10 @@ def test_read_label_values_rejects_a_palette_of_grays_in_another_order(tmp_path)
         mask_io.read_label_values(path, valid_values=(0, 1, 2))
     gray = save(tmp_path, "labels.png", Image.fromarray(np.array([[0, 2, 2]], np.uint8)))
     assert mask_io.read_label_values(gray, valid_values=(0, 1, 2)).tolist() == [[0, 2, 2]]
+    shades = Image.fromarray(np.array([[0, 1, 2]], np.uint8), "P")
+    shades.putpalette([0, 0, 0, 99, 99, 99, 200, 200, 200])  # the grays are no values
+    path = save(tmp_path, "shades.png", shades)
+    assert mask_io.read_label_values(path, valid_values=(0, 1, 2)).tolist() == [[0, 1, 2]]
 
 
 @pytest.mark.parametrize(

@@ -162,14 +162,15 @@ def test_predict_skips_unreadable_images_if_set(tiny, tmp_path):
     samples, settings, networks = tiny
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"no image")
-    samples = [samples[0], replace(samples[1], image=broken), samples[2]]
+    samples = [samples[0], *[replace(sample, image=broken) for sample in samples[1:3]], samples[3]]
     members = [EnsembleMember(networks[0], SMALL)]
     with pytest.raises(InputError, match=r"broken\.jpg"):
         predict_all(members, samples, settings)
     settings = replace(settings, skip_unreadable=True)
-    first, skipped, last = predictor.predict(members, samples, settings)
-    assert not skipped.values and skipped.sample == samples[1]
-    assert "broken.jpg" in skipped.loaded.error
+    first, *skipped, last = predictor.predict(members, samples, settings)
+    for prediction, sample in zip(skipped, samples[1:3], strict=True):
+        assert not prediction.values and prediction.sample == sample
+        assert "broken.jpg" in prediction.loaded.error
     assert first.probability.shape == last.probability.shape == (1, 48, 72)
     assert not first.loaded.error
 
