@@ -40,7 +40,7 @@ def warn_of_copies(samples: list[Sample]) -> None:
         groups[file_sha256(sample.image)].add(sample.group)
     if copies := [sorted(names) for names in groups.values() if len(names) > 1]:
         print(
-            f"warning: {len(copies)} images occur more than once, for example in groups "
+            f"warning: images that occur more than once: {len(copies)}, for example in groups "
             f"{copies[0][0]} and {copies[0][1]}: a network may be trained on one copy and scored "
             "on the other"
         )
@@ -53,7 +53,7 @@ def mean_mask_area(samples: list[Sample]) -> pd.Series:
     for area, state in ((0, "show only background"), (1, "cover the whole image")):
         names = [sample.image_id for sample, a in zip(samples, areas, strict=True) if a == area]
         if names:
-            print(f"{len(names)} masks {state}: {', '.join(names[:5])}")
+            print(f"masks that {state}: {len(names)}, such as {', '.join(names[:5])}")
     if samples[0].class_map.is_binary and np.mean(areas) > 0.5:
         print(
             f"warning: the masks cover {np.mean(areas):.0%} of the images on average; the object "

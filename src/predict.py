@@ -44,6 +44,22 @@ from inference.predictor import Prediction, predict
 from reporting.pictures import predict_photographs
 
 
+def describe_prediction(
+    settings: Settings,
+    samples: list[Sample],
+    members: dict[str, EnsembleMember],
+    binarizer: Binarizer,
+) -> str:
+    """Return a line that says how many images and networks there are, and how masks are made."""
+    images, networks = format_count(len(samples), "image"), format_count(len(members), "network")
+    line = f"{images} of {settings.data_dir}, {networks}, tta={settings.tta}"
+    if samples[0].class_map.is_binary:
+        source = "from settings" if settings.threshold else "best out of fold"
+        steps = ",".join(binarizer.steps) or "none"
+        line += f", threshold {binarizer.threshold:.4f} ({source}), postprocess {steps}"
+    return line
+
+
 def predict_pending_chunks(
     settings: Settings,
     members: list[EnsembleMember],
@@ -55,7 +71,7 @@ def predict_pending_chunks(
     pending = distributed.gather([chunks.pending()])[0]  # all ranks divide the list of rank 0
     done = len(chunks.samples) - sum(len(chunks.chunk(i)) for i in pending)
     if done:
-        print(f"resuming: {done} images are already predicted")
+        print(f"resuming: {format_count(done, 'image')} predicted already")
     my_chunks = distributed.shard(pending)
     samples = [sample for i in my_chunks for sample in chunks.chunk(i)]
     with_mask = all(sample.mask for sample in samples)
@@ -195,19 +211,13 @@ def main(args: list[str]) -> None:
         return
     members = load_runs.load_members(settings)
     binarizer = oof.choose_binarizer(settings, scores)
-    networks = format_count(len(members), "network")
-    line = f"{len(samples)} images of {settings.data_dir}, {networks}, tta={settings.tta}"
-    if scores.is_binary:
-        source = "from settings" if settings.threshold else "best out of fold"
-        steps = ",".join(binarizer.steps) or "none"
-        line += f", threshold {binarizer.threshold:.4f} ({source}), postprocess {steps}"
-    print(line)
+    print(describe_prediction(settings, samples, members, binarizer))
     distributed.init_process_group(device)
     key = prediction_key(settings, members, binarizer)
     folder = settings.submission_path.with_suffix(".chunks")
     chunks = ChunkedPrediction(folder, key, samples, settings.batch_size)
-    images = hashlib.sha256("".join(chunks.images_hashes).encode()).hexdigest()[:12]
-    distributed.assert_equal_on_all_ranks({"weights or settings": key, "test images": images})
+    images_hash = hashlib.sha256("".join(chunks.images_hashes).encode()).hexdigest()[:12]
+    distributed.assert_equal_on_all_ranks({"weights or settings": key, "test images": images_hash})
     with chunks.lock() if process_env.is_main_process() else nullcontext():
         predict_pending_chunks(settings, list(members.values()), chunks, binarizer)
         if process_env.is_main_process():

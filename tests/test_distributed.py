@@ -151,12 +151,12 @@ def test_prediction_resumes_after_a_process_was_killed_and_after_ctrl_c(runs, tm
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=150)
     assert process.returncode == 130 and not path.exists(), out + err
-    assert "images are already predicted" in out
+    assert "predicted already" in out
     assert err.count("predict.py: stopped; run the same command again") == 1, err
     assert "Traceback" not in err, err
 
     predict.main([*args, f"submission_csv={path}"])  # one process continues what two have begun
-    assert "images are already predicted" in capsys.readouterr().out
+    assert "predicted already" in capsys.readouterr().out
     predict.main([*args, f"submission_csv={tmp_path / 'one.csv'}"])
     assert path.read_bytes() == (tmp_path / "one.csv").read_bytes()
 

@@ -15,6 +15,7 @@ from core import process_env
 from core.errors import InputError
 from core.files import file_sha256
 from core.settings import Settings
+from core.text import format_count
 from data import image_io
 from data.classes import IGNORE, ClassMap
 from data.csv_files import read_folds
@@ -169,7 +170,7 @@ def drop_empty_masks(samples: list[Sample]) -> list[Sample]:
     empty_values = [0, IGNORE] if samples[0].class_map.has_background else [IGNORE]
     empty = [s.image_id for s in samples if np.isin(read_sample_mask(s), empty_values).all()]
     examples = f": {', '.join(empty[:5])}" if empty else ""
-    print(f"skip_empty: {len(empty)} masks show only background{examples}")
+    print(f"skip_empty: {format_count(len(empty), 'mask')} with only background{examples}")
     if len(empty) == len(samples):
         raise InputError(f"skip_empty=true: all {len(samples)} masks show only background")
     empty_ids = set(empty)

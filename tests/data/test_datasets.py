@@ -61,7 +61,7 @@ def test_load_training_samples_with_skip_empty_drops_empty_masks(data_dir, capsy
     write_mask(data_dir / "train_masks" / f"{name}_mask.gif", np.zeros((48, 72), bool))
     kept = datasets.load_training_samples(tiny_settings(data_dir, "skip_empty=true"))
     assert len(kept) == 11 and name not in {sample.image_id for sample in kept}
-    assert capsys.readouterr().out == f"skip_empty: 1 masks show only background: {name}\n"
+    assert capsys.readouterr().out == f"skip_empty: 1 mask with only background: {name}\n"
 
 
 def test_load_training_samples_counts_names_that_group_regex_does_not_match(data_dir):

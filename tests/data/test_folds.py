@@ -53,7 +53,9 @@ def test_main_warns_of_an_image_in_two_groups(data_dir, capsys):
     shutil.copy(train_dir / "000000000000_01.jpg", train_dir / "000000000002_03.jpg")
     (data_dir / "new.csv").unlink()
     folds.main([*args, "n_folds=2"])
-    expected = "warning: 1 images occur more than once, for example in groups 000000000000 and "
+    expected = (
+        "warning: images that occur more than once: 1, for example in groups 000000000000 and "
+    )
     assert expected in capsys.readouterr().out
 
 
@@ -89,8 +91,8 @@ def test_main_prints_empty_and_full_masks(data_dir, capsys):
         write_mask(path, np.full((48, 72), value, bool))
     folds.main(folds_args(data_dir, "dataset_name=new"))
     printed = capsys.readouterr().out
-    assert "1 masks show only background: 000000000001_01\n" in printed
-    assert "1 masks cover the whole image: 000000000001_02\n" in printed
+    assert "masks that show only background: 1, such as 000000000001_01\n" in printed
+    assert "masks that cover the whole image: 1, such as 000000000001_02\n" in printed
 
 
 def test_committed_folds_are_those_of_the_competition():
