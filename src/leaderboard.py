@@ -10,7 +10,7 @@ from core import cli, config
 if __name__ == "__main__":
     cli.check_arguments()  # before the imports that take seconds
 
-from evaluation import comparison, ensemble
+from evaluation import ensemble, leaderboard
 from inference import load_runs
 
 
@@ -18,7 +18,7 @@ def main(args: list[str]) -> None:
     settings = config.load_settings_without_stages(args)
     if len(settings.runs) > 1:
         ensemble.score_ensemble(load_runs.settings_for_prediction(args))
-    comparison.write_leaderboard(Path(settings.output_dir))
+    leaderboard.write_leaderboard(Path(settings.output_dir))
 
 
 if __name__ == "__main__":

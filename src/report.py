@@ -23,7 +23,7 @@ from core.errors import InputError
 from core.files import atomic_write, atomic_write_text, file_sha256
 from data import csv_files, datasets
 from data.sample import Sample
-from evaluation import comparison, ensemble, label_errors, oof
+from evaluation import ensemble, label_errors, leaderboard, oof
 from evaluation.metrics import dataset_scores, per_class
 from evaluation.postprocess_choice import explain_steps
 from evaluation.statistics import prediction_interval
@@ -42,18 +42,18 @@ class Report:
     settings: Settings
     scores: oof.Scores  # out of fold
     binarizer: Binarizer
-    entries: list[comparison.LeaderboardEntry]  # scored on the same images and folds, best first
+    entries: list[leaderboard.LeaderboardEntry]  # scored on the same images and folds, best first
     samples: list[Sample]
     test_samples: list[Sample]
     cars: pd.DataFrame | None  # make and car by group
 
     @cached_property
     def leaderboard(self) -> pd.DataFrame:
-        return comparison.build_leaderboards(self.entries)[0]
+        return leaderboard.build_leaderboards(self.entries)[0]
 
     def pairwise_differences(self) -> pd.DataFrame:
         rows = [
-            (a.name, b.name, comparison.format_difference(comparison.compare_to(a, b)))
+            (a.name, b.name, leaderboard.format_difference(leaderboard.compare_to(a, b)))
             for a, b in combinations(self.entries, 2)
         ]
         return pd.DataFrame(rows, columns=["run", "compared to", "difference (95%)"])
@@ -140,12 +140,12 @@ class Report:
 
 def load_report(settings: Settings) -> Report:
     scores = ensemble.out_of_fold_scores(settings)
-    entries = comparison.load_entries(Path(settings.output_dir))
+    entries = leaderboard.load_entries(Path(settings.output_dir))
     data = next((entry.data for entry in entries if entry.name == settings.run), None)
     if data is None:  # a file system may ignore the case of names
         names = ", ".join(entry.name for entry in entries)
         raise InputError(f"run={settings.run}: no such run; found {names}")
-    entries = comparison.sort_entries([entry for entry in entries if entry.data == data])
+    entries = leaderboard.sort_entries([entry for entry in entries if entry.data == data])
     try:
         test_samples = datasets.load_test_samples(settings)
     except InputError as error:  # perhaps not all of them are on this machine
@@ -166,8 +166,8 @@ def report_settings(args: list[str]) -> Settings:
     """Return the settings of the runs in `args`, or else of the top leaderboard entry."""
     output_dir = Path(config.load_settings_without_stages(args).output_dir)
     if not {"run", "runs", "recipe"} & config.parse_overrides(args).keys():
-        entries = comparison.load_entries(output_dir)
-        leader = output_dir / comparison.build_leaderboards(entries)[0].loc[0, "run"]
+        entries = leaderboard.load_entries(output_dir)
+        leader = output_dir / leaderboard.build_leaderboards(entries)[0].loc[0, "run"]
         is_ensemble = run_folder.ensemble_path(leader).exists()
         runs = ensemble.read_ensemble(leader)["runs"] if is_ensemble else [leader.name]
         args = [*args, f"runs={','.join(runs)}"]
@@ -185,7 +185,7 @@ def render_page(report: Report) -> str:
         commit=provenance.current_commit(),
         date=date.today(),
         charts=charts,
-        comparison=comparison,
+        leaderboard=leaderboard,
         dataset_scores=dataset_scores,
         explain_steps=explain_steps,
         prediction_interval=prediction_interval,

@@ -17,7 +17,7 @@ from core.device import explain_out_of_memory, free_memory, pick_device, pick_pr
 from data import datasets
 from data.cache import Cache, make_cache
 from data.sample import Sample
-from evaluation import comparison, oof
+from evaluation import leaderboard, oof
 from inference.members import make_member
 from models import checkpoint
 from training import preflight
@@ -128,7 +128,7 @@ def main(args: list[str]) -> None:
         train_stages(settings, device)
     distributed.destroy_process_group()
     if process_env.is_main_process():
-        comparison.write_leaderboard(Path(runs[0].output_dir), runs[0].run)
+        leaderboard.write_leaderboard(Path(runs[0].output_dir), runs[0].run)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from core.settings import Settings
-from evaluation.comparison import LeaderboardEntry
 from evaluation.history import load_histories
+from evaluation.leaderboard import LeaderboardEntry
 from evaluation.metrics import THRESHOLDS, best_threshold_index, dice_curve
 from evaluation.statistics import clustered_standard_error
 

@@ -20,7 +20,8 @@ import leaderboard
 from core import config, run_folder
 from core.errors import InputError
 from data.datasets import dataset_fingerprint, load_training_samples
-from evaluation import comparison, ensemble, oof
+from evaluation import ensemble, oof
+from evaluation.leaderboard import load_entries
 from inference import load_runs
 from inference.predictor_file import read_predictor
 from models import checkpoint
@@ -366,7 +367,7 @@ def test_leaderboard_has_runs_and_ensemble_with_costs_of_its_runs(runs_copy, cap
 def test_leaderboard_leaves_out_ensemble_whose_run_has_changed(runs_copy, capsys):
     settings = runs_copy.ensemble_settings
     ensemble.score_ensemble(settings)
-    assert [e.name for e in comparison.load_entries(runs_copy.output_dir)] == ["a", "b", "a+b"]
+    assert [e.name for e in load_entries(runs_copy.output_dir)] == ["a", "b", "a+b"]
     shutil.rmtree(runs_copy.output_dir / "b/fold2")
     capsys.readouterr()
     leaderboard.main(prediction_args(runs_copy.args())[:2])

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 import torch
 
-from evaluation import comparison
-from evaluation.comparison import LeaderboardEntry
+from evaluation import leaderboard
+from evaluation.leaderboard import LeaderboardEntry
 from evaluation.oof import Scores
 from evaluation.pixel_counts import probability_histograms
 from inference.postprocess import STEPS
@@ -48,21 +48,21 @@ def make_multiclass_entry(name):
 
 def test_build_leaderboards_ranks_by_dice_and_compares_with_best():
     entries = [make_entry("worse"), make_entry("best", 0.01), make_entry("middle", 0.005)]
-    (table,) = comparison.build_leaderboards(entries)
+    (table,) = leaderboard.build_leaderboards(entries)
     assert table["run"].tolist() == ["best", "middle", "worse"]
     assert table["diff_to_best"].tolist() == pytest.approx([0, -0.005, -0.01])
-    column = comparison.format_scores(table)["against the best (95%)"]
+    column = leaderboard.format_scores(table)["against the best (95%)"]
     assert column[0] == "best" and column[2].endswith("] significant")
 
 
 def test_build_leaderboards_ranks_partial_run_below_complete_one():
     entries = [make_entry("one fold", 0.05, folds=(1,)), make_entry("both")]
-    (table,) = comparison.build_leaderboards(entries)
+    (table,) = leaderboard.build_leaderboards(entries)
     assert table["run"].tolist() == ["both", "one fold"]
 
 
 def test_build_leaderboards_names_folds_groups_and_dice_per_fold():
-    (table,) = comparison.build_leaderboards([make_entry("a", spread=0)])
+    (table,) = leaderboard.build_leaderboards([make_entry("a", spread=0)])
     row = table.iloc[0]
     assert row["folds"] == "0 1" and row["dice_per_fold"] == "0.90000 0.90000"
     assert (row["images"], row["groups"]) == (64, 16)
@@ -72,30 +72,30 @@ def test_build_leaderboards_names_folds_groups_and_dice_per_fold():
 def test_format_costs_leaves_unknown_costs_empty():
     entry = make_entry("a")
     entry.columns = COLUMNS | {"seconds": np.nan, "images_per_second": np.nan}
-    (table,) = comparison.build_leaderboards([entry])
-    row = comparison.format_costs(table).iloc[0]
+    (table,) = leaderboard.build_leaderboards([entry])
+    row = leaderboard.format_costs(table).iloc[0]
     assert row["training"] == row["images/s"] == "" and row["parameters"] == "5.0M"
 
 
 def test_compare_to_calls_difference_within_spread_of_cars_chance():
-    noise = comparison.compare_to(make_entry("a", 0.001, seed=1), make_entry("b", seed=2))
-    assert comparison.format_difference(noise).endswith("not significant")
-    every_car = comparison.compare_to(make_entry("a", 0.001), make_entry("b"))
-    text = comparison.format_difference(every_car)
+    noise = leaderboard.compare_to(make_entry("a", 0.001, seed=1), make_entry("b", seed=2))
+    assert leaderboard.format_difference(noise).endswith("not significant")
+    every_car = leaderboard.compare_to(make_entry("a", 0.001), make_entry("b"))
+    text = leaderboard.format_difference(every_car)
     assert text == "+0.00100 [+0.00100, +0.00100] significant"
 
 
 def test_compare_to_uses_only_images_of_both():
     one_fold = make_entry("one", 0.002, folds=(1,), spread=0)
-    difference = comparison.compare_to(one_fold, make_entry("all", spread=0))
+    difference = leaderboard.compare_to(one_fold, make_entry("all", spread=0))
     assert difference["shared_images"] == 32
     assert difference["diff_to_best"] == pytest.approx(0.002)
 
 
 def test_compare_to_without_common_image_has_no_difference():
-    difference = comparison.compare_to(make_entry("a", folds=(1,)), make_entry("b", folds=(0,)))
+    difference = leaderboard.compare_to(make_entry("a", folds=(1,)), make_entry("b", folds=(0,)))
     assert difference["shared_images"] == 0 and np.isnan(difference["diff_to_best"])
-    assert comparison.format_difference(difference) == "no image in common"
+    assert leaderboard.format_difference(difference) == "no image in common"
 
 
 def test_build_leaderboards_separates_runs_on_other_data():
@@ -104,7 +104,7 @@ def test_build_leaderboards_separates_runs_on_other_data():
         make_entry("x", 0.05, folds=(0,), data="other"),
         make_entry("b", 0.01),
     ]
-    tables = comparison.build_leaderboards(entries)
+    tables = leaderboard.build_leaderboards(entries)
     assert [table["run"].tolist() for table in tables] == [["b", "a"], ["x"]]
     other = tables[1].loc[0]
     assert other["diff_to_best"] == 0
@@ -116,21 +116,21 @@ def test_build_leaderboards_separates_runs_on_other_data():
 
 def test_format_scores_of_one_group_has_no_nan():
     entries = [make_entry(name, gain, (0,), n_cars=1) for name, gain in (("a", 0.01), ("b", 0))]
-    (table,) = comparison.build_leaderboards(entries)
+    (table,) = leaderboard.build_leaderboards(entries)
     assert table["standard_error"].isna().all()
-    text = comparison.format_scores(table)
+    text = leaderboard.format_scores(table)
     assert text["oof dice"][0].endswith("(one group, no standard error)")
     assert text["against the best (95%)"][1] == "-0.01000 (one group, no interval)"
-    assert "nan" not in text.to_string() + comparison.format_costs(table).to_string()
+    assert "nan" not in text.to_string() + leaderboard.format_costs(table).to_string()
 
 
 def test_format_scores_shows_columns_of_each_task():
     entries = [make_entry("a"), make_multiclass_entry("c")]
-    binary, multiclass = comparison.build_leaderboards(entries)
-    text = comparison.format_scores(binary)
+    binary, multiclass = leaderboard.build_leaderboards(entries)
+    text = leaderboard.format_scores(binary)
     assert text["threshold"][0] == "0.500 +0.00000"
     assert text["postprocess"][0] == "none +0.00000"
-    text = comparison.format_scores(multiclass)
+    text = leaderboard.format_scores(multiclass)
     assert text["accuracy"][0] == f"{27 / 30:.4f}" and "threshold" not in text
     mean_iou = np.mean([8 / 10, 9 / 11, 10 / 12])
     assert text["mean IoU"][0] == f"{mean_iou:.4f}"
@@ -140,7 +140,7 @@ def test_format_scores_shows_columns_of_each_task():
 def test_task_columns_cross_fit_the_steps_of_three_folds(folds, is_known):
     scores = make_entry("a", folds=folds).scores
     scores.per_image["step_dice"][:, 3] += 0.01
-    columns = comparison.task_columns(scores)
+    columns = leaderboard.task_columns(scores)
     assert columns["postprocess"] == "fill"
     expected = pytest.approx(0.01) if is_known else pytest.approx(np.nan, nan_ok=True)
     assert columns["postprocess_gain"] == expected
@@ -148,19 +148,19 @@ def test_task_columns_cross_fit_the_steps_of_three_folds(folds, is_known):
 
 def test_write_leaderboard_prints_only_the_data_set_of_the_run(tmp_path, monkeypatch, capsys):
     entries = [make_entry("cars"), make_entry("other cars"), make_entry("pets", data="pets")]
-    monkeypatch.setattr(comparison, "load_entries", lambda _: entries)
-    monkeypatch.setattr(comparison.ensemble, "store_predictor", lambda *_: None)
-    comparison.write_leaderboard(tmp_path, "cars")
+    monkeypatch.setattr(leaderboard, "load_entries", lambda _: entries)
+    monkeypatch.setattr(leaderboard.ensemble, "store_predictor", lambda *_: None)
+    leaderboard.write_leaderboard(tmp_path, "cars")
     printed, page = capsys.readouterr().out, (tmp_path / "leaderboard.md").read_text()
     assert "other cars" in printed and "pets" not in printed and "| pets |" in page
-    comparison.write_leaderboard(tmp_path)
+    leaderboard.write_leaderboard(tmp_path)
     assert "pets" in capsys.readouterr().out
 
 
 def test_task_columns_measure_each_step_against_no_step():
     scores = make_entry("a", folds=(0, 1, 2)).scores
     scores.per_image["step_dice"][:, 1:] += [0.03, -0.02, 0.01]
-    columns = comparison.task_columns(scores)
+    columns = leaderboard.task_columns(scores)
     assert columns["postprocess"] == "specks,fill"
     assert columns["postprocess_gain"] == pytest.approx(0.03 + 0.01)
 
@@ -173,5 +173,5 @@ def test_task_columns_measure_a_fold_at_the_threshold_of_the_others():
     is_first = (scores.folds == 0)[:, None, None]
     scores.per_image["histograms"] = np.where(is_first, easy, shifted)
     # The best threshold of fold 1 is above 200, where fold 0 has no pixel left, and vice versa.
-    gain = comparison.task_columns(scores)["threshold_gain"]
+    gain = leaderboard.task_columns(scores)["threshold_gain"]
     assert gain == pytest.approx(-1 / 2)
