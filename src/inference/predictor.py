@@ -178,8 +178,7 @@ class BatchForward:
     def forward(self, part: SubBatch, are_finite: list[Tensor]) -> Iterator[ImageProbabilities]:
         """Run all members on images of one shape. Add to `are_finite` whether logits are finite, a
         bool for each forward pass in fp16."""
-        # Transposed on the device, where a GPU takes no time for it.
-        images = {key: to_device(x, self.device).contiguous() for key, x in part.images.items()}
+        images = {key: to_device(x, self.device) for key, x in part.images.items()}
         self.shapes |= {x.shape for x in images.values()}
         if len(self.shapes) > MAX_TUNED_SHAPES:
             torch.backends.cudnn.benchmark = False
