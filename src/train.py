@@ -20,7 +20,7 @@ from data.sample import Sample
 from evaluation import leaderboard, oof
 from inference.members import make_member
 from models import checkpoint
-from training import preflight
+from training import preflight, run_start
 from training.stages import split_stages
 from training.trainer import FoldTrainer
 
@@ -49,7 +49,7 @@ def train_folds(settings: Settings, device: torch.device) -> None:
         save_config(settings)
         cache = make_cache(settings, samples)
         for fold in folds:
-            with preflight.lock_fold(settings, fold), explain_out_of_memory(settings):
+            with run_start.lock_fold(settings, fold), explain_out_of_memory(settings):
                 train_fold(settings, fold, samples, cache, device)
     else:
         print(f"{settings.run_dir}: the requested folds are finished; nothing to train")
@@ -107,8 +107,8 @@ def score_fold(
 def main(args: list[str]) -> None:
     runs = []
     for run_args in config.split_runs(args):
-        runs.append(preflight.load_run_settings(run_args))
-        preflight.prepare_data(runs[-1], run_args)
+        runs.append(run_start.load_run_settings(run_args))
+        run_start.prepare_data(runs[-1], run_args)
     device = pick_device(runs[0])
     for settings in runs:
         pick_precision(settings, device)  # InputError before images are decoded

@@ -73,7 +73,7 @@ def warn_of_another_recipe(run_dir: Path, trained: str, requested: str) -> None:
 def how_to_train(settings: Settings, run_dir: Path) -> str:
     """Return the remedy for a run without a trained fold: resume it, or train it or choose another
     one."""
-    if run_folder.has_started(run_dir):
+    if run_folder.config_path(run_dir).exists() or run_folder.has_started(run_dir):
         return f"train it with `bash train.sh run={run_dir.name} resume=true`"
     how = f"recipe={settings.recipe}"
     if run_dir.name != Path(settings.recipe).stem:

@@ -1,16 +1,13 @@
-"""Checks before the first training step: settings, data, folds and model."""
+"""Checks before the first training step: data, folds and model."""
 
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager, redirect_stdout
-from pathlib import Path
-from typing import Any
+from collections.abc import Collection
+from contextlib import redirect_stdout
 
 import numpy as np
 
-from core import cli, config, distributed, process_env, run_folder
+from core import distributed, process_env, run_folder
 from core.errors import InputError
-from core.files import folder_lock
-from core.settings import MAY_DIFFER_ON_RESUME, Settings, format_value
+from core.settings import Settings
 from data import csv_files, datasets
 from data.classes import IGNORE, ClassMap
 from data.image_files import list_names
@@ -22,76 +19,6 @@ from training.dry_run import check_batches
 from training.initial_weights import find_initial_weights, needs_pretrained
 from training.losses import BINARY_LOSSES, MULTICLASS_LOSSES
 from training.stages import split_stages
-
-
-def load_run_settings(args: list[str]) -> Settings:
-    """Return the settings of `args`; on resume, over those the run was started with.
-
-    A restart by torchrun resumes. Raises InputError if the run exists with other settings.
-    """
-    args = [*args, "resume=true"] if process_env.restart_count() else args
-    settings = config.load_settings(args)
-    if not run_folder.has_started(settings.run_dir):
-        if settings.resume and not process_env.is_distributed():
-            print(f"{settings.run_dir}: nothing to resume; training from scratch")
-        config.check_model_options(settings, args)
-        return settings
-    path = run_folder.config_path(settings.run_dir)
-    stored = run_folder.read_run_settings(settings.run_dir)
-    started = config.to_stored_settings(config.load_settings([], stored, path))
-    if not settings.resume:
-        fix = "set resume=true for the settings of the run, or "
-        _require_settings_of_run(settings, started, "this run has", fix)
-        return settings
-    resumed = config.load_settings(args, {**stored, "fold": None}, path)
-    _require_settings_of_run(resumed, started, "this run has")
-    if not process_env.is_launched():
-        report_kept_settings(args, started, path)
-    return resumed
-
-
-def report_kept_settings(args: list[str], started: dict[str, Any], path: Path) -> None:
-    """Print the settings with which a run resumes although the recipe in `args` has others."""
-    overrides = config.parse_overrides(args)
-    if "recipe" not in overrides:
-        return
-    recipe = overrides["recipe"]
-    values = config.to_stored_settings(config.load_settings([f"recipe={recipe}"]))
-    names = config.read_recipe(recipe).keys() - {*MAY_DIFFER_ON_RESUME} - overrides.keys()
-    if kept := sorted(name for name in names if values[name] != started[name]):
-        text = " ".join(f"{name}={format_value(started[name])}" for name in kept)
-        process_env.print_once(f"{path}: resuming with {text}, unlike recipe={recipe}")
-
-
-def _require_settings_of_run(
-    settings: Settings, stored: dict[str, Any], reason: str, fix: str = ""
-) -> None:
-    """Raise InputError if settings that may not change within a run differ from the stored ones."""
-    path = run_folder.config_path(settings.run_dir)
-    for name, value in config.to_stored_settings(settings).items():
-        if name not in MAY_DIFFER_ON_RESUME and value != stored.get(name):
-            found = f"{reason} {name}={stored.get(name)}, not {value}"
-            raise InputError(f"{path}: {found}; {fix}choose another run=...")
-
-
-def prepare_data(settings: Settings, args: list[str]) -> None:
-    """Run the recipe's prepare_scripts if data_dir is missing, folds.py if only folds_csv is.
-
-    Not for a run that has started, whose settings `args` need not contain, and not under torchrun,
-    which expects the data to exist.
-    """
-    if not process_env.is_distributed() and not run_folder.has_started(settings.run_dir):
-        has_data, has_folds = Path(settings.data_dir).exists(), Path(settings.folds_csv).exists()
-        for script in settings.prepare_scripts:
-            if not has_data or (script == "folds.py" and not has_folds):
-                cli.run_script_in_subprocess(script, args)
-    if "n_folds" in config.parse_overrides(args):
-        n_folds = max(csv_files.read_folds(settings).values()) + 1
-        if n_folds != settings.n_folds:
-            raise InputError(
-                f"n_folds={settings.n_folds}: {settings.folds_csv} has {n_folds} folds; set "
-                "folds_csv=<new file>, or delete that file if it is not the repository's"
-            )
 
 
 def check_data(settings: Settings, samples: list[Sample]) -> tuple[int, set[Size]]:
@@ -242,18 +169,3 @@ def check_before_launch(settings: Settings) -> None:
             except InputError as error:
                 raise InputError(f"stage {number}: {error}") from None
     process_env.print_once.cache_clear()  # lines that were not shown
-
-
-@contextmanager
-def lock_fold(settings: Settings, fold: int) -> Iterator[None]:
-    """Keep other processes out of the fold's folder (main process only)."""
-    if not process_env.is_main_process():
-        yield
-        return
-    folder = run_folder.fold_dir(settings.run_dir, fold)
-    with folder_lock(folder, "wait, or choose another run=..."):
-        if fold in run_folder.finished_folds(settings.run_dir):
-            raise InputError(f"{folder}: another process has trained it; run this command again")
-        stored = run_folder.read_run_settings(settings.run_dir)
-        _require_settings_of_run(settings, stored, "another process has started this run with")
-        yield

@@ -115,74 +115,10 @@ def test_resume_of_a_finished_run_on_other_data_is_rejected(run_copy, capsys):
     assert_input_error(train.main, [*run_copy.args, "resume=true"], message, "or set another run=")
 
 
-def test_resume_prints_what_the_recipe_has_changed_since(tmp_path, capsys):
-    recipe = tmp_path / "mine.yaml"
-    recipe.write_text("epochs: 40\nlr: 1.0e-3\n")
-    args = [f"recipe={recipe}", f"output_dir={tmp_path}"]
-    run_folder.save_run_settings(config.load_settings(args))
-    run_folder.weights_path(tmp_path / "mine", 0).parent.mkdir()
-    run_folder.weights_path(tmp_path / "mine", 0).touch()
-    assert preflight.load_run_settings([*args, "resume=true"]).epochs == 40
-    assert not capsys.readouterr().out
-    recipe.write_text("epochs: 80\nlr: 1.0e-3\n")
-    assert preflight.load_run_settings([*args, "resume=true"]).epochs == 40
-    assert f"resuming with epochs=40, unlike recipe={recipe}" in capsys.readouterr().out
-
-
-def test_same_command_resumes_a_run_with_weights_of_a_file(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    args = ["model=smp", "encoder_weights=w.pth", "run=a", f"output_dir={tmp_path}"]
-    settings = config.load_settings(args)
-    run_folder.save_run_settings(settings)
-    weights = run_folder.weights_path(settings.run_dir, 0)
-    weights.parent.mkdir()
-    weights.touch()
-    assert preflight.load_run_settings([*args, "fold=1"]).encoder_weights == "w.pth"
-    assert preflight.load_run_settings([*args, "resume=true"]).encoder_weights == "w.pth"
-    with pytest.raises(InputError, match=f"this run has encoder_weights={tmp_path}/w.pth, not"):
-        preflight.load_run_settings([*args, "encoder_weights=other.pth"])
-    with pytest.raises(InputError, match="this run has channels="):
-        preflight.load_run_settings([*args, "resume=true", "channels=8,16"])
-
-
-def test_lock_fold_rejects_a_fold_that_another_process_has_finished(run_copy):
-    settings = config.load_settings(run_copy.args)
-    (run_copy.output_dir / "tiny/fold1/oof.npz").unlink()
-    with preflight.lock_fold(settings, 1):
-        pass
-    with (
-        pytest.raises(InputError, match="fold0: another process has trained it"),
-        preflight.lock_fold(settings, 0),
-    ):
-        pass
-
-
-def test_lock_fold_rejects_settings_that_another_process_has_replaced(run_copy):
-    settings = config.load_settings(run_copy.args)
-    (run_copy.output_dir / "tiny/fold1/oof.npz").unlink()
-    run_folder.save_run_settings(replace(settings, lr=0.5))
-    with (
-        pytest.raises(InputError, match=r"another process has started this run with lr=0\.5, not"),
-        preflight.lock_fold(settings, 1),
-    ):
-        pass
-
-
 def test_resume_does_not_replace_weights_whose_scores_were_deleted(run_copy):
     (run_copy.output_dir / "tiny/fold1/oof.npz").unlink()
     message = "fold1: has weights, but neither oof.npz nor a snapshot"
     assert_input_error(train.main, [*run_copy.args, "resume=true"], message)
-
-
-def test_resume_of_a_run_that_does_not_exist_is_announced(tmp_path, capsys):
-    preflight.load_run_settings(["run=carvna", f"output_dir={tmp_path}", "resume=true"])
-    assert f"{tmp_path}/carvna: nothing to resume" in capsys.readouterr().out
-
-
-def test_prepare_data_rejects_another_number_of_folds_than_the_file_has(data_dir, tmp_path):
-    args = [*tiny_settings_args(data_dir, tmp_path), "n_folds=3"]
-    with pytest.raises(InputError, match=r"n_folds=3: .*has 2 folds"):
-        preflight.prepare_data(config.load_settings(args), args)
 
 
 def test_fold_whose_weights_were_deleted_is_not_finished_by_its_old_scores(run_copy, monkeypatch):
@@ -196,89 +132,6 @@ def test_fold_whose_weights_were_deleted_is_not_finished_by_its_old_scores(run_c
     with pytest.raises(StopRequested):
         train.main([*run_copy.args, "fold=0"])
     assert run_folder.finished_folds(run_copy.output_dir / "tiny") == [1]
-
-
-# ---------------------------------------------------------------- settings of a run
-
-
-def test_load_run_settings_resumes_after_a_restart_by_torchrun(run_copy, monkeypatch):
-    assert not preflight.load_run_settings(run_copy.args).resume
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert preflight.load_run_settings(run_copy.args).resume
-
-
-def test_load_run_settings_of_a_new_run_rejects_an_option_of_the_other_model(tmp_path):
-    args = ["recipe=carvana_small", f"output_dir={tmp_path}", "run=a", "encoder=resnet18"]
-    with pytest.raises(InputError, match="encoder=resnet18: is an option of model=smp"):
-        preflight.load_run_settings(args)
-
-
-def test_load_run_settings_in_one_of_several_processes_prints_nothing(
-    run_copy, tmp_path, monkeypatch, capsys
-):
-    recipe = tmp_path / "mine.yaml"
-    recipe.write_text("epochs: 80\n")
-    args = [f"output_dir={run_copy.output_dir}", "run=tiny", f"recipe={recipe}", "resume=true"]
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("CARVANA_LAUNCHED", "1")
-    preflight.load_run_settings(args)
-    preflight.load_run_settings([*args, "run=new"])
-    assert not capsys.readouterr().out
-
-
-def test_resume_prints_nothing_of_settings_that_are_typed_or_of_the_machine(run_copy, capsys):
-    recipe = run_copy.data_dir.parent / "mine.yaml"
-    recipe.write_text("epochs: 80\nlr: 0.5\nnum_workers: 3\n")
-    args = [f"output_dir={run_copy.output_dir}", "run=tiny", f"recipe={recipe}", "resume=true"]
-    preflight.load_run_settings([*args, "epochs=8"])
-    assert f"resuming with lr=0.01, unlike recipe={recipe}\n" in capsys.readouterr().out
-
-
-# ---------------------------------------------------------------- prepare_data
-
-
-@pytest.fixture
-def run_scripts(data_dir, tmp_path, monkeypatch):
-    """Return which scripts prepare_data runs if the paths of these settings are missing."""
-
-    def run(*missing):
-        scripts = []
-        monkeypatch.setattr(
-            preflight.cli, "run_script_in_subprocess", lambda script, args: scripts.append(script)
-        )
-        settings = config.load_settings(tiny_settings_args(data_dir, tmp_path))
-        settings.prepare_scripts = ["demo.py", "folds.py"]
-        preflight.prepare_data(
-            replace(settings, **dict.fromkeys(missing, f"{tmp_path}/missing")), []
-        )
-        return scripts
-
-    return run
-
-
-@pytest.mark.parametrize(
-    ("missing", "scripts"),
-    [
-        ([], []),
-        (["folds_csv"], ["folds.py"]),
-        (["data_dir"], ["demo.py", "folds.py"]),
-        (["data_dir", "folds_csv"], ["demo.py", "folds.py"]),
-    ],
-)
-def test_prepare_data_runs_the_scripts_of_what_is_missing(run_scripts, missing, scripts):
-    assert run_scripts(*missing) == scripts
-
-
-def test_prepare_data_under_torchrun_or_of_a_started_run_runs_no_script(
-    run_scripts, tmp_path, monkeypatch
-):
-    with monkeypatch.context() as patch:
-        patch.setenv("RANK", "0")
-        assert not run_scripts("data_dir", "folds_csv")
-    weights = run_folder.weights_path(tmp_path / "tiny", 0)
-    weights.parent.mkdir(parents=True)  # tmp_path / "tiny" is the dataset, too
-    weights.touch()
-    assert not run_scripts("data_dir", "folds_csv")
 
 
 # ---------------------------------------------------------------- data and folds
@@ -374,12 +227,3 @@ def test_check_before_launch_checks_the_data_of_finished_folds_of_all_stages(run
     (run_copy.data_dir / "train_masks" / f"{image.stem}_mask.gif").unlink()
     with pytest.raises(InputError, match=r"stage1/fold0/best\.safetensors: was trained on other"):
         preflight.check_before_launch(settings)
-
-
-def test_lock_fold_of_another_rank_neither_locks_nor_checks(run_copy, monkeypatch):
-    settings = config.load_settings(run_copy.args)
-    monkeypatch.setenv("RANK", "1")
-    lock = run_copy.output_dir / "tiny/fold0/.lock"
-    lock.unlink()
-    with preflight.lock_fold(settings, 0):  # the main process might have finished it by now
-        assert not lock.exists()

@@ -1,0 +1,114 @@
+"""Start or resume a run: its settings, the scripts that prepare its data, locks of its folds."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from core import cli, config, process_env, run_folder
+from core.errors import InputError
+from core.files import folder_lock
+from core.settings import MAY_DIFFER_ON_RESUME, Settings, format_value
+from data import csv_files
+
+
+def load_run_settings(args: list[str]) -> Settings:
+    """Return the settings of `args`; on resume, over those the run was started with.
+
+    A restart by torchrun resumes. Raises InputError if the run exists with other settings.
+    """
+    args = [*args, "resume=true"] if process_env.restart_count() else args
+    settings = config.load_settings(args)
+    if settings.resume and not run_folder.has_started(settings.run_dir):
+        announce_start_from_scratch(settings)
+    if not is_continued(settings):
+        config.check_model_options(settings, args)
+        return settings
+    path = run_folder.config_path(settings.run_dir)
+    stored = run_folder.read_run_settings(settings.run_dir)
+    started = config.to_stored_settings(config.load_settings([], stored, path))
+    if not settings.resume:
+        fix = "set resume=true for the settings of the run"
+        _require_settings_of_run(settings, started, "this run has", fix)
+        return settings
+    resumed = config.load_settings(args, {**stored, "fold": None}, path)
+    _require_settings_of_run(resumed, started, "this run has", "leave it out")
+    if not process_env.is_launched():
+        report_kept_settings(args, started, path)
+    return resumed
+
+
+def is_continued(settings: Settings) -> bool:
+    """Whether the run has started, or resumes with a config.yaml alone, which it has from the start
+    of training to the first snapshot."""
+    has_config = run_folder.config_path(settings.run_dir).exists()
+    return run_folder.has_started(settings.run_dir) or (settings.resume and has_config)
+
+
+def announce_start_from_scratch(settings: Settings) -> None:
+    """Print that the run has no snapshot to resume from (one process only)."""
+    if process_env.is_distributed():
+        return
+    path = run_folder.config_path(settings.run_dir)
+    source = f" with the settings of {path}" if path.exists() else ""
+    print(f"{settings.run_dir}: nothing to resume; training from scratch{source}")
+
+
+def report_kept_settings(args: list[str], started: dict[str, Any], path: Path) -> None:
+    """Print the settings with which a run resumes although the recipe in `args` has others."""
+    overrides = config.parse_overrides(args)
+    if "recipe" not in overrides:
+        return
+    recipe = overrides["recipe"]
+    values = config.to_stored_settings(config.load_settings([f"recipe={recipe}"]))
+    names = config.read_recipe(recipe).keys() - {*MAY_DIFFER_ON_RESUME} - overrides.keys()
+    if kept := sorted(name for name in names if values[name] != started[name]):
+        text = " ".join(f"{name}={format_value(started[name])}" for name in kept)
+        process_env.print_once(f"{path}: resuming with {text}, unlike recipe={recipe}")
+
+
+def _require_settings_of_run(
+    settings: Settings, stored: dict[str, Any], reason: str, fix: str = ""
+) -> None:
+    """Raise InputError if settings that may not change within a run differ from the stored ones."""
+    path = run_folder.config_path(settings.run_dir)
+    for name, value in config.to_stored_settings(settings).items():
+        if name not in MAY_DIFFER_ON_RESUME and value != stored.get(name):
+            found = f"{reason} {name}={stored.get(name)}, not {value}"
+            fixes = f"{fix}, or choose" if fix else "choose"
+            raise InputError(f"{path}: {found}; {fixes} another run=...")
+
+
+def prepare_data(settings: Settings, args: list[str]) -> None:
+    """Run the recipe's prepare_scripts if data_dir is missing, folds.py if only folds_csv is.
+
+    Not for a run that is continued, whose settings `args` need not contain, and not under torchrun,
+    which expects the data to exist.
+    """
+    if not process_env.is_distributed() and not is_continued(settings):
+        has_data, has_folds = Path(settings.data_dir).exists(), Path(settings.folds_csv).exists()
+        for script in settings.prepare_scripts:
+            if not has_data or (script == "folds.py" and not has_folds):
+                cli.run_script_in_subprocess(script, args)
+    if "n_folds" in config.parse_overrides(args):
+        n_folds = max(csv_files.read_folds(settings).values()) + 1
+        if n_folds != settings.n_folds:
+            raise InputError(
+                f"n_folds={settings.n_folds}: {settings.folds_csv} has {n_folds} folds; set "
+                "folds_csv=<new file>, or delete that file if it is not the repository's"
+            )
+
+
+@contextmanager
+def lock_fold(settings: Settings, fold: int) -> Iterator[None]:
+    """Keep other processes out of the fold's folder (main process only)."""
+    if not process_env.is_main_process():
+        yield
+        return
+    folder = run_folder.fold_dir(settings.run_dir, fold)
+    with folder_lock(folder, "wait, or choose another run=..."):
+        if fold in run_folder.finished_folds(settings.run_dir):
+            raise InputError(f"{folder}: another process has trained it; run this command again")
+        stored = run_folder.read_run_settings(settings.run_dir)
+        _require_settings_of_run(settings, stored, "another process has started this run with")
+        yield
