@@ -25,10 +25,11 @@ import torch
 
 from benchmark import measurements
 from core import provenance
-from core.config import check_model_options, load_settings, parse_overrides
+from core.config import check_model_options, load_settings
 from core.device import pick_device
 from core.errors import InputError
 from core.files import atomic_write_json
+from core.overrides import parse_overrides
 from core.settings import Settings
 from core.text import to_markdown
 from data import datasets

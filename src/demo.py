@@ -9,6 +9,7 @@ from pathlib import Path
 
 from core import cli, config
 from core.errors import InputError
+from core.overrides import parse_overrides
 
 if __name__ == "__main__":
     cli.check_arguments()  # before the imports that take seconds
@@ -18,7 +19,7 @@ from data.demo_cars.dataset import write_demo_dataset
 
 def main(args: list[str]) -> None:
     settings = config.load_settings_without_stages(args)
-    if not {"recipe", "data_dir"} & config.parse_overrides(args).keys():
+    if not {"recipe", "data_dir"} & parse_overrides(args).keys():
         raise InputError("set recipe=demo, or data_dir=<new folder>")
     folder = Path(settings.data_dir)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

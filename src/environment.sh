@@ -1,7 +1,8 @@
 # Sourced from the root of the repository. Sets PYTHON, unless the user has, to a Python with the
 # packages pinned in requirements.txt: the active virtualenv's or conda environment's if it has all
 # of them, else that of .venv, which is made here on first use and remade when requirements.txt
-# changes. A Python that the user has set needs the packages in versions that are known to work.
+# changes; a .venv that the user has made is used if it has all of them, and never changed. A Python
+# that the user has set needs the packages in versions that are known to work.
 
 fail() {
   echo "error: $1" >&2
@@ -23,9 +24,18 @@ for line in open("requirements.txt"):
 PYTHON_CODE
 }
 
-# make_venv writes the copy of requirements.txt last, so it marks a complete .venv.
+# Whether make_venv has made .venv, or started to: it first creates an empty requirements.txt in it,
+# and after the installation the copy that marks a complete .venv.
+is_our_venv() {
+  [ -f .venv/requirements.txt ]
+}
+
 venv_is_ready() {
-  cmp -s requirements.txt .venv/requirements.txt && .venv/bin/python -c '' 2>/dev/null
+  if ! is_our_venv; then
+    has_requirements .venv/bin/python
+  else
+    cmp -s requirements.txt .venv/requirements.txt && .venv/bin/python -c '' 2>/dev/null
+  fi
 }
 
 make_venv() {
@@ -35,6 +45,9 @@ make_venv() {
     flock 9 || true # some network file systems have no locks
   fi
   if venv_is_ready; then return; fi
+  if [ -e .venv ] || [ -L .venv ]; then
+    is_our_venv || fail "$PWD/.venv was not made by train.sh and lacks packages of requirements.txt; move it away, install them into it, or set PYTHON=/path/to/python"
+  fi
   local python
   for python in python3.11 python3.12 python3 python ""; do
     "$python" -c 'import sys, ensurepip, venv
@@ -43,7 +56,7 @@ sys.exit(sys.version_info[:2] not in {(3, 11), (3, 12)})' 2>/dev/null && break
   [ -n "$python" ] || fail "no Python 3.11 or 3.12 with its venv module is on PATH (Debian, Ubuntu: apt install python3 python3-venv)"
   echo "Installing requirements.txt into .venv: downloads several GB on Linux, 1 GB on macOS." >&2
   rm -rf .venv
-  { "$python" -m venv .venv && .venv/bin/python -m pip install --disable-pip-version-check --no-input -r requirements.txt &&
+  { mkdir .venv && : >.venv/requirements.txt && "$python" -m venv .venv && .venv/bin/python -m pip install --disable-pip-version-check --no-input -r requirements.txt &&
     cp requirements.txt .venv/requirements.txt; } >&2 ||
     fail "installing requirements.txt into .venv failed, see above; fix that and run the same command again"
 }

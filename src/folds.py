@@ -89,9 +89,9 @@ def check_groups(settings: Settings, samples: list[Sample]) -> None:
     if len(groups) < settings.n_folds:
         remedies = []
         if len(groups) < len(samples):
-            remedies.append("group_regex='(.+)' for independent images")
+            remedies.append("group_regex='(.+)' if no two images show the same object")
         if len(groups) > 1:
-            remedies.append(f"n_folds={len(groups)}")
+            remedies.insert(0, f"n_folds={len(groups)}")
         raise InputError(
             f"n_folds={settings.n_folds}: group_regex={settings.group_regex} makes only "
             f"{len(groups)} groups of {len(samples)} images in {settings.data_dir}: "

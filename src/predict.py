@@ -23,10 +23,11 @@ import pandas as pd
 from torch import Tensor
 from tqdm import tqdm
 
-from core import config, distributed, process_env, provenance, run_folder
+from core import distributed, process_env, provenance, run_folder
 from core.device import free_memory, pick_device
 from core.errors import InputError
 from core.files import atomic_write, atomic_write_json, file_sha256
+from core.overrides import parse_overrides
 from core.text import format_count
 from core.threads import map_in_threads
 from data import classes, datasets, rle
@@ -134,8 +135,9 @@ def merge_chunks(settings: Settings, chunks: ChunkedPrediction) -> list[ImageRes
         submission.write_submission(path, rows_of_masks())
     else:
         results = list(chunks.read())
-        legend = visualize.draw_legend(class_map)
-        write_image(run_folder.masks_dir(settings.run_dir) / "legend.png", legend)
+        folder = run_folder.masks_dir(settings.run_dir)
+        write_image(folder / "legend.png", visualize.draw_legend(class_map))
+        print(f"masks of {format_count(len(results), 'image')} written to {folder}")
     rows = [(result.file_name, result.area, result.agreement) for result in results]
     table = pd.DataFrame(rows, columns=["img", "area", "agreement"])
     with atomic_write(path.with_name(f"{path.stem}_stats.csv")) as tmp_path:
@@ -197,7 +199,7 @@ def main(args: list[str]) -> None:
     if settings.images:
         end_with_errors(predict_photographs(settings, ensemble.load_trained_model(settings)))
         return
-    if "background" in config.parse_overrides(args):
+    if "background" in parse_overrides(args):
         raise InputError("background: needs images=<a photograph or a folder>")
     if settings.truth_csv:
         require_paths(Path(settings.truth_csv))

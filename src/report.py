@@ -21,10 +21,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from core import config, provenance, run_folder
 from core.errors import InputError
 from core.files import atomic_write, atomic_write_text, file_sha256
+from core.overrides import parse_overrides
 from data import csv_files, datasets
 from data.sample import Sample
 from evaluation import ensemble, label_errors, leaderboard, oof
-from evaluation.metrics import dataset_scores, per_class
+from evaluation.metrics import dataset_scores, dice_curve, per_class, threshold_index
 from evaluation.postprocess_choice import explain_steps
 from evaluation.statistics import prediction_interval
 from evaluation.submission import read_submission_json
@@ -93,7 +94,13 @@ class Report:
 
     @cached_property
     def worst_ids(self) -> list[str]:
-        return self.scores.table.nsmallest(N_WORST, "dice")["image_id"].tolist()
+        """Images with the lowest Dice at the threshold of the page, without post-processing."""
+        dice = self.scores.dice
+        if self.scores.is_binary:
+            index = threshold_index(self.binarizer.threshold)
+            dice = dice_curve(self.scores.histograms)[:, index]
+        lowest = pd.Series(dice).nsmallest(N_WORST).index
+        return self.scores.table["image_id"][lowest].tolist()
 
     @cached_property
     def suspect_ids(self) -> list[str]:
@@ -165,7 +172,7 @@ def load_report(settings: Settings) -> Report:
 def report_settings(args: list[str]) -> Settings:
     """Return the settings of the runs in `args`, or else of the top leaderboard entry."""
     output_dir = Path(config.load_settings_without_stages(args).output_dir)
-    if not {"run", "runs", "recipe"} & config.parse_overrides(args).keys():
+    if not {"run", "runs", "recipe"} & parse_overrides(args).keys():
         entries = leaderboard.load_entries(output_dir)
         leader = output_dir / leaderboard.build_leaderboards(entries)[0].loc[0, "run"]
         is_ensemble = run_folder.ensemble_path(leader).exists()
@@ -199,7 +206,7 @@ def main(args: list[str]) -> None:
         report.suspects.to_csv(tmp_path, index=False)
     html = render_page(report)
     atomic_write_text(output_dir / "report.html", html)
-    chosen = {"run", "runs", "recipe"} & config.parse_overrides(args).keys()
+    chosen = {"run", "runs", "recipe"} & parse_overrides(args).keys()
     hint = "" if chosen else " (the top of the leaderboard; for another run, set run=)"
     print(f"{output_dir / 'report.html'}: {report.settings.run}{hint}, {len(html) / 1e6:.1f} MB")
 

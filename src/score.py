@@ -5,6 +5,7 @@ from pathlib import Path
 
 from core import cli, config, run_folder
 from core.errors import InputError
+from core.overrides import parse_overrides
 from core.settings import Settings
 
 if __name__ == "__main__":
@@ -19,7 +20,7 @@ INHERITED += ["use_hq_images", "truth_csv"]
 
 def require_submission_of_runs(settings: Settings, args: list[str]) -> None:
     """Raise InputError if `args` name runs, but predict.py has made the submission with others."""
-    path, typed = settings.submission_path, config.parse_overrides(args).keys()
+    path, typed = settings.submission_path, parse_overrides(args).keys()
     json_path = path.with_suffix(".json")
     if "submission_csv" in typed or not {"run", "runs", "recipe"} & typed or not json_path.exists():
         return

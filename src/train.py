@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from core import cli
-from core.settings import Settings
+from core.environment import ROOT
+from core.settings import FIELDS, Settings
 
 if __name__ == "__main__":
     cli.check_arguments()  # before the imports that take seconds
@@ -104,6 +105,17 @@ def score_fold(
     oof.warn_of_constant_masks(scores)
 
 
+def suggest_prediction(runs: list[Settings]) -> str:
+    """Return the command that predicts with the runs: the test images, or else photographs."""
+    names = ",".join(settings.run for settings in runs)
+    words = ["bash predict.sh", f"run={names}" if len(runs) == 1 else f"runs={names}"]
+    if Path(runs[0].output_dir).resolve() != ROOT / FIELDS["output_dir"].default:
+        words.append(f"output_dir={runs[0].output_dir}")
+    if not datasets.get_format(runs[0]).find_test_images_dir(runs[0]).exists():
+        words.append("images=<a photograph or a folder>")
+    return " ".join(words)
+
+
 def main(args: list[str]) -> None:
     runs = []
     for run_args in config.split_runs(args):
@@ -129,6 +141,7 @@ def main(args: list[str]) -> None:
     distributed.destroy_process_group()
     if process_env.is_main_process():
         leaderboard.write_leaderboard(Path(runs[0].output_dir), runs[0].run)
+        print(f"\nnext: {suggest_prediction(runs)}")
 
 
 if __name__ == "__main__":

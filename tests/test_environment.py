@@ -92,7 +92,7 @@ def test_venv_is_remade(checkout, damage):
     checkout.run()
     (checkout.venv / "left over").touch()
     if damage == "half-made":
-        (checkout.venv / "requirements.txt").unlink()
+        (checkout.venv / "requirements.txt").write_text("")
     elif damage == "no Python":
         (checkout.venv / "bin" / "python").unlink()
     else:
@@ -102,6 +102,43 @@ def test_venv_is_remade(checkout, damage):
     assert code == 0, err
     assert checkout.count_calls("venv .venv") == 2 and not (checkout.venv / "left over").exists()
     assert checkout.run()[2] == ""
+
+
+def test_venv_half_made_by_a_killed_command_is_remade(checkout):
+    checkout.add_python()
+    assert checkout.run(PIP="kill -9 $PPID $$")[0] != 0
+    assert (checkout.venv / "bin/python").exists()
+    code, _, err = checkout.run()
+    assert code == 0, err
+
+
+@pytest.mark.parametrize("kind", ["folder", "link", "dangling link", "file"])
+def test_venv_of_the_user_without_the_packages_is_refused_and_kept(checkout, tmp_path, kind):
+    checkout.add_python()
+    target = checkout.venv if kind == "folder" else tmp_path / "venv of the user"
+    if kind in ("folder", "link"):
+        (target / "bin").mkdir(parents=True)
+        (target / "pyvenv.cfg").touch()
+    if kind == "file":
+        checkout.venv.touch()
+    elif "link" in kind:
+        checkout.venv.symlink_to(target)
+    code, out, err = checkout.run("help")
+    assert (code, out, len(err.splitlines())) == (2, "", 1), err
+    assert err.startswith(f"error: {checkout.venv} was not made by train.sh and lacks packages")
+    assert checkout.venv.is_symlink() == ("link" in kind)
+    assert kind not in ("folder", "link") or (target / "pyvenv.cfg").exists()
+    assert not checkout.count_calls("venv")
+
+
+def test_venv_of_the_user_is_used_if_it_has_all_requirements(checkout):
+    python = checkout.add_python()
+    (checkout.venv / "bin").mkdir(parents=True)
+    has_all = STUB.replace("cat >/dev/null; exit 1", "exit 0")
+    (checkout.venv / "bin/python").write_text(has_all)
+    (checkout.venv / "bin/python").chmod(0o755)
+    assert checkout.run("a") == (0, f"trained with {checkout.venv}/bin/python: a\n", "")
+    assert python.exists() and not checkout.count_calls("venv")
 
 
 @pytest.mark.parametrize("python_version", ["2, 7", "3, 10", "3, 13", None])

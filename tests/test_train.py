@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -95,6 +96,27 @@ def test_train_updates_the_leaderboard(trained_run):
     assert row["oof_dice"] == pytest.approx(mean, abs=1e-6)
     assert row["folds"] == "0 1" and row["images"] == 12 and row["parameters"] > 0
     assert "tiny" in trained_run.printed.split("fold 1: out-of-fold dice")[1]
+
+
+def test_train_prints_the_command_that_predicts(trained_run):
+    line = trained_run.printed.splitlines()[-1]
+    assert line == f"next: bash predict.sh run=tiny output_dir={trained_run.output_dir}"
+
+
+@pytest.mark.parametrize(
+    ("args", "has_test", "command"),
+    [
+        ([], True, "run=carvana"),
+        (["run=a"], False, "run=a images=<a photograph or a folder>"),
+        (["runs=a,b", "output_dir=other"], True, "runs=a,b output_dir=other"),
+    ],
+)
+def test_suggest_prediction_names_what_differs_from_the_defaults(tmp_path, args, has_test, command):
+    if has_test:
+        (tmp_path / "test").mkdir()
+    settings = config.load_settings([*args, f"data_dir={tmp_path}"])
+    runs = [replace(settings, run=run) for run in settings.runs]
+    assert train.suggest_prediction(runs) == f"bash predict.sh {command}"
 
 
 def test_train_of_a_finished_run_overwrites_nothing(run_copy):

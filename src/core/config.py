@@ -13,72 +13,21 @@ from omegaconf.errors import OmegaConfBaseException
 
 from core.environment import ROOT
 from core.errors import InputError, did_you_mean
-from core.old_settings import RENAMED, rename_old_settings
-from core.settings import FIELDS, NAME, PATH_SETTINGS, Settings, find_paths, format_value
+from core.old_settings import rename_old_settings
+from core.overrides import HELP_HINT, YAML_ERRORS, DecimalLoader, parse_overrides
+from core.settings import (
+    FIELDS,
+    NAME,
+    PATH_SETTINGS,
+    SIZE,
+    Settings,
+    find_paths,
+    format_value,
+    suggest_setting,
+)
 
 SRC = ROOT / "src"
-HELP_HINT = "`bash train.sh help` lists all settings"
-# PyYAML raises ValueError for 2001-99-99 and for binary input, RecursionError for [[[[...
-YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)
 DEFAULTS = OmegaConf.structured(Settings)  # copied, as that is three times as fast as building it
-
-
-class DecimalLoader(yaml.SafeLoader):
-    """Reads 010 as 10, and rejects 1:30, 0x10 and a key that is set twice; in YAML 010 is octal,
-    1:30 is in base 60, and the last of several values counts."""
-
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)  # without the keys that << will merge
-        keys = [key.value for key, _ in node.value]
-        if twice := [key for key in keys if keys.count(key) > 1]:
-            raise ValueError(f"{twice[0]} is set twice")
-        return node
-
-
-DecimalLoader.add_constructor(
-    "tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node))
-)
-DecimalLoader.add_constructor(
-    "tag:yaml.org,2002:float", lambda loader, node: float(loader.construct_scalar(node))
-)
-
-
-def parse_overrides(args: list[str]) -> dict[str, Any]:
-    """Parse ['lr=2e-4', 'size=256,384'] into {'lr': '2e-4', 'size': [256, 384]}."""
-    values = {}
-    for arg in args:
-        key, equals, text = arg.partition("=")
-        if not equals:
-            raise InputError(f"{arg!r} is not key=value, as in epochs=10; {HELP_HINT}")
-        if key in RENAMED:
-            raise InputError(f"{key}= has been renamed: set {RENAMED[key]}={text}")
-        if not text and key in ("fold", "images", "data_dir", "output_dir"):
-            raise InputError(f"{key}=: is empty; perhaps a shell variable is unset")
-        try:
-            values[key] = _parse_value(FIELDS[key].type if key in FIELDS else None, text)
-        except YAML_ERRORS:
-            raise InputError(
-                f"{arg}: invalid value; write numbers as 10 or 1e-3, lists as 1,2"
-            ) from None
-    for name, path in find_paths(values).items():
-        if re.match(r"[A-Za-z]:[\\/]", path):
-            unix_path = f"/mnt/{path[0].lower()}/..."
-            raise InputError(f"{name}={path}: is a Windows path; in WSL, write {unix_path}")
-    # zsh leaves the ~ of key=~/folder
-    return values | {name: os.path.expanduser(path) for name, path in find_paths(values).items()}
-
-
-def _parse_value(annotation: Any, text: str) -> Any:
-    """Parse the text of a setting of this type: `a,b` or `[a,b]` for a list, and also
-    `512x768` for a list of numbers. In zsh, unquoted brackets are a file name pattern."""
-    if annotation is str or get_origin(annotation) is Literal:
-        return text  # YAML would read run=1e3 as a number, and run=no as false
-    if "list" in str(annotation) and text != "null" and not text.startswith("{"):
-        inner = text[1:-1] if text.startswith("[") and text.endswith("]") else text
-        if annotation == list[str]:
-            return [name.strip() for name in inner.split(",") if name.strip()]
-        text = f"[{re.sub(r'(?<=[0-9])[x×](?=[0-9])', ',', inner)}]"
-    return yaml.load(text, DecimalLoader)
 
 
 def _locate_in_repository(values: dict[str, Any]) -> dict[str, Any]:
@@ -206,9 +155,10 @@ def read_recipe(name: str, derived: tuple[str, ...] = ()) -> dict[str, Any]:
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), DecimalLoader)
     except OSError as error:
+        similar = did_you_mean(name, recipe_names())
         if is_recipe_file(name):
-            raise InputError(f"recipe={name}: {error.strerror}") from None
-        found = f"recipe={name}: no such recipe{did_you_mean(name, recipe_names())}"
+            raise InputError(f"recipe={name}: {error.strerror}{similar}") from None
+        found = f"recipe={name}: no such recipe{similar}"
         known = ", ".join(recipe_names())
         raise InputError(f"{found}; available: {known}, or a .yaml file") from None
     except YAML_ERRORS as error:
@@ -230,20 +180,12 @@ def _assign(conf: DictConfig, key: str, value: Any, source: str) -> None:
         value = str(value).lower()  # compile: true, in YAML a bool
     typed = f"{source}{key}={format_value(value)}"
     if key not in FIELDS:
-        suggestion = did_you_mean(str(key), FIELDS)
-        raise InputError(f"{typed}: no such setting{suggestion}; {HELP_HINT}")
+        raise InputError(f"{typed}: no such setting{suggest_setting(str(key))}; {HELP_HINT}")
     try:
         OmegaConf.update(conf, key, value, merge=False)
         assigned = conf[key]  # fails for ${name}, which has a meaning in OmegaConf
     except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]  # the other lines repeat the key and the class
-        if key == "fold":
-            reason = "expected one fold; leave it out for all, or start the command once for each"
-        elif "is not a ListConfig" in reason:
-            reason = "expected a list, written a,b; in a recipe [a,b]"
-        elif "is not Optional" in reason:
-            reason = "must have a value"
-        raise InputError(f"{typed}: {reason}; {HELP_HINT}") from None
+        raise InputError(f"{typed}: {_explain_type(key, error)}; {HELP_HINT}") from None
     check = FIELDS[key].metadata["check"]
     try:
         valid = not check or assigned is None or check.accepts(assigned)
@@ -251,3 +193,15 @@ def _assign(conf: DictConfig, key: str, value: Any, source: str) -> None:
         valid = False
     if not valid:
         raise InputError(f"{typed}: must be {check.description}")
+
+
+def _explain_type(key: str, error: OmegaConfBaseException) -> str:
+    """Return why a value has the wrong type for the setting `key`."""
+    reason = str(error).splitlines()[0]  # the other lines repeat the key and the class
+    if key == "fold":
+        return "expected one fold; leave it out for all, or start the command once for each"
+    if FIELDS[key].metadata["check"] is SIZE:
+        return "expected height,width, or null for the native size"
+    if "is not a ListConfig" in reason:
+        return "expected a list, written a,b; in a recipe [a,b]"
+    return "must have a value" if "is not Optional" in reason else reason

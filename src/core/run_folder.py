@@ -7,10 +7,11 @@ from typing import Any
 
 import yaml
 
-from core.config import YAML_ERRORS, to_stored_settings
+from core.config import to_stored_settings
 from core.errors import InputError
 from core.files import atomic_write_text, is_locked
 from core.old_settings import rename_old_settings
+from core.overrides import YAML_ERRORS
 from core.settings import Settings
 
 

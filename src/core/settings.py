@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from core.errors import did_you_mean
+
 # ---------------------------------------------------------------- allowed values
 
 
@@ -31,7 +33,7 @@ COLOR_COUNT = Check("0, or 2 to 256", lambda v: v == 0 or 2 <= v <= 256)
 TILE_SIZE = Check("0, or 128 or more", lambda v: v == 0 or v >= 128)
 TILE_OVERLAP = Check("0 or more and at most 0.75", lambda v: 0 <= v <= 0.75)
 NAME = Check(
-    "a plain folder name other than cache; runs=a,b names several",
+    "a name of letters, digits, _ . + and -, but not cache; runs=a,b names several",
     lambda v: re.fullmatch(r"(?!cache$)([\w+][\w.+-]*)?", v) is not None,
 )
 RUN_OR_STAGE = Check(
@@ -39,7 +41,7 @@ RUN_OR_STAGE = Check(
     lambda v: NAME.accepts(re.sub(r"/stage\d+$", "", v)),
 )
 NAMES = Check(
-    "distinct plain folder names, as in runs=a,b",
+    "different names of letters, digits, _ . + and -, as in runs=a,b",
     lambda v: all(map(NAME.accepts, v)) and len({*v}) == len(v),
 )
 POSTPROCESS_STEPS = ("specks", "largest", "fill")
@@ -219,6 +221,16 @@ def find_paths(values: dict[str, Any]) -> dict[str, str]:
         if value and isinstance(value, str) and (is_path is True or is_path(value)):
             found[name] = value
     return found
+
+
+def suggest_setting(name: str) -> str:
+    """Return " (did you mean lr?)" for learning_rate: a setting with a similar name, or else the
+    first one whose help text contains these words; "" if there is none."""
+    if similar := did_you_mean(name, FIELDS):
+        return similar
+    words = name.lower().replace("_", " ")
+    found = [key for key, f in FIELDS.items() if " " in words and words in f.metadata["help"]]
+    return f" (did you mean {found[0]}?)" if found else ""
 
 
 def format_value(value: Any) -> str:

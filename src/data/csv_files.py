@@ -86,10 +86,12 @@ def read_submission_names(settings: Settings) -> list[str] | None:
 
 
 def read_class_map(path: Path) -> ClassMap:
-    """Read classes.csv: the value in label files, name and color of each class. Pixels of the class
-    "ignore" are neither trained on nor scored; "background" is class 0.
+    """Read classes.csv: the value in label files, name and color of each class.
 
-    Label files may hold the colors instead, unless two classes have the same one.
+    Label files may hold the colors instead of the values.
+
+    Pixels of the class "ignore", which may lack a color, are neither trained on nor scored;
+    "background" is class 0.
     """
     table, rows = read_csv_strict(path, ["value", "name", "color"]), []
     for cells in table.itertuples(index=False):
@@ -105,14 +107,32 @@ def read_class_map(path: Path) -> ClassMap:
         raise InputError(f"{path}: has {len(names)} classes; expected at most {IGNORE}")
     if len(names) < 2 or len(set(names)) < len(names):
         raise InputError(f"{path}: expected two or more different names; delete it for one class")
-    try:
-        colors = tuple(ImageColor.getrgb(color)[:3] for _, _, color in classes)
-        packed = {v: int.from_bytes(ImageColor.getrgb(c)[:3]) for v, _, c in rows if c}
-    except ValueError as error:
-        raise InputError(f"{path}: {error}; write a color as #ff8000 or orange") from None
+    rgb = _parse_colors(path, rows)
+    colors = tuple(rgb[value] for value, _, _ in classes)
     value_to_class = [-1] * 256
     for value, name, _ in rows:
         value_to_class[value] = IGNORE if name == "ignore" else names.index(name)
-    listed = [*packed.values()]
-    unique = tuple((color, value) for value, color in packed.items() if listed.count(color) == 1)
-    return ClassMap(names, colors, tuple(value_to_class), color_values=unique)
+    color_values = tuple((int.from_bytes(color), value) for value, color in rgb.items())
+    return ClassMap(names, colors, tuple(value_to_class), color_values=color_values)
+
+
+def _parse_colors(path: Path, rows: list[tuple[int, str, str]]) -> dict[int, tuple[int, int, int]]:
+    """Return value → RGB of the rows (value, name, color) of classes.csv that have a color."""
+    rgb, name_of_color = {}, {}
+    for value, name, text in rows:
+        if name == "ignore" and not text:
+            continue
+        try:
+            color = ImageColor.getrgb(text)[:3]
+        except ValueError:
+            found = f"{text!r} is not a color" if text else "has no color"
+            raise InputError(
+                f"{path}: {name}: {found}; write one as #ff8000 or orange (only ignore needs none)"
+            ) from None
+        if color in name_of_color:
+            raise InputError(
+                f"{path}: {name_of_color[color]} and {name} have the same color, {text}; expected "
+                "a different one for each class (ignore needs none)"
+            )
+        rgb[value], name_of_color[color] = color, name
+    return rgb

@@ -103,6 +103,15 @@ def group_from_stem(stem: str, group_regex: str) -> str:
     return (match[1] or "") if match else ""
 
 
+def suggest_regex(group_regex: str, stems: list[str]) -> str:
+    """Return "group_regex=..., or " with an extended regex that matches these stems, to be put
+    into a message; "" if there is none."""
+    for candidate in (f"{group_regex}.*", f".*{group_regex}.*"):
+        if all(group_from_stem(stem, candidate) for stem in stems):
+            return f"group_regex='{candidate}', or "
+    return ""
+
+
 def load_samples(settings: Settings, split: str) -> list[Sample]:
     """Return all samples of the split "train" or "test", without folds; no image is opened.
 
@@ -113,9 +122,11 @@ def load_samples(settings: Settings, split: str) -> list[Sample]:
     groups = [group_from_stem(image.stem, regex) for image, _ in files]
     unmatched = [image.stem for (image, _), group in zip(files, groups, strict=True) if not group]
     if unmatched and split == "train":
+        suggested = suggest_regex(regex, unmatched)
         raise InputError(
-            f"group_regex={regex}: does not match {len(unmatched)} of {len(files)} image names, "
-            f"the first is {unmatched[0]}; set group_regex='(.+)' for independent images"
+            f"group_regex={regex}: must match whole names (without suffix), but does not match "
+            f"{len(unmatched)} of {len(files)}, the first is {unmatched[0]}; set "
+            f"{suggested}group_regex='(.+)' if no two images show the same object"
         )
     by_id: dict[str, Sample] = {}
     for (image, mask), group in zip(files, groups, strict=True):

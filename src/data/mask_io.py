@@ -11,6 +11,7 @@ from data.image_files import list_names
 from data.image_io import exif_orientation, has_16_bits, open_image, read_16_bits, turn_upright
 
 GRAY_MODES = ("1", "L", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+MAX_CLASSES_SHOWN = 64  # a mask of more values is taken for one with soft edges
 FULL_SCALES = (1, 255, 65535)  # of float, 8-bit and 16-bit files; else the largest value
 
 
@@ -66,16 +67,39 @@ def _to_mask(path: Path, values: np.ndarray, threshold: int) -> np.ndarray:
     if threshold:
         full_scale = min((s for s in FULL_SCALES if largest <= s), default=largest)
         return values >= threshold / 255 * full_scale
-    n_values = np.unique(values).size
-    fix = "set mask_threshold=128 to read soft edges and lossy files"
-    if n_values > 256:
-        fix += "; if it is a photograph: train/ holds photographs, train_masks/ their masks"
-    elif 1 < largest < 128:  # numbers of classes or of single objects
-        fix = "set mask_threshold=1 if all of them are the object, or list classes in classes.csv"
-    raise InputError(
-        f"{path}: shows {n_values} values or colors; expected black and one other, the object; "
-        f"{fix}"
-    )
+    raise InputError(f"{path}: {_explain_values(np.unique(values))}")
+
+
+def _explain_values(found: np.ndarray) -> str:
+    """Return an error message for a mask with the sorted values `found`, more than black and one
+    other; uint32 are colors as bytes R, G, B, 0."""
+    is_gray = found.dtype != np.uint32
+    if not is_gray:
+        rgb = found.view(np.uint8).reshape(-1, 4)[:, :3]
+        is_gray = (rgb == rgb[:, :1]).all()
+        found = rgb[:, 0] if is_gray else found
+    names = [f"{value:g}" for value in found.tolist()]
+    if not is_gray:
+        names = [f"#{color.tobytes().hex()}" for color in rgb]
+    if len(found) == 2:
+        fix = "make the background black, or list both in classes.csv"
+    elif len(found) > 256:
+        fix = (
+            "set mask_threshold=128 to read soft edges and lossy files; if it is a photograph: "
+            "train/ holds photographs, train_masks/ their masks"
+        )
+    elif is_gray and 1 < found[-1] < 128:  # numbers of classes or of single objects
+        fix = "list them in classes.csv if they are classes"
+        if found[0] == 0:
+            fix += ", or set mask_threshold=1 if each object has its own number"
+    elif len(found) <= MAX_CLASSES_SHOWN:
+        fix = (
+            "list them in classes.csv if they are classes, or set mask_threshold=128 to read soft "
+            "edges and lossy files"
+        )
+    else:
+        fix = "set mask_threshold=128 to read soft edges and lossy files"
+    return f"shows {list_names(names)}; expected black and one other, the object; {fix}"
 
 
 def _rgba_mask(path: Path, rgba: np.ndarray, threshold: int) -> np.ndarray:

@@ -34,6 +34,11 @@ def dice_curve(histograms: np.ndarray) -> np.ndarray:
     return dice_from_counts(inside, inside + outside, true)[..., 1:]  # level 0 is not a threshold
 
 
+def threshold_index(threshold: float) -> int:
+    """Return the index of the one of THRESHOLDS that is nearest to `threshold`."""
+    return int(np.abs(THRESHOLDS - threshold).argmin())
+
+
 def best_threshold(histograms: np.ndarray) -> tuple[float, float]:
     """Return the threshold with the highest mean Dice, and that Dice, of N×2×256 histograms."""
     mean_curve = dice_curve(histograms).mean(axis=0)

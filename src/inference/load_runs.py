@@ -5,7 +5,8 @@ from pathlib import Path
 
 from core import config, process_env, run_folder
 from core.device import pick_device
-from core.errors import InputError
+from core.errors import InputError, did_you_mean
+from core.overrides import parse_overrides
 from core.settings import MODEL_SETTINGS, Settings
 from data.datasets import get_class_map
 from data.image_files import list_names
@@ -38,14 +39,16 @@ def settings_for_prediction(args: list[str]) -> Settings:
 
     The `run` of several runs a and b is `a+b`, whatever their order in `runs`.
     """
-    settings, overrides = config.load_settings_without_stages(args), config.parse_overrides(args)
+    settings, overrides = config.load_settings_without_stages(args), parse_overrides(args)
     overridden = [name for name in overrides if name in MODEL_SETTINGS]
     if overridden:
         raise InputError(f"{overridden[0]} cannot be changed at prediction; leave it out")
     folders = [Path(settings.output_dir) / run for run in sorted(settings.runs)]
     for folder in folders:
         if not run_folder.finished_folds(folder):
-            raise InputError(f"{folder}: has no trained fold; {how_to_train(settings, folder)}")
+            trained = [run_dir.name for run_dir in run_folder.trained_runs(folder.parent)]
+            found = f"has no trained fold{did_you_mean(folder.name, trained)}"
+            raise InputError(f"{folder}: {found}; {how_to_train(settings, folder)}")
     first_run = folders[0]
     stored = run_folder.read_run_settings(first_run)
     if {"run", "recipe"} <= overrides.keys():
@@ -54,6 +57,7 @@ def settings_for_prediction(args: list[str]) -> Settings:
     selected = {name: getattr(settings, name) for name in ("run", "runs", "output_dir")}
     path = run_folder.config_path(first_run)
     merged = config.load_settings_without_stages(args, inherited | selected, path)
+    check_options_of_one_class(merged)
     for run in merged.runs:
         check_classes_match(merged, Path(merged.output_dir) / run)
         if "tile_size" not in overrides:
@@ -82,6 +86,19 @@ def how_to_train(settings: Settings, run_dir: Path) -> str:
     trained = [folder.name for folder in run_folder.trained_runs(run_dir.parent)]
     found = f"; trained runs: {list_names(trained)}" if trained else ""
     return f"train it with `bash train.sh {how}`, or set run= or runs=a,b{found}"
+
+
+def check_options_of_one_class(settings: Settings) -> None:
+    """Raise InputError if the settings have a threshold or post-processing for several classes, on
+    which they would have no effect."""
+    names = get_class_map(settings).names
+    for name, defaults in (("threshold", (None,)), ("postprocess", ("auto", "none"))):
+        value = getattr(settings, name)
+        if len(names) > 1 and value not in defaults:
+            raise InputError(
+                f"{name}={value}: is for one class; {settings.run} has {_format_classes(names)}; "
+                "leave it out"
+            )
 
 
 def check_classes_match(settings: Settings, run_dir: Path) -> None:
@@ -140,7 +157,7 @@ def load_members(settings: Settings) -> dict[str, EnsembleMember]:
         if not folds:
             trained = list_names([*map(str, finished)])
             raise InputError(
-                f"{run_dir}: lacks fold {settings.fold} (trained: {trained}); "
+                f"{run_dir}: lacks fold {settings.fold} (trained: {trained}); set one of these, or "
                 f"train it with `bash train.sh run={run} fold={settings.fold} resume=true`"
             )
         for fold in folds:

@@ -100,10 +100,11 @@ def load_encoder_weights(encoder: nn.Module, path: Path, settings: Settings) -> 
     if misfits:
         shape = "×".join(map(str, expected[misfits[0]].shape))
         fitting = WEIGHT_PACKAGES.get(settings.encoder_weights)
+        fix = f"; set encoder={fitting}, or encoder_weights=imagenet or none" if fitting else ""
         raise InputError(
             f"encoder_weights={settings.encoder_weights}: {len(matched)} of the {len(expected)} "
             f"tensors of encoder={settings.encoder} fit; the first that is missing or of another "
-            f"shape is {misfits[0]} ({shape})" + (f"; set encoder={fitting}" if fitting else "")
+            f"shape is {misfits[0]} ({shape}){fix}"
         )
     if not all(tensor.isfinite().all() for tensor in matched.values()):
         raise InputError(f"encoder_weights={settings.encoder_weights}: contains NaN or inf")

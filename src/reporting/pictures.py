@@ -52,6 +52,8 @@ def predict_photographs(settings: Settings, model: TrainedModel) -> list[str]:
             errors.append(str(error))
             continue
         result = model(image)
+        # Of an earlier prediction with background=.
+        (folder / f"{photograph.stem}_background.jpg").unlink(missing_ok=True)
         for ending, picture in draw_pictures(result, class_map, settings.background):
             write_image(folder / f"{photograph.stem}_{ending}", picture)
         empty += [] if result.mask.any() else [photograph.name]

@@ -51,14 +51,17 @@ def check_sizes(settings: Settings, native_sizes: Collection[Size]) -> None:
     """Raise InputError if images of these sizes cannot be batched or are smaller than crop_size."""
     if settings.train_size is None and len(native_sizes) > 1 and settings.batch_size > 1:
         found = f"has images of {len(native_sizes)} sizes"
-        raise InputError(f"{settings.data_dir}: {found}; set size=h,w")
-    for size in [settings.size] if settings.size else native_sizes:
-        crop = settings.crop_size or size
-        if crop[0] > size[0] or crop[1] > size[1]:
-            raise InputError(
-                f"crop_size={crop[0]},{crop[1]}: images are {size[0]},{size[1]} (height,width); "
-                "set a smaller crop_size, or null for whole images"
-            )
+        raise InputError(
+            f"{settings.data_dir}: {found}; set size=h,w to resize them, or crop_size=h,w"
+        )
+    sizes = [settings.size] if settings.size else native_sizes
+    crop, smallest = settings.crop_size, [min(sides) for sides in zip(*sizes, strict=True)]
+    if crop and (crop[0] > smallest[0] or crop[1] > smallest[1]):
+        fix = "null for whole images" if len(sizes) == 1 else "set size=h,w to resize all images"
+        raise InputError(
+            f"crop_size={crop[0]},{crop[1]}: images are {smallest[0]},{smallest[1]} (height,width)"
+            f"{' or larger' if len(sizes) > 1 else ''}; set a smaller crop_size, or {fix}"
+        )
 
 
 def folds_to_train(settings: Settings, n_folds: int) -> list[int]:

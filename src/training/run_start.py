@@ -8,6 +8,7 @@ from typing import Any
 from core import cli, config, process_env, run_folder
 from core.errors import InputError
 from core.files import folder_lock
+from core.overrides import parse_overrides
 from core.settings import MAY_DIFFER_ON_RESUME, Settings, format_value
 from data import csv_files
 
@@ -56,7 +57,7 @@ def announce_start_from_scratch(settings: Settings) -> None:
 
 def report_kept_settings(args: list[str], started: dict[str, Any], path: Path) -> None:
     """Print the settings with which a run resumes although the recipe in `args` has others."""
-    overrides = config.parse_overrides(args)
+    overrides = parse_overrides(args)
     if "recipe" not in overrides:
         return
     recipe = overrides["recipe"]
@@ -90,7 +91,7 @@ def prepare_data(settings: Settings, args: list[str]) -> None:
         for script in settings.prepare_scripts:
             if not has_data or (script == "folds.py" and not has_folds):
                 cli.run_script_in_subprocess(script, args)
-    if "n_folds" in config.parse_overrides(args):
+    if "n_folds" in parse_overrides(args):
         n_folds = max(csv_files.read_folds(settings).values()) + 1
         if n_folds != settings.n_folds:
             raise InputError(

@@ -69,9 +69,25 @@ def test_load_training_samples_counts_names_that_group_regex_does_not_match(data
         shutil.move(data_dir / f"train/00000000000{i}_02.jpg", data_dir / f"train/{name}.jpg")
         masks = data_dir / "train_masks"
         shutil.move(masks / f"00000000000{i}_02_mask.gif", masks / f"{name}_mask.gif")
-    message = "does not match 2 of 12 image names, the first is another car; set group_regex='(.+)'"
+    message = (
+        "must match whole names (without suffix), but does not match 2 of 12, the first is another "
+        "car; set group_regex='(.+)' if no two"
+    )
     with pytest.raises(InputError, match=re.escape(message)):
         datasets.load_training_samples(tiny_settings(data_dir))
+
+
+@pytest.mark.parametrize(
+    ("group_regex", "names", "suggested"),
+    [
+        (r"(car\d)", ["car1_3", "car2"], r"(car\d).*"),
+        (r"(car\d)", ["a_car1"], r".*(car\d).*"),
+        (r"(.+)_\d+", ["car"], ""),
+    ],
+)
+def test_suggest_regex_extends_one_that_matches_a_part_of_the_names(group_regex, names, suggested):
+    expected = f"group_regex='{suggested}', or " if suggested else ""
+    assert datasets.suggest_regex(group_regex, names) == expected
 
 
 def test_drop_empty_masks_rejects_a_data_set_without_object(data_dir):
@@ -82,7 +98,7 @@ def test_drop_empty_masks_rejects_a_data_set_without_object(data_dir):
 
 
 def test_load_training_samples_rejects_names_in_which_the_group_takes_no_part(data_dir):
-    with pytest.raises(InputError, match="does not match 12 of 12 image names"):
+    with pytest.raises(InputError, match="does not match 12 of 12, "):
         datasets.load_training_samples(tiny_settings(data_dir, r"group_regex=(?:car(\d+))?.*"))
 
 
@@ -308,12 +324,6 @@ def test_classes_csv_reads_label_files_in_its_colors(data_dir):
     assert np.array_equal(datasets.read_sample_mask(samples[0]), expected)
 
 
-def test_classes_csv_of_a_color_for_two_classes_reads_no_label_files_in_colors(data_dir):
-    write_labels(data_dir, CLASSES.replace("green", "blue"))
-    class_map = datasets.get_class_map(tiny_settings(data_dir))
-    assert class_map.color_values == ((0, 0),)
-
-
 def test_classes_of_classes_csv_keep_its_order_after_the_background(data_dir):
     write_labels(data_dir, "value,name,color\n7,tree,red\n8,Background,black\n9,car,blue\n")
     class_map = datasets.get_class_map(tiny_settings(data_dir))
@@ -348,7 +358,10 @@ EVERY_VALUE = "\n".join(["value,name,color", *(f"{i},class{i},red" for i in rang
         (EVERY_VALUE, "has 256 classes; expected at most 255"),
         (CLASSES.replace("tree", "car"), "two or more different names"),
         ("value,name,color\n1,car,red\n255,ignore,\n", "two or more different names"),
-        (CLASSES.replace("green", "greenish"), "unknown color specifier: 'greenish'"),
+        (CLASSES.replace("green", "greenish"), "tree: 'greenish' is not a color; write one as"),
+        (CLASSES.replace("green", ""), "tree: has no color; write one as"),
+        (CLASSES.replace("green", "#00F"), "car and tree have the same color, #00F"),
+        (CLASSES + "10,road,white\n254,ignore,#fff\n", "road and ignore have the same color"),
         (CLASSES.replace("value", "id"), "expected the header value,name,color"),
         ("value,name,color\n0,background,0,0,0\n1,car,0,0,255\n", "more cells than the header"),
     ],

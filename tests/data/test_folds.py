@@ -74,7 +74,7 @@ def test_main_rejects_fewer_groups_than_folds(data_dir):
     assert line == (
         "n_folds=5: group_regex=(.+)_\\d+ makes only 4 groups of 12 images in "
         f"{data_dir}: 000000000000, 000000000001, 000000000002, 000000000003; "
-        "set group_regex='(.+)' for independent images or n_folds=4"
+        "set n_folds=4 or group_regex='(.+)' if no two images show the same object"
     )
 
 
@@ -82,7 +82,7 @@ def test_main_suggests_independent_images_for_names_of_a_phone(tmp_path):
     data_dir = make_data(tmp_path / "tiny", cars=1, views=4)
     args = folds_args(data_dir, "dataset_name=new")
     line = assert_input_error(folds.main, args, "makes only 1 groups of 4 images")
-    assert line.endswith("set group_regex='(.+)' for independent images")
+    assert line.endswith("set group_regex='(.+)' if no two images show the same object")
 
 
 def test_main_prints_empty_and_full_masks(data_dir, capsys):

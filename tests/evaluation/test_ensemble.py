@@ -134,6 +134,7 @@ def test_settings_not_inherited_are_settings():
             ["runs=[a,b]", "trimap_border=class", "dataset_format=pets"],
             ["3 classes", "dataset_format="],
         ),
+        (["run=aa"], ["aa: has no trained fold (did you mean a?); train it with"]),
         (["run=c"], ["c: has no trained fold", "bash train.sh recipe=carvana"]),
     ],
 )
@@ -191,7 +192,7 @@ def test_load_members_loads_only_the_fold_of_the_settings(runs):
     assert [*members] == [str(runs.weights_path(run, 1)) for run in "ab"]
     with pytest.raises(
         InputError,
-        match=r"a: lacks fold 7 \(trained: 0, 1, 2\); train it with .* run=a fold=7 resume=true",
+        match=r"a: lacks fold 7 \(trained: 0, 1, 2\); set one of these, or .* run=a fold=7 resume=",
     ):
         load_runs.load_members(runs.settings("runs=[a,b]", "fold=7"))
 

@@ -120,6 +120,16 @@ def test_predict_puts_the_object_on_another_background(arguments, run_dir, tmp_p
         assert inner.any() and np.abs(picture[inner] - color).max() < 10
 
 
+def test_predict_without_a_background_removes_the_picture_of_an_earlier_one(
+    arguments, run_dir, tmp_path
+):
+    photograph, picture = draw_photograph(tmp_path / "car.png"), run_dir / "car/car_background.jpg"
+    predict.main([*arguments, f"images={photograph}", "background=white"])
+    assert picture.exists()
+    predict.main([*arguments, f"images={photograph}", "threshold=0.3"])
+    assert not picture.exists()
+
+
 def test_predict_names_photographs_without_an_object(arguments, run_dir, tmp_path, capsys):
     Image.new("RGB", (60, 40), (200, 200, 200)).save(tmp_path / "empty.png")
     predict.main([*arguments, f"images={tmp_path}/empty.png", "threshold=0.999"])

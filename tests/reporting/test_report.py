@@ -74,7 +74,9 @@ def test_report_loads_nothing_and_shows_the_worst_images_first(output_dir):
     assert not re.findall(r'(?:src|href)="(?!data:|#)', page) and "url(http" not in page
     oof = pd.read_csv(output_dir / "a+b" / "oof.csv").set_index("image_id")
     cards = re.findall(r'<article class="card" id="([^"]+)"', page)
-    assert oof.loc[cards[: len(oof)], "oof_dice"].is_monotonic_increasing
+    assert sorted(cards[: len(oof)]) == sorted(oof.index)
+    shown = [float(dice) for dice in re.findall(r"<li>Dice ([\d.]+)</li>", page)]
+    assert len(shown) == len(oof) and shown == sorted(shown)  # at the threshold of the page
     assert len(cards) == len(oof) + 6  # the test images
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
@@ -276,7 +278,7 @@ def test_report_with_a_damaged_submission_json_is_one_line(output_copy, text):
     ("args", "parts"),
     [
         (["runs=[a,nowhere]"], ["nowhere: has no trained fold", "train it with"]),
-        (["runs=[a,a]"], ["runs", "distinct plain folder names"]),
+        (["runs=[a,a]"], ["runs", "different names of letters"]),
         (["runs=[a,b]", "postprocess=polish"], ["polish", "specks,largest,fill"]),
         (["runs=[a,b]", "size=[8,8]"], ["size", "cannot be changed at prediction"]),
         (["threshold=2"], ["threshold=2", "below 1"]),

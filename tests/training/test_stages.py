@@ -60,7 +60,7 @@ def test_first_of_several_stages_starts_from_init_run():
     ("args", "message"),
     [
         (["stages=[{szie: [8,8]}]"], "must be a list of stages with settings among size"),
-        (["stages=[{size: 4}]"], "stage 1: size=4: expected a list"),
+        (["stages=[{size: 4}]"], "stage 1: size=4: expected height,width"),
         (["stages=[{lr: 1}, {lr: -1}]"], "stage 2: lr=-1: must be above 0"),
         (["stages=[{}]"], "must be a list of stages"),
     ],

@@ -137,7 +137,7 @@ def pair_images_with_masks(images: list[Path], masks: Path, mask_name: str) -> F
     if unused:
         problems.append(
             f"{len(unused)} of the masks match no image, or one that already has a mask, the "
-            f"first is {min(unused.values())}"
+            f"first is {min(unused.values())}" + ("" if unpaired else "; rename or remove them")
         )
     if problems:
         raise InputError(f"{masks.absolute()}: {'; '.join(problems)}")
