@@ -186,14 +186,14 @@ def explain_out_of_memory(settings: Settings, is_training: bool = True) -> Itera
         if not is_oom and not any(words in text for words in OUT_OF_MEMORY_TEXTS):
             raise
         size = settings.train_size if is_training else settings.size
-        smaller = _smaller_for_training if is_training else _smaller_for_prediction
+        smaller = smaller_for_training if is_training else _smaller_for_prediction
         raise InputError(
             f"out of memory with batch_size={settings.batch_size} at size={size or 'native'}: "
             f"try {smaller(settings)}"
         ) from None
 
 
-def _smaller_for_training(settings: Settings) -> str:
+def smaller_for_training(settings: Settings) -> str:
     """Return settings that take less memory: a smaller batch, or smaller images."""
     processes = process_env.world_size()
     half = settings.batch_size // 2 // processes * processes

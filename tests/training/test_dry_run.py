@@ -57,6 +57,34 @@ def test_check_batches_names_a_batch_size_without_steps_of_one_image(
     check(args, (8, 16), count, n_processes)
 
 
+@pytest.mark.parametrize("available", [10**5, 10**9])
+def test_check_batches_warns_of_steps_that_take_more_memory_than_there_is(
+    check, monkeypatch, capsys, available
+):
+    monkeypatch.setattr(dry_run.machine, "available_memory", lambda: available)
+    check([*UNET, "batch_size=4", "precision=fp32"], (64, 64), 12)
+    expected = ""
+    if available == 10**5:
+        expected = (
+            "warning: a step of batch_size=4 at size=64,64 takes at least 0.0 GiB of memory, 0.0 "
+            "are available; if it is killed, try batch_size=2 grad_accumulation=2\n"
+        )
+    assert capsys.readouterr().out == expected
+
+
+def test_step_bytes_counts_every_tensor_that_the_backward_pass_needs_once():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 5, 1, bias=False)
+
+        def forward(self, images):
+            first = self.conv(images.float())  # saves the images, 3 × 4 bytes a pixel
+            return (first.exp() + first.exp()).sqrt()  # saves three times 5 × 4 bytes
+
+    assert dry_run.step_bytes(Twice(), (8, 16)) == 8 * 16 * 4 * (3 + 3 * 5)
+
+
 @pytest.mark.parametrize(("batch_size", "count"), [(2, 13), (4, 13), (3, 4), (5, 12)])
 def test_check_batches_accepts_batches_of_two_or_more(check, batch_size, count):
     check([*UNET, f"batch_size={batch_size}"], (8, 8), count)
