@@ -94,7 +94,8 @@ def check_groups(settings: Settings, samples: list[Sample]) -> None:
             remedies.insert(0, f"n_folds={len(groups)}")
         raise InputError(
             f"n_folds={settings.n_folds}: group_regex={settings.group_regex} makes only "
-            f"{len(groups)} groups of {len(samples)} images in {settings.data_dir}: "
+            f"{format_count(len(groups), 'group')} of {len(samples)} images in "
+            f"{settings.data_dir}: "
             f"{', '.join(groups[:5])}; set {' or '.join(remedies) or 'data_dir=...'}"
         )
 

@@ -31,7 +31,7 @@ from core.overrides import parse_overrides
 from core.text import format_count
 from core.threads import map_in_threads
 from data import classes, datasets, rle
-from data.image_files import require_paths
+from data.image_files import list_names, require_paths
 from data.image_io import write_image
 from data.sample import Sample
 from evaluation import ensemble, oof, submission, visualize
@@ -138,11 +138,27 @@ def merge_chunks(settings: Settings, chunks: ChunkedPrediction) -> list[ImageRes
         folder = run_folder.masks_dir(settings.run_dir)
         write_image(folder / "legend.png", visualize.draw_legend(class_map))
         print(f"masks of {format_count(len(results), 'image')} written to {folder}")
+    warn_of_other_masks(settings, chunks.samples)
     rows = [(result.file_name, result.area, result.agreement) for result in results]
     table = pd.DataFrame(rows, columns=["img", "area", "agreement"])
     with atomic_write(path.with_name(f"{path.stem}_stats.csv")) as tmp_path:
         table.to_csv(tmp_path, index=False, float_format="%.6f")
     return results
+
+
+def warn_of_other_masks(settings: Settings, samples: list[Sample]) -> None:
+    """Print a warning if the folder of the masks holds PNG files that this prediction did not
+    write."""
+    folder, written = run_folder.masks_dir(settings.run_dir), {"legend.png"}
+    if not samples[0].class_map.is_binary:
+        written |= {f"{sample.image_id}.png" for sample in samples}
+    elif settings.save_masks:
+        written |= {f"{sample.image_id}_mask.png" for sample in samples}
+    if others := sorted({path.name for path in folder.glob("*.png")} - written):
+        print(
+            f"warning: {folder} holds masks of an earlier prediction: {list_names(others)}; "
+            "delete them"
+        )
 
 
 def write_submission_json(

@@ -1,12 +1,12 @@
 """Train one fold or all folds, score each out of fold, and update the leaderboard."""
 
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 from core import cli
-from core.environment import ROOT
-from core.settings import FIELDS, Settings
+from core.settings import Settings
 
 if __name__ == "__main__":
     cli.check_arguments()  # before the imports that take seconds
@@ -49,6 +49,7 @@ def train_folds(settings: Settings, device: torch.device) -> None:
         distributed.assert_equal_on_all_ranks({"data_dir": fingerprint, "commit": commit})
         save_config(settings)
         cache = make_cache(settings, samples)
+        distributed.barrier()  # machines may decode at different speeds
         for fold in folds:
             with run_start.lock_fold(settings, fold), explain_out_of_memory(settings):
                 train_fold(settings, fold, samples, cache, device)
@@ -108,12 +109,11 @@ def score_fold(
 def suggest_prediction(runs: list[Settings]) -> str:
     """Return the command that predicts with the runs: the test images, or else photographs."""
     names = ",".join(settings.run for settings in runs)
-    words = ["bash predict.sh", f"run={names}" if len(runs) == 1 else f"runs={names}"]
-    if Path(runs[0].output_dir).resolve() != ROOT / FIELDS["output_dir"].default:
-        words.append(f"output_dir={runs[0].output_dir}")
+    words = ["bash", "predict.sh", f"run={names}" if len(runs) == 1 else f"runs={names}"]
+    words += config.output_dir_argument(runs[0])
     if not datasets.get_format(runs[0]).find_test_images_dir(runs[0]).exists():
-        words.append("images=<a photograph or a folder>")
-    return " ".join(words)
+        return f"{shlex.join(words)} images=<a photograph or a folder>"
+    return shlex.join(words)
 
 
 def main(args: list[str]) -> None:

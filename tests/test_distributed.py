@@ -166,7 +166,7 @@ def test_prediction_resumes_after_a_process_was_killed_and_after_ctrl_c(runs, tm
     [
         (["lr=0.0"], "2", "must be above 0"),
         (["fold=9"], "2", "folds 0 to 1"),
-        (["batch_size=1"], "2", "batch_size=1: is the total over 2 GPUs"),
+        (["batch_size=1"], "2", "batch_size=1: is the total over 2 processes"),
         ([], "two", "GPUS=two: must be the number of GPUs"),
     ],
 )

@@ -40,6 +40,10 @@ def test_predict_writes_a_valid_submission_and_masks(run_copy, tmp_path, capsys)
         assert (rle.decode(text, (48, 72)) == mask).all()
         assert mask.mean() == pytest.approx(area, abs=1e-6)
     assert statistics["agreement"].between(0, 1).all()
+    assert "earlier prediction" not in printed
+    predict.main(prediction_args(run_copy.args))
+    warning = f"warning: {path.parent} holds masks of an earlier prediction: 000000000004_01_mask"
+    assert warning in capsys.readouterr().out
 
 
 def test_score_of_a_run_finds_the_submission_of_its_data_set(run_copy, capsys):

@@ -109,6 +109,7 @@ def test_train_prints_the_command_that_predicts(trained_run):
         ([], True, "run=carvana"),
         (["run=a"], False, "run=a images=<a photograph or a folder>"),
         (["runs=a,b", "output_dir=other"], True, "runs=a,b output_dir=other"),
+        (["run=a", "output_dir=a b"], True, "run=a 'output_dir=a b'"),
     ],
 )
 def test_suggest_prediction_names_what_differs_from_the_defaults(tmp_path, args, has_test, command):

@@ -50,7 +50,8 @@ def time_prediction(timer: StepTimer, trainer: FoldTrainer, samples: list[Sample
     batch_forward.tune()  # as for all test images
 
     def forward(images: Tensor) -> Tensor:
-        return batch_forward.run_members({member.preprocessing: images}, [])[0]
+        [probability], _ = batch_forward.run_members({member.preprocessing: images})
+        return probability
 
     def enlarge(probability: Tensor) -> Tensor:
         return resize_to_native(probability, native_size, member.preprocessing)

@@ -49,6 +49,12 @@ def to_stored_settings(settings: Settings) -> dict[str, Any]:
     return values
 
 
+def output_dir_argument(settings: Settings) -> list[str]:
+    """Return ["output_dir=..."] for a command in a message; [] for the default."""
+    is_default = Path(settings.output_dir).resolve() == ROOT / FIELDS["output_dir"].default
+    return [] if is_default else [f"output_dir={settings.output_dir}"]
+
+
 def load_settings(
     args: list[str], base: dict[str, Any] | None = None, base_path: Path | None = None
 ) -> Settings:
@@ -68,7 +74,7 @@ def load_settings(
         _assign(conf, key, value, source)
     for key, value in overrides.items():
         _assign(conf, key, value, "")
-    settings = OmegaConf.to_object(_assign_last_stage(conf, overrides))
+    settings = OmegaConf.to_object(_apply_stages(conf, overrides))
     settings.run = settings.run or Path(settings.recipe).stem
     if not NAME.accepts(settings.run):
         raise InputError(f"recipe={recipe}: not a valid run name; set run=..., or rename it")
@@ -116,21 +122,21 @@ def split_runs(args: list[str]) -> list[list[str]]:
     return [[*others, f"recipe={recipe}", f"runs={Path(recipe).stem}"] for recipe in recipes]
 
 
-def _assign_last_stage(conf: DictConfig, overrides: dict[str, Any]) -> DictConfig:
+def _apply_stages(conf: DictConfig, overrides: dict[str, Any]) -> DictConfig:
     """Return `conf` with the settings of the last of its stages, after checking those of all.
     Settings in `overrides` apply to all stages."""
-    base, stages = conf, []
-    keys = dict.fromkeys(key for stage in base.stages for key in stage)
-    for number, stage in enumerate(OmegaConf.to_container(base.stages), 1):
-        conf = copy.deepcopy(base)
+    last, stages = conf, []
+    keys = dict.fromkeys(key for stage in conf.stages for key in stage)
+    for number, stage in enumerate(OmegaConf.to_container(conf.stages), 1):
+        last = copy.deepcopy(conf)
         for key, value in stage.items():
             if key not in overrides:
-                _assign(conf, key, value, f"stage {number}: ")
+                _assign(last, key, value, f"stage {number}: ")
         # Converted to their types: YAML reads 1e-3 as text. Keys that only other stages set have
-        # the base's values.
-        stages.append({key: conf[key] for key in keys})
-    OmegaConf.update(conf, "stages", stages, merge=False)
-    return conf
+        # their values in `conf`.
+        stages.append({key: last[key] for key in keys})
+    OmegaConf.update(last, "stages", stages, merge=False)
+    return last
 
 
 def is_recipe_file(recipe: str) -> bool:
@@ -171,7 +177,15 @@ def read_recipe(name: str, derived: tuple[str, ...] = ()) -> dict[str, Any]:
         base = str(path.parent / os.path.expanduser(base))
     if base in (*derived, name):
         raise InputError(f"{path}: recipe={base}: is based on itself")
-    return (read_recipe(base, (*derived, name)) if base else {}) | values
+    inherited = read_recipe(base, (*derived, name)) if base else {}
+    if "model" in values:  # without the options of the other model
+        models = ("", values["model"])
+        inherited = {
+            key: value
+            for key, value in inherited.items()
+            if key not in FIELDS or FIELDS[key].metadata["model"] in models
+        }
+    return inherited | values
 
 
 def _assign(conf: DictConfig, key: str, value: Any, source: str) -> None:
@@ -201,7 +215,7 @@ def _explain_type(key: str, error: OmegaConfBaseException) -> str:
     if key == "fold":
         return "expected one fold; leave it out for all, or start the command once for each"
     if FIELDS[key].metadata["check"] is SIZE:
-        return "expected height,width, or null for the native size"
+        return "expected height,width, in a recipe [height,width], or null for the native size"
     if "is not a ListConfig" in reason:
         return "expected a list, written a,b; in a recipe [a,b]"
     return "must have a value" if "is not Optional" in reason else reason

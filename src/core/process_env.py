@@ -4,6 +4,8 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from pathlib import Path
 
@@ -60,6 +62,14 @@ def silence_other_ranks() -> None:
 def print_once(line: str) -> None:
     """Print a line, but not a second time in this process."""
     print(line)
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Discard what is printed within the block, which may be printed again after it."""
+    with redirect_stdout(None):
+        yield
+    print_once.cache_clear()
 
 
 def report_error(message: str) -> None:

@@ -18,8 +18,8 @@ class Check(NamedTuple):
     accepts: Callable[[Any], bool]
 
 
-POSITIVE = Check("above 0", lambda v: 0 < v < float("inf"))
-NON_NEGATIVE = Check("0 or more", lambda v: 0 <= v < float("inf"))
+POSITIVE = Check("above 0 and finite", lambda v: 0 < v < float("inf"))
+NON_NEGATIVE = Check("0 or more and finite", lambda v: 0 <= v < float("inf"))
 HALF_OPEN_UNIT = Check("0 or more and below 1", lambda v: 0 <= v < 1)
 OPEN_UNIT_INTERVAL = Check("above 0 and below 1", lambda v: 0 < v < 1)
 TWO_OR_MORE = Check("2 or more", lambda v: v >= 2)
@@ -27,13 +27,15 @@ ONE_TWO_FOUR = Check("1, 2 or 4", lambda v: v in (1, 2, 4))
 SIZE = Check("height,width, each 8 or more", lambda v: len(v) == 2 and min(v) >= 8)
 CHANNELS = Check("2 to 8 channel counts, each above 0", lambda v: 2 <= len(v) <= 8 and min(v) > 0)
 ALL_POSITIVE = Check("a list of numbers above 0", lambda v: all(x > 0 for x in v))
-ALL_IN_UNIT = Check("a list of numbers in [0, 1)", lambda v: all(0 <= x < 1 for x in v))
+ALL_IN_UNIT = Check(
+    "a list of numbers, each 0 or more and below 1", lambda v: all(0 <= x < 1 for x in v)
+)
 CITYSCAPES_CLASSES = Check("19 or 34", lambda v: v in (19, 34))
 COLOR_COUNT = Check("0, or 2 to 256", lambda v: v == 0 or 2 <= v <= 256)
 TILE_SIZE = Check("0, or 128 or more", lambda v: v == 0 or v >= 128)
 TILE_OVERLAP = Check("0 or more and at most 0.75", lambda v: 0 <= v <= 0.75)
 NAME = Check(
-    "a name of letters, digits, _ . + and -, but not cache; runs=a,b names several",
+    "a name of letters, digits, _ . + and -, that does not begin with . or - and is not cache; runs=a,b names several",
     lambda v: re.fullmatch(r"(?!cache$)([\w+][\w.+-]*)?", v) is not None,
 )
 RUN_OR_STAGE = Check(

@@ -164,7 +164,7 @@ def make_cache(settings: Settings, samples: Sequence[Sample]) -> Cache | None:
     sizes = {preprocessing.size} if preprocessing.size else read_sizes(samples)
     if len(sizes) > 1 and settings.cache in ("ram", "disk"):
         raise InputError(f"cache={settings.cache}: images have several sizes; set size=h,w")
-    size = min(sizes)
+    size = min(sizes)  # the only one, unless nothing is cached
     name = f"{settings.dataset_name}_{size[0]}x{size[1]}_{files_hash(samples, preprocessing)}.npy"
     path = Path(settings.output_dir) / "cache" / name
     n_bytes = len(samples) * size[0] * size[1] * 4

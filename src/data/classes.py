@@ -28,6 +28,11 @@ class ClassMap:
         return len(self.names) == 1
 
     @property
+    def valid_values(self) -> list[int]:
+        """The values of a label file that have a class or are ignored."""
+        return [value for value, class_id in enumerate(self.value_to_class) if class_id >= 0]
+
+    @property
     def has_background(self) -> bool:
         """Whether 0 is background rather than one of the classes of interest."""
         return self.is_binary or self.names[0] in ("background", "unlabeled")
@@ -38,7 +43,7 @@ def decode_values(values: np.ndarray, class_map: ClassMap, name: str) -> np.ndar
 
     Raise InputError at a value that the class map does not contain.
     """
-    valid = [value for value, class_id in enumerate(class_map.value_to_class) if class_id >= 0]
+    valid = class_map.valid_values
     invalid = values[~np.isin(values, valid)]
     if invalid.size:
         found, listed = invalid[0].item(), ", ".join(map(str, valid))

@@ -84,7 +84,7 @@ def train_loader(samples: Sequence[Sample], settings: Settings, cache: Cache | N
 class LoadedSample:
     """A sample with the size of its image, and with its mask if requested."""
 
-    sample: Sample
+    sample: Sample | None  # None: an array of pixels
     native_size: Size
     mask: np.ndarray | None  # H×W bool, or uint8 class ids
     error: str = ""  # why the image could not be read; such a sample is in no sub-batch

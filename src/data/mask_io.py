@@ -11,7 +11,7 @@ from data.image_files import list_names
 from data.image_io import exif_orientation, has_16_bits, open_image, read_16_bits, turn_upright
 
 GRAY_MODES = ("1", "L", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
-MAX_CLASSES_SHOWN = 64  # a mask of more values is taken for one with soft edges
+MAX_CLASS_VALUES = 64  # a mask of more values is taken for one with soft edges
 FULL_SCALES = (1, 255, 65535)  # of float, 8-bit and 16-bit files; else the largest value
 
 
@@ -59,10 +59,11 @@ def _to_mask(path: Path, values: np.ndarray, threshold: int) -> np.ndarray:
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise InputError(f"{path}: contains NaN or inf; replace them with 0")
     mask, largest = values != 0, values.max()
-    n_inside = np.count_nonzero(mask)
-    has_one_value = np.count_nonzero(values == largest) == n_inside
-    # With a threshold, a single dark value is the background of lossy files.
-    if not n_inside or threshold == 1 or (has_one_value and not (threshold and mask.all())):
+    if threshold == 1 or not mask.any():
+        return mask
+    has_one_value = values[mask].min() == largest
+    may_be_background = threshold and mask.all()  # of a lossy file, whose black is not exact
+    if has_one_value and not may_be_background:
         return mask
     if threshold:
         full_scale = min((s for s in FULL_SCALES if largest <= s), default=largest)
@@ -92,7 +93,9 @@ def _explain_values(found: np.ndarray) -> str:
         fix = "list them in classes.csv if they are classes"
         if found[0] == 0:
             fix += ", or set mask_threshold=1 if each object has its own number"
-    elif len(found) <= MAX_CLASSES_SHOWN:
+    elif is_gray and found[-2] < 32 and found[-1] == 255:  # classes, and a border to ignore
+        fix = "list them in classes.csv if they are classes, as in `255,ignore,`"
+    elif len(found) <= MAX_CLASS_VALUES:
         fix = (
             "list them in classes.csv if they are classes, or set mask_threshold=128 to read soft "
             "edges and lossy files"

@@ -30,7 +30,7 @@ def dice_curve(histograms: np.ndarray) -> np.ndarray:
     """Return the Dice at each of THRESHOLDS: …×2×256 histograms → …×255 float64."""
     at_least = histograms[..., ::-1].cumsum(axis=-1)[..., ::-1]  # pixels of level i or more
     outside, inside = at_least[..., 0, :], at_least[..., 1, :]
-    true = inside[..., :1]  # every level is 0 or more
+    true = inside[..., :1]  # all true pixels, as every level is 0 or more
     return dice_from_counts(inside, inside + outside, true)[..., 1:]  # level 0 is not a threshold
 
 

@@ -176,7 +176,7 @@ def warn_of_constant_masks(scores: Scores) -> None:
         areas = scores.table[["predicted_area"]].to_numpy()
     else:
         confusion = scores.per_image["confusion"]
-        areas = confusion.sum(axis=1) / confusion.sum(axis=(1, 2))[:, None]
+        areas = confusion.sum(axis=1) / np.maximum(confusion.sum(axis=(1, 2)), 1)[:, None]
     if len(areas) > 1 and (areas == areas[0]).all():
         same = ", ".join(f"{area:.1%}" for area in areas[0])
         print(

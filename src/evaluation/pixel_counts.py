@@ -41,5 +41,6 @@ def confusion_matrix(predicted: Tensor, true: Tensor, n_classes: int) -> Tensor:
 def count_values(values: Tensor, n_values: int) -> Tensor:
     """Count each of 0, 1, …, n_values - 1 in a tensor of integers: n_values int64."""
     if values.is_cuda:  # bincount would wait for the GPU, to read the largest value
+        # Bins of width 1; n_values itself, which the last bin includes, does not occur.
         return torch.histc(values.int(), n_values, 0, n_values).long()
     return torch.bincount(values.ravel(), minlength=n_values)

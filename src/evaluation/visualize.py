@@ -29,7 +29,8 @@ def draw_overlay(
         overlay[true & ~predicted] = FALSE_NEGATIVE_COLOR
         overlay[predicted & ~true] = FALSE_POSITIVE_COLOR
     mask, width = predicted.astype(np.uint8), max(1, round(image.shape[0] / 600))
-    inner = cv2.erode(mask, np.ones((3, 3), np.uint8), iterations=width)  # not at the border
+    inner = cv2.erode(mask, np.ones((3, 3), np.uint8), iterations=width)
+    # No outline along the image's border: erode() takes what is outside for mask.
     overlay[inner < mask] = OUTLINE_COLOR
     return overlay
 

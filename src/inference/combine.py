@@ -1,5 +1,6 @@
 """From the members' probabilities at network size to those of the ensemble at native size."""
 
+from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
@@ -27,19 +28,17 @@ class ImageProbabilities:
 
     def mean(self) -> Tensor:
         """Return the weighted mean of the members, float32 C×H×W at native size."""
-        pairs = self.probabilities
-        weights, means = [], []
-        for preprocessing in dict.fromkeys(member.preprocessing for member, _ in pairs):
-            # Members with the same preprocessing are averaged before enlarging, which is expensive.
-            same = [(m.weight, p) for m, p in pairs if m.preprocessing == preprocessing]
-            group_weight = sum(weight for weight, _ in same)
-            small = sum(weight / group_weight * p for weight, p in same)
-            weights.append(group_weight)
-            means.append(resize_to_native(small, self.native_size, preprocessing))
-        if len(means) == 1:
-            return means[0]
-        total = sum(member.weight for member, _ in pairs)
-        return sum(weight / total * mean for weight, mean in zip(weights, means, strict=True))
+        groups = defaultdict(list)  # averaged before enlarging, which is expensive
+        for member, probability in self.probabilities:
+            groups[member.preprocessing].append((member.weight, probability))
+        native = [
+            (
+                sum(weight for weight, _ in group),
+                resize_to_native(weighted_mean(group), self.native_size, preprocessing),
+            )
+            for preprocessing, group in groups.items()
+        ]
+        return weighted_mean(native)
 
     def each(self) -> Tensor:
         """Return the probabilities of all members, float32 M×C×H×W at native size."""
@@ -71,6 +70,14 @@ class ImageProbabilities:
                 similarity = (probability.argmax(0) == ensemble_mean.argmax(0)).float().mean()
             agreement = agreement + member.weight / total * similarity
         return agreement
+
+
+def weighted_mean(pairs: list[tuple[float, Tensor]]) -> Tensor:
+    """Return the mean of tensors with weights, which need not add up to 1."""
+    if len(pairs) == 1:
+        return pairs[0][1]
+    total = sum(weight for weight, _ in pairs)
+    return sum(weight / total * tensor for weight, tensor in pairs)
 
 
 def resize_to_native(

@@ -1,5 +1,6 @@
 """Load the networks of trained runs: their settings for prediction, and ensemble members."""
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,14 +79,21 @@ def how_to_train(settings: Settings, run_dir: Path) -> str:
     """Return the remedy for a run without a trained fold: resume it, or train it or choose another
     one."""
     if run_folder.config_path(run_dir).exists() or run_folder.has_started(run_dir):
-        return f"train it with `bash train.sh run={run_dir.name} resume=true`"
+        return f"train it with `{train_sh_command(settings, f'run={run_dir.name}', 'resume=true')}`"
     how = f"recipe={settings.recipe}"
     if run_dir.name != Path(settings.recipe).stem:
         is_recipe = (config.SRC / "recipes" / f"{run_dir.name}.yaml").exists()
         how = f"recipe={run_dir.name}" if is_recipe else f"{how} run={run_dir.name}"
     trained = [folder.name for folder in run_folder.trained_runs(run_dir.parent)]
     found = f"; trained runs: {list_names(trained)}" if trained else ""
-    return f"train it with `bash train.sh {how}`, or set run= or runs=a,b{found}"
+    command = train_sh_command(settings, *how.split())
+    return f"train it with `{command}`, or set run= or runs=a,b{found}"
+
+
+def train_sh_command(settings: Settings, *args: str) -> str:
+    """Return the command that trains with `args` in the output_dir, and the fold, of `settings`."""
+    fold = [] if settings.fold is None else [f"fold={settings.fold}"]
+    return shlex.join(["bash", "train.sh", *args, *fold, *config.output_dir_argument(settings)])
 
 
 def check_options_of_one_class(settings: Settings) -> None:
@@ -156,9 +164,10 @@ def load_members(settings: Settings) -> dict[str, EnsembleMember]:
         folds = [fold for fold in finished if settings.fold in (None, fold)]
         if not folds:
             trained = list_names([*map(str, finished)])
+            command = train_sh_command(settings, f"run={run}", "resume=true")
             raise InputError(
                 f"{run_dir}: lacks fold {settings.fold} (trained: {trained}); set one of these, or "
-                f"train it with `bash train.sh run={run} fold={settings.fold} resume=true`"
+                f"train it with `{command}`"
             )
         for fold in folds:
             path = run_folder.weights_path(run_dir, fold)

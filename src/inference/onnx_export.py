@@ -79,8 +79,8 @@ def export_onnx(
     difference; above MAX_DIFFERENCE nothing is written and InputError is raised.
     """
     side = max(smallest_side(network) for network in model.networks)
-    # The exporter assumes two or more pixels at every level; without this it fails once to find the
-    # minimum. The graph takes all images with sides of `side` pixels or more.
+    # Tracing assumes at least two pixels at every level and fails for a smaller minimum. The graph
+    # takes all images with sides of `side` pixels or more.
     traced = max(side, *(network.input_size(1) + 1 for network in model.networks))
     sizes = {0: ("batch", 1), 2: ("height", traced), 3: ("width", traced)}
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of its own internals

@@ -158,9 +158,10 @@ class BatchForward:
                 if not part.images:  # unreadable
                     kept += [{} for _ in part.samples]
                     continue
-                for image in self.forward(part, are_finite):
+                probabilities, finite = self.forward(part)
+                for image in self.split_images(part, probabilities):
                     kept.append({k: to_host(x) for k, x in self.reduce(image).items()})
-            are_finite = [to_host(is_finite) for is_finite in are_finite]
+                are_finite += map(to_host, finite)
         wait = record_event(self.device)
 
         def collect() -> list[Prediction]:
@@ -175,14 +176,18 @@ class BatchForward:
 
         return collect
 
-    def forward(self, part: SubBatch, are_finite: list[Tensor]) -> Iterator[ImageProbabilities]:
-        """Run all members on images of one shape. Add to `are_finite` whether logits are finite, a
-        bool for each forward pass in fp16."""
+    def forward(self, part: SubBatch) -> tuple[list[Tensor], list[Tensor]]:
+        """Return run_members() of images of one shape, which are on the host."""
         images = {key: to_device(x, self.device) for key, x in part.images.items()}
         self.shapes |= {x.shape for x in images.values()}
         if len(self.shapes) > MAX_TUNED_SHAPES:
             torch.backends.cudnn.benchmark = False
-        probabilities = self.run_members(images, are_finite)
+        return self.run_members(images)
+
+    def split_images(
+        self, part: SubBatch, probabilities: list[Tensor]
+    ) -> Iterator[ImageProbabilities]:
+        """Yield the probabilities of each image of a sub-batch, from those of each member."""
         for i, loaded in enumerate(part.samples):
             pairs = [(member, p[i]) for member, p in zip(self.members, probabilities, strict=True)]
             mask = loaded.mask
@@ -190,18 +195,17 @@ class BatchForward:
                 mask = to_device(torch.from_numpy(mask), self.device)
             yield ImageProbabilities(loaded.sample, loaded.native_size, pairs, mask)
 
-    def run_members(
-        self, images: dict[Preprocessing, Tensor], are_finite: list[Tensor]
-    ) -> list[Tensor]:
+    def run_members(self, images: dict[Preprocessing, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Return the probabilities of each member, float32 B×C×h×w on the device, for images
-        B×3×h×w uint8 by preprocessing. See forward() for `are_finite`."""
+        B×3×h×w uint8 by preprocessing; and a bool for each forward pass in fp16: whether the
+        logits are finite."""
+        probabilities, are_finite = [], []
 
         def checked(model: Segmenter, images: Tensor) -> Tensor:
             logits = model(images)
             are_finite.append(logits.isfinite().all())
             return logits
 
-        probabilities = []
         precision, models = self.precision_and_models
         is_partial = any(len(x) != self.settings.batch_size for x in images.values())
         # A compiled network would be compiled again for a batch of another size.
@@ -213,7 +217,7 @@ class BatchForward:
                     model = partial(checked, model)
                 x = images[member.preprocessing]
                 probabilities.append(predict_probability_tta(model, x, self.settings))
-        return probabilities
+        return probabilities, are_finite
 
     def avoid_fp16(self) -> None:
         """Continue in the precision that training uses, but in fp32 if that is fp16 as well."""

@@ -37,23 +37,25 @@ def check_batches(
         raise InputError(
             f"{count} training images are too few for {processes} processes; use {count} or fewer"
         )
-    # The smallest native size: at most 32 pixels a side are one pixel after the encoder.
+    # The size with the shortest longer side: if the encoder shrinks any image to one pixel, it is
+    # one of this size.
     size = tuple(settings.train_size or min(native_sizes, key=max))
+    largest = tuple(settings.train_size or max(native_sizes, key=prod))
     names = ["arch", "encoder"] if settings.model == "smp" else ["model", "channels", "norm"]
     network = " ".join(f"{name}={format_value(getattr(settings, name))}" for name in names)
-    shape = f"size={size[0]},{size[1]}"
-    if error := find_training_error(model, 2, size):
-        raise InputError(f"{network}: cannot be trained on images of {shape}: {error}")
+    for each in {size, largest}:
+        if error := find_training_error(model, 2, each):
+            shape = f"size={each[0]},{each[1]}"
+            raise InputError(f"{network}: cannot be trained on images of {shape}: {error}")
     has_singles = samples_per_step(count, settings.batch_size, processes) == processes
     syncs = has_few_pixels(settings, pick_device(settings), processes)
     if has_singles and not syncs and find_training_error(model, 1, size):
         fix = f"set batch_size={2 * processes}" if count >= 2 * processes else "add images"
         raise InputError(
             f"batch_size={settings.batch_size}: {network} cannot be trained on a single image of "
-            f"{shape} per step and process, because of batch normalization; {fix}"
+            f"size={size[0]},{size[1]} per step and process, because of batch normalization; {fix}"
         )
     if pick_device(settings).type == "cpu":
-        largest = tuple(settings.train_size or max(native_sizes, key=prod))
         warn_of_memory(settings, model, largest)
 
 
@@ -75,7 +77,7 @@ def step_bytes(model: Segmenter, size: Size) -> int:
     """Return a lower bound of the bytes per image that a training step in fp32 takes: those of the
     tensors that the backward pass needs. Measured on a CPU, a step took 1.2 to 1.5 times as much.
 
-    Only shapes are computed, on torch's device `meta`; 0 if that lacks an operation.
+    Only shapes are computed, on torch's device `meta`; 0 if the network cannot run there.
     """
     saved = {}
 
@@ -89,7 +91,7 @@ def step_bytes(model: Segmenter, size: Size) -> int:
     try:
         with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
             on_meta(images)
-    except NotImplementedError:
+    except Exception:  # of any type: networks come from several libraries
         return 0
     for tensor in on_meta.state_dict().values():
         saved.pop(id(tensor.untyped_storage()), None)

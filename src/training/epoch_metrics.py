@@ -1,7 +1,8 @@
-"""Loss, Dice and accuracy of the training batches of one epoch, and memory use."""
+"""Loss, Dice and accuracy of the training batches of one epoch, its time, and memory use."""
 
 import resource
 import sys
+import time
 from typing import Any
 
 import torch
@@ -66,6 +67,14 @@ def batch_metrics(logits: Tensor, targets: Tensor) -> Tensor:
     wrong = ((predicted != true) & valid).any(1).sum((1, 2))
     accuracy = 1 - wrong / valid.sum((1, 2, 3)).clamp(min=1)
     return torch.stack([dice.sum(), accuracy.sum()])
+
+
+def seconds_since(start: float, device: torch.device) -> float:
+    """Return the seconds since `start`, of time.monotonic(), when the GPU has done all that is
+    queued."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.monotonic() - start
 
 
 def reset_peak_memory(device: torch.device) -> None:

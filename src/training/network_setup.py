@@ -50,8 +50,8 @@ def prepare_network(
 
 
 def has_one_size(settings: Settings) -> bool:
-    """Whether all training images have one size: train_size is set, or batches of several native
-    images require it."""
+    """Whether all training images have one size: train_size is set, or batch_size is above 1, which
+    check_sizes() allows only for images of one size."""
     return settings.train_size is not None or settings.batch_size > 1
 
 

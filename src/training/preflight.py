@@ -1,7 +1,6 @@
 """Checks before the first training step: data, folds and model."""
 
 from collections.abc import Collection
-from contextlib import redirect_stdout
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from models.build import build_model
 from training.dry_run import check_batches
 from training.initial_weights import find_initial_weights, needs_pretrained
 from training.losses import BINARY_LOSSES, MULTICLASS_LOSSES
-from training.stages import split_stages
+from training.stages import has_begun_later_stage, split_stages
 
 
 def check_data(settings: Settings, samples: list[Sample]) -> tuple[int, set[Size]]:
@@ -65,12 +64,13 @@ def check_sizes(settings: Settings, native_sizes: Collection[Size]) -> None:
 
 
 def folds_to_train(settings: Settings, n_folds: int) -> list[int]:
-    """Return the requested folds that are not finished; InputError for folds with files unless
-    resume=true, so that weights are never overwritten."""
+    """Return the requested folds that neither this stage nor a later one has finished; InputError
+    for folds with files unless resume=true, so that weights are never overwritten."""
     if settings.fold is not None and settings.fold >= n_folds:
         last = n_folds - 1
         raise InputError(f"fold={settings.fold}: {settings.folds_csv} has folds 0 to {last}")
     requested = list(range(n_folds)) if settings.fold is None else [settings.fold]
+    requested = [fold for fold in requested if not has_begun_later_stage(settings, fold)]
     finished = run_folder.finished_folds(settings.run_dir)
     for fold in requested:
         weights = run_folder.weights_path(settings.run_dir, fold)
@@ -97,8 +97,8 @@ def check_folds(
     for fold in folds:
         if fold not in with_images or len(with_images) < 2:
             raise InputError(
-                f"fold={fold}: needs images in this fold and in others; {settings.data_dir} has "
-                f"images only of fold {', '.join(map(str, with_images))} in {settings.folds_csv}"
+                f"fold={fold}: needs images in this fold and in others; in {settings.folds_csv}, "
+                f"only fold {', '.join(map(str, with_images))} has images in {settings.data_dir}"
             )
         require_two_classes([sample for sample in samples if sample.fold != fold])
     # Reports an unknown encoder, or weights that do not fit, before images are decoded.
@@ -141,8 +141,8 @@ def check_batch_and_loss(settings: Settings, class_map: ClassMap) -> None:
     processes = distributed.count_processes()
     if settings.batch_size % processes:
         raise InputError(
-            f"batch_size={settings.batch_size}: is the total over {processes} GPUs; set a multiple "
-            f"of {processes}, or another number of GPUs"
+            f"batch_size={settings.batch_size}: is the total over {processes} processes; set a "
+            f"multiple of {processes}, or another number of processes"
         )
     losses = BINARY_LOSSES if class_map.is_binary else MULTICLASS_LOSSES
     if settings.loss not in losses:
@@ -153,7 +153,7 @@ def check_batch_and_loss(settings: Settings, class_map: ClassMap) -> None:
 def check_before_launch(settings: Settings) -> None:
     """Run all checks silently, before several processes start that would repeat each error, or
     before an earlier run or stage trains for hours."""
-    with redirect_stdout(None):
+    with process_env.silenced():
         samples, stages = datasets.load_training_samples(settings), split_stages(settings)
         n_folds, sizes = check_data(stages[0], samples)
         fingerprint = datasets.dataset_fingerprint(samples)
@@ -171,4 +171,3 @@ def check_before_launch(settings: Settings) -> None:
                     check_batches(stage, model, folds, samples, sizes)
             except InputError as error:
                 raise InputError(f"stage {number}: {error}") from None
-    process_env.print_once.cache_clear()  # lines that were not shown

@@ -1,8 +1,9 @@
 """Training in stages: progressive image size, fine-tuning."""
 
 from dataclasses import replace
-from itertools import pairwise
+from pathlib import Path
 
+from core.run_folder import finished_folds, has_snapshot
 from core.settings import Settings
 
 
@@ -10,16 +11,28 @@ def split_stages(settings: Settings) -> list[Settings]:
     """Return the settings of each stage. `settings` already contains those of the last stage
     (core/config.py), which is the run itself; each one before it is a run of its own in the folder
     output/<run>/stage<n>."""
-    earlier = [
-        replace(settings, **overrides, run=f"{settings.run}/stage{number}", stages=[])
-        for number, overrides in enumerate(settings.stages[:-1], 1)
-    ]
-    for previous, stage in pairwise(earlier):
-        stage.init_run = previous.run
-    return [*earlier, settings]
+    stages, init_run = [], settings.init_run
+    for number, overrides in enumerate(settings.stages[:-1], 1):
+        run = f"{settings.run}/stage{number}"
+        stages.append(replace(settings, **overrides, run=run, init_run=init_run, stages=[]))
+        init_run = run
+    return [*stages, settings]
 
 
 def find_init_run(settings: Settings) -> str:
     """Return the run whose weights training starts from: the stage before, else init_run."""
     earlier = len(settings.stages) - 1
     return f"{settings.run}/stage{earlier}" if earlier > 0 else settings.init_run
+
+
+def has_begun_later_stage(settings: Settings, fold: int) -> bool:
+    """Whether a later stage of the same run has a snapshot of the fold or has finished it, so that
+    the weights of this stage are not needed. False for the last stage, which is the run itself."""
+    run, _, number = settings.run.partition("/stage")
+    if not number:
+        return False
+    run_dir = Path(settings.output_dir) / run
+    stages = [path for path in run_dir.glob("stage*") if int(path.name[5:]) > int(number)]
+    return any(
+        has_snapshot(path, fold) or fold in finished_folds(path) for path in [run_dir, *stages]
+    )

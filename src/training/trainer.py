@@ -37,8 +37,9 @@ from inference.members import EnsembleMember, make_member
 from inference.predictor import keep_mean, predict
 from models import checkpoint
 from models.segmenter import count_parameters
+from training import epoch_metrics
 from training.epoch_log import EpochLog
-from training.epoch_metrics import EpochMetrics, peak_memory, reset_peak_memory
+from training.epoch_metrics import EpochMetrics, peak_memory, seconds_since
 from training.initial_weights import find_initial_weights, needs_pretrained
 from training.snapshots import SnapshotWriter, load_snapshot
 from training.train_state import TrainState
@@ -64,7 +65,7 @@ class FoldTrainer:
         self.loader = train_loader(self.train_samples, settings, cache)
         self.snapshots = SnapshotWriter(run_folder.snapshot_dir(settings.run_dir, fold), device)
         updates = math.ceil(len(self.loader) / settings.grad_accumulation) * settings.epochs
-        reset_peak_memory(device)
+        epoch_metrics.reset_peak_memory(device)
         torch.manual_seed(self.step_seed())  # for the initial weights; DDP takes those of rank 0
         weights = find_initial_weights(settings, fold, samples)
         n_classes, pretrained = len(self.class_map.names), needs_pretrained(settings, fold)
@@ -91,11 +92,7 @@ class FoldTrainer:
             self.log.writer.close()
 
     def train_epoch(self, bar: tqdm) -> dict[str, float]:
-        """Train for the rest of the epoch; return its columns of history.csv.
-
-        Saves a snapshot every snapshot_seconds. On a signal, saves one after the current update
-        and raises StopRequested. All ranks act after the same update.
-        """
+        """Train for the rest of the epoch; return its columns of history.csv."""
         self.state.wrapped_model.train()
         sampler = self.loader.batch_sampler
         sampler.epoch, sampler.start = self.epoch, self.step
@@ -105,29 +102,36 @@ class FoldTrainer:
                 if self.epoch == self.step == 0 and process_env.is_main_process():
                     self.log.save_first_batch(*batch, self.class_map)
                 images, targets = (part.to(self.device, non_blocking=True) for part in batch)
-                if not self.train_batch(images, targets, bar):
-                    continue  # a snapshot holds no partly accumulated gradients
-                is_due = time.monotonic() - start > self.settings.snapshot_seconds
-                due, stopping = distributed.all_reduce_any([is_due, bool(stop.signum)])
-                if due or stopping:
-                    self.metrics.seconds += self.elapsed(start)
-                    self.save_snapshot()
-                    start = time.monotonic()
-                if stopping:
-                    self.snapshots.wait()
-                    raise StopRequested(stop.signum or signal.SIGTERM)
-            self.metrics.seconds += self.elapsed(start)
+                if self.train_batch(images, targets, bar):  # no gradients are accumulated
+                    start = self.save_if_due(start, stop.signum)
+            self.metrics.seconds += seconds_since(start, self.device)
+            self.save_if_due(time.monotonic(), stop.signum)  # the GPU's queue may take a while
         return self.epoch_summary()
+
+    def save_if_due(self, start: float, signum: int) -> float:
+        """Save a snapshot if `start` is snapshot_seconds ago or a process got a signal, after which
+        StopRequested is raised: all ranks act after the same update. Return the time from which the
+        next snapshot is due."""
+        is_due = time.monotonic() - start > self.settings.snapshot_seconds
+        due, stopping = distributed.all_reduce_any([is_due, bool(signum)])
+        if not (due or stopping):
+            return start
+        self.metrics.seconds += seconds_since(start, self.device)
+        self.save_snapshot()
+        if stopping:
+            self.snapshots.wait()
+            raise StopRequested(signum or signal.SIGTERM)
+        return time.monotonic()
 
     def train_batch(self, images: torch.Tensor, targets: torch.Tensor, bar: tqdm) -> bool:
         """Train on this rank's part of a step; return whether the weights were updated."""
         torch.manual_seed(self.step_seed())  # dropout is reproducible after resume
         sampler, accumulation = self.loader.batch_sampler, self.settings.grad_accumulation
         first = self.step // accumulation * accumulation  # step of this update
-        n_steps = min(accumulation, len(sampler) - first)  # fewer at the end of the epoch
+        end = min(first + accumulation, len(sampler))  # fewer steps at the end of the epoch
         self.step += 1
-        is_update = self.step == first + n_steps
-        loss, logits = self.state.train_step(images, targets, 1 / n_steps, is_update)
+        is_update = self.step == end
+        loss, logits = self.state.train_step(images, targets, 1 / (end - first), is_update)
         self.metrics.add(loss, logits, targets)
         bar.update(sampler.step_size)
         if self.step % 50 == 1:  # rarely: reading the loss synchronizes with the GPU
@@ -155,12 +159,6 @@ class FoldTrainer:
             "images_per_second": round(images / self.metrics.seconds, 2),
             "peak_gb": round(peak_memory(self.device) / 2**30, 3),
         }
-
-    def elapsed(self, start: float) -> float:
-        """Return the seconds since `start`, including the work that the GPU still has queued."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.monotonic() - start
 
     def require_finite(self, loss: float) -> float:
         """Return `loss`; raise InputError if it is NaN or infinite."""
@@ -217,6 +215,7 @@ class FoldTrainer:
 
     def checkpoint_metadata(self) -> dict[str, Any]:
         """Return the metadata stored with the weights."""
+        folder = run_folder.fold_dir(self.settings.run_dir, self.fold)
         return {
             "classes": len(self.class_map.names),
             "names": self.class_map.names,
@@ -225,7 +224,7 @@ class FoldTrainer:
             "epoch": self.epoch + 1,
             "parameters": count_parameters(self.state.model),
             "precision": self.state.precision,
-            "command": provenance.train_command(self.snapshots.folder.parent),
+            "command": provenance.train_command(folder),
             "commit": provenance.current_commit(),
         }
 

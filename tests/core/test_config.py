@@ -60,6 +60,15 @@ def test_split_runs_gives_each_run_the_recipe_of_its_name_and_all_other_argument
     assert config.split_runs([f"recipe={first}", "run=b"]) == [[f"recipe={first}", "run=b"]]
 
 
+def test_recipe_that_sets_model_inherits_no_option_of_the_other_one(tmp_path):
+    (tmp_path / "u.yaml").write_text("recipe: own_images\nmodel: unet\nchannels: [4, 8]\n")
+    args = [f"recipe={tmp_path}/u.yaml"]
+    settings = config.load_settings(args)
+    assert (settings.model, settings.channels, settings.encoder) == ("unet", [4, 8], "resnet34")
+    assert settings.dataset_name == "own"
+    config.check_model_options(settings, args)
+
+
 def test_load_settings_with_base_ignores_the_recipe():
     settings = config.load_settings(["epochs=9"], base={"lr": 0.5, "run": "kept"})
     assert (settings.lr, settings.epochs, settings.run) == (0.5, 9, "kept")
@@ -90,8 +99,8 @@ def test_every_recipe_loads_and_starts_with_its_purpose(path):
         ("size=256", ["size=256: must be height,width"]),
         ("size=256x384x3", ["size=256,384,3: must be height,width"]),
         ("size=", ["size=: must be height,width"]),
-        ("size={a: 1}", ["expected height,width, or null"]),
-        ("size=native", ["size=native: expected height,width, or null for the native size"]),
+        ("size={a: 1}", ["expected height,width, in a recipe [height,width], or null"]),
+        ("size=native", ["size=native: expected height,width, ", "or null for the native size"]),
         ("epochs={a: 1}", ["epochs"]),
         ("channels={a: 1}", ["expected a list"]),
         ("learning_rate=1", ["no such setting (did you mean lr?)"]),

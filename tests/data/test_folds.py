@@ -81,7 +81,7 @@ def test_main_rejects_fewer_groups_than_folds(data_dir):
 def test_main_suggests_independent_images_for_names_of_a_phone(tmp_path):
     data_dir = make_data(tmp_path / "tiny", cars=1, views=4)
     args = folds_args(data_dir, "dataset_name=new")
-    line = assert_input_error(folds.main, args, "makes only 1 groups of 4 images")
+    line = assert_input_error(folds.main, args, "makes only 1 group of 4 images")
     assert line.endswith("set group_regex='(.+)' if no two images show the same object")
 
 

@@ -199,7 +199,10 @@ UNCLEAR_MASKS = {
         RAMP % 3 + 1,
         "3; .* if they are classes$",
     ),
-    "ignored_border.png": (CLASSES_AND_BORDER, "shows 0, 1, 255; .*in classes.csv if they are"),
+    "ignored_border.png": (
+        CLASSES_AND_BORDER,
+        "shows 0, 1, 255; .*in classes.csv if they are classes, as in `255,ignore,`$",
+    ),
     "soft.png": (RAMP, "set mask_threshold=128"),
     "photograph.png": (SHADES, "shows #[0-9a-f]{6}, .* 237 others; .*; set mask_threshold=128"),
     "photograph_cutout.png": (np.dstack([SHADES, GRAY * 255]), "different shapes"),

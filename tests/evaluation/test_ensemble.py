@@ -192,7 +192,7 @@ def test_load_members_loads_only_the_fold_of_the_settings(runs):
     assert [*members] == [str(runs.weights_path(run, 1)) for run in "ab"]
     with pytest.raises(
         InputError,
-        match=r"a: lacks fold 7 \(trained: 0, 1, 2\); set one of these, or .* run=a fold=7 resume=",
+        match=r"a: lacks fold 7 \(trained: 0, 1, 2\); .* run=a resume=true fold=7 output_dir=",
     ):
         load_runs.load_members(runs.settings("runs=[a,b]", "fold=7"))
 

@@ -52,7 +52,7 @@ def test_check_data_rejects_a_crop_larger_than_the_images(data_dir, size, crop_s
 @pytest.mark.parametrize(
     ("stage", "message"),
     [
-        ({"batch_size": 1}, "batch_size=1: is the total over 2 GPUs"),
+        ({"batch_size": 1}, "batch_size=1: is the total over 2 processes"),
         ({"loss": "ce"}, "loss=ce: does not fit one class"),
     ],
 )
@@ -195,7 +195,7 @@ def test_check_folds_rejects_empty_masks_outside_the_fold(data_dir, tmp_path):
 
 @pytest.mark.parametrize(
     ("folds", "message"),
-    [({0}, "fold=0: needs images in this fold"), ({1, 2}, "only of fold 1, 2 in")],
+    [({0}, "fold=0: needs images in this fold"), ({1, 2}, "only fold 1, 2 has images in")],
 )
 def test_check_folds_rejects_a_fold_without_images_inside_or_outside(
     data_dir, tmp_path, folds, message

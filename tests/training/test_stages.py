@@ -6,11 +6,11 @@ from conftest import assert_input_error, tiny_settings_args
 from safetensors.torch import load_file
 
 import train
-from core import config
+from core import config, run_folder
 from core.errors import InputError
 from core.run_folder import weights_path
 from training import preflight
-from training.stages import find_init_run, split_stages
+from training.stages import find_init_run, has_begun_later_stage, split_stages
 
 STAGES = "stages=[{size: [64,96], epochs: 2, lr: 1e-3}, {lr: 2e-3}, {size: [128,192], epochs: 1}]"
 
@@ -126,3 +126,15 @@ def test_a_middle_stage_with_files_is_found_before_the_first_one_trains(staged_a
     with pytest.raises(InputError) as raised:
         preflight.check_before_launch(settings)
     assert all(part in str(raised.value) for part in message)
+
+
+def test_fold_that_a_later_stage_has_begun_needs_no_earlier_stage(tmp_path):
+    args = [f"output_dir={tmp_path}", "run=a", "stages=[{epochs: 1}, {epochs: 2}, {epochs: 3}]"]
+    first, second, last = split_stages(config.load_settings(args))
+    snapshot = run_folder.snapshot_dir(second.run_dir, 0) / "1-0-x.pt"
+    weights = run_folder.weights_path(last.run_dir, 1)
+    for path in (snapshot, weights, weights.with_name("oof.npz")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    begun = [[has_begun_later_stage(s, k) for k in (0, 1, 2)] for s in (first, second, last)]
+    assert begun == [[True, True, False], [False, True, False], [False, False, False]]

@@ -14,7 +14,8 @@ from core.config import load_settings
 from core.errors import InputError
 from data.datasets import load_training_samples
 from models import checkpoint
-from training import trainer
+from training import epoch_metrics, trainer
+from training.epoch_metrics import seconds_since
 from training.train_state import TrainState
 from training.trainer import FoldTrainer
 
@@ -174,7 +175,8 @@ def test_resume_with_an_image_moved_to_another_fold_is_rejected(data_dir, tmp_pa
 def clock(monkeypatch):
     """A clock that stands still unless `seconds` is changed."""
     clock = SimpleNamespace(seconds=0.0)
-    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: clock.seconds))
+    for module in (trainer, epoch_metrics):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.seconds))
     return clock
 
 
@@ -188,12 +190,11 @@ def taking(clock, seconds, function):
     return slow
 
 
-def test_elapsed_includes_what_the_gpu_has_queued(clock, monkeypatch):
+def test_seconds_since_includes_what_the_gpu_has_queued(clock, monkeypatch):
     synchronize = taking(clock, 7, lambda device: None)
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
-    on = {name: SimpleNamespace(device=torch.device(name, 0)) for name in ("cuda", "cpu")}
-    assert FoldTrainer.elapsed(on["cuda"], start=-1) == 8
-    assert FoldTrainer.elapsed(on["cpu"], start=-1) == 8  # waits for no GPU
+    assert seconds_since(-1, torch.device("cuda", 0)) == 8
+    assert seconds_since(-1, torch.device("cpu")) == 8  # waits for no GPU
 
 
 def test_images_per_second_counts_loading_steps_and_reading_the_loss(

@@ -38,10 +38,10 @@ class DatasetFormat:
     def read_mask(self, sample: Sample) -> np.ndarray:
         """Read the mask at native size: H×W bool for one class, else uint8 class ids or IGNORE."""
         class_map = sample.class_map
-        valid = [value for value, class_id in enumerate(class_map.value_to_class) if class_id >= 0]
-        values = mask_io.read_label_values(sample.mask, class_map.color_values, valid)
-        classes = decode_values(values, sample.class_map, str(sample.mask))
-        return classes == 1 if sample.class_map.is_binary else classes
+        colors, valid = class_map.color_values, class_map.valid_values
+        values = mask_io.read_label_values(sample.mask, colors, valid)
+        classes = decode_values(values, class_map, str(sample.mask))
+        return classes == 1 if class_map.is_binary else classes
 
     def read_native_size(self, sample: Sample) -> tuple[int, int]:
         return image_io.read_image_size(sample.image)

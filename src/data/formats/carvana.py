@@ -151,7 +151,7 @@ def to_nfc(name: str) -> str:
 
 def order_by_names(images: list[Path], names: list[str]) -> list[Path]:
     """Return the images in the order of `names`; InputError if the two differ."""
-    by_name = {image.name: image for image in images}
+    by_name, names = {to_nfc(image.name): image for image in images}, [*map(to_nfc, names)]
     missing = [name for name in names if name not in by_name]
     extra = by_name.keys() - set(names)
     if missing or extra:
