@@ -32,7 +32,8 @@ def has_begun_later_stage(settings: Settings, fold: int) -> bool:
     if not number:
         return False
     run_dir = Path(settings.output_dir) / run
-    stages = [path for path in run_dir.glob("stage*") if int(path.name[5:]) > int(number)]
+    numbers = [path.name[5:] for path in run_dir.glob("stage*")]
+    stages = [run_dir / f"stage{n}" for n in numbers if n.isdecimal() and int(n) > int(number)]
     return any(
         has_snapshot(path, fold) or fold in finished_folds(path) for path in [run_dir, *stages]
     )

@@ -136,5 +136,6 @@ def test_fold_that_a_later_stage_has_begun_needs_no_earlier_stage(tmp_path):
     for path in (snapshot, weights, weights.with_name("oof.npz")):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
+    (tmp_path / "a/stage1_old").mkdir()  # of the user
     begun = [[has_begun_later_stage(s, k) for k in (0, 1, 2)] for s in (first, second, last)]
     assert begun == [[True, True, False], [False, True, False], [False, False, False]]
