@@ -94,7 +94,7 @@ def score_fold(
     """Score the saved weights out of fold, with TTA; write oof.csv and oof.npz; print the score."""
     distributed.barrier()  # the main process has written the weights
     path = run_folder.weights_path(settings.run_dir, fold)
-    model, _, _ = checkpoint.load_model(path, device)
+    model, _ = checkpoint.load_model(path, device)
     members = [make_member(model, settings)]
     scores = oof.score_out_of_fold(members, held_out, settings, f"fold {fold} oof", cache)
     if process_env.is_main_process():

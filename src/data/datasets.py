@@ -197,8 +197,11 @@ def load_test_samples(settings: Settings) -> list[Sample]:
 
 
 def dataset_fingerprint(samples: Sequence[Sample]) -> str:
-    """Return a hash of image names, groups, folds, sizes of mask files and classes; scores are
-    comparable only between equal fingerprints."""
+    """Return "<h>-<i>": h is a hash of image names, groups, folds, sizes of mask files and classes;
+    i is a hash of the names and sizes of the image files.
+
+    Scores are comparable only between equal h. A run trains all folds on equal h and i.
+    """
     lines = sorted(f"{s.image_id},{s.group},{s.fold},{mask_identity(s.mask)}" for s in samples)
     classes = samples[0].class_map
     if classes.value_to_class:
@@ -209,26 +212,43 @@ def dataset_fingerprint(samples: Sequence[Sample]) -> str:
         )
     if classes.mask_threshold:
         lines.append(f"mask_threshold={classes.mask_threshold}")
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
+    truth = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
+    sizes = sorted((sample.image.name, file_size(sample.image)) for sample in samples)
+    return f"{truth}-{hashlib.sha256(repr(sizes).encode()).hexdigest()[:8]}"
+
+
+def is_same_dataset(stored: str | None, fingerprint: str) -> bool:
+    """Whether a stored fingerprint is that of the same dataset. Earlier versions stored it without
+    the hash of the image files."""
+    return stored in (fingerprint, comparable_part(fingerprint))
+
+
+def comparable_part(fingerprint: str) -> str:
+    """Return the part of a fingerprint that is equal if scores are comparable."""
+    return fingerprint.partition("-")[0]
 
 
 def mask_identity(path: Path) -> str:
     """Return the size of a mask's file, or its hash if other masks may have files of that size: in
     uncompressed formats, and in a csv of all masks."""
+    size = file_size(path)
+    is_compressed = path.suffix.lower() not in (".bmp", ".tif", ".tiff", ".csv")
+    return str(size) if is_compressed else file_sha256(path)
+
+
+def file_size(path: Path) -> int:
+    """Return the size in bytes; InputError if there is no such file."""
     if not path.exists():
         raise InputError(f"{path}: is missing, or a link to a missing file")
-    is_compressed = path.suffix.lower() not in (".bmp", ".tif", ".tiff", ".csv")
-    return str(path.stat().st_size) if is_compressed else file_sha256(path)
+    return path.stat().st_size
 
 
 def describe_dataset(settings: Settings, samples: Sequence[Sample]) -> dict[str, Any]:
     """Return the number and total size of the images, and hashes of files and folds, for
     provenance.json."""
-    sizes = [(sample.image.name, sample.image.stat().st_size) for sample in samples]
     return {
         "fingerprint": dataset_fingerprint(samples),
         "images": len(samples),
-        "bytes": sum(size for _, size in sizes),
-        "names_and_sizes": hashlib.sha256(repr(sorted(sizes)).encode()).hexdigest(),
+        "bytes": sum(sample.image.stat().st_size for sample in samples),
         "folds_csv": file_sha256(Path(settings.folds_csv)),
     }

@@ -13,6 +13,7 @@ from core import run_folder
 from core.errors import InputError
 from core.files import atomic_write, atomic_write_text
 from core.text import format_count, to_markdown
+from data.datasets import comparable_part
 from evaluation import ensemble, metrics, oof, statistics
 from evaluation.history import training_costs
 from evaluation.postprocess_choice import choose_steps, cross_fitted_steps, explain_steps
@@ -26,7 +27,7 @@ class LeaderboardEntry:
     name: str
     scores: oof.Scores
     columns: dict[str, Any]  # columns of leaderboard.csv that are not scores: costs and origin
-    data: str  # fingerprint of images, folds and masks; scores compare only if it is equal
+    data: str  # first part of dataset_fingerprint(); scores compare only if it is equal
 
 
 def load_run(run_dir: Path) -> LeaderboardEntry:
@@ -45,7 +46,7 @@ def load_run(run_dir: Path) -> LeaderboardEntry:
         "commit": metadata[0]["commit"],
         "command": metadata[0]["command"],
     }
-    data = " ".join(sorted({fold.get("data", "?") for fold in metadata}))
+    data = " ".join(sorted({comparable_part(fold.get("data", "?")) for fold in metadata}))
     return LeaderboardEntry(run_dir.name, scores, columns, data)
 
 
@@ -70,7 +71,7 @@ def load_ensemble(ensemble_dir: Path, runs: list[LeaderboardEntry]) -> Leaderboa
         "command": f"python src/leaderboard.py runs={','.join(stored['runs'])}",
     }
     scores = oof.load_scores([ensemble_dir])
-    return LeaderboardEntry(ensemble_dir.name, scores, columns, stored["data"])
+    return LeaderboardEntry(ensemble_dir.name, scores, columns, comparable_part(stored["data"]))
 
 
 def load_entries(output_dir: Path) -> list[LeaderboardEntry]:

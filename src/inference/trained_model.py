@@ -82,7 +82,7 @@ def load(
     for network in stored.networks:
         if fold is None or run_folder.fold_of(Path(network.path)) == fold:
             path = run_dir / network.path
-            model, settings, _ = checkpoint.load_model(path, pick_device(requested))
+            model, settings = checkpoint.load_model(path, pick_device(requested))
             members.append(make_member(model, settings, network.weight))
             trained.append(settings)
     if not members:

@@ -13,6 +13,7 @@ from core.errors import InputError
 from core.files import atomic_write
 from core.old_settings import rename_old_settings
 from core.settings import Settings
+from data.datasets import is_same_dataset
 from models.build import build_model
 from models.segmenter import Segmenter
 
@@ -67,7 +68,7 @@ def find_fold_mismatch(path: Path, fold: int, fingerprint: str) -> str:
     if metadata.get("fold") != fold:
         held_out = metadata.get("fold")
         return f"{path}: is in the wrong folder: it held out fold {held_out}, not {fold}; move it"
-    if metadata.get("data") != fingerprint:
+    if not is_same_dataset(metadata.get("data"), fingerprint):
         return (
             f"{path}: was trained on other images, masks or folds than data_dir and folds_csv "
             "hold now; restore them"
@@ -75,8 +76,8 @@ def find_fold_mismatch(path: Path, fold: int, fingerprint: str) -> str:
     return ""
 
 
-def load_model(path: Path, device: torch.device) -> tuple[Segmenter, Settings, dict[str, Any]]:
-    """Return the model on `device`, for prediction only, its settings, and its metadata."""
+def load_model(path: Path, device: torch.device) -> tuple[Segmenter, Settings]:
+    """Return the model on `device`, for prediction only, and its settings."""
     metadata = read_metadata(path)
     try:
         settings = Settings(**metadata["settings"])
@@ -84,7 +85,7 @@ def load_model(path: Path, device: torch.device) -> tuple[Segmenter, Settings, d
         raise InputError(f"{path}: has settings of another version ({error})") from None
     model = build_model(settings, metadata["classes"], pretrained=False)
     load_weights(path, model, "its own settings")
-    return model.to(device).eval().requires_grad_(False), settings, metadata
+    return model.to(device).eval().requires_grad_(False), settings
 
 
 def load_weights(path: Path, model: Segmenter, description: str) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from core.errors import InputError
 from core.files import atomic_write
+from data.datasets import is_same_dataset
 from inference.pipeline import record_event, to_host
 
 SNAPSHOTS_KEPT = 2
@@ -85,7 +86,7 @@ def load_snapshot(folder: Path, fingerprint: str) -> dict[str, Any] | None:
         except (ValueError, RuntimeError, UnpicklingError) as error:
             print(f"{path}: damaged, skipped ({str(error).splitlines()[0]})")
             continue
-        if snapshot.get("fingerprint") != fingerprint:
+        if not is_same_dataset(snapshot.get("fingerprint"), fingerprint):
             raise InputError(
                 f"{folder}: was trained on other images, masks or folds than data_dir and "
                 "folds_csv hold now; restore them, or set another run="

@@ -468,16 +468,24 @@ def test_dataset_fingerprint_is_that_of_the_first_release(tmp_path, settings, ex
         mask = tmp_path / f"{i}.png"
         mask.write_bytes(b"x" * (10 + i))
         image = tmp_path / f"{i}.jpg"
+        image.write_bytes(b"image")
         samples.append(Sample(image, f"g{i}", mask, i, dataset_format, class_map))
-    assert datasets.dataset_fingerprint(samples) == expected
-    assert datasets.dataset_fingerprint(samples[::-1]) == expected
+    first = datasets.dataset_fingerprint(samples)
+    assert datasets.comparable_part(first) == expected
+    assert datasets.dataset_fingerprint(samples[::-1]) == first
+    assert datasets.is_same_dataset(first, first) and datasets.is_same_dataset(expected, first)
     other_fold = [replace(samples[0], fold=1), samples[1]]
-    assert datasets.dataset_fingerprint(other_fold) != expected
+    assert not datasets.is_same_dataset(first, datasets.dataset_fingerprint(other_fold))
+    samples[1].image.write_bytes(b"another image")
+    other_image = datasets.dataset_fingerprint(samples)
+    assert datasets.comparable_part(other_image) == expected
+    assert not datasets.is_same_dataset(first, other_image)
 
 
 def test_dataset_fingerprint_changes_with_the_masks_of_a_csv(tmp_path):
     csv, class_map = tmp_path / "train_masks.csv", datasets.get_class_map(Settings())
     samples = [Sample(tmp_path / "a.jpg", "a", csv, 0, "carvana", class_map)]
+    samples[0].image.write_bytes(b"image")
     csv.write_text("img,rle_mask\na.jpg,1 2\nb.jpg,3 4\n")
     first = datasets.dataset_fingerprint(samples)
     csv.write_text("img,rle_mask\na.jpg,3 4\nb.jpg,1 2\n")  # of the same size

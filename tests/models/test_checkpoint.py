@@ -36,10 +36,10 @@ def saved(tmp_path):
 
 def test_load_model_returns_what_save_model_saved(saved):
     path, model, settings = saved
-    loaded, loaded_settings, metadata = checkpoint.load_model(path, CPU)
+    loaded, loaded_settings = checkpoint.load_model(path, CPU)
     images = torch.randint(0, 256, (1, 3, 20, 30), dtype=torch.uint8)
     assert torch.equal(loaded(images), model(images)) and not loaded.training
-    assert loaded_settings == settings and metadata["val_dice"] == 0.5
+    assert loaded_settings == settings and checkpoint.read_metadata(path)["val_dice"] == 0.5
 
 
 def test_save_model_writes_the_same_bytes_each_time(saved):
@@ -60,14 +60,15 @@ def first_release_images():
 @torch.inference_mode()
 def test_load_model_of_the_first_release_predicts_what_the_first_release_did():
     """The first release padded 9×14 pixels below and on the right, to 12×16."""
-    model, _, _ = checkpoint.load_model(weights_path(FIRST_RELEASE, 0), CPU)
+    model, _ = checkpoint.load_model(weights_path(FIRST_RELEASE, 0), CPU)
     expected = np.load(FIRST_RELEASE / "logits.npy")
     padded = F.pad(first_release_images().float(), (0, 2, 0, 3), mode="reflect").to(torch.uint8)
     assert np.allclose(model(padded)[..., :9, :14].numpy(), expected, atol=1e-5)
 
 
 def test_load_model_of_the_first_release_has_todays_names():
-    _, settings, metadata = checkpoint.load_model(weights_path(FIRST_RELEASE, 0), CPU)
+    _, settings = checkpoint.load_model(weights_path(FIRST_RELEASE, 0), CPU)
+    metadata = checkpoint.read_metadata(weights_path(FIRST_RELEASE, 0))
     assert settings.refine_channels == [4] and settings.batch_size == 4
     assert metadata["val_dice"] == pytest.approx(0.98124, abs=1e-5)
     assert metadata["val_accuracy"] == pytest.approx(0.99137, abs=1e-5)
@@ -77,12 +78,14 @@ def test_load_model_of_the_first_release_has_todays_names():
 
 
 def test_load_model_of_the_first_release_saved_again_is_the_same_model(tmp_path):
-    model, settings, metadata = checkpoint.load_model(weights_path(FIRST_RELEASE, 0), CPU)
+    model, settings = checkpoint.load_model(weights_path(FIRST_RELEASE, 0), CPU)
+    metadata = checkpoint.read_metadata(weights_path(FIRST_RELEASE, 0))
     path = tmp_path / "best.safetensors"
     checkpoint.save_model(path, model, settings, metadata)
     old, new = load_file(weights_path(FIRST_RELEASE, 0)), load_file(path)
     assert len(old) == len(new) and not any("network.down." in name for name in new)
-    again, settings_again, metadata_again = checkpoint.load_model(path, CPU)
+    again, settings_again = checkpoint.load_model(path, CPU)
+    metadata_again = checkpoint.read_metadata(path)
     del metadata["settings"], metadata_again["settings"]  # the old file lacks today's
     assert settings_again == settings and metadata_again == metadata
     tensors = again.state_dict()

@@ -335,7 +335,7 @@ def test_load_model_keeps_the_normalization_that_it_was_trained_with(tmp_path):
     model = build_model(settings, pretrained=False)
     model.mean.fill_(1.5)
     checkpoint.save_model(tmp_path / "w.safetensors", model, settings, {"classes": 1})
-    loaded, _, _ = checkpoint.load_model(tmp_path / "w.safetensors", torch.device("cpu"))
+    loaded, _ = checkpoint.load_model(tmp_path / "w.safetensors", torch.device("cpu"))
     assert torch.equal(loaded.mean, model.mean) and torch.equal(loaded.std, model.std)
 
 

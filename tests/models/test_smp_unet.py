@@ -87,7 +87,7 @@ def test_load_model_restores_the_end_of_the_decoder(tmp_path):
     settings = load_settings(args)
     model = build_model(settings).eval()
     checkpoint.save_model(tmp_path / "w.safetensors", model, settings, {"classes": 1})
-    loaded, _, _ = checkpoint.load_model(tmp_path / "w.safetensors", torch.device("cpu"))
+    loaded, _ = checkpoint.load_model(tmp_path / "w.safetensors", torch.device("cpu"))
     images = torch.randint(0, 256, (1, 3, 40, 61), dtype=torch.uint8)
     assert torch.equal(loaded(images), model(images))
 

@@ -58,7 +58,8 @@ def test_fold_trainer_starts_network_and_ema_from_the_weights_of_the_same_fold(r
 def test_training_from_marked_networks_keeps_the_mark_of_its_own_fold(run_copy, fold):
     """The bias of fold k's output layer is 100 + k; a tiny learning rate leaves it there."""
     for k in (0, 1):
-        model, settings, metadata = checkpoint.load_model(weights_of(run_copy, k), CPU)
+        model, settings = checkpoint.load_model(weights_of(run_copy, k), CPU)
+        metadata = checkpoint.read_metadata(weights_of(run_copy, k))
         model.network.head.bias.data.fill_(100.0 + k)
         checkpoint.save_model(weights_of(run_copy, k), model, settings, metadata)
     train.main(finer_args(run_copy, f"fold={fold}", "epochs=1", "lr=1e-9"))

@@ -129,7 +129,7 @@ def test_saved_network_is_the_average_of_the_epoch_with_the_best_metric(
     path = run_folder.weights_path(fold.settings.run_dir, 0)
     assert checkpoint.read_metadata(path)["epoch"] == epoch
     if epoch == 3:
-        saved, _, _ = checkpoint.load_model(path, torch.device("cpu"))
+        saved, _ = checkpoint.load_model(path, torch.device("cpu"))
         models = (saved, fold.state.ema.module, fold.state.model)
         first, average, last = (torch.cat([p.flatten() for p in m.parameters()]) for m in models)
         assert torch.equal(first, average) and not torch.equal(first, last)
