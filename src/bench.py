@@ -25,7 +25,7 @@ import torch
 
 from benchmark import measurements
 from core import provenance
-from core.config import check_model_options, load_settings
+from core.config import check_options, load_settings
 from core.device import pick_device
 from core.errors import InputError
 from core.files import atomic_write_json
@@ -59,7 +59,7 @@ def recipes_to_measure(args: list[str]) -> dict[str, Settings]:
     names = settings.bench_recipes or named
     recipes = {name: load_settings([*args, f"recipe={name}"]) for name in names}
     for settings in recipes.values():
-        check_model_options(settings, args)
+        check_options(settings, args)
     return recipes
 
 

@@ -86,6 +86,11 @@ def assign_folds(
 def check_groups(settings: Settings, samples: list[Sample]) -> None:
     """Raise InputError if there are fewer groups than folds."""
     groups = sorted({sample.group for sample in samples})
+    if len(samples) == 1:
+        raise InputError(
+            f"{settings.data_dir}: has a single training image, {samples[0].image_id}; at least "
+            "two are needed, one of them to be held out"
+        )
     if len(groups) < settings.n_folds:
         remedies = []
         if len(groups) < len(samples):

@@ -87,6 +87,11 @@ def finished_folds(run_dir: Path) -> list[int]:
     return sorted(int(name[4:]) for name in names if name[4:].isdecimal())
 
 
+def finished_weights(run_dir: Path) -> list[Path]:
+    """Return the weights files of the finished folds, in the order of the folds."""
+    return [weights_path(run_dir, fold) for fold in finished_folds(run_dir)]
+
+
 def trained_runs(output_dir: Path) -> list[Path]:
     """Return the sorted folders of the runs that have a finished fold."""
     return sorted(folder for folder in output_dir.glob("*/") if finished_folds(folder))

@@ -69,10 +69,11 @@ def is_weights_file(encoder_weights: str) -> bool:
     return encoder_weights.endswith((".safetensors", ".pth", ".pt"))
 
 
-# A run is trained with its `run` settings from beginning to end. `model` settings are stored with
-# the weights and cannot be overridden at prediction. `invocation` settings may differ each time a
-# script starts: on resume, between folds, at prediction.
-Scope = Literal["run", "model", "invocation"]
+# A run is trained with its `run` settings from beginning to end. So it is with `model` settings,
+# which are stored with the weights, and `training` settings, on which only training depends; both
+# cannot be set at prediction. `invocation` settings may differ each time a script starts: on
+# resume, between folds, at prediction.
+Scope = Literal["run", "model", "training", "invocation"]
 
 
 def setting(
@@ -126,7 +127,7 @@ class Settings:
     resize_mode: Literal["stretch", "letterbox"] = setting("stretch", "how an image is resized to `size`; letterbox keeps its aspect ratio", scope="model")
     reduce_colors: int = setting(0, "number of colors per image after quantization; 0: off", COLOR_COUNT, scope="model")
     cache: Literal["auto", "ram", "disk", "none"] = setting("auto", "where decoded images are kept; auto: in memory if they take less than half of the available memory, else on disk if they take less than half of the free space, else not cached but decoded in every epoch; with several processes, disk is tried first", scope="invocation")
-    augmentation: Literal["none", "flip", "flips", "light", "strong", "paper"] = setting("light", "random changes of training images: flip: horizontal flip only; flips: horizontal and vertical, for images with no natural up direction, such as aerial photographs; light, strong: horizontal flip, shift, zoom, rotation, color, in strong also gray images; paper: those of Jois & Aygar 2017")
+    augmentation: Literal["none", "flip", "flips", "light", "strong", "paper"] = setting("light", "random changes of training images: flip: horizontal flip only; flips: horizontal and vertical, for images with no natural up direction, such as aerial photographs; light, strong: horizontal flip, shift, zoom, rotation, color, in strong also gray images; paper: those of Jois & Aygar 2017", scope="training")
     prepare_scripts: list[str] = setting([], "scripts that create data_dir or folds_csv if missing", scope="invocation")
     demo_cars: int = setting(12, "training cars that demo.py renders", TWO_OR_MORE)
     demo_test_cars: int = setting(4, "test cars that demo.py renders", POSITIVE)
@@ -149,25 +150,25 @@ class Settings:
     full_size_skip: int = setting(0, "channels of a skip connection at full size: two 3×3 convolutions on the image; 0: off; arch=Unet only", NON_NEGATIVE, scope="model", model="smp")
     half_size_decoder: bool = setting(False, "end the decoder at half size and enlarge by a pixel shuffle: faster, as space_to_depth=2 is for unet; arch=Unet only", scope="model", model="smp")
 
-    epochs: int = setting(20, "passes over the training images; each pass leaves out the last incomplete batch, which holds different images each time", POSITIVE)
-    init_run: str = setting("", "run whose weights of fold k are the initial weights of fold k, on the same data and folds; empty: none", RUN_OR_STAGE)
-    stages: list[dict[str, Any]] = setting([], "train in stages, each from the weights of the stage before; a list of the settings that differ (those on the command line apply to all stages), for example stages='[{size: [256,384], epochs: 4, lr: 1e-3}, {size: [512,768], epochs: 2}]'", STAGES)
-    crop_size: list[int] | None = setting(None, "height,width of a random crop of each image at `size`, to train on; prediction takes whole images; null: whole images", SIZE)
+    epochs: int = setting(20, "passes over the training images; each pass leaves out the last incomplete batch, which holds different images each time", POSITIVE, scope="training")
+    init_run: str = setting("", "run whose weights of fold k are the initial weights of fold k, on the same data and folds; empty: none", RUN_OR_STAGE, scope="training")
+    stages: list[dict[str, Any]] = setting([], "train in stages, each from the weights of the stage before; a list of the settings that differ (those on the command line apply to all stages), for example stages='[{size: [256,384], epochs: 4, lr: 1e-3}, {size: [512,768], epochs: 2}]'", STAGES, scope="training")
+    crop_size: list[int] | None = setting(None, "height,width of a random crop of each image at `size`, to train on; prediction takes whole images; null: whole images", SIZE, scope="training")
     batch_size: int = setting(4, "images per step: in training over all GPUs, a multiple of their number; in prediction on each GPU", POSITIVE)
-    grad_accumulation: int = setting(1, "steps whose gradients are accumulated for one update", POSITIVE)
-    optimizer: Literal["adamw", "adam", "rmsprop", "sgd"] = setting("adamw", "optimizer of torch.optim; sgd with Nesterov momentum 0.9")
-    lr: float = setting(1e-3, "peak learning rate", POSITIVE)
-    lr_reference_batch: int = setting(0, "images per update that lr was tuned for: lr is scaled by the ratio of the actual number to this one, see lr_scaling; 0: off", NON_NEGATIVE)
-    lr_scaling: Literal["sqrt", "linear"] = setting("sqrt", "how lr grows with the images per update, if lr_reference_batch is set")
-    weight_decay: float = setting(1e-2, "decoupled in AdamW, L2 penalty in the others; not of biases and normalization", NON_NEGATIVE)
-    lr_schedule: Literal["cosine", "onecycle", "plateau", "constant"] = setting("cosine", "learning rate after warmup: cosine to 0; onecycle; constant; or plateau: without warmup, halved when the metric stalls")
-    warmup: float = setting(0.05, "fraction of all updates in which lr rises to its peak; not with lr_schedule=plateau", HALF_OPEN_UNIT)
-    grad_clip: float = setting(1.0, "maximum gradient norm; 0: off", NON_NEGATIVE)
-    ema_decay: float = setting(0.99, "decay of the averaged weights, which are validated and saved; 0: off", HALF_OPEN_UNIT)
-    loss: Literal["auto", "bce_dice", "edge_bce_dice", "bce", "dice", "focal", "lovasz", "ce_dice", "ce"] = setting("auto", "training loss, in fp32 on logits; auto: edge_bce_dice, for several classes ce_dice; edge_bce_dice: bce_dice in which pixels within 5 network-input pixels of an outline weigh 20 times as much; ce_dice and ce: several classes")
-    validate_every_epochs: int = setting(1, "epochs between two validations", POSITIVE)
-    checkpoint_metric: Literal["dice", "accuracy"] = setting("dice", "validation metric that selects the saved epoch")
-    seed: int = setting(0, "seed of all random numbers", NON_NEGATIVE)
+    grad_accumulation: int = setting(1, "steps whose gradients are accumulated for one update", POSITIVE, scope="training")
+    optimizer: Literal["adamw", "adam", "rmsprop", "sgd"] = setting("adamw", "optimizer of torch.optim; sgd with Nesterov momentum 0.9", scope="training")
+    lr: float = setting(1e-3, "peak learning rate", POSITIVE, scope="training")
+    lr_reference_batch: int = setting(0, "images per update that lr was tuned for: lr is scaled by the ratio of the actual number to this one, see lr_scaling; 0: off", NON_NEGATIVE, scope="training")
+    lr_scaling: Literal["sqrt", "linear"] = setting("sqrt", "how lr grows with the images per update, if lr_reference_batch is set", scope="training")
+    weight_decay: float = setting(1e-2, "decoupled in AdamW, L2 penalty in the others; not of biases and normalization", NON_NEGATIVE, scope="training")
+    lr_schedule: Literal["cosine", "onecycle", "plateau", "constant"] = setting("cosine", "learning rate after warmup: cosine to 0; onecycle; constant; or plateau: without warmup, halved when the metric stalls", scope="training")
+    warmup: float = setting(0.05, "fraction of all updates in which lr rises to its peak; not with lr_schedule=plateau", HALF_OPEN_UNIT, scope="training")
+    grad_clip: float = setting(1.0, "maximum gradient norm; 0: off", NON_NEGATIVE, scope="training")
+    ema_decay: float = setting(0.99, "decay of the averaged weights, which are validated and saved; 0: off", HALF_OPEN_UNIT, scope="training")
+    loss: Literal["auto", "bce_dice", "edge_bce_dice", "bce", "dice", "focal", "lovasz", "ce_dice", "ce"] = setting("auto", "training loss, in fp32 on logits; auto: edge_bce_dice, for several classes ce_dice; edge_bce_dice: bce_dice in which pixels within 5 network-input pixels of an outline weigh 20 times as much; ce_dice and ce: several classes", scope="training")
+    validate_every_epochs: int = setting(1, "epochs between two validations", POSITIVE, scope="training")
+    checkpoint_metric: Literal["dice", "accuracy"] = setting("dice", "validation metric that selects the saved epoch", scope="training")
+    seed: int = setting(0, "seed of all random numbers", NON_NEGATIVE, scope="training")
 
     runs: list[str] = setting([], "runs to ensemble, with equal weights; other prediction settings are those of the alphabetically first run; train.py trains each run with the recipe of its name; empty: only `run`", NAMES, scope="invocation")
     images: str = setting("", "a photograph or a folder of photographs: predict.py writes their masks and cutouts instead of predicting the test images", scope="invocation", is_path=True)
@@ -211,7 +212,6 @@ HELP_SECTIONS = {  # first setting of each section → title
     "runs": "prediction and evaluation",
 }
 PATH_SETTINGS = {name for name, f in FIELDS.items() if f.metadata["is_path"]}
-MODEL_SETTINGS = [name for name, f in FIELDS.items() if f.metadata["scope"] == "model"]
 MAY_DIFFER_ON_RESUME = {name for name, f in FIELDS.items() if f.metadata["scope"] == "invocation"}
 
 

@@ -127,8 +127,7 @@ def read_image(path: Path) -> np.ndarray:
     is damaged or truncated."""
     with open_image(path) as image:
         orientation, is_16_bit = exif_orientation(image), has_16_bits(image)
-        if image.mode in ("I", "F"):
-            raise InputError(f"{path}: has values of 32 bits; save it with 8 or 16 bits")
+        require_8_or_16_bits(path, image)
         if image.format in OPENCV_FORMATS:
             pixels = _decode_by_opencv(path.read_bytes())
         elif image.mode.startswith("I;16"):  # convert() would clip the values
@@ -143,6 +142,18 @@ def read_image(path: Path) -> np.ndarray:
             "them by 16, or save it with 8 bits"
         )
     return turn_upright(pixels, orientation)
+
+
+def require_8_or_16_bits(path: Path, image: Image.Image) -> None:
+    """Raise InputError for pixel values of 32 bits, whose range is unknown."""
+    if image.mode in ("I", "F"):
+        raise InputError(f"{path}: has values of 32 bits; save it with 8 or 16 bits")
+
+
+def check_header(path: Path) -> None:
+    """Raise InputError for what `read_image` refuses and the header tells, without decoding."""
+    with open_image(path) as image:
+        require_8_or_16_bits(path, image)
 
 
 def _decode_by_opencv(data: bytes) -> np.ndarray:

@@ -131,11 +131,7 @@ def is_up_to_date(ensemble_dir: Path) -> bool:
 
 def weight_file_hashes(output_dir: Path, runs: list[str]) -> dict[str, str]:
     """Return the SHA-256 of the weights of every finished fold of the runs, by relative path."""
-    paths = [
-        run_folder.weights_path(output_dir / run, fold)
-        for run in sorted(runs)
-        for fold in run_folder.finished_folds(output_dir / run)
-    ]
+    paths = [path for run in sorted(runs) for path in run_folder.finished_weights(output_dir / run)]
     return {path.relative_to(output_dir).as_posix(): file_sha256(path) for path in paths}
 
 
@@ -149,9 +145,8 @@ def store_predictor(run_dir: Path, scores: oof.Scores, tta: str) -> None:
     runs = sorted(read_ensemble(run_dir)["runs"]) if is_ensemble else [run_dir.name]
     weights = {}
     for run in runs:  # load() takes the tiles of the first run
-        folder = run_dir.parent / run
-        folds = run_folder.finished_folds(folder)
-        weights |= {run_folder.weights_path(folder, k): 1 / len(runs) / len(folds) for k in folds}
+        paths = run_folder.finished_weights(run_dir.parent / run)
+        weights |= dict.fromkeys(paths, 1 / len(runs) / len(paths))
     stored = run_folder.read_run_settings(run_dir.parent / runs[0])  # as predict.py does
     chosen = {name: stored[name] for name in ("threshold", "postprocess") if name in stored}
     write_predictor(run_dir, weights, tta, oof.choose_binarizer(Settings(**chosen), scores))

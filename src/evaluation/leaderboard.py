@@ -35,7 +35,7 @@ def load_run(run_dir: Path) -> LeaderboardEntry:
     run_folder.read_run_settings(run_dir)  # InputError if unreadable: predictor.json needs it
     folds = run_folder.finished_folds(run_dir)
     scores = oof.load_scores([run_folder.fold_dir(run_dir, fold) for fold in folds])
-    metadata = [checkpoint.read_metadata(run_folder.weights_path(run_dir, k)) for k in folds]
+    metadata = [checkpoint.read_metadata(path) for path in run_folder.finished_weights(run_dir)]
     fold_sizes = [np.count_nonzero(scores.folds == fold) for fold in folds]
     dice_without_tta = np.average([fold["val_dice"] for fold in metadata], weights=fold_sizes)
     columns = {

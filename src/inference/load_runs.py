@@ -3,14 +3,15 @@
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from core import config, process_env, run_folder
 from core.device import pick_device
 from core.errors import InputError, did_you_mean
 from core.overrides import parse_overrides
-from core.settings import MODEL_SETTINGS, Settings
+from core.settings import FIELDS, Settings
 from data.datasets import get_class_map
-from data.image_files import list_names
+from data.image_files import list_names, require_paths
 from inference.members import EnsembleMember, make_member
 from models import checkpoint
 
@@ -41,9 +42,7 @@ def settings_for_prediction(args: list[str]) -> Settings:
     The `run` of several runs a and b is `a+b`, whatever their order in `runs`.
     """
     settings, overrides = config.load_settings_without_stages(args), parse_overrides(args)
-    overridden = [name for name in overrides if name in MODEL_SETTINGS]
-    if overridden:
-        raise InputError(f"{overridden[0]} cannot be changed at prediction; leave it out")
+    check_prediction_overrides(overrides)
     folders = [Path(settings.output_dir) / run for run in sorted(settings.runs)]
     for folder in folders:
         if not run_folder.finished_folds(folder):
@@ -64,6 +63,14 @@ def settings_for_prediction(args: list[str]) -> Settings:
         if "tile_size" not in overrides:
             check_tiles_match(merged, Path(merged.output_dir) / run)
     return replace(merged, run=run_folder.ensemble_name(merged.runs))
+
+
+def check_prediction_overrides(overrides: dict[str, Any]) -> None:
+    """Raise InputError for settings that prediction cannot change, or that only training uses."""
+    problems = {"model": "cannot be changed at prediction", "training": "is only for training"}
+    for name in overrides:
+        if problem := problems.get(FIELDS[name].metadata["scope"]):
+            raise InputError(f"{name}: {problem}; leave it out")
 
 
 def warn_of_another_recipe(run_dir: Path, trained: str, requested: str) -> None:
@@ -112,9 +119,10 @@ def check_options_of_one_class(settings: Settings) -> None:
 def check_classes_match(settings: Settings, run_dir: Path) -> None:
     """Raise InputError if the run was trained with other classes than the settings select."""
     names = get_class_map(settings).names
-    path = run_folder.weights_path(run_dir, run_folder.finished_folds(run_dir)[0])
+    path = run_folder.finished_weights(run_dir)[0]
     trained = tuple(checkpoint.read_metadata(path).get("names", ()))
     if trained != names and (len(trained) > 1 or len(names) > 1):
+        require_paths(Path(settings.data_dir), remedy="; set data_dir=... as in training")
         raise InputError(
             f"{path}: was trained with {_format_classes(trained)}, the settings select "
             f"{_format_classes(names)}: set dataset_format=, cityscapes_classes=, "

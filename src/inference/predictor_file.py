@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -45,7 +46,8 @@ def write_predictor(
 def read_predictor(run_dir: Path) -> PredictorFile:
     """Read predictor.json; InputError if it is missing or if the run has been trained since."""
     path = run_folder.predictor_path(run_dir)
-    fix = f"write it with `python src/leaderboard.py output_dir={run_dir.parent}`"
+    command = ["python", "src/leaderboard.py", f"output_dir={run_dir.parent}"]
+    fix = f"write it with `{shlex.join(command)}`"
     if not path.exists():
         raise InputError(_explain_missing(run_dir, fix))
     try:
@@ -70,11 +72,8 @@ def _explain_missing(run_dir: Path, fix: str) -> str:
 def _is_current(run_dir: Path, stored: PredictorFile) -> bool:
     """Whether the weights are the stored ones, and their runs have finished no other fold."""
     listed = {(run_dir / network.path).resolve(): network.sha256 for network in stored.networks}
-    finished = {
-        run_folder.weights_path(folder, fold)
-        for folder in {path.parent.parent for path in listed}
-        for fold in run_folder.finished_folds(folder)
-    }
+    runs = {path.parent.parent for path in listed}
+    finished = {path for run in runs for path in run_folder.finished_weights(run)}
     return finished <= listed.keys() and all(
         path.exists() and file_sha256(path) == sha256 for path, sha256 in listed.items()
     )

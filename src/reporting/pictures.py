@@ -14,7 +14,7 @@ from core.settings import Settings
 from core.text import format_count
 from data.classes import ClassMap, colorize, encode_values
 from data.datasets import get_class_map
-from data.image_io import find_photographs, read_image, read_image_size, write_image
+from data.image_io import check_header, find_photographs, read_image, write_image
 from evaluation import visualize
 from inference.cutout import read_background
 from inference.segmentation import Segmentation
@@ -34,7 +34,7 @@ def predict_photographs(settings: Settings, model: TrainedModel) -> list[str]:
     if not settings.skip_unreadable:  # report an unreadable one before predicting the others
         try:
             for photograph in photographs:
-                read_image_size(photograph)
+                check_header(photograph)
         except InputError as error:
             raise InputError(f"{error}{SKIP_HINT}") from None
     check_background(settings, class_map)

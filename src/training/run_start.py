@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from core import cli, config, process_env, run_folder
-from core.errors import InputError
+from core.errors import InputError, did_you_mean
 from core.files import folder_lock
 from core.overrides import parse_overrides
 from core.settings import MAY_DIFFER_ON_RESUME, Settings, format_value
@@ -23,7 +23,7 @@ def load_run_settings(args: list[str]) -> Settings:
     if settings.resume and not run_folder.has_started(settings.run_dir):
         announce_start_from_scratch(settings)
     if not is_continued(settings):
-        config.check_model_options(settings, args)
+        config.check_options(settings, args)
         return settings
     path = run_folder.config_path(settings.run_dir)
     stored = run_folder.read_run_settings(settings.run_dir)
@@ -50,9 +50,14 @@ def announce_start_from_scratch(settings: Settings) -> None:
     """Print that the run has no snapshot to resume from (one process only)."""
     if process_env.is_distributed():
         return
-    path = run_folder.config_path(settings.run_dir)
-    source = f" with the settings of {path}" if path.exists() else ""
-    print(f"{settings.run_dir}: nothing to resume; training from scratch{source}")
+    path, run_dir = run_folder.config_path(settings.run_dir), settings.run_dir
+    source, similar = f"recipe={settings.recipe}", ""
+    if path.exists():
+        source = f"the settings of {path}"
+    else:
+        runs = [folder.name for folder in run_dir.parent.glob("*/")]
+        similar = did_you_mean(run_dir.name, runs)
+    print(f"{run_dir}: nothing to resume{similar}; training from scratch with {source}")
 
 
 def report_kept_settings(args: list[str], started: dict[str, Any], path: Path) -> None:

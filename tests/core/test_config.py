@@ -66,7 +66,7 @@ def test_recipe_that_sets_model_inherits_no_option_of_the_other_one(tmp_path):
     settings = config.load_settings(args)
     assert (settings.model, settings.channels, settings.encoder) == ("unet", [4, 8], "resnet34")
     assert settings.dataset_name == "own"
-    config.check_model_options(settings, args)
+    config.check_options(settings, args)
 
 
 def test_load_settings_with_base_ignores_the_recipe():
@@ -271,25 +271,44 @@ def test_encoder_weights_are_a_path_only_with_the_suffix_of_a_weights_file(tmp_p
         ),
     ],
 )
-def test_check_model_options_rejects_an_option_of_the_other_model(args, message):
+def test_check_options_rejects_an_option_of_the_other_model(args, message):
     settings = config.load_settings(args)
     with pytest.raises(InputError, match=message):
-        config.check_model_options(settings, args)
+        config.check_options(settings, args)
     other = {"unet": "smp", "smp": "unet"}[settings.model]
-    config.check_model_options(replace(settings, model=other), [*args, f"model={other}"])
+    config.check_options(replace(settings, model=other), [*args, f"model={other}"])
 
 
 @pytest.mark.parametrize("args", [["recipe=carvana_small", "model=smp"], ["encoder_weights=none"]])
-def test_check_model_options_accepts_those_of_a_recipe_or_switched_off(args):
-    config.check_model_options(config.load_settings(args), args)
+def test_check_options_accepts_those_of_a_recipe_or_switched_off(args):
+    config.check_options(config.load_settings(args), args)
 
 
-def test_check_model_options_rejects_an_option_of_the_other_model_in_a_recipe(tmp_path):
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["warmup=0.1"], "warmup=0.1: lr_schedule=plateau has no warmup; leave it out"),
+        (["size=256,512", "tile_size=512"], "tile_size=512: the network's input, size=256,512, is"),
+    ],
+)
+def test_check_options_rejects_what_has_no_effect(args, message):
+    args = ["lr_schedule=plateau", *args]
+    with pytest.raises(InputError, match=message):
+        config.check_options(config.load_settings(args), args)
+
+
+@pytest.mark.parametrize("args", [["warmup=0"], ["size=256,513", "tile_size=512"], []])
+def test_check_options_accepts_what_has_an_effect_or_is_off(args):
+    args = ["lr_schedule=plateau", *args]
+    config.check_options(config.load_settings(args), args)
+
+
+def test_check_options_rejects_an_option_of_the_other_model_in_a_recipe(tmp_path):
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("model: unet\nfull_size_skip: 16\nhalf_size_decoder: false\n")
     args = [f"recipe={recipe}"]
     with pytest.raises(InputError, match="full_size_skip=16: is an option of model=smp; this run"):
-        config.check_model_options(config.load_settings(args), args)
+        config.check_options(config.load_settings(args), args)
 
 
 def test_load_settings_reads_names_of_the_first_release_in_a_recipe(tmp_path):
@@ -419,14 +438,12 @@ def test_scripts_print_help_and_reject_an_unknown_setting(script):
         ("unet", {"full_size_skip": 0, "half_size_decoder": False, "encoder_weights": "none"}),
     ],
 )
-def test_check_model_options_accepts_options_of_the_other_model_that_are_off(
-    tmp_path, model, values
-):
+def test_check_options_accepts_options_of_the_other_model_that_are_off(tmp_path, model, values):
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(yaml.safe_dump({"model": model, **values}))
     typed = [f"{name}={config.format_value(value)}" for name, value in values.items()]
     for args in ([f"recipe={recipe}"], [f"model={model}", *typed]):
-        config.check_model_options(config.load_settings(args), args)
+        config.check_options(config.load_settings(args), args)
 
 
 def test_recipes_that_start_from_each_other_in_a_circle_of_three_are_rejected(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 from core import device
 from core.old_settings import REMOVED, RENAMED, rename_old_settings
-from core.settings import FIELDS, MODEL_SETTINGS, POSTPROCESS_STEPS, Settings
+from core.settings import FIELDS, POSTPROCESS_STEPS, Settings
 from data import augment, datasets
 from inference import postprocess, predictor
 from models import unet
@@ -43,12 +43,14 @@ def test_rename_old_settings_drops_a_step_that_no_longer_exists(stored, current)
 def test_every_setting_has_a_help_text_and_a_scope():
     for field in fields(Settings):
         assert field.metadata["help"], field.name
-        assert field.metadata["scope"] in ("run", "model", "invocation"), field.name
+        assert field.metadata["scope"] in ("run", "model", "training", "invocation"), field.name
 
 
 def test_model_settings_are_those_that_weights_need():
-    assert {"size", "channels", "norm", "encoder", "reduce_colors"} <= set(MODEL_SETTINGS)
-    assert not {"lr", "loss", "threshold", "device", "run"} & set(MODEL_SETTINGS)
+    scopes = {field.name: field.metadata["scope"] for field in fields(Settings)}
+    model = {name for name, scope in scopes.items() if scope == "model"}
+    assert {"size", "channels", "norm", "encoder", "reduce_colors"} <= model
+    assert not {"lr", "loss", "threshold", "device", "run"} & model
 
 
 def test_renamed_settings_exist_and_their_old_names_do_not():

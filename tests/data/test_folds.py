@@ -85,6 +85,12 @@ def test_main_suggests_independent_images_for_names_of_a_phone(tmp_path):
     assert line.endswith("set group_regex='(.+)' if no two images show the same object")
 
 
+def test_main_rejects_a_single_image(tmp_path):
+    data_dir = make_data(tmp_path / "tiny", cars=1, views=1)
+    line = assert_input_error(folds.main, folds_args(data_dir, "dataset_name=new"))
+    assert line.startswith(f"{data_dir}: has a single training image, 000000000000_01; at least")
+
+
 def test_main_prints_empty_and_full_masks(data_dir, capsys):
     for view, value in ((1, 0), (2, 1)):
         path = data_dir / f"train_masks/000000000001_0{view}_mask.gif"

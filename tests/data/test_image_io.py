@@ -174,8 +174,9 @@ def test_read_image_rejects_12_bits_in_16(tmp_path, suffix, n_channels):
 
 def test_read_image_rejects_values_of_32_bits(tmp_path):
     Image.fromarray(gray_photograph().astype(np.float32)).save(tmp_path / "a.tif")
-    with pytest.raises(InputError, match=r"a\.tif: .*32 bits; save it with 8 or 16 bits"):
-        image_io.read_image(tmp_path / "a.tif")
+    for read in (image_io.read_image, image_io.check_header):
+        with pytest.raises(InputError, match=r"a\.tif: .*32 bits; save it with 8 or 16 bits"):
+            read(tmp_path / "a.tif")
 
 
 @pytest.mark.parametrize(

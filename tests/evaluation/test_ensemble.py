@@ -129,7 +129,7 @@ def test_settings_not_inherited_are_settings():
 @pytest.mark.parametrize(
     ("args", "parts"),
     [
-        (["runs=[a,b]", "channels=[8,8]"], ["channels cannot be changed at prediction"]),
+        (["runs=[a,b]", "channels=[8,8]"], ["channels: cannot be changed at prediction"]),
         (
             ["runs=[a,b]", "trimap_border=class", "dataset_format=pets"],
             ["3 classes", "dataset_format="],
@@ -140,6 +140,17 @@ def test_settings_not_inherited_are_settings():
 )
 def test_settings_for_prediction_of_other_model_classes_or_run_is_rejected(runs, args, parts):
     assert_input_error(lambda a: runs.settings(*a), args, *parts)
+
+
+def test_settings_for_prediction_of_several_classes_names_missing_data(runs, tmp_path, monkeypatch):
+    path = tmp_path / "moved"
+    args = [f"data_dir={path}", "dataset_format=carvana", "runs=a"]
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(InputError, match=f"{path}: does not"),
+    ):
+        patch.setattr(load_runs.checkpoint, "read_metadata", lambda path: {"names": ("a", "b")})
+        runs.settings(*args)
 
 
 def test_settings_for_prediction_of_runs_with_other_tiles_asks_for_one_size(runs_copy):

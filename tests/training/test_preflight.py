@@ -103,6 +103,14 @@ def test_train_another_fold_on_changed_folds_is_rejected(run_copy):
     assert_input_error(train.main, [*run_copy.args, "fold=1"], message)
 
 
+def test_train_another_fold_on_replaced_photographs_is_rejected(run_copy):
+    shutil.rmtree(run_copy.output_dir / "tiny/fold1")
+    for image in run_copy.data_dir.glob("train/*_01.jpg"):
+        image.write_bytes(image.read_bytes() + b"another photograph")
+    message = "fold0/best.safetensors: was trained on other images, masks or folds"
+    assert_input_error(train.main, [*run_copy.args, "fold=1"], message)
+
+
 def test_resume_of_a_finished_run_on_other_data_is_rejected(run_copy, capsys):
     train.main([*run_copy.args, "resume=true"])
     assert (

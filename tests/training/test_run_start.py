@@ -64,8 +64,12 @@ def test_lock_fold_rejects_settings_that_another_process_has_replaced(run_copy):
 
 
 def test_resume_of_a_run_that_does_not_exist_is_announced(tmp_path, capsys):
+    (tmp_path / "carvana").mkdir()
     run_start.load_run_settings(["run=carvna", f"output_dir={tmp_path}", "resume=true"])
-    assert f"{tmp_path}/carvna: nothing to resume" in capsys.readouterr().out
+    expected = (
+        "carvna: nothing to resume (did you mean carvana?); training from scratch with recipe="
+    )
+    assert f"{tmp_path}/{expected}carvana\n" in capsys.readouterr().out
 
 
 def test_resume_of_a_run_without_a_snapshot_starts_with_its_config(tmp_path, capsys):
