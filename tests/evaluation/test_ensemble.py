@@ -145,11 +145,8 @@ def test_settings_for_prediction_of_other_model_classes_or_run_is_rejected(runs,
 def test_settings_for_prediction_of_several_classes_names_missing_data(runs, tmp_path, monkeypatch):
     path = tmp_path / "moved"
     args = [f"data_dir={path}", "dataset_format=carvana", "runs=a"]
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        pytest.raises(InputError, match=f"{path}: does not"),
-    ):
-        patch.setattr(load_runs.checkpoint, "read_metadata", lambda path: {"names": ("a", "b")})
+    monkeypatch.setattr(load_runs.checkpoint, "read_metadata", lambda path: {"names": ("a", "b")})
+    with pytest.raises(InputError, match=f"{path}: does not exist.*; set data_dir="):
         runs.settings(*args)
 
 
