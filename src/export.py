@@ -47,7 +47,7 @@ def to_check_images(photograph: np.ndarray, preprocessing: Preprocessing) -> lis
 def main(args: list[str]) -> None:
     settings = load_runs.settings_for_prediction(args)
     photograph = read_photograph(settings)
-    scores = ensemble.out_of_fold_scores(settings)
+    scores = ensemble.ensure_oof_scores(settings)
     settings = replace(settings, device="cpu")  # of the exported graph
     members = [*load_runs.load_members(settings).values()]
     check_exportable(members, settings)

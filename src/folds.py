@@ -117,10 +117,12 @@ def write_folds(settings: Settings, folds: pd.Series) -> None:
         is_same_dataset = existing["dataset"] == name
         listed = existing[is_same_dataset].set_index("group")["fold"]
         if len(listed) and listed.to_dict() != folds.astype(str).to_dict():
+            found = f"has {len(listed)} groups of dataset {name}, {settings.data_dir} {len(folds)}"
+            if {*listed.index} == {*folds.index}:
+                found = f"has other folds of dataset {name}: n_folds or masks have changed"
             raise InputError(
-                f"{path}: has other groups or folds of dataset {name} ({len(listed)} groups, "
-                f"{settings.data_dir} has {len(folds)}); set folds_csv=<new file> or "
-                "dataset_name=<new name>, or delete these rows"
+                f"{path}: {found}; set folds_csv=<new file> or dataset_name=<new name>, or delete "
+                "these rows"
             )
         table = pd.concat([existing[~is_same_dataset], table], ignore_index=True)
     with atomic_write(path) as tmp_path:

@@ -1,10 +1,11 @@
 """Print the network of the settings as a table: layers, output shapes, parameters.
 
-`python src/model_summary.py recipe=carvana_small`
+`python src/model_summary.py recipe=carvana_small`, or run=<a run> for the settings of a run.
 """
 
-from core import cli
+from core import cli, run_folder
 from core.config import load_settings
+from core.overrides import parse_overrides
 
 if __name__ == "__main__":
     cli.check_arguments()  # before the imports that take seconds
@@ -18,6 +19,9 @@ from models.build import build_model
 
 def main(args: list[str]) -> None:
     settings = load_settings(args)
+    if "run" in parse_overrides(args):
+        stored = run_folder.read_run_settings(settings.run_dir)
+        settings = load_settings(args, stored, run_folder.config_path(settings.run_dir))
     model = build_model(settings, len(get_class_map(settings).names), pretrained=False)
     height, width = map(model.input_size, settings.size or IMAGE_SIZE)
     summary = torchinfo.summary(

@@ -222,7 +222,7 @@ def main(args: list[str]) -> None:
     samples, device = datasets.load_test_samples(settings), pick_device(settings)
     if samples[0].class_map.is_binary:
         submission.require_replaceable(settings, [sample.image.name for sample in samples])
-    scores = ensemble.out_of_fold_scores(settings)
+    scores = ensemble.ensure_oof_scores(settings)
     free_memory(device)  # of the networks that scored the ensemble
     if distributed.requested_processes() > 1:
         distributed.launch_processes(device)
@@ -233,7 +233,7 @@ def main(args: list[str]) -> None:
     distributed.init_process_group(device)
     key = prediction_key(settings, members, binarizer)
     folder = settings.submission_path.with_suffix(".chunks")
-    chunks = ChunkedPrediction(folder, key, samples, settings.batch_size)
+    chunks = ChunkedPrediction(folder, key, samples, settings)
     images_hash = hashlib.sha256("".join(chunks.images_hashes).encode()).hexdigest()[:12]
     distributed.assert_equal_on_all_ranks({"weights or settings": key, "test images": images_hash})
     with chunks.lock() if process_env.is_main_process() else nullcontext():

@@ -23,8 +23,10 @@ from core.errors import InputError
 from core.files import atomic_write, atomic_write_text, file_sha256
 from core.overrides import parse_overrides
 from data import csv_files, datasets
+from data.fingerprint import dataset_fingerprint
 from data.sample import Sample
 from evaluation import ensemble, label_errors, leaderboard, oof
+from evaluation.leaderboard_entries import LeaderboardEntry, load_entries
 from evaluation.metrics import dataset_scores, dice_curve, per_class, threshold_index
 from evaluation.postprocess_choice import explain_steps
 from evaluation.statistics import prediction_interval
@@ -43,7 +45,7 @@ class Report:
     settings: Settings
     scores: oof.Scores  # out of fold
     binarizer: Binarizer
-    entries: list[leaderboard.LeaderboardEntry]  # scored on the same images and folds, best first
+    entries: list[LeaderboardEntry]  # scored on the same images and folds, best first
     samples: list[Sample]
     test_samples: list[Sample]
     cars: pd.DataFrame | None  # make and car by group
@@ -112,7 +114,7 @@ class Report:
         """Cards of the worst images and the suspects, by image id."""
         ids = self.worst_ids + self.suspect_ids
         chosen = [sample for sample in self.samples if sample.image_id in ids]
-        fingerprint = datasets.dataset_fingerprint(self.samples)
+        fingerprint = dataset_fingerprint(self.samples)
         predictions = ensemble.predict_out_of_fold(self.settings, chosen, fingerprint)
         return {p.sample.image_id: gallery.oof_card(p, self.binarizer) for p in predictions}
 
@@ -145,26 +147,34 @@ class Report:
         )
 
 
+def load_test_images(settings: Settings) -> list[Sample]:
+    """Return the test samples; print why, and return none, if there are none or some are not on
+    this machine."""
+    folder = datasets.get_format(settings).find_test_images_dir(settings)
+    try:
+        if folder.exists():
+            return datasets.load_test_samples(settings)
+        print(f"{folder}: does not exist; the report is without test images")
+    except InputError as error:
+        print(f"the report is without test images: {error}")
+    return []
+
+
 def load_report(settings: Settings) -> Report:
-    scores = ensemble.out_of_fold_scores(settings)
-    entries = leaderboard.load_entries(Path(settings.output_dir))
+    scores = ensemble.ensure_oof_scores(settings)
+    entries = load_entries(Path(settings.output_dir))
     data = next((entry.data for entry in entries if entry.name == settings.run), None)
     if data is None:  # a file system may ignore the case of names
         names = ", ".join(entry.name for entry in entries)
         raise InputError(f"run={settings.run}: no such run; found {names}")
     entries = leaderboard.sort_entries([entry for entry in entries if entry.data == data])
-    try:
-        test_samples = datasets.load_test_samples(settings)
-    except InputError as error:  # perhaps not all of them are on this machine
-        print(f"test images are left out of the report: {error}")
-        test_samples = []
     return Report(
         settings,
         scores,
         oof.choose_binarizer(settings, scores),
         entries,
         ensemble.load_scored_samples(settings),
-        test_samples,
+        load_test_images(settings),
         csv_files.read_car_metadata(settings),
     )
 
@@ -173,7 +183,7 @@ def report_settings(args: list[str]) -> Settings:
     """Return the settings of the runs in `args`, or else of the top leaderboard entry."""
     output_dir = Path(config.load_settings_without_stages(args).output_dir)
     if not {"run", "runs", "recipe"} & parse_overrides(args).keys():
-        entries = leaderboard.load_entries(output_dir)
+        entries = load_entries(output_dir)
         leader = output_dir / leaderboard.build_leaderboards(entries)[0].loc[0, "run"]
         is_ensemble = run_folder.ensemble_path(leader).exists()
         runs = ensemble.read_ensemble(leader)["runs"] if is_ensemble else [leader.name]

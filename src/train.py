@@ -17,6 +17,7 @@ from core import config, distributed, process_env, provenance, run_folder
 from core.device import explain_out_of_memory, free_memory, pick_device, pick_precision
 from data import datasets
 from data.cache import Cache, make_cache
+from data.fingerprint import dataset_fingerprint, describe_dataset
 from data.sample import Sample
 from evaluation import leaderboard, oof
 from inference.members import make_member
@@ -42,7 +43,7 @@ def train_folds(settings: Settings, device: torch.device) -> None:
     n_folds, sizes = preflight.check_data(settings, samples)
     folds = preflight.folds_to_train(settings, n_folds)
     distributed.init_process_group(device)
-    fingerprint, commit = datasets.dataset_fingerprint(samples), provenance.current_commit()
+    fingerprint, commit = dataset_fingerprint(samples), provenance.current_commit()
     preflight.check_finished_folds(settings, fingerprint)
     if folds:
         preflight.check_folds(settings, folds, samples, sizes)
@@ -69,7 +70,7 @@ def train_fold(
 ) -> None:
     """Train one fold, score its held-out images, and delete its snapshots."""
     if process_env.is_main_process():
-        data = datasets.describe_dataset(settings, samples)
+        data = describe_dataset(settings, samples)
         folder = run_folder.fold_dir(settings.run_dir, fold)
         # Left over if the weights were deleted. This file marks a fold as finished.
         (folder / "oof.npz").unlink(missing_ok=True)

@@ -76,7 +76,9 @@ def smp_args(args: list[str], encoder: str) -> list[str]:
     """Return `args` with another model, an SMP U-Net over an encoder without pretrained weights."""
     from core.settings import FIELDS
 
-    kept = [arg for arg in args if FIELDS[arg.partition("=")[0]].metadata["model"] != "unet"]
+    kept = [
+        arg for arg in args if FIELDS[arg.partition("=")[0]].metadata["only_for_model"] != "unet"
+    ]
     return [*kept, "model=smp", f"encoder={encoder}", "encoder_weights=none"]
 
 

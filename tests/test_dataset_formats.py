@@ -74,6 +74,7 @@ def test_two_images_of_one_name_are_rejected(tmp_path):
 
 def test_cityscapes_samples_pair_images_with_label_ids(tmp_path):
     data_dir = make_cityscapes(tmp_path / "cityscapes")
+    (data_dir / "leftImg8bit/train/.ipynb_checkpoints").mkdir()
     args = ["cityscapes_classes=19", "group_regex=([^_]+)_.+"]
     samples = load("cityscapes", data_dir, *args)
     assert [sample.group for sample in samples] == ["city0", "city0", "city1", "city1"]

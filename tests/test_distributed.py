@@ -199,7 +199,7 @@ def failing_step(self, *args):
 cli.run_main(train.main, "run the same command with resume=true to resume")
 """
 FAIL = "TrainState.train_step = failing_step"
-OTHER_DATA = "datasets.dataset_fingerprint = lambda samples: f'data of {process_env.rank()}'"
+OTHER_DATA = "fingerprint.dataset_fingerprint = lambda samples: f'data of {process_env.rank()}'"
 
 
 @pytest.mark.parametrize(

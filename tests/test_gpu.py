@@ -32,7 +32,7 @@ from data.datasets import load_training_samples
 from data.loaders import prediction_loader
 from evaluation import oof
 from inference.members import make_member
-from inference.predictor import BatchForward
+from inference.predictor import BatchPredictor
 from models.build import build_model
 from training import snapshots
 from training.snapshots import SnapshotWriter
@@ -220,7 +220,7 @@ def test_predicting_a_batch_never_waits_for_the_gpu(shared_data_dir, tmp_path, p
     member = make_member(build_model(settings, pretrained=False).eval().to(GPU), settings)
     [batch] = prediction_loader(samples, {member.preprocessing}, settings, with_mask=True)
     assert all(x.is_pinned() for part in batch for x in part.images.values())
-    forward = BatchForward([member], settings, oof.keep_statistics)
+    forward = BatchPredictor([member], settings, oof.keep_statistics)
     forward(batch)()  # loads kernels
     torch.cuda.set_sync_debug_mode("error")
     try:

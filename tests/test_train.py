@@ -120,6 +120,17 @@ def test_suggest_prediction_names_what_differs_from_the_defaults(tmp_path, args,
     assert train.suggest_prediction(runs) == f"bash predict.sh {command}"
 
 
+@pytest.mark.parametrize(
+    ("dataset_format", "folder"), [("cityscapes", "leftImg8bit/val"), ("pairs", "val")]
+)
+def test_suggest_prediction_finds_the_test_images_of_other_formats(
+    tmp_path, dataset_format, folder
+):
+    (tmp_path / folder).mkdir(parents=True)
+    args = ["run=a", f"data_dir={tmp_path}", f"dataset_format={dataset_format}"]
+    assert train.suggest_prediction([config.load_settings(args)]) == "bash predict.sh run=a"
+
+
 def test_train_of_a_finished_run_overwrites_nothing(run_copy):
     weights = run_copy.output_dir / "tiny/fold0/best.safetensors"
     before = weights.read_bytes()

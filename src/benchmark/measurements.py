@@ -15,6 +15,7 @@ from benchmark import baselines, timer
 from benchmark.steps import BINARIZER, time_loading, time_prediction
 from benchmark.timer import LoopDone, LoopTimer, StepTimer
 from core.device import explain_out_of_memory, free_memory
+from core.errors import InputError
 from core.settings import Settings
 from core.threads import map_in_threads
 from data import rle
@@ -52,7 +53,13 @@ def measure_recipe(
         trial = make_trial(settings, folder)
         # As many updates as the recipe makes: with TUNE_MIN_UPDATES or more, training is compiled.
         trial.epochs = max(1, round(settings.epochs * n_training / len(repeated)))
-        trainer = FoldTrainer(trial, -1, repeated, make_cache(trial, samples), device)
+        cache = make_cache(trial, samples)
+        if cache is None:
+            raise InputError(
+                f"cache={trial.cache}: bench.py needs room for decoded images; set cache=ram, "
+                "cache=disk or a smaller size"
+            )
+        trainer = FoldTrainer(trial, -1, repeated, cache, device)
         batch = time_loading(steps, trainer, samples[:N_STEP_IMAGES])
         training = measure_training(steps, trainer, batch)
         peak_bytes = peak_memory(device)

@@ -1,16 +1,15 @@
-"""Times of the single steps of training and prediction."""
+"""Times of the individual steps of training and prediction."""
 
 import torch
 from torch import Tensor
 
 from benchmark.timer import StepTimer
 from data import datasets, preprocess, rle
-from data.augment import Augmenter
 from data.loaders import collate
 from data.sample import Sample
 from inference.combine import resize_to_native
 from inference.postprocess import Binarizer
-from inference.predictor import BatchForward, keep_mean
+from inference.predictor import BatchPredictor, keep_mean
 from training.trainer import FoldTrainer
 
 BINARIZER = Binarizer(0.5, [])
@@ -19,8 +18,8 @@ BINARIZER = Binarizer(0.5, [])
 def time_loading(timer: StepTimer, trainer: FoldTrainer, samples: list[Sample]) -> list[Tensor]:
     """Time the steps from files to a training batch on the device; return the batch."""
     settings, cache, batch_size = trainer.settings, trainer.cache, trainer.settings.batch_size
-    preprocessing, class_map = preprocess.preprocessing_from(settings), trainer.class_map
-    augment = Augmenter(settings.augmentation, settings.seed, class_map, settings.crop_size)
+    preprocessing = preprocess.preprocessing_from(settings)
+    augment = trainer.loader.dataset.augment
 
     images = timer.measure("decode image", datasets.read_sample_image, samples)
     masks = timer.measure("decode mask", datasets.read_sample_mask, samples)
@@ -46,11 +45,11 @@ def time_prediction(timer: StepTimer, trainer: FoldTrainer, samples: list[Sample
     native_size = datasets.read_native_size(samples[0])
     images = collate([trainer.cache.image_and_target(s) for s in chosen])[0].to(trainer.device)
     member = trainer.ema_member()
-    batch_forward = BatchForward([member], settings, keep_mean)
-    batch_forward.tune()  # as for all test images
+    predictor = BatchPredictor([member], settings, keep_mean)
+    predictor.tune()  # as for all test images
 
     def forward(images: Tensor) -> Tensor:
-        [probability], _ = batch_forward.run_members({member.preprocessing: images})
+        [probability], _ = predictor.run_members({member.preprocessing: images})
         return probability
 
     def enlarge(probability: Tensor) -> Tensor:

@@ -43,6 +43,8 @@ def to_stored_settings(settings: Settings) -> dict[str, Any]:
     """Return the settings as a dict for a file: paths in the repository are relative to it, all
     others absolute."""
     values = asdict(settings)
+    if Path(settings.folds_csv) == Path(settings.data_dir) / "folds.csv":
+        values["folds_csv"] = ""  # remains so if data_dir is moved
     for name, value in find_paths(values).items():
         path = Path(os.path.abspath(value))
         values[name] = str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
@@ -102,7 +104,7 @@ def check_options(settings: Settings, args: list[str]) -> None:
         )
     recipe = {} if "model" in overrides else read_recipe(settings.recipe)
     for name, value in (recipe | overrides).items():
-        model = FIELDS[name].metadata["model"]
+        model = FIELDS[name].metadata["only_for_model"]
         is_off = value in ("none", [], 0) or (name, value) == ("space_to_depth", 1)
         if model and model != settings.model and not is_off:
             found = f"{name}={format_value(value)}: is an option of model={model}"
@@ -194,7 +196,7 @@ def read_recipe(name: str, derived: tuple[str, ...] = ()) -> dict[str, Any]:
         inherited = {
             key: value
             for key, value in inherited.items()
-            if key not in FIELDS or FIELDS[key].metadata["model"] in models
+            if key not in FIELDS or FIELDS[key].metadata["only_for_model"] in models
         }
     return inherited | values
 

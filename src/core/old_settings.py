@@ -1,4 +1,5 @@
-"""Settings of earlier versions: weights, config.yaml and recipes with old names are read.
+"""Settings of earlier versions: old names in weights, config.yaml and recipes are replaced, and
+settings that no longer exist are ignored.
 
 An old name on the command line is an error that suggests the new one.
 """
@@ -46,6 +47,10 @@ RENAMED = {
     "validate_every": "validate_every_epochs",
     "workers": "num_workers",
 }
+RENAMED_VALUES = {
+    ("augmentation", "flip"): "hflip",
+    ("upsampling", "nearest"): "nearest_conv",
+}
 REMOVED = {"augment_on", "bench_baselines", "compare", "decode", "jpeg_decode", "minutes"}
 
 
@@ -56,4 +61,10 @@ def rename_old_settings(values: dict[str, Any]) -> dict[str, Any]:
         del values["dilated_bottom"]
     if isinstance(steps := values.get("postprocess"), str):  # there was a step `hull`
         values["postprocess"] = ",".join(s for s in steps.split(",") if s != "hull") or "none"
+    for name, value in values.items():
+        if isinstance(value, str):
+            values[name] = RENAMED_VALUES.get((name, value), value)
+    if isinstance(stages := values.get("stages"), list):
+        are_dicts = all(isinstance(stage, dict) for stage in stages)
+        values["stages"] = [*map(rename_old_settings, stages)] if are_dicts else stages
     return values

@@ -20,7 +20,7 @@ class Check(NamedTuple):
 
 POSITIVE = Check("above 0 and finite", lambda v: 0 < v < float("inf"))
 NON_NEGATIVE = Check("0 or more and finite", lambda v: 0 <= v < float("inf"))
-HALF_OPEN_UNIT = Check("0 or more and below 1", lambda v: 0 <= v < 1)
+HALF_OPEN_UNIT_INTERVAL = Check("0 or more and below 1", lambda v: 0 <= v < 1)
 OPEN_UNIT_INTERVAL = Check("above 0 and below 1", lambda v: 0 < v < 1)
 TWO_OR_MORE = Check("2 or more", lambda v: v >= 2)
 ONE_TWO_FOUR = Check("1, 2 or 4", lambda v: v in (1, 2, 4))
@@ -64,15 +64,20 @@ STAGES = Check(
 REGEX = Check("a regular expression with one group", lambda v: re.compile(v).groups == 1)
 
 
+def is_picture_file(background: str) -> bool:
+    """Whether `background` is the path of a file, not a color."""
+    return re.search(r"\.[A-Za-z]{3,4}$", background) is not None
+
+
 def is_weights_file(encoder_weights: str) -> bool:
     """Whether `encoder_weights` is the path of a file, not a name."""
     return encoder_weights.endswith((".safetensors", ".pth", ".pt"))
 
 
-# A run is trained with its `run` settings from beginning to end. So it is with `model` settings,
-# which are stored with the weights, and `training` settings, on which only training depends; both
-# cannot be set at prediction. `invocation` settings may differ each time a script starts: on
-# resume, between folds, at prediction.
+# `run`, `model` and `training` settings are fixed for the life of a run. `model` settings are stored
+# with the weights; `training` settings affect training only; neither can be set at prediction.
+# `invocation` settings may differ each time a script starts: on resume, between folds, at
+# prediction.
 Scope = Literal["run", "model", "training", "invocation"]
 
 
@@ -87,7 +92,13 @@ def setting(
     """Return a dataclass field with its help text, check and scope, which of its values are paths,
     and the only `model` that it is an option of."""
     help = f"{model}: {help}" if model else help
-    metadata = {"help": help, "check": check, "scope": scope, "is_path": is_path, "model": model}
+    metadata = {
+        "help": help,
+        "check": check,
+        "scope": scope,
+        "is_path": is_path,
+        "only_for_model": model,
+    }
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -127,7 +138,7 @@ class Settings:
     resize_mode: Literal["stretch", "letterbox"] = setting("stretch", "how an image is resized to `size`; letterbox keeps its aspect ratio", scope="model")
     reduce_colors: int = setting(0, "number of colors per image after quantization; 0: off", COLOR_COUNT, scope="model")
     cache: Literal["auto", "ram", "disk", "none"] = setting("auto", "where decoded images are kept; auto: in memory if they take less than half of the available memory, else on disk if they take less than half of the free space, else not cached but decoded in every epoch; with several processes, disk is tried first", scope="invocation")
-    augmentation: Literal["none", "flip", "flips", "light", "strong", "paper"] = setting("light", "random changes of training images: flip: horizontal flip only; flips: horizontal and vertical, for images with no natural up direction, such as aerial photographs; light, strong: horizontal flip, shift, zoom, rotation, color, in strong also gray images; paper: those of Jois & Aygar 2017", scope="training")
+    augmentation: Literal["none", "hflip", "flips", "light", "strong", "paper"] = setting("light", "random changes of training images: hflip: horizontal flip only; flips: horizontal and vertical, for images with no natural up direction, such as aerial photographs; light, strong: horizontal flip, shift, zoom, rotation, color, in strong also gray images; paper: those of Jois & Aygar 2017", scope="training")
     prepare_scripts: list[str] = setting([], "scripts that create data_dir or folds_csv if missing", scope="invocation")
     demo_cars: int = setting(12, "training cars that demo.py renders", TWO_OR_MORE)
     demo_test_cars: int = setting(4, "test cars that demo.py renders", POSITIVE)
@@ -135,7 +146,7 @@ class Settings:
     model: Literal["unet", "smp"] = setting("unet", "the U-Net of src/models/unet.py, or one of segmentation_models_pytorch", scope="model")
     channels: list[int] = setting([64, 128, 256, 512, 1024], "channels of each level, top to bottom", CHANNELS, scope="model", model="unet")
     norm: Literal["batch", "none"] = setting("batch", "normalization after each convolution", scope="model", model="unet")
-    upsampling: Literal["transpose", "transpose3", "nearest", "repeat", "bilinear"] = setting("transpose", "upsampling of the decoder by 2: transpose: 2×2 transposed convolution; transpose3: 3×3 transposed convolution; nearest: nearest neighbor, then a 2×2 convolution; repeat: nearest neighbor alone; bilinear: 1×1 convolution, then bilinear", scope="model", model="unet")
+    upsampling: Literal["transpose", "transpose3", "nearest_conv", "repeat", "bilinear"] = setting("transpose", "upsampling of the decoder by 2: transpose: 2×2 transposed convolution; transpose3: 3×3 transposed convolution; nearest_conv: nearest neighbor, then a 2×2 convolution; repeat: nearest neighbor alone; bilinear: 1×1 convolution, then bilinear", scope="model", model="unet")
     decoder_channels: list[int] = setting([], "channels of each decoder level, bottom to top; empty: as `channels`", ALL_POSITIVE, scope="model", model="unet")
     upsample_channels: list[int] = setting([], "channels after each upsampling, bottom to top; empty: as `decoder_channels`", ALL_POSITIVE, scope="model", model="unet")
     refine_channels: list[int] = setting([], "channels of extra 3×3 convolutions before the output layer; empty: none", ALL_POSITIVE, scope="model", model="unet")
@@ -162,17 +173,17 @@ class Settings:
     lr_scaling: Literal["sqrt", "linear"] = setting("sqrt", "how lr grows with the images per update, if lr_reference_batch is set", scope="training")
     weight_decay: float = setting(1e-2, "decoupled in AdamW, L2 penalty in the others; not of biases and normalization", NON_NEGATIVE, scope="training")
     lr_schedule: Literal["cosine", "onecycle", "plateau", "constant"] = setting("cosine", "learning rate after warmup: cosine to 0; onecycle; constant; or plateau: without warmup, halved when the metric stalls", scope="training")
-    warmup: float = setting(0.05, "fraction of all updates in which lr rises to its peak; not with lr_schedule=plateau", HALF_OPEN_UNIT, scope="training")
+    warmup: float = setting(0.05, "fraction of all updates in which lr rises to its peak; not with lr_schedule=plateau", HALF_OPEN_UNIT_INTERVAL, scope="training")
     grad_clip: float = setting(1.0, "maximum gradient norm; 0: off", NON_NEGATIVE, scope="training")
-    ema_decay: float = setting(0.99, "decay of the averaged weights, which are validated and saved; 0: off", HALF_OPEN_UNIT, scope="training")
+    ema_decay: float = setting(0.99, "decay of the averaged weights, which are validated and saved; 0: off", HALF_OPEN_UNIT_INTERVAL, scope="training")
     loss: Literal["auto", "bce_dice", "edge_bce_dice", "bce", "dice", "focal", "lovasz", "ce_dice", "ce"] = setting("auto", "training loss, in fp32 on logits; auto: edge_bce_dice, for several classes ce_dice; edge_bce_dice: bce_dice in which pixels within 5 network-input pixels of an outline weigh 20 times as much; ce_dice and ce: several classes", scope="training")
     validate_every_epochs: int = setting(1, "epochs between two validations", POSITIVE, scope="training")
     checkpoint_metric: Literal["dice", "accuracy"] = setting("dice", "validation metric that selects the saved epoch", scope="training")
-    seed: int = setting(0, "seed of all random numbers", NON_NEGATIVE, scope="training")
+    seed: int = setting(0, "seed of weights, order of images, augmentation, dropout and demo cars", NON_NEGATIVE, scope="training")
 
     runs: list[str] = setting([], "runs to ensemble, with equal weights; other prediction settings are those of the alphabetically first run; train.py trains each run with the recipe of its name; empty: only `run`", NAMES, scope="invocation")
     images: str = setting("", "a photograph or a folder of photographs: predict.py writes their masks and cutouts instead of predicting the test images", scope="invocation", is_path=True)
-    background: str = setting("", "images: color (#rrggbb or a name) or picture to put behind the object", scope="invocation")
+    background: str = setting("", "images: color (#rrggbb or a name) or picture to put behind the object", scope="invocation", is_path=is_picture_file)
     tta: Literal["none", "hflip", "flips"] = setting("hflip", "test-time augmentation, whose probabilities are averaged: hflip: the image and its horizontal flip; flips: also its vertical flip and both together")
     tile_size: int = setting(0, "predict network inputs larger than this in square tiles of this side length, for large images at size=null; 0: no tiles", TILE_SIZE, scope="invocation")
     tile_overlap: float = setting(0.25, "fraction of a tile that overlaps its neighbor", TILE_OVERLAP, scope="invocation")

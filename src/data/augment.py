@@ -56,7 +56,7 @@ def _photometric(strength: float) -> list[A.BasicTransform]:
 FLIP = A.HorizontalFlip(p=0.5)
 POLICIES: dict[str, list[A.BasicTransform]] = {
     "none": [],
-    "flip": [FLIP],
+    "hflip": [FLIP],
     "flips": [FLIP, A.VerticalFlip(p=0.5)],  # not for cars, which are upright
     "light": [FLIP, _affine(scale=0.1, shift=0.05, rotate=3, p=0.5), *_photometric(1)],
     "paper": [  # independent: flip, rotation, zoom of each axis, shear, shift

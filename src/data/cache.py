@@ -40,8 +40,8 @@ def load_sample(
 class Cache:
     """Decoded samples, in memory or in a memory-mapped file that worker processes share.
 
-    `pixels` is N×(4·h·w) uint8: for each sample the image, then the target. `masks` holds the
-    output of pack_mask for each sample.
+    `pixels` is N×(4·h·w) uint8: for each sample the image, then the target. `packed_masks`
+    holds the output of pack_mask for each sample.
     """
 
     def __init__(
@@ -50,11 +50,11 @@ class Cache:
         preprocessing: Preprocessing,
         size: Size,
         pixels: np.ndarray,
-        masks: Sequence[bytes | np.ndarray],
+        packed_masks: Sequence[bytes | np.ndarray],
     ):
         self.index = {sample.image_id: i for i, sample in enumerate(samples)}
         self.preprocessing, self.size = preprocessing, size
-        self.pixels, self.masks = pixels, masks
+        self.pixels, self.packed_masks = pixels, packed_masks
 
     def image_and_target(self, sample: Sample) -> ImageAndTarget:
         """Return image h×w×3 and target h×w, uint8 views into the cache; do not write to them."""
@@ -63,7 +63,7 @@ class Cache:
 
     def mask(self, sample: Sample) -> np.ndarray:
         """Return the sample's mask at native size, as read_sample_mask does."""
-        mask = unpack_mask(self.masks[self.index[sample.image_id]])
+        mask = unpack_mask(self.packed_masks[self.index[sample.image_id]])
         return mask.view(bool) if sample.class_map.is_binary else mask
 
 

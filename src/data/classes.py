@@ -3,10 +3,21 @@
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import ImageColor
 
 from core.errors import InputError
 
 IGNORE = 255  # class id of pixels that are neither trained on nor scored
+
+
+def parse_color(text: str) -> tuple[int, ...] | None:
+    """Return the RGB values of a color such as #ff8000 or orange; None if `text` is not a color, is
+    out of range or has an opacity."""
+    try:
+        color = ImageColor.getrgb(text)
+    except ValueError:
+        return None
+    return color if len(color) == 3 and max(color) <= 255 else None
 
 
 @dataclass(frozen=True)

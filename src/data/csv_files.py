@@ -3,11 +3,10 @@
 from pathlib import Path
 
 import pandas as pd
-from PIL import ImageColor
 
 from core.errors import InputError
 from core.settings import Settings
-from data.classes import IGNORE, ClassMap
+from data.classes import IGNORE, ClassMap, parse_color
 from data.image_files import require_paths
 
 
@@ -122,13 +121,12 @@ def _parse_colors(path: Path, rows: list[tuple[int, str, str]]) -> dict[int, tup
     for value, name, text in rows:
         if name == "ignore" and not text:
             continue
-        try:
-            color = ImageColor.getrgb(text)[:3]
-        except ValueError:
+        color = parse_color(text)
+        if color is None:
             found = f"{text!r} is not a color" if text else "has no color"
             raise InputError(
                 f"{path}: {name}: {found}; write one as #ff8000 or orange (only ignore needs none)"
-            ) from None
+            )
         if color in name_of_color:
             raise InputError(
                 f"{path}: {name_of_color[color]} and {name} have the same color, {text}; expected "

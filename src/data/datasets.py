@@ -1,21 +1,18 @@
 """Samples of the datasets: files, groups, folds, and how to read them."""
 
-import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from core import process_env
 from core.errors import InputError
-from core.files import file_sha256
 from core.settings import Settings
 from core.text import format_count
+from core.threads import map_in_threads
 from data import image_io
 from data.classes import IGNORE, ClassMap
 from data.csv_files import read_folds
@@ -179,7 +176,9 @@ def drop_empty_masks(samples: list[Sample]) -> list[Sample]:
     """Return the samples whose masks show more than background, and print which do not. Every mask
     is read."""
     empty_values = [0, IGNORE] if samples[0].class_map.has_background else [IGNORE]
-    empty = [s.image_id for s in samples if np.isin(read_sample_mask(s), empty_values).all()]
+    masks = map_in_threads(read_sample_mask, samples)
+    are_empty = [np.isin(mask, empty_values).all() for mask in masks]
+    empty = [s.image_id for s, is_empty in zip(samples, are_empty, strict=True) if is_empty]
     examples = f": {', '.join(empty[:5])}" if empty else ""
     print(f"skip_empty: {format_count(len(empty), 'mask')} with only background{examples}")
     if len(empty) == len(samples):
@@ -191,64 +190,3 @@ def drop_empty_masks(samples: list[Sample]) -> list[Sample]:
 def load_test_samples(settings: Settings) -> list[Sample]:
     """Return the samples to predict in order, with masks if the dataset has them."""
     return load_samples(settings, "test")[: settings.max_images or None]
-
-
-# ---------------------------------------------------------------- identity of a dataset
-
-
-def dataset_fingerprint(samples: Sequence[Sample]) -> str:
-    """Return "<h>-<i>": h is a hash of image names, groups, folds, sizes of mask files and classes;
-    i is a hash of the names and sizes of the image files.
-
-    Scores are comparable only between equal h. A run trains all folds on equal h and i.
-    """
-    lines = sorted(f"{s.image_id},{s.group},{s.fold},{mask_identity(s.mask)}" for s in samples)
-    classes = samples[0].class_map
-    if classes.value_to_class:
-        # With the names of the first release, where ClassMap was Scheme: its runs stay comparable.
-        lines.append(
-            f"Scheme(names={classes.names}, colours={classes.colors}, "
-            f"table={classes.value_to_class}, unsure={classes.max_color_distance})"
-        )
-    if classes.mask_threshold:
-        lines.append(f"mask_threshold={classes.mask_threshold}")
-    truth = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
-    sizes = sorted((sample.image.name, file_size(sample.image)) for sample in samples)
-    return f"{truth}-{hashlib.sha256(repr(sizes).encode()).hexdigest()[:8]}"
-
-
-def is_same_dataset(stored: str | None, fingerprint: str) -> bool:
-    """Whether a stored fingerprint is that of the same dataset. Earlier versions stored it without
-    the hash of the image files."""
-    return stored in (fingerprint, comparable_part(fingerprint))
-
-
-def comparable_part(fingerprint: str) -> str:
-    """Return the part of a fingerprint that is equal if scores are comparable."""
-    return fingerprint.partition("-")[0]
-
-
-def mask_identity(path: Path) -> str:
-    """Return the size of a mask's file, or its hash if other masks may have files of that size: in
-    uncompressed formats, and in a csv of all masks."""
-    size = file_size(path)
-    is_compressed = path.suffix.lower() not in (".bmp", ".tif", ".tiff", ".csv")
-    return str(size) if is_compressed else file_sha256(path)
-
-
-def file_size(path: Path) -> int:
-    """Return the size in bytes; InputError if there is no such file."""
-    if not path.exists():
-        raise InputError(f"{path}: is missing, or a link to a missing file")
-    return path.stat().st_size
-
-
-def describe_dataset(settings: Settings, samples: Sequence[Sample]) -> dict[str, Any]:
-    """Return the number and total size of the images, and hashes of files and folds, for
-    provenance.json."""
-    return {
-        "fingerprint": dataset_fingerprint(samples),
-        "images": len(samples),
-        "bytes": sum(sample.image.stat().st_size for sample in samples),
-        "folds_csv": file_sha256(Path(settings.folds_csv)),
-    }

@@ -15,7 +15,8 @@ from core.files import atomic_write
 from data.image_files import foreign_file_remedy, list_images, require_paths
 
 # Exceptions that Pillow and OpenCV raise for files that are truncated, damaged or not images.
-DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, LookupError, struct.error, cv2.error)
+DECODE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError)
+DECODE_ERRORS += (struct.error, cv2.error)
 FORMATS_READ = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # EPS would run a program
 OPENCV_FORMATS = ("JPEG", "MPO", "PNG")  # decoded by OpenCV, which is faster than Pillow
 MAX_PIXELS = 2**28  # a file of a few kB can declare more pixels than fit into memory

@@ -10,12 +10,14 @@ from core import provenance, run_folder
 from core.errors import InputError
 from core.files import atomic_write_json, file_sha256
 from core.settings import Settings
+from core.text import format_count
 from core.threads import map_in_threads
-from data.datasets import dataset_fingerprint, load_training_samples
+from data.datasets import load_training_samples
+from data.fingerprint import dataset_fingerprint
 from data.sample import Sample
 from evaluation import oof
 from inference.load_runs import load_members, load_oof_members
-from inference.predictor import Prediction, Reduce, keep_mean, predict
+from inference.predictor import Keep, Prediction, keep_mean, predict
 from inference.predictor_file import write_predictor
 from inference.trained_model import TrainedModel
 
@@ -35,7 +37,7 @@ def common_folds(settings: Settings) -> list[int]:
     return sorted(common)
 
 
-def out_of_fold_scores(settings: Settings) -> oof.Scores:
+def ensure_oof_scores(settings: Settings) -> oof.Scores:
     """Return the out-of-fold scores of the run, or of the mean of the runs; score an ensemble first
     if that has not been done, or if a run has changed since."""
     run_dir = settings.run_dir
@@ -52,7 +54,7 @@ def out_of_fold_scores(settings: Settings) -> oof.Scores:
 
 def load_trained_model(settings: Settings) -> TrainedModel:
     """Load the networks, threshold and post-processing that predict.py uses."""
-    scores, members = out_of_fold_scores(settings), load_members(settings)
+    scores, members = ensure_oof_scores(settings), load_members(settings)
     return TrainedModel([*members.values()], oof.choose_binarizer(settings, scores), settings)
 
 
@@ -81,24 +83,27 @@ def score_ensemble(settings: Settings) -> dict[str, Any]:
         "networks": weight_file_hashes(Path(settings.output_dir), runs),
         "commit": provenance.current_commit(),
     }
+    path = run_folder.ensemble_path(settings.run_dir)
+    path.unlink(missing_ok=True)  # if this is interrupted, it must not vouch for other scores
     oof.save_scores(settings.run_dir, scores)
-    atomic_write_json(run_folder.ensemble_path(settings.run_dir), data)
+    atomic_write_json(path, data)
     store_predictor(settings.run_dir, scores, settings.tta)
     print(
-        f"{settings.run}: out-of-fold dice {oof.format_mean_dice(scores)} of the mean of the runs"
+        f"{settings.run}: out-of-fold dice {oof.format_mean_dice(scores)} of the mean of the runs, "
+        f"on {len(samples)} images of {format_count(len(folds), 'fold')}"
     )
     return data
 
 
 def predict_out_of_fold(
-    settings: Settings, samples: list[Sample], data_fingerprint: str, reduce: Reduce = keep_mean
+    settings: Settings, samples: list[Sample], data_fingerprint: str, keep: Keep = keep_mean
 ) -> Iterator[Prediction]:
     """Predict the samples and load their masks, fold by fold, each with the networks of the runs
     that held it out."""
     for fold in sorted({sample.fold for sample in samples}):
         members = load_oof_members(settings, fold, data_fingerprint)
         held_out = [sample for sample in samples if sample.fold == fold]
-        predictions = predict(members, held_out, settings, reduce, with_mask=True)
+        predictions = predict(members, held_out, settings, keep, with_mask=True)
         yield from oof.with_progress_bar(predictions, held_out, f"fold {fold}")
 
 

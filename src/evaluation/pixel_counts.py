@@ -1,4 +1,4 @@
-"""Numbers of pixels by prediction and truth, counted on the device of the prediction."""
+"""Pixel counts by predicted and true value, counted on the device of the prediction."""
 
 import torch
 from torch import Tensor

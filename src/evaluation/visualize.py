@@ -4,6 +4,7 @@ import base64
 
 import cv2
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from data import classes
@@ -95,14 +96,18 @@ def disagreement_heatmap(image: np.ndarray, share: np.ndarray) -> np.ndarray:
 
 
 def draw_legend(class_map: ClassMap) -> np.ndarray:
-    """Draw the color, index and name of each class, 260 pixels wide."""
-    legend = np.full((28 * len(class_map.names) + 8, 260, 3), 255, np.uint8)
-    for i, (name, color) in enumerate(zip(class_map.names, class_map.colors, strict=True)):
+    """Draw the color, index and name of each class, as wide as the longest name. The font has Latin
+    letters only."""
+    font = ImageFont.load_default(16)
+    texts = [f"{i} {name}" for i, name in enumerate(class_map.names)]
+    width = 58 + int(max(map(font.getlength, texts))) + 16
+    legend = Image.new("RGB", (width, 28 * len(texts) + 8), "white")
+    draw = ImageDraw.Draw(legend)
+    for i, (text, color) in enumerate(zip(texts, class_map.colors, strict=True)):
         top = 8 + 28 * i
-        legend[top : top + 20, 8:48] = color
-        font = cv2.FONT_HERSHEY_SIMPLEX
-        cv2.putText(legend, f"{i} {name}", (58, top + 15), font, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
-    return legend
+        draw.rectangle((8, top, 47, top + 19), fill=color)
+        draw.text((58, top + 10), text, "black", font, anchor="lm")
+    return np.array(legend)
 
 
 def shrink(image: np.ndarray) -> np.ndarray:

@@ -38,12 +38,14 @@ class ChunkedPrediction:
 
     File names start with the prediction's key, so chunks of other predictions stay in the folder
     and can be resumed. They end with a hash of the chunk's images: after one image is replaced,
-    only its chunk is predicted again.
+    only its chunk is predicted again. Without skip_unreadable, so are chunks with unreadable
+    images.
     """
 
-    def __init__(self, folder: Path, key: str, samples: list[Sample], batch_size: int):
+    def __init__(self, folder: Path, key: str, samples: list[Sample], settings: Settings):
         self.folder, self.prefix, self.samples = folder, key[:16], samples
-        self.chunk_size = BATCHES_PER_CHUNK * batch_size
+        self.accepts_errors = settings.skip_unreadable
+        self.chunk_size = BATCHES_PER_CHUNK * settings.batch_size
         count = math.ceil(len(samples) / self.chunk_size)
         self.images_hashes = [files_hash(self.chunk(i)) for i in range(count)]
 
@@ -69,7 +71,13 @@ class ChunkedPrediction:
 
     def pending(self) -> list[int]:
         """Return the indices of the chunks that are not finished."""
-        return [i for i in range(len(self)) if not self.chunk_path(i).exists()]
+        return [i for i in range(len(self)) if not self.is_finished(i)]
+
+    def is_finished(self, i: int) -> bool:
+        """Whether chunk `i` is stored and can be used."""
+        if not self.chunk_path(i).exists():
+            return False
+        return self.accepts_errors or not any(result.error for result in self.read_chunk(i))
 
     def write(self, i: int, results: list[ImageResult]) -> None:
         """Store chunk `i`."""
@@ -80,9 +88,13 @@ class ChunkedPrediction:
     def read(self) -> Iterator[ImageResult]:
         """Iterate over the results of all chunks, in the order of the samples."""
         for i in range(len(self)):
-            for row in json.loads(self.chunk_path(i).read_text(encoding="utf-8")):
-                scores = {name: np.array(values) for name, values in row.pop("scores").items()}
-                yield ImageResult(**row, scores=scores)
+            yield from self.read_chunk(i)
+
+    def read_chunk(self, i: int) -> Iterator[ImageResult]:
+        """Iterate over the results of chunk `i`, which is stored."""
+        for row in json.loads(self.chunk_path(i).read_text(encoding="utf-8")):
+            scores = {name: np.array(values) for name, values in row.pop("scores").items()}
+            yield ImageResult(**row, scores=scores)
 
     def remove(self) -> None:
         """Delete the chunks, and the folder unless it holds chunks of other predictions."""

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageColor, ImageOps
+from PIL import Image, ImageOps
 
 from core.errors import InputError
+from data.classes import parse_color
 from data.image_io import read_image
 from data.preprocess import Preprocessing, Size, letterbox_region
 
@@ -93,7 +94,7 @@ def read_background(background: str | os.PathLike, size: Size) -> np.ndarray:
     Raises InputError if it is neither the name or #rrggbb of a color nor a picture file.
     """
     text = os.path.expanduser(background)
-    if color := _parse_color(text):
+    if color := parse_color(text):
         return np.full((*size, 3), color, np.uint8)
     if not Path(text).is_file():
         raise InputError(
@@ -102,15 +103,6 @@ def read_background(background: str | os.PathLike, size: Size) -> np.ndarray:
         )
     picture = Image.fromarray(read_image(Path(text)))
     return np.asarray(ImageOps.fit(picture, size[::-1]))
-
-
-def _parse_color(text: str) -> tuple[int, ...] | None:
-    """Return the RGB values of a color; None if `text` is not a color, or has an opacity."""
-    try:
-        color = ImageColor.getrgb(text)
-    except ValueError:
-        return None
-    return color if len(color) == 3 else None
 
 
 def put_on_background(cutout: np.ndarray, background: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from models import checkpoint
 
 # ---------------------------------------------------------------- settings
 
-# Settings of a run that prediction does not inherit.
+# Settings that prediction does not inherit from the run, but takes from the command and its recipe.
 NOT_INHERITED_BY_PREDICTION = {
     "device",
     "precision",
@@ -54,7 +54,7 @@ def settings_for_prediction(args: list[str]) -> Settings:
     if {"run", "recipe"} <= overrides.keys():
         warn_of_another_recipe(first_run, stored.get("recipe", ""), settings.recipe)
     inherited = {k: v for k, v in stored.items() if k not in NOT_INHERITED_BY_PREDICTION}
-    selected = {name: getattr(settings, name) for name in ("run", "runs", "output_dir")}
+    selected = {name: getattr(settings, name) for name in NOT_INHERITED_BY_PREDICTION}
     path = run_folder.config_path(first_run)
     merged = config.load_settings_without_stages(args, inherited | selected, path)
     check_options_of_one_class(merged)
@@ -87,13 +87,13 @@ def how_to_train(settings: Settings, run_dir: Path) -> str:
     one."""
     if run_folder.config_path(run_dir).exists() or run_folder.has_started(run_dir):
         return f"train it with `{train_sh_command(settings, f'run={run_dir.name}', 'resume=true')}`"
-    how = f"recipe={settings.recipe}"
+    how = [f"recipe={settings.recipe}"]
     if run_dir.name != Path(settings.recipe).stem:
         is_recipe = (config.SRC / "recipes" / f"{run_dir.name}.yaml").exists()
-        how = f"recipe={run_dir.name}" if is_recipe else f"{how} run={run_dir.name}"
+        how = [f"recipe={run_dir.name}"] if is_recipe else [*how, f"run={run_dir.name}"]
     trained = [folder.name for folder in run_folder.trained_runs(run_dir.parent)]
     found = f"; trained runs: {list_names(trained)}" if trained else ""
-    command = train_sh_command(settings, *how.split())
+    command = train_sh_command(settings, *how)
     return f"train it with `{command}`, or set run= or runs=a,b{found}"
 
 
@@ -123,10 +123,14 @@ def check_classes_match(settings: Settings, run_dir: Path) -> None:
     trained = tuple(checkpoint.read_metadata(path).get("names", ()))
     if trained != names and (len(trained) > 1 or len(names) > 1):
         require_paths(Path(settings.data_dir), remedy="; set data_dir=... as in training")
+        fixes = {
+            "carvana": f"restore classes.csv in {settings.data_dir}",
+            "pets": "set dataset_format= and trimap_border= as in training",
+        }
+        default = "set dataset_format= and cityscapes_classes= as in training"
         raise InputError(
             f"{path}: was trained with {_format_classes(trained)}, the settings select "
-            f"{_format_classes(names)}: set dataset_format=, cityscapes_classes=, "
-            "trimap_border= and data_dir= (its classes.csv) as in training"
+            f"{_format_classes(names)}; {fixes.get(settings.dataset_format, default)}"
         )
 
 
@@ -141,7 +145,8 @@ def check_tiles_match(settings: Settings, run_dir: Path) -> None:
 
 
 def _format_classes(names: tuple[str, ...]) -> str:
-    return f"{len(names)} classes ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+    count = "1 class" if len(names) == 1 else f"{len(names)} classes"
+    return f"{count} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
 # ---------------------------------------------------------------- members

@@ -48,7 +48,7 @@ TUNE_MIN_PASSES = 10_000
 
 # Reduces the probabilities of an image to the tensors that are kept, by name, on the device. Must
 # not synchronize with the device, for example through .item().
-Reduce = Callable[[ImageProbabilities], dict[str, Tensor]]
+Keep = Callable[[ImageProbabilities], dict[str, Tensor]]
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Prediction:
     """What is kept of one image, on the host."""
 
     loaded: LoadedSample
-    values: dict[str, Tensor]  # of a Reduce; empty if the image could not be read
+    values: dict[str, Tensor]  # of a Keep; empty if the image could not be read
 
     @property
     def sample(self) -> Sample:
@@ -84,32 +84,32 @@ def predict(
     members: list[EnsembleMember],
     samples: list[Sample],
     settings: Settings,
-    reduce: Reduce = keep_mean,
+    keep: Keep = keep_mean,
     with_mask: bool = False,
     cache: Cache | None = None,
 ) -> Iterator[Prediction]:
     """Yield a Prediction of each sample, in order.
 
     Args:
-        reduce: What is kept of an image's probabilities; by default the mean of the members.
-        with_mask: Also load the masks, for `reduce` and for Prediction.loaded.mask.
+        keep: What is kept of an image's probabilities; by default the mean of the members.
+        with_mask: Also load the masks, for `keep` and for Prediction.loaded.mask.
         cache: Read from it where prediction_loader() can.
     """
     preprocessings = {member.preprocessing for member in members}
     loader = prediction_loader(samples, preprocessings, settings, with_mask, cache)
     batches = (batch for batch in loader)  # a generator, which can be closed
-    forward = BatchForward(members, settings, reduce)
+    predictor = BatchPredictor(members, settings, keep)
     benchmark = torch.backends.cudnn.benchmark  # of training, which validation interrupts
     is_long = len(samples) * len(members) * len(TTA_FLIPS[settings.tta]) >= TUNE_MIN_PASSES
-    if forward.device.type == "cuda":  # on a CPU, loading would slow the networks down
+    if predictor.device.type == "cuda":  # on a CPU, loading would slow the networks down
         batches = prefetch(batches, 1)
-    # Each result is the function collect() of BatchForward, which waits for the GPU.
-    results = (forward(batch) for batch in batches)
+    # Each result is a function that waits for the GPU.
+    results = (predictor.start(batch) for batch in batches)
     pending = prefetch(results, PREFETCHED_BATCHES, NETWORK_THREAD)
     try:
         if is_long:
             # In the thread that compiles: since torch 2.12 compiler settings are those of a thread.
-            NETWORK_THREAD.submit(forward.tune).result()
+            NETWORK_THREAD.submit(predictor.tune).result()
         with closing(batches), closing(pending):
             for collect in pending:
                 yield from collect()
@@ -117,18 +117,18 @@ def predict(
         torch.backends.cudnn.benchmark = benchmark
 
 
-class BatchForward:
-    """Runs all members on a batch, and `reduce` on each of its images."""
+class BatchPredictor:
+    """Runs all members on a batch, and `keep` on each of its images."""
 
-    def __init__(self, members: list[EnsembleMember], settings: Settings, reduce: Reduce):
-        self.members, self.settings, self.reduce = members, settings, reduce
+    def __init__(self, members: list[EnsembleMember], settings: Settings, keep: Keep):
+        self.members, self.settings, self.keep = members, settings, keep
         self.device = pick_device(settings)
         self.set_precision(pick_inference_precision(settings, self.device))
         self.is_compiled, self.shapes = False, set()
 
     def set_precision(self, precision: str) -> None:
         """Predict in 'bf16', 'fp16' or 'fp32' from the next batch on."""
-        # Assigned together: another thread may be in forward().
+        # Assigned together: another thread may be in run_members().
         self.precision_and_models = precision, [m.model_for(precision) for m in self.members]
 
     def select_device(self) -> None:
@@ -149,7 +149,7 @@ class BatchForward:
             self.is_compiled = True
 
     @torch.inference_mode()
-    def __call__(self, batch: list[SubBatch]) -> Callable[[], list[Prediction]]:
+    def start(self, batch: list[SubBatch]) -> Callable[[], list[Prediction]]:
         """Start predicting a batch; return a function that waits for the predictions."""
         self.select_device()
         kept, are_finite = [], []
@@ -158,9 +158,9 @@ class BatchForward:
                 if not part.images:  # unreadable
                     kept += [{} for _ in part.samples]
                     continue
-                probabilities, finite = self.forward(part)
+                probabilities, finite = self.run_sub_batch(part)
                 for image in self.split_images(part, probabilities):
-                    kept.append({k: to_host(x) for k, x in self.reduce(image).items()})
+                    kept.append({k: to_host(x) for k, x in self.keep(image).items()})
                 are_finite += map(to_host, finite)
         wait = record_event(self.device)
 
@@ -169,14 +169,14 @@ class BatchForward:
             if not all(are_finite):
                 self.avoid_fp16()
                 # Not here: the thread of the networks may be switching compilation on or off.
-                collect_again = NETWORK_THREAD.submit(self, batch).result()
+                collect_again = NETWORK_THREAD.submit(self.start, batch).result()
                 return collect_again()
             samples = [sample for part in batch for sample in part.samples]
             return [Prediction(*pair) for pair in zip(samples, kept, strict=True)]
 
         return collect
 
-    def forward(self, part: SubBatch) -> tuple[list[Tensor], list[Tensor]]:
+    def run_sub_batch(self, part: SubBatch) -> tuple[list[Tensor], list[Tensor]]:
         """Return run_members() of images of one shape, which are on the host."""
         images = {key: to_device(x, self.device) for key, x in part.images.items()}
         self.shapes |= {x.shape for x in images.values()}

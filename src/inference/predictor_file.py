@@ -32,12 +32,12 @@ class PredictorFile:
 
 
 def write_predictor(
-    run_dir: Path, weights: dict[Path, float], tta: str, binarizer: Binarizer
+    run_dir: Path, ensemble_weights: dict[Path, float], tta: str, binarizer: Binarizer
 ) -> None:
-    """Write predictor.json. `weights`: the weight of each weights file."""
+    """Write predictor.json. `ensemble_weights`: weights file → its network's weight in the mean."""
     networks = [
         StoredNetwork(os.path.relpath(path, run_dir), weight, file_sha256(path))
-        for path, weight in weights.items()
+        for path, weight in ensemble_weights.items()
     ]
     stored = PredictorFile(networks, tta, binarizer.threshold, binarizer.steps)
     atomic_write_json(run_folder.predictor_path(run_dir), asdict(stored))
@@ -47,6 +47,8 @@ def read_predictor(run_dir: Path) -> PredictorFile:
     """Read predictor.json; InputError if it is missing or if the run has been trained since."""
     path = run_folder.predictor_path(run_dir)
     command = ["python", "src/leaderboard.py", f"output_dir={run_dir.parent}"]
+    if run_folder.ensemble_path(run_dir).exists():
+        command.insert(2, f"runs={run_dir.name.replace('+', ',')}")
     fix = f"write it with `{shlex.join(command)}`"
     if not path.exists():
         raise InputError(_explain_missing(run_dir, fix))

@@ -17,7 +17,7 @@ from data.preprocess import preprocess_image
 from inference.cutout import edge_radius
 from inference.members import EnsembleMember, make_member
 from inference.postprocess import Binarizer
-from inference.predictor import BatchForward, keep_mean
+from inference.predictor import BatchPredictor, keep_mean
 from inference.predictor_file import read_predictor
 from inference.segmentation import Segmentation
 from models import checkpoint
@@ -31,7 +31,7 @@ class TrainedModel:
 
     def __init__(self, members: list[EnsembleMember], binarizer: Binarizer, settings: Settings):
         self.members, self.binarizer = members, binarizer
-        self.batch_forward = BatchForward(members, settings, keep_mean)
+        self.predictor = BatchPredictor(members, settings, keep_mean)
 
     def __call__(self, image: str | os.PathLike | np.ndarray) -> Segmentation:
         """Return the probability and the mask of a photograph at its own size.
@@ -45,7 +45,7 @@ class TrainedModel:
         preprocessings = {member.preprocessing for member in self.members}
         images = {p: preprocess_image(image, p) for p in preprocessings}
         loaded = LoadedSample(None, image.shape[:2], None)
-        collect = self.batch_forward(collate_samples([(loaded, images)]))
+        collect = self.predictor.start(collate_samples([(loaded, images)]))
         [prediction] = collect()
         probability = prediction.probability.numpy()
         return Segmentation(

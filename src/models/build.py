@@ -38,5 +38,5 @@ def build_unet(settings: Settings, n_classes: int) -> UNet:
                 f"channels={settings.channels} has {n_levels} levels"
             )
     # The options of model=unet are arguments of UNet.
-    names = [name for name, field in FIELDS.items() if field.metadata["model"] == "unet"]
+    names = [name for name, field in FIELDS.items() if field.metadata["only_for_model"] == "unet"]
     return UNet(n_classes=n_classes, **{name: getattr(settings, name) for name in names})

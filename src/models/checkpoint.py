@@ -13,7 +13,7 @@ from core.errors import InputError
 from core.files import atomic_write
 from core.old_settings import rename_old_settings
 from core.settings import Settings
-from data.datasets import is_same_dataset
+from data.fingerprint import is_same_dataset
 from models.build import build_model
 from models.segmenter import Segmenter
 

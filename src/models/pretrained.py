@@ -12,7 +12,7 @@ from core.errors import InputError, did_you_mean
 from core.settings import Settings, is_weights_file
 from models.segmenter import IMAGENET_MEAN, IMAGENET_STD
 
-HUB_TIMEOUT_S = 2
+HUB_TIMEOUT_S = 10
 # Packages with a .pth file → the encoder that it fits. The weights are Google's, trained on
 # (RGB − 127) / 128: models/official/efficientnet/lite/efficientnet_lite_builder.py of
 # https://github.com/tensorflow/tpu

@@ -51,7 +51,7 @@ UPSAMPLERS: dict[str, Callable[[int, int], nn.Module]] = {
         c_in, c_out, kernel_size=3, stride=2, padding=1, output_padding=1
     ),
     # Nearest neighbor, then a 2×2 convolution, padded to keep the size.
-    "nearest": lambda c_in, c_out: nn.Sequential(
+    "nearest_conv": lambda c_in, c_out: nn.Sequential(
         nn.Upsample(scale_factor=2), nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(c_in, c_out, 2)
     ),
     # Nearest neighbor alone; the output has c_in channels.

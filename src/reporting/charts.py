@@ -16,7 +16,7 @@ from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from core.settings import Settings
 from evaluation.history import load_histories
-from evaluation.leaderboard import LeaderboardEntry
+from evaluation.leaderboard_entries import LeaderboardEntry
 from evaluation.metrics import THRESHOLDS, best_threshold_index, dice_curve
 from evaluation.statistics import clustered_standard_error
 
@@ -28,6 +28,9 @@ STYLE = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "report",  # equal data give equal bytes
 }
+
+
+LOG_FLOOR = 1e-6  # drawn for a perfect score, which has no logarithm
 
 
 class Chart(NamedTuple):
@@ -120,17 +123,19 @@ def learning_curves(settings: Settings, entries: list[LeaderboardEntry]) -> list
 @chart("1 − score by epoch, without flips. Solid: held-out images, dashed: training batches")
 def draw_errors(axes: Axes, histories: dict[str, pd.DataFrame], title: str, metric: str) -> None:
     for name, history in histories.items():
-        (line,) = axes.plot(1 - history[f"val_{metric}"].dropna(), ".-", label=name)
-        axes.plot(1 - history[f"train_{metric}"], "--", color=line.get_color(), linewidth=0.8)
+        errors = (1 - history[[f"val_{metric}", f"train_{metric}"]]).clip(lower=LOG_FLOOR)
+        (line,) = axes.plot(errors[f"val_{metric}"].dropna(), ".-", label=name)
+        axes.plot(errors[f"train_{metric}"], "--", color=line.get_color(), linewidth=0.8)
     axes.set(title=title, xlabel="epoch", ylabel=f"1 − {metric}")
     set_log_scale(axes)
-    axes.set_ylim(top=4 * max(1 - h[f"val_{metric}"].min() for h in histories.values()))
+    largest = max(1 - h[f"val_{metric}"].min() for h in histories.values())
+    axes.set_ylim(top=4 * max(largest, LOG_FLOOR))
 
 
 @chart("Training loss by epoch")
 def draw_losses(axes: Axes, histories: dict[str, pd.DataFrame], title: str) -> None:
     for name, history in histories.items():
-        axes.plot(history["loss"], label=name)
+        axes.plot(history["loss"].clip(lower=LOG_FLOOR), label=name)
     axes.set(title=title, xlabel="epoch", ylabel="training loss")
     set_log_scale(axes)
 

@@ -16,7 +16,7 @@ from data.preprocess import Size
 from data.sample import Sample
 from data.sampler import samples_per_step
 from models.segmenter import Segmenter
-from training.network_setup import has_few_pixels
+from training.network_setup import needs_sync_batch_norm
 
 
 def check_batches(
@@ -48,7 +48,7 @@ def check_batches(
             shape = f"size={each[0]},{each[1]}"
             raise InputError(f"{network}: cannot be trained on images of {shape}: {error}")
     has_singles = samples_per_step(count, settings.batch_size, processes) == processes
-    syncs = has_few_pixels(settings, pick_device(settings), processes)
+    syncs = needs_sync_batch_norm(settings, pick_device(settings), processes)
     if has_singles and not syncs and find_training_error(model, 1, size):
         fix = f"set batch_size={2 * processes}" if count >= 2 * processes else "add images"
         raise InputError(
@@ -62,7 +62,7 @@ def check_batches(
 def warn_of_memory(settings: Settings, model: Segmenter, size: Size) -> None:
     """Print a warning if a training step on the CPU takes more memory than is available: the system
     would kill the process without a message."""
-    needed = step_bytes(model, size) * settings.batch_size
+    needed = activation_bytes(model, size) * settings.batch_size
     if pick_precision(settings, torch.device("cpu")) == "bf16":
         needed //= 2
     if needed > (available := machine.available_memory()):
@@ -73,8 +73,8 @@ def warn_of_memory(settings: Settings, model: Segmenter, size: Size) -> None:
         )
 
 
-def step_bytes(model: Segmenter, size: Size) -> int:
-    """Return a lower bound of the bytes per image that a training step in fp32 takes: those of the
+def activation_bytes(model: Segmenter, size: Size) -> int:
+    """Return a lower bound of the bytes that a training step in fp32 takes per image: those of the
     tensors that the backward pass needs. Measured on a CPU, a step took 1.2 to 1.5 times as much.
 
     Only shapes are computed, on torch's device `meta`; 0 if the network cannot run there.

@@ -5,7 +5,7 @@ from pathlib import Path
 from core.errors import InputError
 from core.run_folder import has_snapshot, weights_path
 from core.settings import Settings
-from data.datasets import dataset_fingerprint
+from data.fingerprint import dataset_fingerprint
 from data.sample import Sample
 from models.checkpoint import find_fold_mismatch
 from training.stages import find_init_run

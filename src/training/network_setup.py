@@ -27,7 +27,7 @@ def prepare_network(
     if process_env.world_size() > 1:
         freeze_unused(model, settings)
     has_norm = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
-    syncs = has_norm and has_few_pixels(settings, device, process_env.world_size())
+    syncs = has_norm and needs_sync_batch_norm(settings, device, process_env.world_size())
     if syncs:
         model = convert_sync_batch_norm(model)
     is_compiled = False
@@ -76,7 +76,7 @@ def freeze_unused(model: nn.Module, settings: Settings) -> None:
 # ---------------------------------------------------------------- batch normalization
 
 
-def has_few_pixels(settings: Settings, device: torch.device, n_processes: int) -> bool:
+def needs_sync_batch_norm(settings: Settings, device: torch.device, n_processes: int) -> bool:
     """Whether each of several GPUs has too few pixels for batch normalization on its own."""
     height, width = settings.train_size or (0, 0)  # native sizes are not known here
     pixels = settings.batch_size // n_processes * height * width

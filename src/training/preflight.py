@@ -9,6 +9,7 @@ from core.errors import InputError
 from core.settings import Settings
 from data import csv_files, datasets
 from data.classes import IGNORE, ClassMap
+from data.fingerprint import dataset_fingerprint
 from data.image_files import list_names
 from data.preprocess import Size
 from data.sample import Sample
@@ -156,7 +157,7 @@ def check_before_launch(settings: Settings) -> None:
     with process_env.silenced():
         samples, stages = datasets.load_training_samples(settings), split_stages(settings)
         n_folds, sizes = check_data(stages[0], samples)
-        fingerprint = datasets.dataset_fingerprint(samples)
+        fingerprint = dataset_fingerprint(samples)
         for stage in stages:
             check_finished_folds(stage, fingerprint)
         if folds := folds_to_train(stages[0], n_folds):

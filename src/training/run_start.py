@@ -23,10 +23,15 @@ def load_run_settings(args: list[str]) -> Settings:
     if settings.resume and not run_folder.has_started(settings.run_dir):
         announce_start_from_scratch(settings)
     if not is_continued(settings):
+        if "+" in settings.run:
+            raise InputError(
+                f"run={settings.run}: the names of ensembles contain +; choose another name"
+            )
         config.check_options(settings, args)
         return settings
     path = run_folder.config_path(settings.run_dir)
     stored = run_folder.read_run_settings(settings.run_dir)
+    stored["run"] = settings.run  # another one if the folder has been renamed
     started = config.to_stored_settings(config.load_settings([], stored, path))
     if not settings.resume:
         fix = "set resume=true for the settings of the run"

@@ -13,7 +13,7 @@ import torch
 
 from core.errors import InputError
 from core.files import atomic_write
-from data.datasets import is_same_dataset
+from data.fingerprint import is_same_dataset
 from inference.pipeline import record_event, to_host
 
 SNAPSHOTS_KEPT = 2

@@ -28,7 +28,7 @@ from core.errors import InputError
 from core.settings import Settings
 from core.signals import DeferSignals, StopRequested
 from data.cache import Cache
-from data.datasets import dataset_fingerprint
+from data.fingerprint import dataset_fingerprint
 from data.loaders import train_loader
 from data.sample import Sample
 from evaluation import oof, visualize

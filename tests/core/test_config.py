@@ -297,6 +297,13 @@ def test_check_options_rejects_what_has_no_effect(args, message):
         config.check_options(config.load_settings(args), args)
 
 
+def test_stored_settings_find_folds_csv_in_a_data_folder_that_was_moved(tmp_path):
+    args = [f"data_dir={tmp_path}/a", "folds_csv="]
+    stored = config.to_stored_settings(config.load_settings(args))
+    moved = config.load_settings([f"data_dir={tmp_path}/b"], stored)
+    assert moved.folds_csv == f"{tmp_path}/b/folds.csv"
+
+
 @pytest.mark.parametrize("args", [["warmup=0"], ["size=256,513", "tile_size=512"], []])
 def test_check_options_accepts_what_has_an_effect_or_is_off(args):
     args = ["lr_schedule=plateau", *args]

@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 
 from core import device
-from core.old_settings import REMOVED, RENAMED, rename_old_settings
+from core.old_settings import REMOVED, RENAMED, RENAMED_VALUES, rename_old_settings
 from core.settings import FIELDS, POSTPROCESS_STEPS, Settings
 from data import augment, datasets
 from inference import postprocess, predictor
@@ -61,3 +61,11 @@ def test_renamed_settings_exist_and_their_old_names_do_not():
 def test_rename_old_settings_maps_names_and_drops_removed_ones():
     old = {"batch": 4, "amp": "fp32", "augment_on": "cpu", "lr": 0.1}
     assert rename_old_settings(old) == {"batch_size": 4, "precision": "fp32", "lr": 0.1}
+
+
+def test_rename_old_settings_replaces_old_values_also_in_stages():
+    old = {"upsampling": "nearest", "stages": [{"augmentation": "flip"}, {"epochs": 2}]}
+    new = {"upsampling": "nearest_conv", "stages": [{"augmentation": "hflip"}, {"epochs": 2}]}
+    assert rename_old_settings(old) == new
+    for (name, _), value in RENAMED_VALUES.items():
+        assert value in get_args(FIELDS[name].type)

@@ -52,7 +52,7 @@ def test_augmenter_depends_only_on_seed_epoch_and_image(policy):
 
 def test_flip_policy_flips_the_images_that_the_first_release_flipped():
     image, target = car_image_and_target()
-    augmenter = Augmenter("flip", 7, CAR)
+    augmenter = Augmenter("hflip", 7, CAR)
     for epoch in range(8):
         augmented = augmenter(image, target, epoch, "a_01")
         augmenter.transform.set_random_seed(zlib.crc32(b"7 %d a_01" % epoch))
@@ -112,7 +112,7 @@ def test_transforms_of_a_policy_draw_different_random_numbers():
 
 def test_flip_policy_mirrors_half_of_the_images_exactly():
     image, target = car_image_and_target()
-    augmenter, n_mirrored = Augmenter("flip", 0, CAR), 0
+    augmenter, n_mirrored = Augmenter("hflip", 0, CAR), 0
     for epoch in range(200):
         new_image, new_target = augmenter(image, target, epoch, "a")
         is_mirrored = not np.array_equal(new_image, image)

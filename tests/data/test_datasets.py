@@ -1,10 +1,8 @@
 """Samples of the tiny dataset in the competition's layout: pairing, groups, folds, splits."""
 
-import os
 import re
 import shutil
 import unicodedata
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +11,6 @@ from tiny_datasets import draw_car, make_data, write_mask
 
 from core import config
 from core.errors import InputError
-from core.settings import Settings
 from data import datasets, rle
 from data.classes import IGNORE
 from data.formats import carvana
@@ -418,15 +415,12 @@ def test_read_sizes_warns_of_photographs_that_exif_turns_alone(
     assert ("EXIF rotates or mirrors 1 photographs" in capsys.readouterr().out) == is_warned
 
 
-@pytest.mark.parametrize("suffix", [".bmp", ".tif"])
-def test_mask_identity_of_an_uncompressed_file_is_that_of_its_content(tmp_path, suffix):
-    identities = set()
-    for x in (1, 2):
-        mask = np.zeros((8, 8), np.uint8)
-        mask[2:4, x : x + 2] = 255
-        Image.fromarray(mask).save(tmp_path / f"a{suffix}")
-        identities.add(datasets.mask_identity(tmp_path / f"a{suffix}"))
-    assert len(identities) == 2
+def test_order_by_names_rejects_names_whose_accents_have_another_form(tmp_path):
+    composed, decomposed = (unicodedata.normalize(form, "ä_01.jpg") for form in ("NFC", "NFD"))
+    images = [tmp_path / decomposed]
+    assert carvana.order_by_names(images, [decomposed]) == images
+    with pytest.raises(InputError, match="composes the letters of this name differently"):
+        carvana.order_by_names(images, [composed])
 
 
 def test_pairs_are_found_whatever_the_form_of_their_accents(tmp_path):
@@ -448,60 +442,6 @@ def test_get_class_map_names_a_file_that_should_be_classes_csv(data_dir, name):
     (data_dir / name).write_text("value,name,color\n0,background,black\n1,car,red\n")
     with pytest.raises(InputError, match=f"{name}: rename it to classes.csv"):
         datasets.get_class_map(tiny_settings(data_dir))
-
-
-# ---------------------------------------------------------------- identity
-
-
-@pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
-        (Settings(dataset_format="carvana"), "17f474db7cf0"),
-        (Settings(dataset_format="pets", trimap_border="class"), "8f26b58e9f2b"),
-        (Settings(dataset_format="pairs", label_color_tolerance=5), "d1c7f5659eaa"),
-    ],
-)
-def test_dataset_fingerprint_is_that_of_the_first_release(tmp_path, settings, expected):
-    class_map, dataset_format = datasets.get_class_map(settings), settings.dataset_format
-    samples = []
-    for i in range(2):
-        mask = tmp_path / f"{i}.png"
-        mask.write_bytes(b"x" * (10 + i))
-        image = tmp_path / f"{i}.jpg"
-        image.write_bytes(b"image")
-        samples.append(Sample(image, f"g{i}", mask, i, dataset_format, class_map))
-    first = datasets.dataset_fingerprint(samples)
-    assert datasets.comparable_part(first) == expected
-    assert datasets.dataset_fingerprint(samples[::-1]) == first
-    assert datasets.is_same_dataset(first, first) and datasets.is_same_dataset(expected, first)
-    other_fold = [replace(samples[0], fold=1), samples[1]]
-    assert not datasets.is_same_dataset(first, datasets.dataset_fingerprint(other_fold))
-    samples[1].image.write_bytes(b"another image")
-    other_image = datasets.dataset_fingerprint(samples)
-    assert datasets.comparable_part(other_image) == expected
-    assert not datasets.is_same_dataset(first, other_image)
-
-
-def test_dataset_fingerprint_changes_with_the_masks_of_a_csv(tmp_path):
-    csv, class_map = tmp_path / "train_masks.csv", datasets.get_class_map(Settings())
-    samples = [Sample(tmp_path / "a.jpg", "a", csv, 0, "carvana", class_map)]
-    samples[0].image.write_bytes(b"image")
-    csv.write_text("img,rle_mask\na.jpg,1 2\nb.jpg,3 4\n")
-    first = datasets.dataset_fingerprint(samples)
-    csv.write_text("img,rle_mask\na.jpg,3 4\nb.jpg,1 2\n")  # of the same size
-    os.utime(csv, ns=(1, 1))  # clocks of file systems may be coarse
-    assert datasets.dataset_fingerprint(samples) != first
-
-
-def test_describe_dataset_counts_images_and_bytes(shared_data_dir):
-    settings = tiny_settings(shared_data_dir)
-    samples = datasets.load_training_samples(settings)
-    description = datasets.describe_dataset(settings, samples)
-    assert description["images"] == 12
-    assert description["bytes"] == sum(
-        p.stat().st_size for p in (shared_data_dir / "train").iterdir()
-    )
-    assert description["fingerprint"] == datasets.dataset_fingerprint(samples)
 
 
 def test_group_from_stem_needs_the_whole_stem_to_match():

@@ -64,7 +64,7 @@ def test_main_does_not_overwrite_the_folds_of_other_cars(data_dir, tmp_path):
     shutil.copy(other / "folds.csv", data_dir / "folds.csv")
     before = (data_dir / "folds.csv").read_bytes()
     args = folds_args(data_dir, "dataset_name=tiny")
-    assert_input_error(folds.main, args, "(6 groups, ", "folds_csv=<new file>")
+    assert_input_error(folds.main, args, "has 6 groups of dataset tiny, ", "folds_csv=<new file>")
     assert (data_dir / "folds.csv").read_bytes() == before
 
 
@@ -135,7 +135,9 @@ def test_main_does_not_overwrite_folds_that_were_edited(data_dir):
     lines = path.read_text().splitlines()
     lines[-1] = lines[-1][:-1] + str(1 - int(lines[-1][-1]))
     path.write_text("\n".join(lines) + "\n")
-    assert_input_error(folds.main, args, "has other groups or folds of dataset new")
+    assert_input_error(
+        folds.main, args, "has other folds of dataset new: n_folds or masks have changed"
+    )
 
 
 def test_main_warns_of_masks_of_the_background(data_dir, tmp_path, capsys):

@@ -222,7 +222,7 @@ def test_read_mask_of_damaged_file_has_the_declared_size_or_is_one_line(folder, 
         assert mask.dtype == bool and mask.shape == size
 
 
-@given(st.sampled_from([".jpg", ".png"]), EDITS)
+@given(st.sampled_from([".jpg", ".png", ".tif"]), EDITS)
 def test_read_image_of_damaged_file_has_the_declared_size_or_is_one_line(folder, suffix, edits):
     data = cv2.imencode(suffix, draw_car(0, 1, (24, 36))[0])[1].tobytes()
     path = folder / f"image{suffix}"

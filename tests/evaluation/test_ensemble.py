@@ -19,9 +19,10 @@ from tiny_datasets import make_data
 import leaderboard
 from core import config, run_folder
 from core.errors import InputError
-from data.datasets import dataset_fingerprint, load_training_samples
+from data.datasets import load_training_samples
+from data.fingerprint import dataset_fingerprint
 from evaluation import ensemble, oof
-from evaluation.leaderboard import load_entries
+from evaluation.leaderboard_entries import load_entries
 from inference import load_runs
 from inference.predictor_file import read_predictor
 from models import checkpoint
@@ -122,6 +123,15 @@ def test_settings_for_prediction_inherits_training_settings_but_not_the_machines
     assert load_runs.settings_for_prediction(args).precision == "auto"
 
 
+def test_settings_for_prediction_take_those_of_the_machine_from_a_recipe(runs, tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("precision: fp32\nnum_workers: 1\nmax_images: 5\n")
+    args = [f"output_dir={runs.output_dir}", "run=a", f"recipe={recipe}"]
+    settings = load_runs.settings_for_prediction(args)
+    assert (settings.precision, settings.num_workers, settings.max_images) == ("fp32", 1, 5)
+    assert load_runs.settings_for_prediction([*args, "num_workers=0"]).num_workers == 0
+
+
 def test_settings_not_inherited_are_settings():
     assert config.FIELDS.keys() >= load_runs.NOT_INHERITED_BY_PREDICTION
 
@@ -132,7 +142,7 @@ def test_settings_not_inherited_are_settings():
         (["runs=[a,b]", "channels=[8,8]"], ["channels: cannot be changed at prediction"]),
         (
             ["runs=[a,b]", "trimap_border=class", "dataset_format=pets"],
-            ["3 classes", "dataset_format="],
+            ["3 classes", "1 class (", "set dataset_format= and trimap_border= as in training"],
         ),
         (["run=aa"], ["aa: has no trained fold (did you mean a?); train it with"]),
         (["run=c"], ["c: has no trained fold", "bash train.sh recipe=carvana"]),
@@ -273,22 +283,39 @@ def test_score_ensemble_does_not_overwrite_a_run(runs_copy):
 
 
 def test_out_of_fold_scores_of_one_run_are_those_of_its_folds(runs):
-    scores = ensemble.out_of_fold_scores(runs.settings("run=a"))
+    scores = ensemble.ensure_oof_scores(runs.settings("run=a"))
     assert len(scores.dice) == len(runs.samples)
 
 
 def test_out_of_fold_scores_score_an_ensemble_once_and_again_after_a_change(runs_copy, capsys):
     settings = runs_copy.ensemble_settings
-    first = ensemble.out_of_fold_scores(settings)
-    assert "ensemble not scored with the current networks" in capsys.readouterr().out
-    second = ensemble.out_of_fold_scores(settings)
+    first = ensemble.ensure_oof_scores(settings)
+    printed = capsys.readouterr().out
+    assert "ensemble not scored with the current networks" in printed
+    assert f"of the mean of the runs, on {len(runs_copy.samples)} images of 3 folds" in printed
+    second = ensemble.ensure_oof_scores(settings)
     assert capsys.readouterr().out == ""
     assert np.array_equal(first.histograms, second.histograms)
     shutil.copytree(runs_copy.output_dir / "b/fold0", runs_copy.output_dir / "b/fold3")
     assert not ensemble.is_up_to_date(settings.run_dir)
-    ensemble.out_of_fold_scores(settings)
+    ensemble.ensure_oof_scores(settings)
     assert "ensemble not scored with the current networks" in capsys.readouterr().out
     assert ensemble.is_up_to_date(settings.run_dir)
+
+
+def test_interrupted_scoring_of_an_ensemble_leaves_no_ensemble_json(runs_copy, monkeypatch):
+    settings = runs_copy.ensemble_settings
+    ensemble.score_ensemble(settings)
+    path = run_folder.ensemble_path(settings.run_dir)
+    assert path.exists()
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ensemble.oof, "save_scores", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        ensemble.score_ensemble(settings)
+    assert not path.exists()
 
 
 def test_is_up_to_date_is_false_for_the_chosen_weights_of_earlier_versions(runs_copy):
@@ -299,16 +326,16 @@ def test_is_up_to_date_is_false_for_the_chosen_weights_of_earlier_versions(runs_
 
 
 def test_out_of_fold_scores_score_an_ensemble_again_for_another_tta(runs_copy, capsys):
-    ensemble.out_of_fold_scores(runs_copy.settings("runs=[a,b]", "tta=none"))
+    ensemble.ensure_oof_scores(runs_copy.settings("runs=[a,b]", "tta=none"))
     settings = runs_copy.ensemble_settings
-    ensemble.out_of_fold_scores(settings)
+    ensemble.ensure_oof_scores(settings)
     assert f"ensemble not scored with tta={settings.tta}" in capsys.readouterr().out
     assert ensemble.read_ensemble(settings.run_dir)["tta"] == settings.tta != "none"
 
 
 def test_store_predictor_keeps_the_settings_of_the_run(runs_copy):
     settings = runs_copy.settings("run=a")
-    scores = ensemble.out_of_fold_scores(settings)
+    scores = ensemble.ensure_oof_scores(settings)
     run_folder.save_run_settings(replace(settings, threshold=0.25, postprocess="fill"))
     ensemble.store_predictor(settings.run_dir, scores, "none")
     stored = read_predictor(settings.run_dir)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from evaluation import leaderboard
-from evaluation.leaderboard import LeaderboardEntry
+from evaluation.leaderboard_entries import LeaderboardEntry
 from evaluation.oof import Scores
 from evaluation.pixel_counts import probability_histograms
 from inference.postprocess import STEPS
@@ -128,10 +128,10 @@ def test_format_scores_shows_columns_of_each_task():
     entries = [make_entry("a"), make_multiclass_entry("c")]
     binary, multiclass = leaderboard.build_leaderboards(entries)
     text = leaderboard.format_scores(binary)
-    assert text["threshold"][0] == "0.500 +0.00000"
-    assert text["postprocess"][0] == "none +0.00000"
+    assert text["threshold (gain)"][0] == "0.500 +0.00000"
+    assert text["postprocess (gain)"][0] == "none +0.00000"
     text = leaderboard.format_scores(multiclass)
-    assert text["accuracy"][0] == f"{27 / 30:.4f}" and "threshold" not in text
+    assert text["accuracy"][0] == f"{27 / 30:.4f}" and "threshold (gain)" not in text
     mean_iou = np.mean([8 / 10, 9 / 11, 10 / 12])
     assert text["mean IoU"][0] == f"{mean_iou:.4f}"
 

@@ -90,8 +90,10 @@ def test_disagreement_heatmap_is_brightest_where_members_are_divided():
 
 
 def test_draw_legend_has_the_color_of_each_class():
-    legend = visualize.draw_legend(ClassMap(("road", "car"), ((128, 64, 128), (0, 0, 142))))
-    assert legend.shape == (64, 260, 3)
+    colors = (128, 64, 128), (0, 0, 142)
+    legend = visualize.draw_legend(ClassMap(("road", "car"), colors))
+    wider = visualize.draw_legend(ClassMap(("Straße", "car with a long name"), colors))
+    assert len(legend) == len(wider) == 64 and legend.shape[1] < wider.shape[1]
     assert tuple(legend[15, 20]) == (128, 64, 128) and tuple(legend[43, 20]) == (0, 0, 142)
     assert (legend[8:28, 58:] < 100).any()  # the name
 

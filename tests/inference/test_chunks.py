@@ -19,6 +19,7 @@ from inference.chunks import (
 from inference.members import EnsembleMember
 from inference.postprocess import Binarizer
 
+SETTINGS = Settings(batch_size=1)
 N_SAMPLES = 2 * BATCHES_PER_CHUNK + 3  # three chunks of batches of one image
 
 
@@ -38,7 +39,7 @@ def make_results(samples, with_scores=False):
 def prediction(tmp_path):
     """A locked prediction."""
     samples = make_samples(tmp_path)
-    chunked = ChunkedPrediction(tmp_path / "submission.chunks", "key", samples, 1)
+    chunked = ChunkedPrediction(tmp_path / "submission.chunks", "key", samples, SETTINGS)
     with chunked.lock():
         yield chunked
 
@@ -52,6 +53,15 @@ def test_pending_lists_chunks_that_are_not_written(prediction):
     assert len(prediction) == 3 and prediction.pending() == [0, 1, 2]
     assert [len(prediction.chunk(i)) for i in range(3)] == [BATCHES_PER_CHUNK] * 2 + [3]
     prediction.write(1, make_results(prediction.chunk(1)))
+    assert prediction.pending() == [0, 2]
+
+
+def test_pending_lists_chunks_with_unreadable_images_unless_they_are_skipped(prediction):
+    results = make_results(prediction.chunk(1))
+    results[3].error = "4.jpg: is truncated"
+    prediction.write(1, results)
+    assert prediction.pending() == [0, 1, 2]
+    prediction.accepts_errors = True
     assert prediction.pending() == [0, 2]
 
 
@@ -69,7 +79,7 @@ def test_read_returns_what_was_written_in_the_order_of_the_samples(prediction, w
 
 
 def test_read_returns_errors_nan_and_long_texts(tmp_path):
-    prediction = ChunkedPrediction(tmp_path / "chunks", "key", make_samples(tmp_path, 2), 1)
+    prediction = ChunkedPrediction(tmp_path / "chunks", "key", make_samples(tmp_path, 2), SETTINGS)
     long_text = "1 1 " * 100_000
     prediction.write(
         0, [ImageResult("a", "", 0.0, np.nan, 'a\n,"b'), ImageResult("b", long_text, 1, 1)]
@@ -81,7 +91,9 @@ def test_read_returns_errors_nan_and_long_texts(tmp_path):
 
 def test_predictions_with_other_keys_have_chunks_of_their_own(tmp_path):
     folder, samples = tmp_path / "submission.chunks", make_samples(tmp_path)
-    first, second = (ChunkedPrediction(folder, key, samples, 1) for key in ("key", "other key"))
+    first, second = (
+        ChunkedPrediction(folder, key, samples, SETTINGS) for key in ("key", "other key")
+    )
     with first.lock():
         first.write(1, make_results(first.chunk(1)))
         assert (first.pending(), second.pending()) == ([0, 2], [0, 1, 2])
@@ -96,7 +108,7 @@ def test_only_the_chunk_of_a_replaced_image_is_predicted_again(prediction, tmp_p
     for i in range(3):
         prediction.write(i, make_results(prediction.chunk(i)))
     (tmp_path / f"{BATCHES_PER_CHUNK}.jpg").write_text("downloaded again")
-    again = ChunkedPrediction(prediction.folder, "key", prediction.samples, 1)
+    again = ChunkedPrediction(prediction.folder, "key", prediction.samples, SETTINGS)
     assert again.pending() == [1]
     again.remove()  # the chunk with the image as it was, too
     assert not prediction.folder.exists()
@@ -106,13 +118,13 @@ def test_lock_removes_what_an_interrupted_merge_left(tmp_path):
     other = ".submission_2.csv.9.tmp"
     for name in (".submission.csv.9.tmp", ".submission_stats.csv.9.tmp", other):
         (tmp_path / name).touch()
-    with ChunkedPrediction(tmp_path / "submission.chunks", "key", [], 1).lock():
+    with ChunkedPrediction(tmp_path / "submission.chunks", "key", [], SETTINGS).lock():
         assert [path.name for path in tmp_path.glob(".*.tmp")] == [other]
 
 
 def test_remove_deletes_the_folder(tmp_path):
     samples = make_samples(tmp_path, 1)
-    prediction = ChunkedPrediction(tmp_path / "submission.chunks", "key", samples, 1)
+    prediction = ChunkedPrediction(tmp_path / "submission.chunks", "key", samples, SETTINGS)
     prediction.write(0, [make_result(0, True)])
     prediction.remove()
     assert not prediction.folder.exists() and tmp_path.exists()

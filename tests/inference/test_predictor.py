@@ -179,7 +179,7 @@ def test_predict_with_keep_each_returns_what_each_member_predicts_alone(tiny):
     samples, settings, networks = tiny
     members = [EnsembleMember(networks[0], SMALL, 3.0), EnsembleMember(networks[1], NATIVE)]
     alone = [predict_all([member], samples, settings) for member in members]
-    together = predict_all(members, samples, settings, reduce=keep_each)
+    together = predict_all(members, samples, settings, keep=keep_each)
     for i, probability in enumerate(together):
         assert probability.shape[:2] == (2, 1)
         assert all_close(probability, [probabilities[i] for probabilities in alone])
@@ -277,7 +277,7 @@ def test_predict_in_fp16_continues_in_another_precision_where_logits_are_infinit
 def test_tune_does_nothing_with_compile_false(tiny, monkeypatch):
     _, settings, _ = tiny
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
-    forward = predictor.BatchForward([], replace(settings, compile="false"), predictor.keep_mean)
+    forward = predictor.BatchPredictor([], replace(settings, compile="false"), predictor.keep_mean)
     forward.tune()
     assert not forward.is_compiled and not torch.backends.cudnn.benchmark
 
@@ -285,7 +285,7 @@ def test_tune_does_nothing_with_compile_false(tiny, monkeypatch):
 @pytest.mark.parametrize(("picked", "continued"), [("bf16", "bf16"), ("fp16", "fp32")])
 def test_avoid_fp16_takes_the_precision_of_training_or_fp32(tiny, monkeypatch, picked, continued):
     _, settings, _ = tiny
-    forward = predictor.BatchForward([], settings, predictor.keep_mean)
+    forward = predictor.BatchPredictor([], settings, predictor.keep_mean)
     forward.set_precision("fp16")
     monkeypatch.setattr(predictor, "pick_precision", lambda settings, device: picked)
     forward.is_compiled = True

@@ -60,7 +60,7 @@ def test_predicting_a_batch_on_a_fake_gpu_never_waits(monkeypatch, args, n_class
         monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: fake.from_tensor(tensor))
         for network in networks:
             network.to(torch.device("cuda", 0))
-        forward = predictor.BatchForward(members, settings, reduce)
+        forward = predictor.BatchPredictor(members, settings, reduce)
         assert forward.precision_and_models[0] == ("fp16" if precision == "auto" else precision)
         with Watch() as watch:
             collect = forward(batch)

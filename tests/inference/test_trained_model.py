@@ -24,7 +24,7 @@ def photograph(trained_run):
 
 def test_loaded_model_predicts_as_predict_does(trained_run, photograph):
     settings = load_runs.settings_for_prediction(prediction_args(trained_run.args))
-    scores = ensemble.out_of_fold_scores(settings)
+    scores = ensemble.ensure_oof_scores(settings)
     members = [*load_runs.load_members(settings).values()]
     [first, *_] = datasets.load_test_samples(settings)
     expected = next(iter(predictor.predict(members, [first], settings))).probability

@@ -18,3 +18,9 @@ def test_model_summary_has_the_size_after_padding(capsys):
 def test_model_summary_without_size_has_the_padded_native_size(capsys):
     model_summary.main(["recipe=carvana_small", "size=null", "channels=[4,8]"])
     assert "[1, 1, 1280, 1920]" in capsys.readouterr().out
+
+
+def test_model_summary_of_a_run_has_its_network(trained_run, capsys):
+    model_summary.main([f"output_dir={trained_run.output_dir}", "run=tiny"])
+    printed = capsys.readouterr().out
+    assert "[1, 8, 32, 48]" in printed and "Total params: 31," not in printed

@@ -163,13 +163,13 @@ TRAINING = {
     "background_separation": "size=640,640 resize_mode=letterbox reduce_colors=8 "
     "weight_init=default augmentation=paper optimizer=adam lr=1e-4 loss=bce batch_size=2 epochs=10",
     "pets_fcn": "size=128,128 trimap_border=class weight_init=default "
-    "augmentation=flip optimizer=adam lr=1e-3 loss=ce batch_size=16 epochs=30",
+    "augmentation=hflip optimizer=adam lr=1e-3 loss=ce batch_size=16 epochs=30",
     "pets_slim": "size=256,256 trimap_border=pet weight_init=default "
-    "augmentation=flip optimizer=rmsprop lr=1e-3 loss=bce batch_size=32 epochs=40",
+    "augmentation=hflip optimizer=rmsprop lr=1e-3 loss=bce batch_size=32 epochs=40",
     "cityscapes_pairs": "size=256,256 cityscapes_classes=34 weight_init=he "
     "augmentation=none optimizer=adam lr=1e-3 loss=ce batch_size=16 epochs=30",
     "cityscapes_unet": "size=512,1024 cityscapes_classes=19 weight_init=he "
-    "augmentation=flip optimizer=adam lr=1e-4 loss=ce batch_size=2 epochs=10",
+    "augmentation=hflip optimizer=adam lr=1e-4 loss=ce batch_size=2 epochs=10",
 }
 
 

@@ -39,7 +39,7 @@ def expected_parameters(channels, norm, upsampling_kernel_size):
     ("norm", "upsampling", "parameters"),
     [
         ("none", "transpose", 31_031_745),
-        ("none", "nearest", 31_031_745),
+        ("none", "nearest_conv", 31_031_745),
         ("batch", "transpose", None),
     ],
 )

@@ -245,6 +245,18 @@ def test_predict_does_not_overwrite_pictures_of_another_photograph_of_the_name(
     assert files_below(run_dir / "car") == before
 
 
+def test_pictures_of_removed_photographs_are_named(arguments, tmp_path, capsys):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    removed = draw_photograph(photos / "old.png")
+    draw_photograph(photos / "new.png")
+    predict.main([*arguments, f"images={photos}"])
+    assert "warning" not in capsys.readouterr().out
+    removed.unlink()
+    predict.main([*arguments, f"images={photos}"])
+    assert "photos holds pictures of other photographs: old_mask.png" in capsys.readouterr().out
+
+
 def test_photographs_are_written_again_in_the_same_folder(arguments, run_dir, tmp_path):
     photograph = draw_photograph(tmp_path / "car.png")
     predict.main([*arguments, f"images={photograph}"])

@@ -202,9 +202,7 @@ def test_report_leaves_out_incomplete_test_images(output_copy, monkeypatch, caps
 
     monkeypatch.setattr(report.datasets, "load_test_samples", fail)
     assert load(output_copy, "run=a").test_samples == []
-    assert (
-        "test images are left out of the report: car_01.jpg: is missing" in capsys.readouterr().out
-    )
+    assert "the report is without test images: car_01.jpg: is missing" in capsys.readouterr().out
 
 
 def test_group_table_lists_groups_worst_first_and_none_of_single_images(output_copy):

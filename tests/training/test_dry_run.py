@@ -82,7 +82,7 @@ def test_step_bytes_counts_every_tensor_that_the_backward_pass_needs_once():
             first = self.conv(images.float())  # saves the images, 3 × 4 bytes a pixel
             return (first.exp() + first.exp()).sqrt()  # saves three times 5 × 4 bytes
 
-    assert dry_run.step_bytes(Twice(), (8, 16)) == 8 * 16 * 4 * (3 + 3 * 5)
+    assert dry_run.activation_bytes(Twice(), (8, 16)) == 8 * 16 * 4 * (3 + 3 * 5)
 
 
 @pytest.mark.parametrize(("batch_size", "count"), [(2, 13), (4, 13), (3, 4), (5, 12)])

@@ -13,6 +13,7 @@ from core.config import load_settings
 from core.errors import InputError
 from core.run_folder import read_run_settings, snapshot_dir, weights_path
 from data import datasets
+from data.fingerprint import dataset_fingerprint
 from models import checkpoint
 from models.build import build_model
 from training import preflight
@@ -85,7 +86,7 @@ def test_training_from_initial_weights_needs_no_pretrained_ones(run_copy):
     settings = load_settings([*args, "encoder_weights=missing.pth"])
     samples = datasets.load_training_samples(settings)
     model = build_model(settings, pretrained=False)
-    metadata = {"classes": 1, "fold": 0, "data": datasets.dataset_fingerprint(samples)}
+    metadata = {"classes": 1, "fold": 0, "data": dataset_fingerprint(samples)}
     checkpoint.save_model(weights_of(run_copy, 0), model, settings, metadata)
     state = FoldTrainer(settings, 0, samples, None, CPU).state
     assert have_equal_weights(state.model, model.state_dict())

@@ -22,9 +22,9 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
         (["size=null", "batch_size=64"], 4, True),
     ],
 )
-def test_batch_norm_has_few_pixels_on_each_of_several_gpus(args, world_size, few):
-    assert network_setup.has_few_pixels(load_settings(args), GPU, world_size) is few
-    assert network_setup.has_few_pixels(load_settings(args), CPU, world_size) is False
+def test_batch_norm_is_synchronized_if_each_gpu_has_few_pixels(args, world_size, few):
+    assert network_setup.needs_sync_batch_norm(load_settings(args), GPU, world_size) is few
+    assert network_setup.needs_sync_batch_norm(load_settings(args), CPU, world_size) is False
 
 
 def test_sync_batch_norm_keeps_the_activations_of_timm():
@@ -75,7 +75,7 @@ def test_freeze_unused_tries_a_network_that_reads_values_on_the_cpu():
 
 
 def test_network_without_batch_norm_needs_no_synchronization(monkeypatch):
-    monkeypatch.setattr(network_setup, "has_few_pixels", lambda *args: True)
+    monkeypatch.setattr(network_setup, "needs_sync_batch_norm", lambda *args: True)
     model, settings = nn.Sequential(nn.Conv2d(2, 2, 1)), load_settings(["compile=false"])
     network, _ = network_setup.prepare_network(model, settings, CPU, updates=1)
     assert network is model and not any("Sync" in type(m).__name__ for m in network.modules())
@@ -83,7 +83,7 @@ def test_network_without_batch_norm_needs_no_synchronization(monkeypatch):
 
 def test_network_with_sync_batch_norm_is_not_compiled(monkeypatch, capsys):
     """Each of its layers waits for the other GPUs, which breaks the graph."""
-    monkeypatch.setattr(network_setup, "has_few_pixels", lambda *args: True)
+    monkeypatch.setattr(network_setup, "needs_sync_batch_norm", lambda *args: True)
     monkeypatch.setattr(network_setup, "find_compile_error", lambda device: "")
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)  # restored after the test
     model, settings = nn.Sequential(nn.BatchNorm2d(2)), load_settings(["compile=true"])

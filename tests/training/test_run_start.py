@@ -63,6 +63,18 @@ def test_lock_fold_rejects_settings_that_another_process_has_replaced(run_copy):
         pass
 
 
+def test_resume_of_a_renamed_run_takes_its_settings(run_copy):
+    (run_copy.output_dir / "tiny").rename(run_copy.output_dir / "renamed")
+    args = [f"output_dir={run_copy.output_dir}", "run=renamed", "resume=true"]
+    settings = run_start.load_run_settings(args)
+    assert (settings.run, settings.channels) == ("renamed", [8, 16])
+
+
+def test_run_with_the_name_of_an_ensemble_is_rejected(tmp_path):
+    with pytest.raises(InputError, match=r"run=a\+b: the names of ensembles contain \+; choose"):
+        run_start.load_run_settings(["run=a+b", f"output_dir={tmp_path}"])
+
+
 def test_resume_of_a_run_that_does_not_exist_is_announced(tmp_path, capsys):
     (tmp_path / "carvana").mkdir()
     run_start.load_run_settings(["run=carvna", f"output_dir={tmp_path}", "resume=true"])

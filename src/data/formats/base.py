@@ -14,7 +14,7 @@ FilePairs = list[tuple[Path, Path | None]]  # image and mask file (None: unknown
 
 
 class DatasetFormat:
-    """Everything that is specific to one dataset.
+    """How the files of one dataset are found and read.
 
     A subclass implements the first two methods. The defaults of the others suit datasets of
     images and label files of one size, whose label values are listed in the class map.
@@ -29,7 +29,7 @@ class DatasetFormat:
         raise NotImplementedError
 
     def find_test_images_dir(self, settings: Settings) -> Path:
-        """Return the folder of the test images of a submission, which has one class."""
+        """Return the folder of the images that predict.py predicts by default."""
         return Path(settings.data_dir) / "test"
 
     def read_image(self, sample: Sample) -> np.ndarray:

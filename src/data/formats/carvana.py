@@ -151,12 +151,18 @@ def to_nfc(name: str) -> str:
 
 def order_by_names(images: list[Path], names: list[str]) -> list[Path]:
     """Return the images in the order of `names`; InputError if the two differ."""
-    by_name, names = {to_nfc(image.name): image for image in images}, [*map(to_nfc, names)]
+    by_name = {image.name: image for image in images}
+    composed = {to_nfc(image.name): image for image in images}
     missing = [name for name in names if name not in by_name]
     extra = by_name.keys() - set(names)
     if missing or extra:
         path = images[0].parent / (missing[0] if missing else min(extra))
         problem = "is missing" if missing else "is not in sample_submission.csv"
+        if missing and (image := composed.get(to_nfc(missing[0]))):
+            raise InputError(
+                f"{image}: sample_submission.csv composes the letters of this name differently "
+                "in Unicode; rename the file, for example with `convmv -f utf8 -t utf8 --nfc`"
+            )
         raise InputError(
             f"{path}: {problem}; the folder and sample_submission.csv differ by "
             f"{len(missing)} missing and {len(extra)} extra images"

@@ -67,7 +67,7 @@ class Cityscapes(DatasetFormat):
         )
         require_paths(images_dir, labels_dir)
         files = []
-        for city in sorted(images_dir.glob("*/")):
+        for city in sorted(images_dir.glob("[!.]*/")):
             for image in list_images(city):
                 name = image.stem.removesuffix("_leftImg8bit") + "_gtFine_labelIds.png"
                 files.append((image, labels_dir / city.name / name))
@@ -75,6 +75,9 @@ class Cityscapes(DatasetFormat):
             raise InputError(f"{images_dir}: contains no city folders")
         require_paths(*(label for _, label in files))
         return files
+
+    def find_test_images_dir(self, settings: Settings) -> Path:
+        return Path(settings.data_dir) / "leftImg8bit" / SPLIT_FOLDERS["test"]
 
     def make_class_map(self, settings: Settings) -> ClassMap:
         """Return the class map: all 34 label ids, or the 19 evaluated classes, others ignored."""
@@ -93,6 +96,9 @@ class CityscapesPairs(Cityscapes):
     def list_files(self, settings: Settings, split: str) -> FilePairs:
         folder = Path(settings.data_dir) / SPLIT_FOLDERS[split]
         return [(pair, pair) for pair in list_images(folder)]
+
+    def find_test_images_dir(self, settings: Settings) -> Path:
+        return Path(settings.data_dir) / SPLIT_FOLDERS["test"]
 
     def read_image(self, sample: Sample) -> np.ndarray:
         pair = image_io.read_image(sample.image)

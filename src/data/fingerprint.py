@@ -1,0 +1,84 @@
+"""Fingerprint of a dataset: networks and scores are compared only on equal data."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from core.errors import InputError
+from core.files import file_sha256
+from core.settings import Settings
+from core.threads import map_in_threads
+from data.sample import Sample
+
+
+def dataset_fingerprint(samples: Sequence[Sample]) -> str:
+    """Return "<h>-<m>-<i>": h is a hash of image names, groups, folds, sizes of mask files and
+    classes, m one of the content of the mask files, i one of the names and sizes of image files.
+
+    Scores are comparable only if h and m are equal. A run trains all folds on equal h, m and i.
+    """
+    lines = sorted(f"{s.image_id},{s.group},{s.fold},{mask_identity(s.mask)}" for s in samples)
+    classes = samples[0].class_map
+    if classes.value_to_class:
+        # With the names of the first release, where ClassMap was Scheme: its runs stay comparable.
+        lines.append(
+            f"Scheme(names={classes.names}, colours={classes.colors}, "
+            f"table={classes.value_to_class}, unsure={classes.max_color_distance})"
+        )
+    if classes.mask_threshold:
+        lines.append(f"mask_threshold={classes.mask_threshold}")
+    masks = sorted({sample.mask for sample in samples})
+    hashes = dict(zip(masks, map_in_threads(file_sha256, masks), strict=True))
+    truth = sorted((sample.image_id, hashes[sample.mask]) for sample in samples)
+    images = sorted((sample.image.name, file_size(sample.image)) for sample in samples)
+    return "-".join([short_hash("\n".join(lines), 12), short_hash(truth), short_hash(images)])
+
+
+def short_hash(value: Any, n_digits: int = 6) -> str:
+    """Return the first hex digits of the SHA-256 of str(value)."""
+    return hashlib.sha256(str(value).encode()).hexdigest()[:n_digits]
+
+
+def is_same_dataset(stored: str | None, fingerprint: str) -> bool:
+    """Whether a stored fingerprint is that of the same dataset. Earlier versions stored only its
+    first part."""
+    return stored in (fingerprint, fingerprint.partition("-")[0])
+
+
+def combine_fingerprints(stored: Sequence[str]) -> str:
+    """Return "<h>-<m>" of the folds of a run; if the folds differ, all of them."""
+    parts = ["-".join(fingerprint.split("-")[:2]) for fingerprint in stored]
+    return " ".join(sorted({complete_fingerprint(part, parts) for part in parts}))
+
+
+def complete_fingerprint(part: str, known: Sequence[str]) -> str:
+    """Return the first of the known fingerprints that begins with `part`, the <h> that earlier
+    versions stored; `part` itself if there is none."""
+    return next((f for f in known if f.startswith(f"{part}-")), part)
+
+
+def mask_identity(path: Path) -> str:
+    """Return the size of a mask's file, or its hash if other masks may have files of that size: in
+    uncompressed formats, and in a csv of all masks."""
+    size = file_size(path)
+    is_compressed = path.suffix.lower() not in (".bmp", ".tif", ".tiff", ".csv")
+    return str(size) if is_compressed else file_sha256(path)
+
+
+def file_size(path: Path) -> int:
+    """Return the size in bytes; InputError if there is no such file."""
+    if not path.exists():
+        raise InputError(f"{path}: is missing, or a link to a missing file")
+    return path.stat().st_size
+
+
+def describe_dataset(settings: Settings, samples: Sequence[Sample]) -> dict[str, Any]:
+    """Return the number and total size of the images, and hashes of files and folds, for
+    provenance.json."""
+    return {
+        "fingerprint": dataset_fingerprint(samples),
+        "images": len(samples),
+        "bytes": sum(sample.image.stat().st_size for sample in samples),
+        "folds_csv": file_sha256(Path(settings.folds_csv)),
+    }

@@ -1,0 +1,91 @@
+"""Fingerprint of a dataset: what changes it, and that of the first release."""
+
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import tiny_settings_args
+from PIL import Image
+
+from core import config
+from core.settings import Settings
+from data import datasets
+from data.fingerprint import (
+    combine_fingerprints,
+    dataset_fingerprint,
+    describe_dataset,
+    is_same_dataset,
+    mask_identity,
+)
+from data.sample import Sample
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (Settings(dataset_format="carvana"), "17f474db7cf0"),
+        (Settings(dataset_format="pets", trimap_border="class"), "8f26b58e9f2b"),
+        (Settings(dataset_format="pairs", label_color_tolerance=5), "d1c7f5659eaa"),
+    ],
+)
+def test_dataset_fingerprint_is_that_of_the_first_release(tmp_path, settings, expected):
+    class_map, dataset_format = datasets.get_class_map(settings), settings.dataset_format
+    samples = []
+    for i in range(2):
+        mask = tmp_path / f"{i}.png"
+        mask.write_bytes(b"x" * (10 + i))
+        image = tmp_path / f"{i}.jpg"
+        image.write_bytes(b"image")
+        samples.append(Sample(image, f"g{i}", mask, i, dataset_format, class_map))
+    first = dataset_fingerprint(samples)
+    assert first.partition("-")[0] == expected
+    assert dataset_fingerprint(samples[::-1]) == first
+    assert is_same_dataset(first, first) and is_same_dataset(expected, first)
+    other_fold = [replace(samples[0], fold=1), samples[1]]
+    assert not is_same_dataset(first, dataset_fingerprint(other_fold))
+    samples[1].image.write_bytes(b"another image")
+    other_image = dataset_fingerprint(samples)
+    assert first.split("-")[:2] == other_image.split("-")[:2]
+    assert not is_same_dataset(first, other_image)
+    samples[1].mask.write_bytes(b"y" * 11)  # of the same size
+    other_mask = dataset_fingerprint(samples)
+    assert other_mask.partition("-")[0] == expected
+    assert combine_fingerprints([other_mask]) != combine_fingerprints([first])
+
+
+def test_combine_fingerprints_completes_those_of_earlier_versions():
+    assert combine_fingerprints(["a", "a-b-c"]) == "a-b"
+    assert combine_fingerprints(["a"]) == "a"
+    assert combine_fingerprints(["a-b-c", "a-d-c"]) == "a-b a-d"
+
+
+def test_dataset_fingerprint_changes_with_the_masks_of_a_csv(tmp_path):
+    csv, class_map = tmp_path / "train_masks.csv", datasets.get_class_map(Settings())
+    samples = [Sample(tmp_path / "a.jpg", "a", csv, 0, "carvana", class_map)]
+    samples[0].image.write_bytes(b"image")
+    csv.write_text("img,rle_mask\na.jpg,1 2\nb.jpg,3 4\n")
+    first = dataset_fingerprint(samples)
+    csv.write_text("img,rle_mask\na.jpg,3 4\nb.jpg,1 2\n")  # of the same size
+    os.utime(csv, ns=(1, 1))  # clocks of file systems may be coarse
+    assert dataset_fingerprint(samples) != first
+
+
+def test_describe_dataset_counts_images_and_bytes(data_dir):
+    settings = config.load_settings(tiny_settings_args(data_dir, data_dir))
+    samples = datasets.load_training_samples(settings)
+    description = describe_dataset(settings, samples)
+    assert description["images"] == 12
+    assert description["bytes"] == sum(p.stat().st_size for p in (data_dir / "train").iterdir())
+    assert description["fingerprint"] == dataset_fingerprint(samples)
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".tif"])
+def test_mask_identity_of_an_uncompressed_file_is_that_of_its_content(tmp_path, suffix):
+    identities = set()
+    for x in (1, 2):
+        mask = np.zeros((8, 8), np.uint8)
+        mask[2:4, x : x + 2] = 255
+        Image.fromarray(mask).save(tmp_path / f"a{suffix}")
+        identities.add(mask_identity(tmp_path / f"a{suffix}"))
+    assert len(identities) == 2
