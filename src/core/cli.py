@@ -30,7 +30,8 @@ PEER_FAILURE = "gloo|NCCL|c10d|Connection (closed|reset)|Broken pipe"
 def check_arguments() -> None:
     """Check the settings, or print the help, before the script imports torch, which takes seconds.
 
-    Also sets the variables that torch's libraries read at import. Stages are checked by train.py.
+    Also sets the variables that torch's libraries read at import, and lets glibc keep freed memory.
+    Stages are checked by train.py.
     """
     run_main(_check_arguments)
     machine.set_thread_defaults()

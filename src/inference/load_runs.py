@@ -158,12 +158,12 @@ def load_oof_members(settings: Settings, fold: int, data_fingerprint: str) -> li
     members = []
     for run in sorted(settings.runs):
         path = run_folder.weights_path(Path(settings.output_dir) / run, fold)
-        network, trained = checkpoint.load_model(path, pick_device(settings))
+        model, trained = checkpoint.load_model(path, pick_device(settings))
         if problem := checkpoint.find_fold_mismatch(path, fold, data_fingerprint):
             if trained.max_images:
                 problem += f"; {run} was trained with max_images={trained.max_images}"
             raise InputError(problem)
-        members.append(make_member(network, trained))
+        members.append(make_member(model, trained))
     return members
 
 
@@ -184,9 +184,9 @@ def load_members(settings: Settings) -> dict[str, EnsembleMember]:
             )
         for fold in folds:
             path = run_folder.weights_path(run_dir, fold)
-            network, trained = checkpoint.load_model(path, pick_device(settings))
+            model, trained = checkpoint.load_model(path, pick_device(settings))
             weight = 1 / len(settings.runs) / len(folds)
-            members[str(path)] = make_member(network, trained, weight)
+            members[str(path)] = make_member(model, trained, weight)
     sizes = [member.preprocessing.size for member in members.values()]
     if settings.tile_size and all(size and max(size) <= settings.tile_size for size in sizes):
         raise InputError(

@@ -45,14 +45,14 @@ def make_member(model: Segmenter, settings: Settings, weight: float = 1.0) -> En
 # ---------------------------------------------------------------- batch normalization
 
 
-def fuse_batch_norms(network: Segmenter) -> Segmenter:
-    """Return a copy of a network in evaluation mode whose convolutions include the batch
+def fuse_batch_norms(model: Segmenter) -> Segmenter:
+    """Return a copy of a model in evaluation mode whose convolutions include the batch
     normalization that follows them: the same function in fewer passes over memory.
 
-    Layers are paired by the order in which a network registers them. If it calls them in another
-    order, so that fusing changes its logits, the network is returned unchanged.
+    Layers are paired by the order in which the model registers them. If it calls them in another
+    order, so that fusing changes its logits, it is returned unchanged.
     """
-    fused, is_changed = deepcopy(network), False
+    fused, is_changed = deepcopy(model), False
     for parent in fused.modules():
         for (conv_name, conv), (norm_name, norm) in pairwise(list(parent.named_children())):
             is_pair = isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
@@ -61,12 +61,12 @@ def fuse_batch_norms(network: Segmenter) -> Segmenter:
                 # The normalization layers of timm include the activation.
                 setattr(parent, norm_name, getattr(norm, "act", nn.Identity()))
                 is_changed = True
-    return fused if is_changed and computes_the_same(network, fused) else network
+    return fused if is_changed and computes_the_same(model, fused) else model
 
 
 @torch.inference_mode()
 def computes_the_same(first: Segmenter, second: Segmenter) -> bool:
-    """Whether two networks have the same logits for a small image, up to rounding.
+    """Whether two models have the same logits for a small image, up to rounding.
 
     False if they accept only images of another size.
     """

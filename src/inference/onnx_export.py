@@ -26,14 +26,14 @@ class MeanProbability(nn.Module):
 
     def __init__(self, members: list[EnsembleMember], settings: Settings):
         super().__init__()
-        self.networks = nn.ModuleList(member.model for member in members)
+        self.models = nn.ModuleList(member.model for member in members)
         self.weights = [member.weight for member in members]
         self.settings = settings
 
     def forward(self, images: Tensor) -> Tensor:
         mean = 0.0
-        for network, weight in zip(self.networks, self.weights, strict=True):
-            probability = predict_probability_tta(network, images, self.settings)
+        for model, weight in zip(self.models, self.weights, strict=True):
+            probability = predict_probability_tta(model, images, self.settings)
             mean = mean + weight / sum(self.weights) * probability
         return mean
 
@@ -63,10 +63,10 @@ def check_exportable(members: list[EnsembleMember], settings: Settings) -> None:
         )
 
 
-def smallest_side(network: Segmenter) -> int:
+def smallest_side(model: Segmenter) -> int:
     """Return the smallest image side that can be padded by reflection."""
     sides = range(1, EXAMPLE_SHAPE[2])
-    too_short = [side for side in sides if (network.input_size(side) - side + 1) // 2 >= side]
+    too_short = [side for side in sides if (model.input_size(side) - side + 1) // 2 >= side]
     return max(too_short, default=0) + 1
 
 
@@ -78,10 +78,10 @@ def export_onnx(
     Compares its output with torch's on `images`, each B×3×h×w uint8, and returns the largest
     difference; above MAX_DIFFERENCE nothing is written and InputError is raised.
     """
-    side = max(smallest_side(network) for network in model.networks)
+    side = max(smallest_side(member) for member in model.models)
     # Tracing assumes at least two pixels at every level and fails for a smaller minimum. The graph
     # takes all images with sides of `side` pixels or more.
-    traced = max(side, *(network.input_size(1) + 1 for network in model.networks))
+    traced = max(side, *(member.input_size(1) + 1 for member in model.models))
     sizes = {0: ("batch", 1), 2: ("height", traced), 3: ("width", traced)}
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of its own internals
         program = torch.onnx.export(

@@ -11,7 +11,7 @@ TILE_ALIGNMENT = 64  # tile offsets are multiples of the stride of a network wit
 
 
 def sliding_window_logits(
-    network: Segmenter, images: Tensor, tile_size: int, overlap: float
+    model: Segmenter, images: Tensor, tile_size: int, overlap: float
 ) -> Tensor:
     """Return logits: uint8 B×3×h×w → float32 B×C×h×w.
 
@@ -21,7 +21,7 @@ def sliding_window_logits(
     """
     height, width = images.shape[-2:]
     if not tile_size or (height <= tile_size and width <= tile_size):
-        return network(images).float()
+        return model(images).float()
     # As in Isensee et al. 2021, nnU-Net.
     window = torch.signal.windows.gaussian(tile_size, std=tile_size / 8, device=images.device)
     logits, weights = None, images.new_zeros((height, width), dtype=torch.float32)
@@ -30,7 +30,7 @@ def sliding_window_logits(
             tile = images[..., top : top + tile_size, left : left + tile_size]
             rows, columns = tile.shape[-2:]
             weight = window[:rows, None] * window[:columns]
-            tile_logits = network(tile).float() * weight
+            tile_logits = model(tile).float() * weight
             if logits is None:
                 logits = tile_logits.new_zeros((*tile_logits.shape[:2], height, width))
             logits[..., top : top + rows, left : left + columns] += tile_logits
