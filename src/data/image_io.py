@@ -152,7 +152,8 @@ def require_8_or_16_bits(path: Path, image: Image.Image) -> None:
 
 
 def check_header(path: Path) -> None:
-    """Raise InputError for what `read_image` refuses and the header tells, without decoding."""
+    """Raise InputError if the file's header shows that `read_image` would fail; nothing is
+    decoded."""
     with open_image(path) as image:
         require_8_or_16_bits(path, image)
 

@@ -419,7 +419,7 @@ def test_order_by_names_rejects_names_whose_accents_have_another_form(tmp_path):
     composed, decomposed = (unicodedata.normalize(form, "ä_01.jpg") for form in ("NFC", "NFD"))
     images = [tmp_path / decomposed]
     assert carvana.order_by_names(images, [decomposed]) == images
-    with pytest.raises(InputError, match="composes the letters of this name differently"):
+    with pytest.raises(InputError, match="spells this name with other Unicode characters"):
         carvana.order_by_names(images, [composed])
 
 

@@ -160,8 +160,8 @@ def order_by_names(images: list[Path], names: list[str]) -> list[Path]:
         problem = "is missing" if missing else "is not in sample_submission.csv"
         if missing and (image := composed.get(to_nfc(missing[0]))):
             raise InputError(
-                f"{image}: sample_submission.csv composes the letters of this name differently "
-                "in Unicode; rename the file, for example with `convmv -f utf8 -t utf8 --nfc`"
+                f"{image}: sample_submission.csv spells this name with other Unicode characters "
+                "that look the same (NFC or NFD); rename the file to match"
             )
         raise InputError(
             f"{path}: {problem}; the folder and sample_submission.csv differ by "
