@@ -55,7 +55,7 @@ def describe_prediction(
     images, networks = format_count(len(samples), "image"), format_count(len(members), "network")
     line = f"{images} of {settings.data_dir}, {networks}, tta={settings.tta}"
     if samples[0].class_map.is_binary:
-        source = "from settings" if settings.threshold else "best out of fold"
+        source = "best out of fold" if settings.threshold is None else "from settings"
         steps = ",".join(binarizer.steps) or "none"
         line += f", threshold {binarizer.threshold:.4f} ({source}), postprocess {steps}"
     return line
@@ -86,7 +86,7 @@ def predict_pending_chunks(
     predictions = predict(members, samples, settings, keep, with_mask)
     results = map_in_threads(partial(to_result, settings, binarizer), predictions)
     total = done + len(samples)
-    # One iterator for all chunks: iterating over the bar anew would end it.
+    # One iterator for all chunks: tqdm closes the bar when an iteration over it ends.
     bar = iter(tqdm(results, "predict", total, initial=done, unit="image", disable=None))
     with closing(results):
         for i in my_chunks:

@@ -128,7 +128,7 @@ def main(args: list[str]) -> None:
     torch.set_float32_matmul_precision("high")  # TF32 for fp32 matrix products
     launches = distributed.requested_processes() > 1
     has_later_training = len(runs) > 1 or bool(runs[0].stages)
-    # Once for all processes, and before an earlier run or stage trains for hours.
+    # All runs and stages are checked now: once for all processes, and before hours of training.
     if launches or (has_later_training and not process_env.is_launched()):
         for settings in runs:
             preflight.check_before_launch(settings)

@@ -34,15 +34,15 @@ def parse_runs(text: str, size: int) -> tuple[np.ndarray, np.ndarray]:
     """
     if text == "":
         return np.empty(0, np.int64), np.empty(0, np.int64)
+    words = text.split(" ")
     if not RLE_PATTERN.fullmatch(text):
-        numbers = text.split(" ")
-        invalid = next((n for n in numbers if not (n.isascii() and n.isdigit())), None)
-        raise ValueError(
-            "an odd count of numbers" if invalid is None else f"{invalid[:20]!r} is not a number"
-        )
-    if max(map(len, text.split(" "))) > MAX_DIGITS:
+        for word in words:
+            if not (word.isascii() and word.isdigit()):
+                raise ValueError(f"{word[:20]!r} is not a number")
+        raise ValueError("an odd count of numbers")
+    if max(map(len, words)) > MAX_DIGITS:
         raise ValueError("a number is too large")
-    numbers = np.array(text.split(" "), dtype=np.int64)
+    numbers = np.array(words, dtype=np.int64)
     starts, lengths = numbers[::2], numbers[1::2]
     if starts.min() < 1 or lengths.min() < 1:
         raise ValueError("a start or a length is below 1")

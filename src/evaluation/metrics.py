@@ -27,7 +27,11 @@ def mask_dice(predicted: np.ndarray, true: np.ndarray) -> float:
 
 
 def dice_curve(histograms: np.ndarray) -> np.ndarray:
-    """Return the Dice at each of THRESHOLDS: …×2×256 histograms → …×255 float64."""
+    """Return the Dice at each of THRESHOLDS: …×2×256 histograms → …×255 float64.
+
+    histograms: pixels by level of the probability, outside (0) and inside (1) the true mask; see
+    pixel_counts.py.
+    """
     at_least = histograms[..., ::-1].cumsum(axis=-1)[..., ::-1]  # pixels of level i or more
     outside, inside = at_least[..., 0, :], at_least[..., 1, :]
     true = inside[..., :1]  # all true pixels, as every level is 0 or more

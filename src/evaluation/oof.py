@@ -1,4 +1,4 @@
-"""Out-of-fold scores at native size: each image is scored by networks not trained on its car."""
+"""Scores at native size of predictions whose masks are known: out of fold, or of a test split."""
 
 import zlib
 from collections.abc import Iterable, Iterator
@@ -80,7 +80,7 @@ def score_out_of_fold(
     title: str,
     cache: Cache | None = None,
 ) -> Scores:
-    """Predict the samples and score them against their masks; processes share the samples."""
+    """Predict and score samples of groups that no member was trained on; ranks share them."""
 
     def measure_shard(shard: list[Sample]) -> Iterator[dict[str, np.ndarray]]:
         predictions = predict(

@@ -28,16 +28,13 @@ class ImageProbabilities:
 
     def mean(self) -> Tensor:
         """Return the weighted mean of the members, float32 C×H×W at native size."""
-        groups = defaultdict(list)  # averaged before enlarging, which is expensive
+        groups, native = defaultdict(list), []
         for member, probability in self.probabilities:
             groups[member.preprocessing].append((member.weight, probability))
-        native = [
-            (
-                sum(weight for weight, _ in group),
-                resize_to_native(weighted_mean(group), self.native_size, preprocessing),
-            )
-            for preprocessing, group in groups.items()
-        ]
+        for preprocessing, group in groups.items():
+            mean = weighted_mean(group)  # before enlarging, which is expensive
+            enlarged = resize_to_native(mean, self.native_size, preprocessing)
+            native.append((sum(weight for weight, _ in group), enlarged))
         return weighted_mean(native)
 
     def each(self) -> Tensor:
@@ -90,7 +87,7 @@ def resize_to_native(
     probability = probability[:, *letterbox_region(native_size, preprocessing)]
     if tuple(probability.shape[-2:]) == tuple(native_size):
         return probability
-    # Bicubic follows the edges of the area-averaged targets more closely than bilinear.
+    # 0.00002 more Dice than bilinear on 32 photographs (docs/experiments.md).
     enlarged = F.interpolate(
         probability[None], size=native_size, mode="bicubic", align_corners=False
     )

@@ -17,7 +17,10 @@ MIN_COMPONENT_FRACTION = 2e-3  # of the mask's area: for a car on 1918×1280, ab
 
 @dataclass
 class Binarizer:
-    """Converts a probability to a mask (binary) or class ids (several classes)."""
+    """Converts a probability to a mask (binary) or class ids (several classes).
+
+    Several steps are applied one after the other, in the order of STEPS.
+    """
 
     threshold: float
     steps: list[str]  # names of STEPS

@@ -1,5 +1,12 @@
 """Predict the probabilities of images, for validation, out-of-fold scores and test images.
 
+Apart from overlapping and precision, this is what predict() does:
+
+    for batch in loader:
+        probabilities = [predict_probability_tta(member.model, batch) for member in members]
+        for i, image in enumerate(batch):
+            yield keep(image, [p[i] for p in probabilities])
+
 On a GPU three stages overlap: worker processes, or one thread for cached images, load batches;
 the network thread runs the networks, up to two batches ahead; the caller consumes the results, with
 map_in_threads() if that is slow. Only the caller waits for the GPU.
@@ -168,7 +175,7 @@ class BatchPredictor:
             wait()
             if not all(are_finite):
                 self.avoid_fp16()
-                # Not here: the thread of the networks may be switching compilation on or off.
+                # In the networks' thread, which may be switching compilation on or off now.
                 collect_again = NETWORK_THREAD.submit(self.start, batch).result()
                 return collect_again()
             samples = [sample for part in batch for sample in part.samples]

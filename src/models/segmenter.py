@@ -59,7 +59,8 @@ def reflect_pad(x: Tensor, left: int, right: int, top: int, bottom: int) -> Tens
     short to be reflected."""
     height, width = x.shape[-2:]
     if torch.compiler.is_exporting():
-        # F.pad takes no dynamic size. No axis is too short: export_onnx() requires smallest_side().
+        # F.pad is not exported with dynamic sizes. No axis is too short: the graph takes images
+        # with sides of smallest_side() or more (onnx_export.py).
         rows, columns = _reflected(height, top, bottom), _reflected(width, left, right)
         return x[..., rows, :][..., columns]
     if left or right:

@@ -27,6 +27,8 @@ def conv_block(
 
     Padding 'same' keeps height and width; with 'valid' each reduces them by 2.
     """
+    if norm not in ("batch", "none"):
+        raise ValueError(f"norm={norm!r}: expected 'batch' or 'none'")
     has_norm = norm == "batch"
     layers = []
     for i in range(n_convs):
@@ -133,6 +135,8 @@ class UNet(nn.Module):
         self.refine = nn.Sequential(*(block(c_in, c_out, n_convs=1) for c_in, c_out in top))
         self.dropouts = nn.ModuleList(nn.Dropout(p) for p in dropout or [0.0] * len(channels))
         self.head = nn.Conv2d(top_channels[-1], n_classes * space_to_depth**2, kernel_size=1)
+        if weight_init not in ("default", "he"):
+            raise ValueError(f"weight_init={weight_init!r}: expected 'default' or 'he'")
         if weight_init == "he":
             self.apply(init_he_normal)
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORE_INDEX = 255  # target of a pixel without a class, as in data/classes.py
+IGNORE_INDEX = 255  # IGNORE of data/classes.py; this file needs only torch
 EDGE_WEIGHT = 20  # of edge_bce_dice; measured in docs/experiments.md
 EDGE_RADIUS = 5  # pixels of the network's input
 
@@ -60,9 +60,9 @@ def edge_weights(targets: Tensor) -> Tensor:
     # faster than over the whole square.
     side, pad = 2 * EDGE_RADIUS + 1, EDGE_RADIUS
     rows = F.avg_pool2d(targets, (side, 1), 1, (pad, 0), count_include_pad=False)
-    average = F.avg_pool2d(rows, (1, side), 1, (0, pad), count_include_pad=False)
-    # A single pixel that differs makes an edge: it is 0.008 of 11×11.
-    is_edge = (average > 0.005) & (average < 0.995)
+    foreground = F.avg_pool2d(rows, (1, side), 1, (0, pad), count_include_pad=False)
+    # A single pixel that differs makes an edge: 1/121 = 0.008.
+    is_edge = (foreground > 0.005) & (foreground < 0.995)
     weights = 1 + (EDGE_WEIGHT - 1) * is_edge.float()
     return weights / weights.mean((1, 2, 3), keepdim=True)
 

@@ -28,8 +28,8 @@ class TrainState:
     `model` is the Segmenter; `wrapped_model` is what training calls: the same module, possibly
     compiled, and wrapped in DDP if there are several processes. Model and EMA start from the file
     `initial_weights`, else from random weights, with a pretrained encoder if `pretrained`.
-    `updates` is the number of updates in the whole training; it sets the learning rate schedule and
-    whether compiling pays off.
+    `updates`, the number of updates in the whole training, determines the length of the learning
+    rate schedule and whether to compile.
     """
 
     def __init__(
@@ -56,19 +56,19 @@ class TrainState:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits in fp32: the sums in the losses would overflow in half precision."""
+        """Return the logits in fp32, as sums in losses and metrics overflow in half precision."""
         # Autocast, with the two exceptions in models/eager_autocast.py.
         with forward_context(self.device, self.precision, self.is_compiled):
             return self.wrapped_model(images).float()
 
     def train_step(
-        self, images: Tensor, targets: Tensor, weight: float = 1.0, is_update: bool = True
+        self, images: Tensor, targets: Tensor, loss_weight: float = 1.0, is_update: bool = True
     ) -> tuple[Tensor, Tensor]:
         """Run forward and backward of a step; if `is_update`, also update the weights.
 
         images: B×3×h×w uint8; targets: B×1×h×w uint8, 0…255 for one class, else class ids.
-        `weight`: factor of the loss, 1 / steps per update. Returns loss and logits, detached,
-        without synchronizing with the GPU, which only RMSprop in fp16 does.
+        `loss_weight`: 1 / steps per update. Returns loss and logits, detached. Does not wait for
+        the GPU, except with RMSprop in fp16.
         """
         # DDP averages gradients over the ranks in a backward pass: once for an update is enough.
         skips_averaging = isinstance(self.wrapped_model, DistributedDataParallel) and not is_update
@@ -76,7 +76,7 @@ class TrainState:
             logits = self.forward(images)
             expected = targets.float() / 255 if self.is_binary else targets
             loss = self.loss(logits, expected)
-            self.scaler.scale(loss * weight).backward()
+            self.scaler.scale(loss * loss_weight).backward()
         if is_update:
             self.update_weights()
         return loss.detach(), logits.detach()

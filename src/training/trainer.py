@@ -102,7 +102,7 @@ class FoldTrainer:
                 if self.epoch == self.step == 0 and process_env.is_main_process():
                     self.log.save_first_batch(*batch, self.class_map)
                 images, targets = (part.to(self.device, non_blocking=True) for part in batch)
-                if self.train_batch(images, targets, bar):  # no gradients are accumulated
+                if self.train_batch(images, targets, bar):  # no gradients are pending
                     start = self.save_if_due(start, stop.signum)
             self.metrics.seconds += seconds_since(start, self.device)
             self.save_if_due(time.monotonic(), stop.signum)  # the GPU's queue may take a while
@@ -127,11 +127,11 @@ class FoldTrainer:
         """Train on this rank's part of a step; return whether the weights were updated."""
         torch.manual_seed(self.step_seed())  # dropout is reproducible after resume
         sampler, accumulation = self.loader.batch_sampler, self.settings.grad_accumulation
-        first = self.step // accumulation * accumulation  # step of this update
-        end = min(first + accumulation, len(sampler))  # fewer steps at the end of the epoch
+        first = self.step // accumulation * accumulation  # first step of the current update
+        n_steps = min(accumulation, len(sampler) - first)  # fewer at the end of the epoch
         self.step += 1
-        is_update = self.step == end
-        loss, logits = self.state.train_step(images, targets, 1 / (end - first), is_update)
+        is_update = self.step == first + n_steps
+        loss, logits = self.state.train_step(images, targets, 1 / n_steps, is_update)
         self.metrics.add(loss, logits, targets)
         bar.update(sampler.step_size)
         if self.step % 50 == 1:  # rarely: reading the loss synchronizes with the GPU
@@ -203,10 +203,11 @@ class FoldTrainer:
         settings, shown = replace(self.settings, tta="none"), samples[:3]
 
         def keep(image: ImageProbabilities) -> dict[str, torch.Tensor]:
-            kept = oof.keep_statistics(image)
-            return kept | keep_mean(image) if image.sample in shown else kept
+            is_shown = image.sample in shown
+            return oof.keep_statistics(image) | (keep_mean(image) if is_shown else {})
 
-        predictions = predict([self.ema_member()], samples, settings, keep, True, self.cache)
+        members = [self.ema_member()]
+        predictions = predict(members, samples, settings, keep, with_mask=True, cache=self.cache)
         for i, prediction in enumerate(oof.with_progress_bar(predictions, samples, "validate")):
             if i < len(shown) and process_env.is_main_process():
                 picture = visualize.thumbnail(prediction)

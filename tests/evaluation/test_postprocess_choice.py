@@ -37,9 +37,19 @@ def test_choose_steps_takes_those_that_gain_on_every_fold():
     ]
 
 
+@pytest.mark.parametrize(("largest", "chosen"), [(0.02, "largest"), (0.005, "specks")])
+def test_choose_steps_takes_the_better_of_two_that_remove_components(largest, chosen):
+    step_dice, folds = make_step_dice((0.01, 0.01), (largest, largest), (0.01, 0.01))
+    assert postprocess_choice.choose_steps(step_dice, folds) == [chosen, "fill"]
+    not_used = [
+        line for line in postprocess_choice.explain_steps(step_dice, folds) if "not" in line
+    ]
+    assert len(not_used) == 1 and not_used[0].endswith("(not used: another gains more)")
+
+
 def test_choose_steps_of_one_fold_takes_none():
     step_dice, folds = make_step_dice(*[(0.01, 0.01)] * len(STEPS))
-    assert postprocess_choice.choose_steps(step_dice, folds) == list(STEPS)
+    assert len(postprocess_choice.choose_steps(step_dice, folds)) == 2
     one_fold = np.zeros(8)
     assert postprocess_choice.choose_steps(step_dice, one_fold) == []
     lines = postprocess_choice.explain_steps(step_dice, one_fold)
@@ -50,10 +60,10 @@ def test_cross_fitted_steps_of_a_fold_are_those_of_the_other_folds():
     step_dice = np.full((6, 1 + len(STEPS)), 0.9)
     folds = np.repeat([0, 1, 2], 2)
     step_dice[:, 1] += np.repeat([-0.3, 0.1, 0.1], 2)  # chosen by folds 1 and 2, loses on fold 0
-    step_dice[:, 2] += 0.2  # chosen by all
+    step_dice[:, 3] += 0.2  # chosen by all
     is_used = postprocess_choice.cross_fitted_steps(step_dice, folds)
     assert is_used[:, 0].tolist() == [True, True, False, False, False, False]
-    assert is_used[:, 1].all() and not is_used[:, 2:].any()
+    assert is_used[:, 2].all() and not is_used[:, 1].any()
 
 
 def test_requested_steps_follows_the_setting():
@@ -61,7 +71,8 @@ def test_requested_steps_follows_the_setting():
     requested_steps = postprocess_choice.requested_steps
     assert requested_steps("fill,specks", step_dice, folds) == ["specks", "fill"]
     assert requested_steps("none", step_dice, folds) == []
-    assert requested_steps("auto", step_dice, folds) == list(STEPS)
+    assert requested_steps("specks,largest", step_dice, folds) == ["specks", "largest"]
+    assert requested_steps("auto", step_dice, folds) == ["largest", "fill"]
 
 
 def test_gains_per_fold_are_means_over_images():

@@ -156,6 +156,12 @@ def test_build_unet_with_a_list_of_wrong_length_raises_input_error(name, values,
         build_model(settings)
 
 
+@pytest.mark.parametrize("option", [{"norm": "instance"}, {"weight_init": "xavier"}])
+def test_unet_rejects_unknown_options(option):
+    with pytest.raises(ValueError, match="expected '"):
+        UNet([8, 16], **option)
+
+
 def test_unet_he_initialization_keeps_the_variance_of_the_activations():
     torch.manual_seed(0)
     network = UNet([64, 128], norm="none", weight_init="he")

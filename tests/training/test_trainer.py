@@ -260,9 +260,9 @@ def test_network_trains_in_training_mode_and_is_validated_without_tta(
     assert not torch.equal(before, after)
     used, predict = [], trainer.predict
 
-    def record(members, samples, settings, *args):
+    def record(members, samples, settings, *args, **options):
         used.append(settings.tta)
-        return predict(members, samples, settings, *args)
+        return predict(members, samples, settings, *args, **options)
 
     monkeypatch.setattr(trainer, "predict", record)
     fold.validate()
