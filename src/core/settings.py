@@ -188,7 +188,7 @@ class Settings:
     tile_size: int = setting(0, "predict network inputs larger than this in square tiles of this side length, for large images at size=null; 0: no tiles", TILE_SIZE, scope="invocation")
     tile_overlap: float = setting(0.25, "fraction of a tile that overlaps its neighbor", TILE_OVERLAP, scope="invocation")
     threshold: float | None = setting(None, "foreground threshold; null: the best one out of fold", OPEN_UNIT_INTERVAL, scope="invocation")
-    postprocess: str = setting("auto", "mask post-processing: none, or any of specks (remove them), largest (keep one component), fill (holes); auto: steps that gain on every fold", POSTPROCESS, scope="invocation")
+    postprocess: str = setting("auto", "mask post-processing: none, or any of specks (remove them), largest (keep one component), fill (holes); auto: steps that gain on every fold, of specks and largest the better one", POSTPROCESS, scope="invocation")
     skip_unreadable: bool = setting(False, "give unreadable test images without labels empty masks, list them at the end, and exit with code 3", scope="invocation")
     save_masks: bool = setting(False, "predict.py, one class: also write PNG masks and JPEG overlays; masks of several classes are always written", scope="invocation")
     submission_csv: str = setting("", "csv to write or check; empty: submission.csv, in output_dir if dataset_name=carvana, else in the run's folder", CSV_FILE, scope="invocation", is_path=True)
