@@ -184,7 +184,6 @@ sys.path.insert(0, "src")
 import train
 from core import cli, process_env
 from core.errors import InputError
-from data import datasets
 from training.train_state import TrainState
 
 original_step, calls = TrainState.train_step, []
@@ -199,7 +198,7 @@ def failing_step(self, *args):
 cli.run_main(train.main, "run the same command with resume=true to resume")
 """
 FAIL = "TrainState.train_step = failing_step"
-OTHER_DATA = "fingerprint.dataset_fingerprint = lambda samples: f'data of {process_env.rank()}'"
+OTHER_DATA = "train.dataset_fingerprint = lambda samples: f'data of {process_env.rank()}'"
 
 
 @pytest.mark.parametrize(
