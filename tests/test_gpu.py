@@ -220,11 +220,11 @@ def test_predicting_a_batch_never_waits_for_the_gpu(shared_data_dir, tmp_path, p
     member = make_member(build_model(settings, pretrained=False).eval().to(GPU), settings)
     [batch] = prediction_loader(samples, {member.preprocessing}, settings, with_mask=True)
     assert all(x.is_pinned() for part in batch for x in part.images.values())
-    forward = BatchPredictor([member], settings, oof.keep_statistics)
-    forward(batch)()  # loads kernels
+    predictor = BatchPredictor([member], settings, oof.keep_statistics)
+    predictor.start(batch)()  # loads kernels
     torch.cuda.set_sync_debug_mode("error")
     try:
-        collect = forward(batch)
+        collect = predictor.start(batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert [prediction.sample for prediction in collect()] == samples

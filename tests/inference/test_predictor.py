@@ -277,21 +277,25 @@ def test_predict_in_fp16_continues_in_another_precision_where_logits_are_infinit
 def test_tune_does_nothing_with_compile_false(tiny, monkeypatch):
     _, settings, _ = tiny
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
-    forward = predictor.BatchPredictor([], replace(settings, compile="false"), predictor.keep_mean)
-    forward.tune()
-    assert not forward.is_compiled and not torch.backends.cudnn.benchmark
+    batch_predictor = predictor.BatchPredictor(
+        [], replace(settings, compile="false"), predictor.keep_mean
+    )
+    batch_predictor.tune()
+    assert not batch_predictor.is_compiled and not torch.backends.cudnn.benchmark
 
 
 @pytest.mark.parametrize(("picked", "continued"), [("bf16", "bf16"), ("fp16", "fp32")])
 def test_avoid_fp16_takes_the_precision_of_training_or_fp32(tiny, monkeypatch, picked, continued):
     _, settings, _ = tiny
-    forward = predictor.BatchPredictor([], settings, predictor.keep_mean)
-    forward.set_precision("fp16")
+    batch_predictor = predictor.BatchPredictor([], settings, predictor.keep_mean)
+    batch_predictor.set_precision("fp16")
     monkeypatch.setattr(predictor, "pick_precision", lambda settings, device: picked)
-    forward.is_compiled = True
-    forward.avoid_fp16()
-    assert forward.precision_and_models[0] == continued
-    assert forward.is_compiled == (continued == "fp32")  # in bf16 other copies of the networks run
+    batch_predictor.is_compiled = True
+    batch_predictor.avoid_fp16()
+    assert batch_predictor.precision_and_models[0] == continued
+    assert batch_predictor.is_compiled == (
+        continued == "fp32"
+    )  # in bf16 other copies of the networks run
 
 
 @pytest.mark.parametrize(

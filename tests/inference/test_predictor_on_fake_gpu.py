@@ -60,10 +60,12 @@ def test_predicting_a_batch_on_a_fake_gpu_never_waits(monkeypatch, args, n_class
         monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: fake.from_tensor(tensor))
         for network in networks:
             network.to(torch.device("cuda", 0))
-        forward = predictor.BatchPredictor(members, settings, reduce)
-        assert forward.precision_and_models[0] == ("fp16" if precision == "auto" else precision)
+        batch_predictor = predictor.BatchPredictor(members, settings, reduce)
+        assert batch_predictor.precision_and_models[0] == (
+            "fp16" if precision == "auto" else precision
+        )
         with Watch() as watch:
-            collect = forward(batch)
+            collect = batch_predictor.start(batch)
         with Watch() as reading:
             next(networks[0].parameters()).to("cpu")
     assert not watch.waits, watch.waits
