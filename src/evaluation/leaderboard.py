@@ -109,7 +109,11 @@ def format_scores(table: pd.DataFrame) -> pd.DataFrame:
     rows = table.to_dict("records")
     text = table[["run"]].copy()
     text["oof dice"] = [statistics.format_mean(r["oof_dice"], r["standard_error"]) for r in rows]
-    text["against the best (95%)"] = ["best", *map(format_difference, rows[1:])]
+    text["against the best (95%)"] = ["best"] + [
+        format_difference(row)
+        + (f", on {row['shared_images']} images" if row["images"] < rows[0]["images"] else "")
+        for row in rows[1:]
+    ]
     text["tta (gain)"] = table["tta"] + " " + table["tta_gain"].map(statistics.format_gain)
     if "threshold" in table:
         gains = table[["threshold_gain", "postprocess_gain"]].map(statistics.format_gain)

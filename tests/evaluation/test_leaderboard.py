@@ -136,6 +136,14 @@ def test_format_scores_shows_columns_of_each_task():
     assert text["mean IoU"][0] == f"{mean_iou:.4f}"
 
 
+def test_format_scores_says_on_how_many_images_an_incomplete_run_is_compared():
+    entries = [make_entry("a", folds=(0, 1)), make_entry("b", folds=(0,))]
+    [table] = leaderboard.build_leaderboards(entries)
+    best, incomplete = leaderboard.format_scores(table)["against the best (95%)"]
+    n_images = table["images"].min()
+    assert best == "best" and incomplete.endswith(f", on {n_images} images")
+
+
 @pytest.mark.parametrize(("folds", "is_known"), [((0, 1), False), ((0, 1, 2), True)])
 def test_task_columns_cross_fit_the_steps_of_three_folds(folds, is_known):
     scores = make_entry("a", folds=folds).scores
