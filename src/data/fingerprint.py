@@ -79,6 +79,6 @@ def describe_dataset(settings: Settings, samples: Sequence[Sample]) -> dict[str,
     return {
         "fingerprint": dataset_fingerprint(samples),
         "images": len(samples),
-        "bytes": sum(sample.image.stat().st_size for sample in samples),
+        "bytes": sum(file_size(sample.image) for sample in samples),
         "folds_csv": file_sha256(Path(settings.folds_csv)),
     }

@@ -66,8 +66,10 @@ def explain_steps(step_dice: np.ndarray, folds: np.ndarray) -> list[str]:
     gains, lines = gains_per_fold(step_dice, folds), []
     chosen = choose_steps(step_dice, folds)
     for name, gain in gains.items():
-        if gain.min() <= 0 or name in chosen:
-            verdict = "used" if name in chosen else "not used"
+        if name in chosen:
+            verdict = "used"
+        elif gain.min() <= 0:
+            verdict = "not used"
         else:
             verdict = f"not used: {'only one fold' if len(gains) == 1 else 'another gains more'}"
         lines.append(f"{name}: {' '.join(map(format_gain, gain))} ({verdict})")

@@ -152,12 +152,12 @@ def to_nfc(name: str) -> str:
 def order_by_names(images: list[Path], names: list[str]) -> list[Path]:
     """Return the images in the order of `names`; InputError if the two differ."""
     by_name = {image.name: image for image in images}
-    composed = {to_nfc(image.name): image for image in images}
     missing = [name for name in names if name not in by_name]
     extra = by_name.keys() - set(names)
     if missing or extra:
         path = images[0].parent / (missing[0] if missing else min(extra))
         problem = "is missing" if missing else "is not in sample_submission.csv"
+        composed = {to_nfc(image.name): image for image in images}
         if missing and (image := composed.get(to_nfc(missing[0]))):
             raise InputError(
                 f"{image}: sample_submission.csv spells this name with other Unicode characters "
