@@ -185,15 +185,19 @@ def write_submission_json(
 
 
 def check_and_report(settings: Settings, samples: list[Sample], results: list[ImageResult]) -> None:
-    """Score the test images if labels are known (test.csv and test.npz in the run's folder), check
-    the submission, and list unreadable images."""
+    """Score the probabilities of the test images if their masks are known (test.csv and test.npz in
+    the run's folder), check and score the submission, and list unreadable images."""
     if results[0].scores:
         scores = oof.to_scores(samples, [result.scores for result in results])
         oof.save_scores(settings.run_dir, scores, "test")
         iou = (scores.dice / (2 - scores.dice)).mean()  # image by image
         print(
-            f"test dice {oof.format_mean_dice(scores)} on {len(samples)} images"
-            + (f" at 0.5, IoU {iou:.5f}" if scores.is_binary else f"; {oof.score_summary(scores)}")
+            f"test dice {oof.format_mean_dice(scores)} on {len(samples)} images; "
+            + (
+                f"IoU {iou:.5f}; both at threshold 0.5 without post-processing"
+                if scores.is_binary
+                else oof.score_summary(scores)
+            )
         )
         oof.warn_of_constant_masks(scores)
     if samples[0].class_map.is_binary:
@@ -220,6 +224,8 @@ def main(args: list[str]) -> None:
     if settings.truth_csv:
         require_paths(Path(settings.truth_csv))
     samples, device = datasets.load_test_samples(settings), pick_device(settings)
+    if samples[0].mask:
+        datasets.read_sizes(samples)  # InputError if a mask has another size, before prediction
     if samples[0].class_map.is_binary:
         submission.require_replaceable(settings, [sample.image.name for sample in samples])
     scores = ensemble.ensure_oof_scores(settings)

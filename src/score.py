@@ -1,4 +1,4 @@
-"""Check submission.csv strictly; with truth_csv=, also score it."""
+"""Check submission.csv strictly. Also score it with truth_csv=, or if test images have masks."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +14,8 @@ if __name__ == "__main__":
 from evaluation.submission import check_submission, read_submission_json
 
 # Settings of a trained run that its submission depends on.
-INHERITED = ["dataset_name", "dataset_format", "group_regex", "data_dir"]
-INHERITED += ["use_hq_images", "truth_csv"]
+INHERITED = ["dataset_name", "dataset_format", "group_regex", "data_dir", "use_hq_images"]
+INHERITED += ["mask_name", "mask_threshold", "trimap_border", "truth_csv"]
 
 
 def require_submission_of_runs(settings: Settings, args: list[str]) -> None:

@@ -18,7 +18,14 @@ from conftest import (
     tiny_settings_args,
 )
 from PIL import Image
-from tiny_datasets import draw_car, make_cityscapes, make_cityscapes_pairs, make_data, make_pets
+from tiny_datasets import (
+    draw_car,
+    make_cityscapes,
+    make_cityscapes_pairs,
+    make_data,
+    make_pets,
+    write_test_masks,
+)
 
 import folds
 import leaderboard
@@ -219,7 +226,9 @@ def test_classes_csv_trains_and_predicts_several_classes(tmp_path):
     (data_dir / "classes.csv").write_text("value,name,color\n1,car,#0a64c8\n0,floor,black\n")
     args = [*tiny_settings_args(data_dir, tmp_path / "output"), "fold=0"]
     assert "mean IoU" in call_main(train.main, args)
-    call_main(predict.main, prediction_args(args))
+    write_test_masks(data_dir)
+    printed = call_main(predict.main, prediction_args(args))
+    assert "test dice" in printed and "mean IoU" in printed
     folder = tmp_path / "output/tiny/masks"
     names = [f"{path.stem}.png" for path in sorted((data_dir / "test").iterdir())]
     assert sorted(path.name for path in folder.iterdir()) == [*names, "labels", "legend.png"]

@@ -3,10 +3,11 @@
 import json
 import shutil
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT, assert_input_error, prediction_args
-from tiny_datasets import make_data
+from tiny_datasets import make_data, write_mask, write_test_masks
 
 import predict
 import score
@@ -44,6 +45,33 @@ def test_predict_writes_a_valid_submission_and_masks(run_copy, tmp_path, capsys)
     predict.main(prediction_args(run_copy.args))
     warning = f"warning: {path.parent} holds masks of an earlier prediction: 000000000004_01_mask"
     assert warning in capsys.readouterr().out
+
+
+def last_mean_dice(printed):
+    return next(line for line in reversed(printed.splitlines()) if line.startswith("mean dice"))
+
+
+def test_predict_and_score_use_the_masks_of_the_test_images(run_copy, capsys):
+    args, data_dir = prediction_args(run_copy.args), run_copy.data_dir
+    predict.main([*args, f"truth_csv={data_dir}/test_truth.csv"])
+    expected = last_mean_dice(capsys.readouterr().out)
+    write_test_masks(data_dir)
+    predict.main(args)
+    printed = capsys.readouterr().out
+    assert "test dice 0." in printed and last_mean_dice(printed) == expected
+    table = pd.read_csv(run_copy.output_dir / "tiny/test.csv")
+    assert table["image_id"].tolist() == [p.stem for p in sorted((data_dir / "test").iterdir())]
+    score.main([f"output_dir={run_copy.output_dir}", "run=tiny", f"data_dir={data_dir}"])
+    assert last_mean_dice(capsys.readouterr().out) == expected
+
+
+def test_predict_rejects_a_test_mask_of_another_size_before_it_predicts(run_copy):
+    write_test_masks(run_copy.data_dir)
+    path = run_copy.data_dir / "test_masks/000000000005_03_mask.gif"
+    write_mask(path, np.ones((24, 36), bool))
+    message = f"{path}: is 36×24 but 000000000005_03.jpg is 72×48"
+    assert_input_error(predict.main, prediction_args(run_copy.args), message)
+    assert not (run_copy.output_dir / "tiny/submission.csv").exists()
 
 
 def test_score_of_a_run_finds_the_submission_of_its_data_set(run_copy, capsys):

@@ -30,6 +30,18 @@ def write_mask(path: Path, mask: np.ndarray) -> None:
     gif.save(path)
 
 
+def write_test_masks(data_dir: Path) -> None:
+    """Write the masks of test_truth.csv into test_masks/."""
+    from data import rle
+
+    (data_dir / "test_masks").mkdir()
+    for line in (data_dir / "test_truth.csv").read_text().splitlines()[1:]:
+        name, text = line.split(",")
+        height, width = cv2.imread(str(data_dir / "test" / name)).shape[:2]
+        mask = rle.decode(text, (height, width))
+        write_mask(data_dir / "test_masks" / f"{Path(name).stem}_mask.gif", mask)
+
+
 def make_data(
     folder: Path,
     cars: int = 4,

@@ -121,7 +121,7 @@ class Settings:
     compile: Literal["auto", "true", "false"] = setting("auto", "torch.compile the network and let cuDNN benchmark its kernels; auto: on a GPU, for training of 7000 updates or more and for prediction of 10000 forward passes or more; true: on any device, for all training and for prediction of 10000 forward passes or more", scope="invocation")
     num_workers: int | None = setting(None, "processes that load images; null: chosen from cores and shared memory", NON_NEGATIVE, scope="invocation")
 
-    data_dir: str = setting("input/carvana", "dataset folder: train/, train_masks/, test/, sample_submission.csv", scope="invocation", is_path=True)
+    data_dir: str = setting("input/carvana", "dataset folder: train/, train_masks/, test/, sample_submission.csv; also test_masks/ if they are known", scope="invocation", is_path=True)
     dataset_name: str = setting("carvana", "name of the dataset in folds_csv", NAME)
     dataset_format: Literal["carvana", "pairs", "cityscapes", "pets"] = setting("carvana", "layout of data_dir, see input/README.md")
     cityscapes_classes: int = setting(19, "cityscapes, pairs: the 19 evaluated classes, or all 34 ids", CITYSCAPES_CLASSES)
@@ -192,7 +192,7 @@ class Settings:
     skip_unreadable: bool = setting(False, "give unreadable test images without labels empty masks, list them at the end, and exit with code 3", scope="invocation")
     save_masks: bool = setting(False, "predict.py, one class: also write PNG masks and JPEG overlays; masks of several classes are always written", scope="invocation")
     submission_csv: str = setting("", "csv to write or check; empty: submission.csv, in output_dir if dataset_name=carvana, else in the run's folder", CSV_FILE, scope="invocation", is_path=True)
-    truth_csv: str = setting("", "predict.py, score.py: csv of the true masks (img,rle_mask), to score the submission", scope="invocation", is_path=True)
+    truth_csv: str = setting("", "predict.py, score.py: csv of the true masks (img,rle_mask), to score the submission; empty: the masks of the test split, if it has any", scope="invocation", is_path=True)
     bench_recipes: list[str] = setting([], "bench.py: recipes to measure; empty: `recipe` if it is set, else carvana_smp and carvana on a GPU, carvana_small on a CPU", scope="invocation")
     bench_minutes: float = setting(8, "bench.py: minutes in all; those left after measuring speeds go into training to Dice 0.99", POSITIVE, scope="invocation")
 

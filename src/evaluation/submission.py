@@ -3,7 +3,7 @@
 import csv
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -65,8 +65,8 @@ def read_submission_json(path: Path) -> dict[str, Any]:
 
 
 def check_submission(settings: Settings) -> None:
-    """Check the submission strictly; print warnings and, if `truth_csv` is set, its score. Raise
-    InputError if it is invalid, after printing the errors to stderr."""
+    """Check the submission strictly; print warnings and, if the true masks are known, its score.
+    Raise InputError if it is invalid, after printing the errors to stderr."""
     path = settings.submission_path
     table = csv_files.read_csv_strict(path, SUBMISSION_COLUMNS)
     sizes = read_image_sizes(settings, table["img"])
@@ -80,8 +80,8 @@ def check_submission(settings: Settings) -> None:
     if settings.max_images:
         print(f"max_images={settings.max_images}: these are not all test images")
     print(f"{path}: {len(table)} rows, valid")
-    if settings.truth_csv:
-        score_submission(settings, table, sizes)
+    if true_mask := find_true_masks(settings, table["img"], sizes):
+        score_submission(settings, table, sizes, true_mask)
 
 
 def expected_file_names(settings: Settings) -> list[str]:
@@ -177,25 +177,51 @@ def print_limited(title: str, lines: list[str], file: TextIO | None = None) -> N
             print(f"  ... and {len(lines) - MAX_LISTED} more", file=file)
 
 
+# ---------------------------------------------------------------- score
+
+TrueMask = Callable[[str], np.ndarray]  # file name of an image → its true mask, H×W bool
+
+
+def find_true_masks(
+    settings: Settings, names: pd.Series, sizes: dict[str, tuple[int, int]]
+) -> TrueMask | None:
+    """Return a function that reads a true mask: from `truth_csv`, else from the masks of the test
+    split; None if there are none."""
+    if settings.truth_csv:
+        truth = _read_truth(settings, names)
+
+        def decode(name: str) -> np.ndarray:
+            try:
+                return rle.decode(truth[name], sizes[name])
+            except ValueError as error:
+                raise InputError(f"{settings.truth_csv}: {name}: {error}") from None
+
+        return decode
+    if not datasets.get_format(settings).has_test_masks(settings):
+        return None
+    samples = {sample.image.name: sample for sample in datasets.load_test_samples(settings)}
+    return lambda name: datasets.read_sample_mask(samples[name])
+
+
 def score_submission(
-    settings: Settings, table: pd.DataFrame, sizes: dict[str, tuple[int, int]]
+    settings: Settings,
+    table: pd.DataFrame,
+    sizes: dict[str, tuple[int, int]],
+    true_mask: TrueMask,
 ) -> None:
-    """Print the mean Dice against `truth_csv`, its standard error, and the ten worst images."""
-    truth = _read_truth(settings, table["img"])
-    dice = []
-    for name, text in zip(table["img"], table["rle_mask"], strict=True):
-        try:
-            true = rle.decode(truth[name], sizes[name])
-        except ValueError as error:
-            raise InputError(f"{settings.truth_csv}: {name}: {error}") from None
-        dice.append(mask_dice(rle.decode(text, sizes[name]), true))
+    """Print the mean Dice of the submission, its standard error, and the ten worst images."""
+    dice = [
+        mask_dice(rle.decode(text, sizes[name]), true_mask(name))
+        for name, text in zip(table["img"], table["rle_mask"], strict=True)
+    ]
     scores = pd.Series(dice, index=table["img"])
     worst = [f"{score:.5f} {name}" for name, score in scores.nsmallest(10).items()]
     print_limited("worst images", worst)
     stems, regex = [Path(name).stem for name in table["img"]], settings.group_regex
     groups = np.array([datasets.group_from_stem(stem, regex) or stem for stem in stems])
     mean = format_mean(scores.mean(), clustered_standard_error(scores.to_numpy(), groups), digits=6)
-    print(f"mean dice {mean} on {len(scores)} images of {format_count(len({*groups}), 'group')}")
+    n_groups = format_count(len({*groups}), "group")
+    print(f"mean dice {mean} of the submission, on {len(scores)} images of {n_groups}")
 
 
 def _read_truth(settings: Settings, names: pd.Series) -> pd.Series:

@@ -7,7 +7,7 @@ import unicodedata
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_datasets import draw_car, make_data, write_mask
+from tiny_datasets import draw_car, make_data, write_mask, write_test_masks
 
 from core import config
 from core.errors import InputError
@@ -385,6 +385,30 @@ def test_load_test_samples_without_sample_submission_is_sorted_by_name(data_dir)
     samples = datasets.load_test_samples(tiny_settings(data_dir))
     assert [s.image.name for s in samples] == sorted(p.name for p in (data_dir / "test").iterdir())
     assert all(sample.mask is None for sample in samples)
+
+
+def test_load_test_samples_pairs_test_masks_in_the_order_of_sample_submission(data_dir):
+    write_test_masks(data_dir)
+    path = data_dir / "sample_submission.csv"
+    header, *lines = path.read_text().splitlines()
+    path.write_text("\n".join([header, *reversed(lines)]) + "\n")
+    samples = datasets.load_test_samples(tiny_settings(data_dir))
+    assert [s.image.name for s in samples] == [line.split(",")[0] for line in reversed(lines)]
+    assert all(s.mask.stem == f"{s.image_id}_mask" for s in samples)
+    (data_dir / "test_masks" / samples[0].mask.name).unlink()
+    with pytest.raises(InputError, match=r"test_masks: no mask for 1 of 6 images"):
+        datasets.load_test_samples(tiny_settings(data_dir))
+
+
+def test_load_test_samples_reads_test_masks_csv(data_dir):
+    shutil.copy(data_dir / "test_truth.csv", data_dir / "test_masks.csv")
+    write_test_masks(data_dir)
+    of_folder = datasets.load_test_samples(tiny_settings(data_dir))
+    masks = list(map(datasets.read_sample_mask, of_folder))
+    shutil.rmtree(data_dir / "test_masks")
+    of_csv = datasets.load_test_samples(tiny_settings(data_dir))
+    assert {sample.mask for sample in of_csv} == {data_dir / "test_masks.csv"}
+    assert np.array_equal(masks, list(map(datasets.read_sample_mask, of_csv)))
 
 
 @pytest.mark.parametrize("change", ["missing", "extra"])

@@ -238,7 +238,7 @@ def test_score_of_the_truth_is_one(args, data_dir, capsys):
     score.main([*args, f"truth_csv={data_dir / 'test_truth.csv'}"])
     printed = capsys.readouterr().out
     assert "6 rows, valid" in printed
-    assert "mean dice 1.000000 ± 0.000000 on 6 images of 2 groups" in printed
+    assert "mean dice 1.000000 ± 0.000000 of the submission, on 6 images of 2 groups" in printed
 
 
 def test_score_against_a_truth_with_an_image_twice_is_rejected(args, data_dir, tmp_path):

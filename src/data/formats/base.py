@@ -32,6 +32,10 @@ class DatasetFormat:
         """Return the folder of the images that predict.py predicts by default."""
         return Path(settings.data_dir) / "test"
 
+    def has_test_masks(self, settings: Settings) -> bool:
+        """Whether the split "test" has masks."""
+        return True
+
     def read_image(self, sample: Sample) -> np.ndarray:
         return image_io.read_image(sample.image)
 

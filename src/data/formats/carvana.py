@@ -1,8 +1,8 @@
 """The Carvana Image Masking Challenge, and any dataset in its layout.
 
 train/<car>_<view>.jpg with train_masks/<car>_<view>_mask.gif, test/, sample_submission.csv. Other
-names and image types are accepted, train_masks.csv in place of train_masks/, and with a classes.csv
-masks of several classes.
+names and image types are accepted, train_masks.csv in place of train_masks/, likewise the masks of
+test/, and with a classes.csv masks of several classes.
 """
 
 import unicodedata
@@ -36,20 +36,20 @@ DOWNLOAD_REMEDY = (
 
 class Carvana(DatasetFormat):
     def list_files(self, settings: Settings, split: str) -> FilePairs:
-        """Pair train/ with the masks; list test/ in the order of sample_submission.csv, or by name
-        if there is no such file."""
-        images_dir, masks = images_dir_of(settings, split), masks_path(settings)
+        """Pair the images with their masks, which test/ need not have; list test/ in the order of
+        sample_submission.csv, or by name if there is no such file."""
+        images_dir, masks = images_dir_of(settings, split), masks_path(settings, split)
         required = (images_dir, masks) if split == "train" else (images_dir,)
         remedy = download_remedy(settings)
         if split == "test":
             remedy += "; to predict other photographs, set images=<photograph or folder>"
         require_paths(*required, remedy=remedy)
         images = list_images(images_dir)
-        if split == "train":
-            return pair_images_with_masks(images, masks, settings.mask_name)
-        names = read_submission_names(settings)
-        ordered = images if names is None else order_by_names(images, names)
-        return [(image, None) for image in ordered]
+        if split == "test" and (names := read_submission_names(settings)) is not None:
+            images = order_by_names(images, names)
+        if not masks.exists():
+            return [(image, None) for image in images]
+        return pair_images_with_masks(images, masks, settings.mask_name)
 
     def make_class_map(self, settings: Settings) -> ClassMap:
         path = Path(settings.data_dir) / "classes.csv"
@@ -63,6 +63,9 @@ class Carvana(DatasetFormat):
 
     def find_test_images_dir(self, settings: Settings) -> Path:
         return images_dir_of(settings, "test")
+
+    def has_test_masks(self, settings: Settings) -> bool:
+        return masks_path(settings, "test").exists()
 
     def read_mask(self, sample: Sample) -> np.ndarray:
         is_csv = sample.mask.suffix == ".csv"
@@ -92,9 +95,9 @@ def images_dir_of(settings: Settings, split: str) -> Path:
     return Path(settings.data_dir) / (f"{split}_hq" if settings.use_hq_images else split)
 
 
-def masks_path(settings: Settings) -> Path:
-    """Return data_dir/train_masks, or train_masks.csv if only that exists."""
-    folder = Path(settings.data_dir) / "train_masks"
+def masks_path(settings: Settings, split: str) -> Path:
+    """Return data_dir/<split>_masks, or <split>_masks.csv if only that exists."""
+    folder = Path(settings.data_dir) / f"{split}_masks"
     csv = folder.with_suffix(".csv")
     return csv if csv.exists() and not folder.exists() else folder
 
@@ -170,7 +173,7 @@ def order_by_names(images: list[Path], names: list[str]) -> list[Path]:
     return [by_name[name] for name in names]
 
 
-# ---------------------------------------------------------------- train_masks.csv
+# ---------------------------------------------------------------- masks in a csv
 
 
 @lru_cache(maxsize=1)
