@@ -34,7 +34,7 @@ from data import classes, datasets, rle
 from data.image_files import list_names, require_paths
 from data.image_io import write_image
 from data.sample import Sample
-from evaluation import ensemble, oof, submission, visualize
+from evaluation import ensemble, oof, score_text, submission, visualize
 from evaluation.pixel_counts import count_pixels
 from inference import load_runs
 from inference.chunks import ChunkedPrediction, ImageResult, prediction_key
@@ -190,16 +190,7 @@ def check_and_report(settings: Settings, samples: list[Sample], results: list[Im
     if results[0].scores:
         scores = oof.to_scores(samples, [result.scores for result in results])
         oof.save_scores(settings.run_dir, scores, "test")
-        iou = (scores.dice / (2 - scores.dice)).mean()  # image by image
-        print(
-            f"test dice {oof.format_mean_dice(scores)} on {len(samples)} images; "
-            + (
-                f"IoU {iou:.5f}; both at threshold 0.5 without post-processing"
-                if scores.is_binary
-                else oof.score_summary(scores)
-            )
-        )
-        oof.warn_of_constant_masks(scores)
+        score_text.report_test_scores(scores)
     if samples[0].class_map.is_binary:
         submission.check_submission(settings)
     effect = "its mask is empty" if samples[0].class_map.is_binary else "it has no mask"
@@ -225,6 +216,8 @@ def main(args: list[str]) -> None:
         require_paths(Path(settings.truth_csv))
     samples, device = datasets.load_test_samples(settings), pick_device(settings)
     if samples[0].mask:
+        if settings.skip_unreadable:
+            raise InputError("skip_unreadable: is for test images without masks; leave it out")
         datasets.read_sizes(samples)  # InputError if a mask has another size, before prediction
     if samples[0].class_map.is_binary:
         submission.require_replaceable(settings, [sample.image.name for sample in samples])

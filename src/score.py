@@ -11,6 +11,7 @@ from core.settings import Settings
 if __name__ == "__main__":
     cli.check_arguments()  # before the imports that take seconds
 
+from data.datasets import get_class_map
 from evaluation.submission import check_submission, read_submission_json
 
 # Settings of a trained run that its submission depends on.
@@ -41,6 +42,11 @@ def main(args: list[str]) -> None:
         base = config.read_recipe(settings.recipe) | inherited
         settings = config.load_settings_without_stages(args, base)
     settings = replace(settings, run=run_folder.ensemble_name(settings.runs))
+    if len(get_class_map(settings).names) > 1:
+        raise InputError(
+            f"{settings.data_dir}: has several classes, of which there is no submission.csv; "
+            "predict.sh prints the scores of test images with masks"
+        )
     require_submission_of_runs(settings, args)
     check_submission(settings)
 

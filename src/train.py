@@ -19,7 +19,7 @@ from data import datasets
 from data.cache import Cache, make_cache
 from data.fingerprint import dataset_fingerprint, describe_dataset
 from data.sample import Sample
-from evaluation import leaderboard, oof
+from evaluation import leaderboard, oof, score_text
 from inference.members import make_member
 from models import checkpoint
 from training import preflight, run_start
@@ -74,6 +74,8 @@ def train_fold(
         folder = run_folder.fold_dir(settings.run_dir, fold)
         # Left over if the weights were deleted. This file marks a fold as finished.
         (folder / "oof.npz").unlink(missing_ok=True)
+        if not settings.resume and not run_folder.has_snapshot(settings.run_dir, fold):
+            provenance.remove_run_records(folder)  # of an attempt that failed in its first steps
         provenance.append_run_record(folder, device, data)
     FoldTrainer(settings, fold, samples, cache, device).fit()
     held_out = [sample for sample in samples if sample.fold == fold]
@@ -101,10 +103,10 @@ def score_fold(
     if process_env.is_main_process():
         oof.save_scores(path.parent, scores)
     print(
-        f"fold {fold}: out-of-fold dice {oof.format_mean_dice(scores)} on {len(held_out)} images "
-        f"(tta={settings.tta}); {oof.score_summary(scores)}"
+        f"fold {fold}: out-of-fold dice {score_text.format_mean_dice(scores)} on "
+        f"{len(scores.dice)} images (tta={settings.tta}); {score_text.score_summary(scores)}"
     )
-    oof.warn_of_constant_masks(scores)
+    score_text.warn_of_constant_masks(scores)
 
 
 def suggest_prediction(runs: list[Settings]) -> str:

@@ -245,7 +245,7 @@ def test_scripts_reject_other_classes_than_those_of_the_weights(pets_runs, main)
     assert_input_error(main, args, "3 classes", "trimap_border=")
 
 
-@pytest.mark.parametrize("option", ["threshold=0.3", "postprocess=largest"])
+@pytest.mark.parametrize("option", ["threshold=0.3", "postprocess=largest", "truth_csv=t.csv"])
 def test_predict_rejects_options_of_one_class_for_several(pets_runs, option):
     args = [f"output_dir={pets_runs / 'output'}", "runs=[b,a]", option]
     assert_input_error(predict.main, args, f"{option}: is for one class", "3 classes", "leave it")

@@ -113,9 +113,14 @@ def test_predict_of_a_run_with_another_recipe_says_which_one_is_used(run_copy, c
 
 @pytest.mark.parametrize(
     ("arg", "message"),
-    [("background=white", "background: needs images="), ("truth_csv=/nowhere.csv", "nowhere.csv")],
+    [
+        ("background=white", "background: needs images="),
+        ("truth_csv=/nowhere.csv", "nowhere.csv"),
+        ("skip_unreadable=true", "skip_unreadable: is for test images without masks; leave it out"),
+    ],
 )
 def test_predict_checks_its_arguments_before_it_predicts(run_copy, arg, message):
+    write_test_masks(run_copy.data_dir)
     assert_input_error(predict.main, [*prediction_args(run_copy.args), arg], message)
     assert not (run_copy.output_dir / "tiny/submission.csv").exists()
 

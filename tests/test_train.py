@@ -2,6 +2,8 @@
 
 import os
 import signal
+import sys
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -15,10 +17,13 @@ import predict
 import score
 import train
 from core import config
+from core.errors import InputError
 from core.signals import SIGNALS, StopRequested
 from data import csv_files
 from evaluation import metrics
+from models import checkpoint
 from training.optim import ModelEMA
+from training.trainer import FoldTrainer
 
 RUNS = ("narrow", "wide")
 TIMES = [
@@ -52,6 +57,23 @@ def test_recipe_of_two_runs_trains_both_and_predict_averages_them(data_dir, tmp_
     assert "narrow+wide" in capsys.readouterr().out
     score.main(args)
     assert "mean dice" in capsys.readouterr().out.lower()
+
+
+def test_command_in_the_weights_is_that_which_trained_them(data_dir, tmp_path, monkeypatch):
+    """An attempt that fails before its first snapshot may be repeated with other settings."""
+    args = [*tiny_settings_args(data_dir, tmp_path), "fold=0", "epochs=1"]
+
+    def fail(self):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    for batch_size, fit in ((4, fail), (2, FoldTrainer.fit)):
+        attempt = [*args, f"batch_size={batch_size}"]
+        monkeypatch.setattr(sys, "argv", ["train.py", *attempt])
+        monkeypatch.setattr(FoldTrainer, "fit", fit)
+        with pytest.raises(InputError) if fit is fail else nullcontext():
+            train.main(attempt)
+    weights = tmp_path / "tiny/fold0/best.safetensors"
+    assert checkpoint.read_metadata(weights)["command"].endswith("batch_size=2")
 
 
 # ---------------------------------------------------------------- a trained run

@@ -178,9 +178,10 @@ def explain_out_of_memory(settings: Settings, is_training: bool = True) -> Itera
     except (RuntimeError, MemoryError) as error:
         text = str(error).lower()
         if "dataloader worker (pid" in text:
+            fix = "num_workers=0 or cache=none" if is_training else "num_workers=0"
             raise InputError(
                 "a process that loads images was killed, probably because memory ran out; set "
-                "num_workers=0 or cache=none"
+                f"{fix}"
             ) from None
         is_oom = isinstance(error, torch.OutOfMemoryError | MemoryError)
         if not is_oom and not any(words in text for words in OUT_OF_MEMORY_TEXTS):

@@ -4,6 +4,7 @@ import json
 import platform
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from contextlib import suppress
@@ -82,6 +83,12 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         "commit": current_commit(),
         "date": f"{date.today()}",
     }
+
+
+def remove_run_records(folder: Path) -> None:
+    """Delete provenance.json and the events for TensorBoard of earlier starts."""
+    (folder / RECORDS_NAME).unlink(missing_ok=True)
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
 
 
 def append_run_record(folder: Path, device: torch.device, data: dict[str, Any]) -> None:

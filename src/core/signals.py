@@ -2,9 +2,11 @@
 
 import os
 import signal
+import time
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+REPEAT_S = 1.0  # a job scheduler and the launcher may both pass on one signal
 
 
 class StopRequested(KeyboardInterrupt):
@@ -46,11 +48,11 @@ def ignore_signals_in_worker(seconds: int = 5) -> None:
 class DeferSignals:
     """Record the first signal in `signum`, for a loop that stops after its current step.
 
-    At the end of the block a recorded signal raises StopRequested. A second signal kills the
-    process: snapshots and chunks on disk are kept.
+    At the end of the block a recorded signal raises StopRequested. A second signal, after REPEAT_S,
+    kills the process: snapshots and chunks on disk are kept.
     """
 
-    signum = 0
+    signum, time = 0, 0.0
 
     def __enter__(self) -> "DeferSignals":
         for signum in SIGNALS:
@@ -63,5 +65,8 @@ class DeferSignals:
             raise StopRequested(self.signum)
 
     def _record(self, signum: int, _: FrameType | None) -> None:
-        default_on_signal()
-        self.signum = signum
+        if not self.signum:
+            self.signum, self.time = signum, time.monotonic()
+        elif time.monotonic() - self.time > REPEAT_S:
+            default_on_signal()
+            os.kill(os.getpid(), signum)

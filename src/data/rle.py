@@ -66,12 +66,15 @@ def decode(text: str, shape: tuple[int, int]) -> np.ndarray:
 
 def is_counted_down_columns(text: str, shape: tuple[int, int]) -> bool:
     """Whether the run lengths look column-major, as in other competitions: the mask is scattered if
-    decoded row by row, but not if decoded column by column. shape: (H, W)."""
+    decoded row by row, but not if decoded column by column. False for objects of up to 4 pixels in
+    width or height, which look the same both ways. shape: (H, W)."""
     size = shape[0] * shape[1]
     if not vertical_continuity(*parse_runs(text, size), shape) < MIN_CONTINUITY:  # NaN: unknown
         return False
-    other = encode(decode(text, shape[::-1]).T)
-    return vertical_continuity(*parse_runs(other, size), shape) >= MIN_CONTINUITY
+    starts, lengths = parse_runs(encode(decode(text, shape[::-1]).T), size)
+    horizontal_continuity = 1 - len(lengths) / lengths.sum()
+    vertical = vertical_continuity(starts, lengths, shape)
+    return min(horizontal_continuity, vertical) >= MIN_CONTINUITY
 
 
 def vertical_continuity(starts: np.ndarray, lengths: np.ndarray, shape: tuple[int, int]) -> float:

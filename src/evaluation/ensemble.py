@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from core import provenance, run_folder
+from core import process_env, provenance, run_folder
 from core.errors import InputError
 from core.files import atomic_write_json, file_sha256
 from core.settings import Settings
@@ -15,7 +15,7 @@ from core.threads import map_in_threads
 from data.datasets import load_training_samples
 from data.fingerprint import dataset_fingerprint
 from data.sample import Sample
-from evaluation import oof
+from evaluation import oof, score_text
 from inference.load_runs import load_members, load_oof_members
 from inference.predictor import Keep, Prediction, keep_mean, predict
 from inference.predictor_file import write_predictor
@@ -47,6 +47,9 @@ def ensure_oof_scores(settings: Settings) -> oof.Scores:
     is_scored = run_folder.ensemble_path(run_dir).exists() and is_up_to_date(run_dir)
     if not is_scored or read_ensemble(run_dir)["tta"] != settings.tta:
         how = f"with tta={settings.tta}" if is_scored else "with the current networks"
+        if process_env.is_distributed():  # processes would write the same files
+            command = f"python src/leaderboard.py runs={','.join(settings.runs)}"
+            raise InputError(f"{settings.run}: ensemble not scored {how}; start `{command}` first")
         print(f"{settings.run}: ensemble not scored {how}; predicting the training images")
         score_ensemble(settings)
     return oof.load_scores([run_dir])
@@ -59,9 +62,11 @@ def load_trained_model(settings: Settings) -> TrainedModel:
 
 
 def load_scored_samples(settings: Settings) -> list[Sample]:
-    """Return the training samples, with max_images of the alphabetically first run."""
+    """Return the training samples. Settings that prediction may change for the test images are
+    those of the alphabetically first run."""
     stored = run_folder.read_run_settings(Path(settings.output_dir) / min(settings.runs))
-    return load_training_samples(replace(settings, max_images=stored.get("max_images", 0)))
+    names = {"max_images", "mask_name", "mask_threshold"} & stored.keys()
+    return load_training_samples(replace(settings, **{name: stored[name] for name in names}))
 
 
 def score_ensemble(settings: Settings) -> dict[str, Any]:
@@ -89,8 +94,8 @@ def score_ensemble(settings: Settings) -> dict[str, Any]:
     atomic_write_json(path, data)
     store_predictor(settings.run_dir, scores, settings.tta)
     print(
-        f"{settings.run}: out-of-fold dice {oof.format_mean_dice(scores)} of the mean of the runs, "
-        f"on {len(samples)} images of {format_count(len(folds), 'fold')}"
+        f"{settings.run}: out-of-fold dice {score_text.format_mean_dice(scores)} of the mean of "
+        f"the runs, on {len(scores.dice)} images of {format_count(len(folds), 'fold')}"
     )
     return data
 

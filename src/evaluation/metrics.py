@@ -88,17 +88,17 @@ def per_class(confusion: np.ndarray) -> dict[str, np.ndarray]:
 
 def mean_over_classes(confusion: np.ndarray, score: str) -> np.ndarray:
     """Return the mean of a score of per_class() over the classes for which it is not NaN:
-    …×C×C → …; 1 if there is none."""
+    …×C×C → …; NaN if there is none."""
     values = per_class(confusion)[score]
     n_valid = (~np.isnan(values)).sum(-1)
-    return np.where(n_valid > 0, np.nansum(values, -1) / np.maximum(n_valid, 1), 1.0)
+    return np.where(n_valid > 0, np.nansum(values, -1) / np.maximum(n_valid, 1), np.nan)
 
 
 def pixel_accuracy(confusion: np.ndarray) -> np.ndarray:
-    """Return the fraction of correct pixels: …×C×C → …; 1 if no pixel is counted."""
+    """Return the fraction of correct pixels: …×C×C → …; NaN if no pixel is counted."""
     total = confusion.sum(axis=(-2, -1))
     correct = np.trace(confusion, axis1=-2, axis2=-1)
-    return np.where(total > 0, correct / np.maximum(total, 1), 1.0)
+    return np.where(total > 0, correct / np.maximum(total, 1), np.nan)
 
 
 def dataset_scores(confusion: np.ndarray) -> dict[str, float]:

@@ -17,11 +17,11 @@ from core.files import atomic_write
 from core.settings import Settings
 from core.threads import map_in_threads
 from data.cache import Cache
+from data.image_files import list_names
 from data.sample import Sample
 from evaluation import metrics
 from evaluation.pixel_counts import count_pixels
 from evaluation.postprocess_choice import dice_after_each_step, requested_steps
-from evaluation.statistics import clustered_standard_error, format_mean
 from inference.combine import ImageProbabilities
 from inference.members import EnsembleMember
 from inference.postprocess import STEPS, Binarizer
@@ -128,11 +128,22 @@ def validation_scores(prediction: Prediction) -> dict[str, float]:
 
 
 def to_scores(samples: list[Sample], statistics: list[dict[str, np.ndarray]]) -> Scores:
-    """Combine the statistics of N images into Scores, in the order of `samples`."""
+    """Combine the statistics of N images into Scores, in the order of `samples`.
+
+    Leaves out images of which all pixels are ignored, and prints how many; InputError if all are.
+    """
     per_image = {name: np.stack([image[name] for image in statistics]) for name in statistics[0]}
     attributes = ["image_id", "group", "view", "fold"]
     columns = {name: [getattr(sample, name) for sample in samples] for name in attributes}
-    return Scores(pd.DataFrame(columns | score_columns(per_image)), per_image)
+    table = pd.DataFrame(columns | score_columns(per_image))
+    is_scored = table["dice"].notna().to_numpy()
+    if not is_scored.all():
+        names = list_names(table["image_id"][~is_scored].tolist())
+        if not is_scored.any():
+            raise InputError(f"{names}: their masks show only ignored pixels; no image is scored")
+        print(f"not scored, as all pixels are ignored: {names}")
+    scored = {name: values[is_scored] for name, values in per_image.items()}
+    return Scores(table[is_scored].reset_index(drop=True), scored)
 
 
 def score_columns(statistics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -153,36 +164,6 @@ def score_columns(statistics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         "area": histograms[:, 1].sum(axis=1) / pixels,
         "predicted_area": histograms[:, :, HALF_LEVEL:].sum(axis=(1, 2)) / pixels,
     }
-
-
-def format_mean_dice(scores: Scores) -> str:
-    """Format the mean Dice ± its standard error, which is clustered by group."""
-    return format_mean(scores.dice.mean(), clustered_standard_error(scores.dice, scores.groups))
-
-
-def score_summary(scores: Scores) -> str:
-    """Format what is printed after the mean Dice."""
-    if scores.is_binary:
-        threshold, dice = metrics.best_threshold(scores.histograms)
-        return f"best threshold {threshold:.3f} gives {dice:.5f} on the same images"
-    pooled = metrics.dataset_scores(scores.confusion)
-    return f"of all pixels: mean IoU {pooled['iou']:.4f}, accuracy {pooled['accuracy']:.4f}"
-
-
-def warn_of_constant_masks(scores: Scores) -> None:
-    """Print a warning if every image has the same predicted area of each class: the network
-    probably predicts one mask for all images."""
-    if scores.is_binary:
-        areas = scores.table[["predicted_area"]].to_numpy()
-    else:
-        confusion = scores.per_image["confusion"]
-        areas = confusion.sum(axis=1) / np.maximum(confusion.sum(axis=(1, 2)), 1)[:, None]
-    if len(areas) > 1 and (areas == areas[0]).all():
-        same = ", ".join(f"{area:.1%}" for area in areas[0])
-        print(
-            f"warning: the masks of all {len(areas)} images cover the same area ({same}); "
-            "check the training masks, train longer, or change lr"
-        )
 
 
 def choose_binarizer(settings: Settings, scores: Scores) -> Binarizer:

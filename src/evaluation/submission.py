@@ -85,10 +85,11 @@ def check_submission(settings: Settings) -> None:
 
 
 def expected_file_names(settings: Settings) -> list[str]:
-    """Return the file names that the csv must hold: those of sample_submission.csv, else of
-    `truth_csv`, else of the test images."""
+    """Return the file names that the csv must hold: those of sample_submission.csv, else of the
+    test images, or of `truth_csv` if these are not on this machine."""
     names = csv_files.read_submission_names(settings)
-    if names is None and settings.truth_csv:
+    folder = datasets.get_format(settings).find_test_images_dir(settings)
+    if names is None and settings.truth_csv and not folder.exists():
         names = csv_files.read_csv_strict(settings.truth_csv, SUBMISSION_COLUMNS)["img"].tolist()
     if names is None:
         names = [sample.image.name for sample in datasets.load_test_samples(settings)]
@@ -210,10 +211,13 @@ def score_submission(
     true_mask: TrueMask,
 ) -> None:
     """Print the mean Dice of the submission, its standard error, and the ten worst images."""
-    dice = [
-        mask_dice(rle.decode(text, sizes[name]), true_mask(name))
-        for name, text in zip(table["img"], table["rle_mask"], strict=True)
-    ]
+    dice = []
+    for name, text in zip(table["img"], table["rle_mask"], strict=True):
+        true = true_mask(name)
+        if text and true.shape != sizes[name]:
+            found, size = (f"{width}×{height}" for height, width in (true.shape, sizes[name]))
+            raise InputError(f"{name}: is {size}, but its true mask is {found}")
+        dice.append(mask_dice(rle.decode(text, true.shape), true))
     scores = pd.Series(dice, index=table["img"])
     worst = [f"{score:.5f} {name}" for name, score in scores.nsmallest(10).items()]
     print_limited("worst images", worst)

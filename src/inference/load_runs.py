@@ -104,12 +104,13 @@ def train_sh_command(settings: Settings, *args: str) -> str:
 
 
 def check_options_of_one_class(settings: Settings) -> None:
-    """Raise InputError if the settings have a threshold or post-processing for several classes, on
-    which they would have no effect."""
+    """Raise InputError if the settings have a threshold, post-processing or a csv of true masks for
+    several classes, on which they would have no effect."""
     names = get_class_map(settings).names
-    for name, defaults in (("threshold", (None,)), ("postprocess", ("auto", "none"))):
+    defaults = {"threshold": (None,), "postprocess": ("auto", "none"), "truth_csv": ("",)}
+    for name, off in defaults.items():
         value = getattr(settings, name)
-        if len(names) > 1 and value not in defaults:
+        if len(names) > 1 and value not in off:
             raise InputError(
                 f"{name}={value}: is for one class; {settings.run} has {_format_classes(names)}; "
                 "leave it out"

@@ -117,7 +117,7 @@ def predict(
         if is_long:
             # In the thread that compiles: since torch 2.12 compiler settings are those of a thread.
             NETWORK_THREAD.submit(predictor.tune).result()
-        with closing(batches), closing(pending):
+        with explain_out_of_memory(settings, False), closing(batches), closing(pending):
             for collect in pending:
                 yield from collect()
     finally:

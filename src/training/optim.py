@@ -28,8 +28,14 @@ def make_optimizer(settings: Settings, network: nn.Module) -> torch.optim.Optimi
         {"params": decay, "weight_decay": settings.weight_decay},
         {"params": no_decay, "weight_decay": 0.0},
     ]
-    optimizer, options = OPTIMIZERS[settings.optimizer]
-    return optimizer(groups, lr=scaled_learning_rate(settings), **options)
+    optimizer_class, options = OPTIMIZERS[settings.optimizer]
+    optimizer = optimizer_class(groups, lr=scaled_learning_rate(settings), **options)
+    if settings.optimizer == "sgd":
+        # Otherwise the fused kernel leaves the buffers uninitialized if the first update in fp16
+        # is skipped, as its gradients overflow.
+        for parameter in network.parameters():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def scaled_learning_rate(settings: Settings) -> float:

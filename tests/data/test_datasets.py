@@ -332,7 +332,8 @@ def test_classes_csv_needs_masks_in_image_files(data_dir):
     write_masks_csv(data_dir)
     (data_dir / "classes.csv").write_text(CLASSES)
     samples = datasets.load_samples(tiny_settings(data_dir), "train")
-    with pytest.raises(InputError, match=r"train_masks\.csv: holds masks of one class; delete"):
+    message = r"train_masks\.csv: holds masks of one class; save masks of .* in train_masks/, or"
+    with pytest.raises(InputError, match=message):
         datasets.read_sizes(samples)
 
 
@@ -396,8 +397,11 @@ def test_load_test_samples_pairs_test_masks_in_the_order_of_sample_submission(da
     assert [s.image.name for s in samples] == [line.split(",")[0] for line in reversed(lines)]
     assert all(s.mask.stem == f"{s.image_id}_mask" for s in samples)
     (data_dir / "test_masks" / samples[0].mask.name).unlink()
-    with pytest.raises(InputError, match=r"test_masks: no mask for 1 of 6 images"):
+    message = r"test_masks: no mask for 1 of 6 images.*; or rename it, to predict without a score"
+    with pytest.raises(InputError, match=message):
         datasets.load_test_samples(tiny_settings(data_dir))
+    settings = tiny_settings(data_dir, f"truth_csv={data_dir / 'test_truth.csv'}")
+    assert all(sample.mask is None for sample in datasets.load_test_samples(settings))
 
 
 def test_load_test_samples_reads_test_masks_csv(data_dir):

@@ -200,6 +200,14 @@ def test_parse_runs_of_numbers_whose_sum_overflows_is_rejected():
         rle.parse_runs(f"{big} {big}", 12)
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(1, 5), (2, 60), (3, 8), (4, 40), (40, 4)])
+@pytest.mark.parametrize("shape", [(48, 72), (72, 72)])
+def test_is_counted_down_columns_of_a_thin_object_is_false(rows, columns, shape):
+    mask = np.zeros(shape, bool)
+    mask[5 : 5 + rows, 7 : 7 + columns] = True
+    assert not rle.is_counted_down_columns(rle.encode(mask), shape)
+
+
 def test_is_counted_down_columns_of_a_mask_scattered_both_ways_is_false():
     noise = np.random.default_rng(0).random((40, 60)) < 0.5
     assert not rle.is_counted_down_columns(rle.encode(noise), noise.shape)

@@ -303,6 +303,13 @@ def test_out_of_fold_scores_score_an_ensemble_once_and_again_after_a_change(runs
     assert ensemble.is_up_to_date(settings.run_dir)
 
 
+def test_out_of_fold_scores_under_torchrun_need_a_scored_ensemble(runs_copy, monkeypatch):
+    settings = runs_copy.ensemble_settings
+    monkeypatch.setattr(ensemble.process_env, "is_distributed", lambda: True)
+    with pytest.raises(InputError, match=r"start `python src/leaderboard\.py runs=a,b` first"):
+        ensemble.ensure_oof_scores(settings)
+
+
 def test_interrupted_scoring_of_an_ensemble_leaves_no_ensemble_json(runs_copy, monkeypatch):
     settings = runs_copy.ensemble_settings
     ensemble.score_ensemble(settings)

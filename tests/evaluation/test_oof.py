@@ -1,4 +1,4 @@
-"""oof.py: statistics of predictions, and the files in which scores are stored."""
+"""oof.py and score_text.py: statistics of predictions, stored scores, and their printed form."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from core.settings import Settings
 from data.classes import ClassMap
 from data.loaders import LoadedSample
 from data.sample import Sample
-from evaluation import oof
+from evaluation import oof, score_text
 from evaluation.metrics import best_threshold, mask_dice
 from evaluation.pixel_counts import count_pixels
 from inference.postprocess import STEPS
@@ -53,7 +53,7 @@ def make_scores(n_images, n_classes=1):
 def test_warn_of_constant_masks_prints_one_line(capsys, area, text):
     _, scores = make_scores(2)
     scores.table["predicted_area"] = area
-    oof.warn_of_constant_masks(scores)
+    score_text.warn_of_constant_masks(scores)
     line = capsys.readouterr().out
     assert line.startswith(f"warning: the masks of all 2 images cover the same area ({text})")
     assert line.count("\n") == 1
@@ -62,14 +62,24 @@ def test_warn_of_constant_masks_prints_one_line(capsys, area, text):
 @pytest.mark.parametrize("n_classes", [1, 3])
 def test_warn_of_constant_masks_is_silent_for_different_masks(capsys, n_classes):
     _, scores = make_scores(4, n_classes)
-    oof.warn_of_constant_masks(scores)
+    score_text.warn_of_constant_masks(scores)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("area", "warns"), [(0.0, True), (0.3, False), (0.7, True)])
+def test_report_test_scores_warns_of_empty_and_inverted_true_masks(capsys, area, warns):
+    _, scores = make_scores(2)
+    scores.table["area"] = area
+    score_text.report_test_scores(scores)
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"test dice {score_text.format_mean_dice(scores)} on 2 images; IoU ")
+    assert (f"warning: the true masks cover {area:.0%} of the test images" in printed) == warns
 
 
 def test_warn_of_constant_masks_compares_all_classes(capsys):
     _, scores = make_scores(3, n_classes=3)
     scores.per_image["confusion"][:] = [[0, 9, 0], [0, 5, 0], [0, 1, 0]]
-    oof.warn_of_constant_masks(scores)
+    score_text.warn_of_constant_masks(scores)
     assert "all 3 images cover the same area (0.0%, 100.0%, 0.0%)" in capsys.readouterr().out
 
 
@@ -120,12 +130,27 @@ def test_validation_scores_equal_out_of_fold_scores_at_half(n_classes):
         assert validation["val_accuracy"].tolist() == pytest.approx(right)
 
 
+def test_to_scores_leaves_out_images_of_ignored_pixels_only(capsys):
+    predictions, scores = make_scores(3, n_classes=3)
+    samples = [prediction.sample for prediction in predictions]
+    statistics = [oof.image_statistics(prediction) for prediction in predictions]
+    statistics[1] = {"confusion": np.zeros((3, 3), np.int64)}
+    kept = oof.to_scores(samples, statistics)
+    assert kept.table["image_id"].tolist() == [samples[0].image_id, samples[2].image_id]
+    assert kept.dice.tolist() == scores.dice[[0, 2]].tolist()
+    assert len(kept.per_image["confusion"]) == 2
+    expected = f"not scored, as all pixels are ignored: {samples[1].image_id}\n"
+    assert capsys.readouterr().out == expected
+    with pytest.raises(InputError, match="only ignored pixels; no image is scored"):
+        oof.to_scores(samples[1:2], statistics[1:2])
+
+
 def test_score_summary_names_the_best_threshold_or_the_pooled_scores():
     _, binary = make_scores(6)
-    assert oof.score_summary(binary).startswith("best threshold 0.")
+    assert score_text.score_summary(binary).startswith("best threshold 0.")
     _, multiclass = make_scores(4, n_classes=3)
     accuracy = np.trace(multiclass.confusion) / multiclass.confusion.sum()
-    assert oof.score_summary(multiclass).endswith(f"accuracy {accuracy:.4f}")
+    assert score_text.score_summary(multiclass).endswith(f"accuracy {accuracy:.4f}")
 
 
 # ---------------------------------------------------------------- files

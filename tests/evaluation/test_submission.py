@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import REAL, assert_input_error, needs_real_data, run_script
-from tiny_datasets import draw_car
+from tiny_datasets import draw_car, write_mask, write_test_masks
 
 import score
 from core import config
@@ -256,6 +256,35 @@ def test_score_is_the_mean_dice_of_the_masks(csv_path, args, data_dir, capsys):
     score.main([*args, f"truth_csv={data_dir / 'test_truth.csv'}"])
     dice = np.mean([mask_dice(a, b) for a, b in zip(shifted, masks, strict=True)])
     assert 0.8 < dice < 0.99 and f"mean dice {dice:.6f} ± " in capsys.readouterr().out
+
+
+def test_score_against_a_mask_of_another_size_is_rejected(csv_path, args, data_dir):
+    write_test_masks(data_dir)
+    path = data_dir / "test_masks" / "000000000005_02_mask.gif"
+    write_mask(path, np.ones((24, 1), bool))
+    assert_input_error(score.main, args, "000000000005_02.jpg: is 72×48, but its true mask is 1×24")
+
+
+def test_score_of_an_empty_mask_for_an_unreadable_image_is_zero(csv_path, args, data_dir, capsys):
+    write_test_masks(data_dir)
+    (data_dir / "test" / "000000000005_02.jpg").write_bytes(b"junk")
+    table = pd.read_csv(csv_path)
+    table.loc[table["img"] == "000000000005_02.jpg", "rle_mask"] = ""
+    table.to_csv(csv_path, index=False)
+    score.main([*args, "skip_unreadable=true"])
+    assert "mean dice 0.833333" in capsys.readouterr().out
+
+
+def test_score_against_a_truth_of_other_names_blames_the_truth(args, data_dir, tmp_path):
+    (data_dir / "sample_submission.csv").unlink()
+    path = tmp_path / "truth.csv"
+    path.write_text((data_dir / "test_truth.csv").read_text().replace(".jpg", ""))
+    assert_input_error(score.main, [*args, f"truth_csv={path}"], f"{path}: has no mask of 0000")
+
+
+def test_score_of_several_classes_is_rejected(args, data_dir):
+    (data_dir / "classes.csv").write_text("value,name,color\n0,floor,black\n1,car,red\n")
+    assert_input_error(score.main, args, "has several classes, of which there is no submission.csv")
 
 
 def test_score_of_one_group_has_no_nan(csv_path, args, data_dir, capsys):

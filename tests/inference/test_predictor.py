@@ -371,6 +371,18 @@ def test_predict_explains_when_memory_runs_out(tiny, monkeypatch, module, functi
         predict_all([EnsembleMember(networks[0], SMALL)], samples, settings)
 
 
+def test_predict_explains_a_killed_loading_process(tiny, monkeypatch):
+    samples, settings, networks = tiny
+
+    def load(*args):
+        yield from ()
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    monkeypatch.setattr(predictor, "prediction_loader", load)
+    with pytest.raises(InputError, match=r"memory ran out; set num_workers=0$"):
+        predict_all([EnsembleMember(networks[0], SMALL)], samples, settings)
+
+
 def test_pick_inference_precision_on_a_cpu_is_that_of_training():
     settings, cpu = Settings(precision="auto"), torch.device("cpu")
     expected = predictor.pick_precision(settings, cpu)

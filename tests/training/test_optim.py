@@ -47,6 +47,19 @@ def test_make_optimizer_first_step_has_the_size_of_its_update_rule(name, expecte
     assert before - weight.weight.item() == pytest.approx(expected, rel=1e-4)
 
 
+def test_make_optimizer_sgd_starts_at_zero_momentum_after_a_skipped_first_update():
+    """As in fp16 if the first gradients overflow."""
+    settings = load_settings(["optimizer=sgd", "lr=0.1", "weight_decay=0"])
+    weight = torch.nn.Linear(1, 1, bias=False)
+    before = weight.weight.item()
+    optimizer, scaler = make_optimizer(settings, weight), torch.amp.GradScaler("cpu")
+    for gradient in (math.inf, 3.0):
+        weight.weight.grad = torch.full((1, 1), gradient) * scaler.scale(torch.ones(()))
+        scaler.step(optimizer)
+        scaler.update()
+    assert before - weight.weight.item() == pytest.approx(0.1 * 3 * 1.9, rel=1e-4)
+
+
 def test_make_optimizer_decays_weights_but_not_biases_and_normalization():
     network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
     groups = make_optimizer(load_settings(["weight_decay=0.3"]), network).param_groups

@@ -33,7 +33,7 @@ class DatasetFormat:
         return Path(settings.data_dir) / "test"
 
     def has_test_masks(self, settings: Settings) -> bool:
-        """Whether the split "test" has masks."""
+        """Whether the split "test" has masks to score predictions with."""
         return True
 
     def read_image(self, sample: Sample) -> np.ndarray:

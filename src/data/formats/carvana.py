@@ -42,14 +42,15 @@ class Carvana(DatasetFormat):
         required = (images_dir, masks) if split == "train" else (images_dir,)
         remedy = download_remedy(settings)
         if split == "test":
-            remedy += "; to predict other photographs, set images=<photograph or folder>"
+            remedy += "; other photographs: `bash predict.sh images=<photograph or folder>`"
         require_paths(*required, remedy=remedy)
         images = list_images(images_dir)
         if split == "test" and (names := read_submission_names(settings)) is not None:
             images = order_by_names(images, names)
-        if not masks.exists():
+        if split == "test" and not self.has_test_masks(settings):
             return [(image, None) for image in images]
-        return pair_images_with_masks(images, masks, settings.mask_name)
+        remedy = "; or rename it, to predict without a score" if split == "test" else ""
+        return pair_images_with_masks(images, masks, settings.mask_name, remedy)
 
     def make_class_map(self, settings: Settings) -> ClassMap:
         path = Path(settings.data_dir) / "classes.csv"
@@ -65,13 +66,16 @@ class Carvana(DatasetFormat):
         return images_dir_of(settings, "test")
 
     def has_test_masks(self, settings: Settings) -> bool:
-        return masks_path(settings, "test").exists()
+        return not settings.truth_csv and masks_path(settings, "test").exists()
 
     def read_mask(self, sample: Sample) -> np.ndarray:
         is_csv = sample.mask.suffix == ".csv"
         if not sample.class_map.is_binary:
             if is_csv:
-                raise InputError(f"{sample.mask}: holds masks of one class; delete classes.csv")
+                raise InputError(
+                    f"{sample.mask}: holds masks of one class; save masks of several classes as "
+                    f"PNG files in {sample.mask.stem}/, or delete classes.csv"
+                )
             return super().read_mask(sample)
         if is_csv:
             return decode_from_csv(sample, self.read_native_size(sample))
@@ -113,8 +117,11 @@ def download_remedy(settings: Settings) -> str:
 # ---------------------------------------------------------------- pairing images with masks
 
 
-def pair_images_with_masks(images: list[Path], masks: Path, mask_name: str) -> FilePairs:
-    """Return (image, mask) of each image; InputError that counts the unpaired files."""
+def pair_images_with_masks(
+    images: list[Path], masks: Path, mask_name: str, remedy: str = ""
+) -> FilePairs:
+    """Return (image, mask) of each image; InputError that counts the unpaired files, with
+    `remedy`."""
     is_csv = masks.suffix == ".csv"
     if is_csv:
         unused = {stem: stem for stem in read_encoded_masks(masks)}
@@ -143,7 +150,7 @@ def pair_images_with_masks(images: list[Path], masks: Path, mask_name: str) -> F
             f"first is {min(unused.values())}" + ("" if unpaired else "; rename or remove them")
         )
     if problems:
-        raise InputError(f"{masks.absolute()}: {'; '.join(problems)}")
+        raise InputError(f"{masks.absolute()}: {'; '.join(problems)}{remedy}")
     return pairs
 
 
