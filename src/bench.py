@@ -38,17 +38,6 @@ from training import preflight
 
 DEFAULT_RECIPES = {"cuda": ["carvana_smp", "carvana"], "cpu": ["carvana_small"]}
 MAX_LOOP_IMAGES = 64  # images that the training and prediction loops repeat
-SPEED_COLUMNS = [
-    "recipe",
-    "device",
-    "training, images/s",
-    "device busy",
-    "TFLOP/s (of a matrix product)",
-    "times a plain loop",
-    "peak GiB",
-    "prediction, images/s",
-    "device busy",
-]
 
 
 def recipes_to_measure(args: list[str]) -> dict[str, Settings]:
@@ -119,22 +108,22 @@ def measure_all(
 # ---------------------------------------------------------------- output
 
 
-def format_row(name: str, machine: dict[str, Any], result: dict[str, Any]) -> list[str]:
-    """Format a recipe's result under SPEED_COLUMNS."""
+def format_row(name: str, machine: dict[str, Any], result: dict[str, Any]) -> dict[str, str]:
+    """Format a recipe's result as a row of the table, by column."""
     rate, plain = (result[f"{kind}training_images_per_second"] for kind in ("", "plain_"))
     tflops, largest = result["training_tflops"], result["matrix_product_tflops"]
     device = machine["gpu"] or f"{machine['threads']} threads on {machine['cpu']}"
-    return [
-        f"`{name}`",
-        f"{device}, {result['precision']}, batch {result['settings']['batch_size']}",
-        f"{rate:.1f}",
-        f"{result['training_busy']:.0%}",
-        f"{tflops:.3g} ({tflops / largest:.0%})",
-        f"{rate / plain:.1f}" if plain else "–",
-        f"{result['peak_gib']:.1f}" if result["peak_gib"] else "–",
-        f"{result['prediction_images_per_second']:.1f}",
-        f"{result['prediction_busy']:.0%}",
-    ]
+    return {
+        "recipe": f"`{name}`",
+        "device": f"{device}, {result['precision']}, batch {result['settings']['batch_size']}",
+        "training, images/s": f"{rate:.1f}",
+        "device busy": f"{result['training_busy']:.0%}",
+        "TFLOP/s (of a matrix product)": f"{tflops:.3g} ({tflops / largest:.0%})",
+        "times a plain loop": f"{rate / plain:.1f}" if plain else "–",
+        "peak GiB": f"{result['peak_gib']:.1f}" if result["peak_gib"] else "–",
+        "prediction, images/s": f"{result['prediction_images_per_second']:.1f}",
+        "busy in prediction": f"{result['prediction_busy']:.0%}",
+    }
 
 
 def format_time_to_dice(result: dict[str, Any]) -> str:
@@ -157,7 +146,7 @@ def print_report(report: dict[str, Any]) -> None:
         lines = [f"{name:<16} {step:<32} {ms:10.3f} ms" for step, ms in result["ms"].items()]
         print(*lines, sep="\n")
     rows = [format_row(name, machine, result) for name, result in report["recipes"].items()]
-    print("", to_markdown(pd.DataFrame(rows, columns=SPEED_COLUMNS)), sep="\n")
+    print("", to_markdown(pd.DataFrame(rows)), sep="\n")
     if report["time_to_dice"]:
         print(format_time_to_dice(report["time_to_dice"]))
     description = ", ".join(f"{name} {value}" for name, value in machine.items() if value)

@@ -100,8 +100,7 @@ def check_groups(settings: Settings, samples: list[Sample]) -> None:
         raise InputError(
             f"n_folds={settings.n_folds}: group_regex={settings.group_regex} makes only "
             f"{format_count(len(groups), 'group')} of {len(samples)} images in "
-            f"{settings.data_dir}: "
-            f"{', '.join(groups[:5])}; set {' or '.join(remedies) or 'data_dir=...'}"
+            f"{settings.data_dir}: {', '.join(groups[:5])}; set {' or '.join(remedies)}"
         )
 
 

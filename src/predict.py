@@ -3,9 +3,7 @@
 Multiclass runs write PNG masks instead. If the test split has labels, scores are printed.
 """
 
-import hashlib
 import sys
-from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -31,7 +29,8 @@ from core.overrides import parse_overrides
 from core.text import format_count
 from core.threads import map_in_threads
 from data import classes, datasets, rle
-from data.image_files import list_names, require_paths
+from data.fingerprint import short_hash
+from data.image_files import require_paths, warn_of_other_files
 from data.image_io import write_image
 from data.sample import Sample
 from evaluation import ensemble, oof, score_text, submission, visualize
@@ -124,17 +123,12 @@ def to_result(settings: Settings, binarizer: Binarizer, prediction: Prediction) 
 def merge_chunks(settings: Settings, chunks: ChunkedPrediction) -> list[ImageResult]:
     """Write submission.csv (binary) or the legend of the colors (multiclass), and
     submission_stats.csv; return the results without their RLE."""
-    path, class_map, results = settings.submission_path, chunks.samples[0].class_map, []
-
-    def rows_of_masks() -> Iterator[tuple[str, str]]:
-        for result in chunks.read():
-            results.append(replace(result, rle=""))
-            yield result.file_name, result.rle
-
+    path, class_map = settings.submission_path, chunks.samples[0].class_map
+    results = [replace(result, rle="") for result in chunks.read()]
     if class_map.is_binary:
-        submission.write_submission(path, rows_of_masks())
+        masks = ((result.file_name, result.rle) for result in chunks.read())
+        submission.write_submission(path, masks)
     else:
-        results = list(chunks.read())
         folder = run_folder.masks_dir(settings.run_dir)
         write_image(folder / "legend.png", visualize.draw_legend(class_map))
         print(f"masks of {format_count(len(results), 'image')} written to {folder}")
@@ -147,18 +141,13 @@ def merge_chunks(settings: Settings, chunks: ChunkedPrediction) -> list[ImageRes
 
 
 def warn_of_other_masks(settings: Settings, samples: list[Sample]) -> None:
-    """Print a warning if the folder of the masks holds PNG files that this prediction did not
-    write."""
-    folder, written = run_folder.masks_dir(settings.run_dir), {"legend.png"}
+    """Print a warning if the folder of the masks holds those of other images."""
+    written = {"legend.png"}
     if not samples[0].class_map.is_binary:
         written |= {f"{sample.image_id}.png" for sample in samples}
     elif settings.save_masks:
         written |= {f"{sample.image_id}_mask.png" for sample in samples}
-    if others := sorted({path.name for path in folder.glob("*.png")} - written):
-        print(
-            f"warning: {folder} holds masks of an earlier prediction: {list_names(others)}; "
-            "delete them"
-        )
+    warn_of_other_files(run_folder.masks_dir(settings.run_dir), "*.png", written)
 
 
 def write_submission_json(
@@ -233,7 +222,7 @@ def main(args: list[str]) -> None:
     key = prediction_key(settings, members, binarizer)
     folder = settings.submission_path.with_suffix(".chunks")
     chunks = ChunkedPrediction(folder, key, samples, settings)
-    images_hash = hashlib.sha256("".join(chunks.images_hashes).encode()).hexdigest()[:12]
+    images_hash = short_hash("".join(chunks.images_hashes), 12)
     distributed.assert_equal_on_all_ranks({"weights or settings": key, "test images": images_hash})
     with chunks.lock() if process_env.is_main_process() else nullcontext():
         predict_pending_chunks(settings, list(members.values()), chunks, binarizer)

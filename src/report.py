@@ -188,6 +188,7 @@ def report_settings(args: list[str]) -> Settings:
         is_ensemble = run_folder.ensemble_path(leader).exists()
         runs = ensemble.read_ensemble(leader)["runs"] if is_ensemble else [leader.name]
         args = [*args, f"runs={','.join(runs)}"]
+        print(f"{leader.name} is at the top of the leaderboard; for another run, set run=")
     return load_runs.settings_for_prediction(args)
 
 
@@ -216,9 +217,7 @@ def main(args: list[str]) -> None:
         report.suspects.to_csv(tmp_path, index=False)
     html = render_page(report)
     atomic_write_text(output_dir / "report.html", html)
-    chosen = {"run", "runs", "recipe"} & parse_overrides(args).keys()
-    hint = "" if chosen else " (the top of the leaderboard; for another run, set run=)"
-    print(f"{output_dir / 'report.html'}: {report.settings.run}{hint}, {len(html) / 1e6:.1f} MB")
+    print(f"{output_dir / 'report.html'}: {report.settings.run}, {len(html) / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def test_predict_writes_a_valid_submission_and_masks(run_copy, tmp_path, capsys)
     assert statistics["agreement"].between(0, 1).all()
     assert "earlier prediction" not in printed
     predict.main(prediction_args(run_copy.args))
-    warning = f"warning: {path.parent} holds masks of an earlier prediction: 000000000004_01_mask"
+    warning = f"warning: {path.parent} holds files of an earlier prediction: 000000000004_01_mask"
     assert warning in capsys.readouterr().out
 
 

@@ -25,11 +25,6 @@ def weights_path(run_dir: Path, fold: int) -> Path:
     return fold_dir(run_dir, fold) / "best.safetensors"
 
 
-def fold_of(weights: Path) -> int:
-    """Return the fold of a path that weights_path() has returned."""
-    return int(weights.parent.name.removeprefix("fold"))
-
-
 def history_path(run_dir: Path, fold: int) -> Path:
     """output/<run>/fold<k>/history.csv"""
     return fold_dir(run_dir, fold) / "history.csv"

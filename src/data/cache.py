@@ -1,6 +1,5 @@
 """Cache of decoded images and targets at network size, and of masks at native size."""
 
-import hashlib
 import mmap
 import shutil
 import zlib
@@ -16,6 +15,7 @@ from core.files import acquire_lock, atomic_write, remove_stale_tmp_files
 from core.settings import Settings
 from core.threads import map_in_threads
 from data.datasets import read_sample_image, read_sample_mask, read_sizes
+from data.fingerprint import short_hash
 from data.preprocess import (
     Preprocessing,
     Size,
@@ -151,7 +151,7 @@ def files_hash(samples: Sequence[Sample], preprocessing: Preprocessing | None = 
         for path in filter(None, (sample.image, sample.mask)):
             stat = path.stat() if path.exists() else path.lstat()  # lstat: a dangling link
             lines.append(f"{path.name},{stat.st_size},{stat.st_mtime_ns}")
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
+    return short_hash("\n".join(lines), 12)
 
 
 # ---------------------------------------------------------------- choosing the location

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from core.errors import InputError
 from core.settings import Settings
+from data import rle
 from data.classes import IGNORE, ClassMap, parse_color
 from data.image_files import require_paths
 
@@ -82,6 +84,14 @@ def read_submission_names(settings: Settings) -> list[str] | None:
     names = read_csv_strict(path, ["img", "rle_mask"])["img"]
     require_distinct(path, names)
     return names.tolist()
+
+
+def decode_mask(text: str, size: tuple[int, int], source: str) -> np.ndarray:
+    """Decode the run lengths of a csv: H×W bool. Raises InputError that begins with `source`."""
+    try:
+        return rle.decode(text, size)
+    except ValueError as error:
+        raise InputError(f"{source}: {error}") from None
 
 
 def read_class_map(path: Path) -> ClassMap:

@@ -95,6 +95,16 @@ def list_names(names: Sequence[str]) -> str:
     return ", ".join(listed) + others
 
 
+def warn_of_other_files(folder: Path, pattern: str, written: set[str]) -> None:
+    """Print a warning if `folder` holds files of an earlier prediction, which are not in
+    `written`."""
+    if others := sorted({path.name for path in folder.glob(pattern)} - written):
+        print(
+            f"warning: {folder} holds files of an earlier prediction: {list_names(others)}; delete "
+            "them"
+        )
+
+
 def require_paths(*paths: Path, remedy: str = "") -> None:
     """Raise InputError if one of the paths does not exist.
 

@@ -82,26 +82,22 @@ def _explain_values(found: np.ndarray) -> str:
     names = [f"{value:g}" for value in found.tolist()]
     if not is_gray:
         names = [f"#{color.tobytes().hex()}" for color in rgb]
+    classes = "list them in classes.csv if they are classes"
+    soft = "set mask_threshold=128 to read soft edges and lossy files"
     if len(found) == 2:
         fix = "make the background black, or list both in classes.csv"
     elif len(found) > 256:
-        fix = (
-            "set mask_threshold=128 to read soft edges and lossy files; if it is a photograph: "
-            "train/ holds photographs, train_masks/ their masks"
-        )
+        fix = f"{soft}; if it is a photograph: train/ holds photographs, train_masks/ their masks"
     elif is_gray and 1 < found[-1] < 128:  # numbers of classes or of single objects
-        fix = "list them in classes.csv if they are classes"
+        fix = classes
         if found[0] == 0:
             fix += ", or set mask_threshold=1 if each object has its own number"
     elif is_gray and found[-2] < 32 and found[-1] == 255:  # classes, and a border to ignore
-        fix = "list them in classes.csv if they are classes, as in `255,ignore,`"
+        fix = f"{classes}, as in `255,ignore,`"
     elif len(found) <= MAX_CLASS_VALUES:
-        fix = (
-            "list them in classes.csv if they are classes, or set mask_threshold=128 to read soft "
-            "edges and lossy files"
-        )
+        fix = f"{classes}, or {soft}"
     else:
-        fix = "set mask_threshold=128 to read soft edges and lossy files"
+        fix = soft
     return f"shows {list_names(names)}; expected black and one other, the object; {fix}"
 
 

@@ -189,15 +189,8 @@ def find_true_masks(
     """Return a function that reads a true mask: from `truth_csv`, else from the masks of the test
     split; None if there are none."""
     if settings.truth_csv:
-        truth = _read_truth(settings, names)
-
-        def decode(name: str) -> np.ndarray:
-            try:
-                return rle.decode(truth[name], sizes[name])
-            except ValueError as error:
-                raise InputError(f"{settings.truth_csv}: {name}: {error}") from None
-
-        return decode
+        truth, path = _read_truth(settings, names), settings.truth_csv
+        return lambda name: csv_files.decode_mask(truth[name], sizes[name], f"{path}: {name}")
     if not datasets.get_format(settings).has_test_masks(settings):
         return None
     samples = {sample.image.name: sample for sample in datasets.load_test_samples(settings)}

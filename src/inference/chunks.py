@@ -1,6 +1,5 @@
 """Resumable prediction: results are stored in chunks, each written atomically."""
 
-import hashlib
 import json
 import math
 import shutil
@@ -14,6 +13,7 @@ import numpy as np
 from core.files import atomic_write, file_sha256, folder_lock, remove_stale_tmp_files
 from core.settings import Settings
 from data.cache import files_hash
+from data.fingerprint import short_hash
 from data.sample import Sample
 from inference.members import EnsembleMember
 from inference.postprocess import Binarizer
@@ -120,4 +120,4 @@ def prediction_key(
     ]
     for path, member in members.items():
         parts.append((file_sha256(Path(path)), member.preprocessing, member.weight))
-    return hashlib.sha256("\n".join(map(repr, parts)).encode()).hexdigest()
+    return short_hash("\n".join(map(repr, parts)), 64)

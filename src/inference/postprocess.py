@@ -78,11 +78,9 @@ def keep_largest_component(mask: np.ndarray) -> np.ndarray:
 
 def fill_holes(mask: np.ndarray) -> np.ndarray:
     """Fill 4-connected parts of the background that do not touch the image's border."""
-    _, labels, stats, _ = cv2.connectedComponentsWithStats((~mask).view(np.uint8), connectivity=4)
-    x, y, width, height = stats[:, :4].T
-    hole = (x > 0) & (y > 0) & (x + width < mask.shape[1]) & (y + height < mask.shape[0])
-    hole[0] = False  # label 0 is the mask itself
-    return mask | hole[labels]
+    outside = np.pad(mask.view(np.uint8), 1)
+    cv2.floodFill(outside, None, (0, 0), 1)  # from the padding
+    return mask | (outside[1:-1, 1:-1] == 0)
 
 
 def _connected_components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

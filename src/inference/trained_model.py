@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from core import run_folder
 from core.config import load_settings
 from core.device import pick_device
 from core.errors import InputError
@@ -80,7 +79,7 @@ def load(
     requested = load_settings([f"device={device}", f"precision={precision}", f"tta={tta}"])
     members, trained = [], []
     for network in stored.networks:
-        if fold is None or run_folder.fold_of(Path(network.path)) == fold:
+        if fold is None or Path(network.path).parent.name == f"fold{fold}":
             path = run_dir / network.path
             model, settings = checkpoint.load_model(path, pick_device(requested))
             members.append(make_member(model, settings, network.weight))

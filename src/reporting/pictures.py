@@ -14,7 +14,7 @@ from core.settings import Settings
 from core.text import format_count
 from data.classes import ClassMap, colorize, encode_values
 from data.datasets import get_class_map
-from data.image_files import list_names
+from data.image_files import warn_of_other_files
 from data.image_io import check_header, find_photographs, read_image, write_image
 from evaluation import visualize
 from inference.cutout import read_background
@@ -60,23 +60,14 @@ def predict_photographs(settings: Settings, model: TrainedModel) -> list[str]:
         empty += [] if result.mask.any() else [photograph.name]
     if not class_map.is_binary:
         write_image(folder / "legend.png", visualize.draw_legend(class_map))
-    warn_of_other_pictures(folder, photographs)
+    written = {f"{photograph.stem}_mask.png" for photograph in photographs}
+    warn_of_other_files(folder, "*_mask.png", written)
     count = len(photographs) - len(errors)
     print(f"{format_count(count, 'photograph')} from {path}, written to {folder}")
     if empty:
         verb = "is" if len(empty) == 1 else "are"
         print(f"{len(empty)} of {count} masks {verb} empty; the first is of {empty[0]}")
     return errors
-
-
-def warn_of_other_pictures(folder: Path, photographs: list[Path]) -> None:
-    """Print a warning if `folder` holds masks of photographs that are not among these."""
-    written = {f"{photograph.stem}_mask.png" for photograph in photographs}
-    if others := sorted({path.name for path in folder.glob("*_mask.png")} - written):
-        print(
-            f"warning: {folder} holds pictures of other photographs: {list_names(others)}; delete "
-            "them"
-        )
 
 
 def claim_folder(folder: Path, photographs: Path) -> None:

@@ -15,7 +15,8 @@ OPTIMIZERS = {  # class and options
     "adamw": (torch.optim.AdamW, {"fused": True}),
     "adam": (torch.optim.Adam, {"fused": True}),
     "rmsprop": (torch.optim.RMSprop, {}),
-    "sgd": (torch.optim.SGD, {"momentum": 0.9, "nesterov": True, "fused": True}),
+    # Not fused: torch 2.13 starts with uninitialized momentum if fp16 skips the first update.
+    "sgd": (torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
 }
 
 
@@ -28,14 +29,8 @@ def make_optimizer(settings: Settings, network: nn.Module) -> torch.optim.Optimi
         {"params": decay, "weight_decay": settings.weight_decay},
         {"params": no_decay, "weight_decay": 0.0},
     ]
-    optimizer_class, options = OPTIMIZERS[settings.optimizer]
-    optimizer = optimizer_class(groups, lr=scaled_learning_rate(settings), **options)
-    if settings.optimizer == "sgd":
-        # Otherwise the fused kernel leaves the buffers uninitialized if the first update in fp16
-        # is skipped, as its gradients overflow.
-        for parameter in network.parameters():
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
+    optimizer, options = OPTIMIZERS[settings.optimizer]
+    return optimizer(groups, lr=scaled_learning_rate(settings), **options)
 
 
 def scaled_learning_rate(settings: Settings) -> float:

@@ -114,8 +114,8 @@ def check_folds(
 def check_finished_folds(settings: Settings, fingerprint: str) -> None:
     """Raise InputError if a finished fold of the run was trained on other data: an image could be
     held out in two folds, or in none."""
-    for path in run_folder.finished_weights(settings.run_dir):
-        fold = run_folder.fold_of(path)
+    for fold in run_folder.finished_folds(settings.run_dir):
+        path = run_folder.weights_path(settings.run_dir, fold)
         if problem := checkpoint.find_fold_mismatch(path, fold, fingerprint):
             raise InputError(f"{problem}, or set another run=")
 

@@ -68,7 +68,7 @@ class TrainState:
 
         images: B×3×h×w uint8; targets: B×1×h×w uint8, 0…255 for one class, else class ids.
         `loss_weight`: 1 / steps per update. Returns loss and logits, detached. Does not wait for
-        the GPU, except with RMSprop in fp16.
+        the GPU, except with RMSprop or SGD in fp16.
         """
         # DDP averages gradients over the ranks in a backward pass: once for an update is enough.
         skips_averaging = isinstance(self.wrapped_model, DistributedDataParallel) and not is_update

@@ -12,7 +12,7 @@ from tiny_datasets import draw_car, make_data, write_mask, write_test_masks
 from core import config
 from core.errors import InputError
 from data import datasets, rle
-from data.classes import IGNORE
+from data.classes import IGNORE, ClassMap
 from data.formats import carvana
 from data.sample import Sample
 
@@ -461,8 +461,8 @@ def test_pairs_are_found_whatever_the_form_of_their_accents(tmp_path):
     csv = tmp_path / "train_masks.csv"
     csv.write_text(f"img,rle_mask\n{names[1]}.png,1 3\n", encoding="utf-8")
     assert carvana.pair_images_with_masks([image], csv, "") == [(image, csv)]
-    sample = Sample(image, "a", csv, 0, "carvana", None)
-    assert carvana.decode_from_csv(sample, (8, 8)).sum() == 3
+    sample = Sample(image, "a", csv, 0, "carvana", ClassMap(("car",), ((0, 0, 0),)))
+    assert datasets.read_sample_mask(sample).sum() == 3
 
 
 @pytest.mark.parametrize("name", ["Classes.csv", "class.csv"])

@@ -254,7 +254,7 @@ def test_pictures_of_removed_photographs_are_named(arguments, tmp_path, capsys):
     assert "warning" not in capsys.readouterr().out
     removed.unlink()
     predict.main([*arguments, f"images={photos}"])
-    assert "photos holds pictures of other photographs: old_mask.png" in capsys.readouterr().out
+    assert "photos holds files of an earlier prediction: old_mask.png" in capsys.readouterr().out
 
 
 def test_photographs_are_written_again_in_the_same_folder(arguments, run_dir, tmp_path):

@@ -17,6 +17,7 @@ from core.settings import FIELDS, Settings
 from data import mask_io, rle
 from data.classes import ClassMap
 from data.csv_files import (
+    decode_mask,
     read_class_map,
     read_csv_strict,
     read_submission_names,
@@ -78,7 +79,9 @@ class Carvana(DatasetFormat):
                 )
             return super().read_mask(sample)
         if is_csv:
-            return decode_from_csv(sample, self.read_native_size(sample))
+            text = read_encoded_masks(sample.mask)[to_nfc(sample.image_id)]
+            source = f"{sample.mask}: {sample.image.name}"
+            return decode_mask(text, self.read_native_size(sample), source)
         return mask_io.read_mask(sample.mask, sample.class_map.mask_threshold)
 
     def read_checked_size(self, sample: Sample) -> tuple[int, int]:
@@ -190,10 +193,3 @@ def read_encoded_masks(path: Path) -> dict[str, str]:
     stems = table["img"].map(lambda name: to_nfc(Path(name).stem))
     require_distinct(path, stems)
     return dict(zip(stems, table["rle_mask"], strict=True))
-
-
-def decode_from_csv(sample: Sample, size: tuple[int, int]) -> np.ndarray:
-    try:
-        return rle.decode(read_encoded_masks(sample.mask)[to_nfc(sample.image_id)], size)
-    except ValueError as error:
-        raise InputError(f"{sample.mask}: {sample.image.name}: {error}") from None
