@@ -117,7 +117,7 @@ def format_row(name: str, machine: dict[str, Any], result: dict[str, Any]) -> di
         "recipe": f"`{name}`",
         "device": f"{device}, {result['precision']}, batch {result['settings']['batch_size']}",
         "training, images/s": f"{rate:.1f}",
-        "device busy": f"{result['training_busy']:.0%}",
+        "busy in training": f"{result['training_busy']:.0%}",
         "TFLOP/s (of a matrix product)": f"{tflops:.3g} ({tflops / largest:.0%})",
         "times a plain loop": f"{rate / plain:.1f}" if plain else "–",
         "peak GiB": f"{result['peak_gib']:.1f}" if result["peak_gib"] else "–",

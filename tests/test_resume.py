@@ -30,7 +30,8 @@ def prediction(tmp_path_factory):
     return prediction_job(tmp_path_factory.mktemp("prediction"), views=60)
 
 
-# The other combinations run with -m slow; test_train.py has more moments, in process.
+# The other combinations run with -m slow; test_train.py has more moments, in process, and
+# test_distributed.py interrupts a prediction.
 @pytest.mark.parametrize(
     ("name", "signal_name"),
     [
@@ -39,7 +40,7 @@ def prediction(tmp_path_factory):
         pytest.param("training", "SIGINT", marks=pytest.mark.slow),
         pytest.param("prediction", "SIGKILL", marks=pytest.mark.slow),
         pytest.param("prediction", "SIGTERM", marks=pytest.mark.slow),
-        ("prediction", "SIGINT"),
+        pytest.param("prediction", "SIGINT", marks=pytest.mark.slow),
     ],
 )
 def test_killed_command_resumes_and_leaves_the_files_of_an_uninterrupted_one(

@@ -121,7 +121,7 @@ class Settings:
     compile: Literal["auto", "true", "false"] = setting("auto", "torch.compile the network and let cuDNN benchmark its kernels; auto: on a GPU, for training of 7000 updates or more and for prediction of 10000 forward passes or more; true: on any device, for all training and for prediction of 10000 forward passes or more", scope="invocation")
     num_workers: int | None = setting(None, "processes that load images; null: chosen from cores and shared memory", NON_NEGATIVE, scope="invocation")
 
-    data_dir: str = setting("input/carvana", "dataset folder: train/, train_masks/, test/, sample_submission.csv; also test_masks/ if they are known", scope="invocation", is_path=True)
+    data_dir: str = setting("input/carvana", "dataset folder: train/, train_masks/, test/, sample_submission.csv, and test_masks/ to score predictions", scope="invocation", is_path=True)
     dataset_name: str = setting("carvana", "name of the dataset in folds_csv", NAME)
     dataset_format: Literal["carvana", "pairs", "cityscapes", "pets"] = setting("carvana", "layout of data_dir, see input/README.md")
     cityscapes_classes: int = setting(19, "cityscapes, pairs: the 19 evaluated classes, or all 34 ids", CITYSCAPES_CLASSES)

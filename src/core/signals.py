@@ -52,7 +52,7 @@ class DeferSignals:
     kills the process: snapshots and chunks on disk are kept.
     """
 
-    signum, time = 0, 0.0
+    signum, received = 0, 0.0
 
     def __enter__(self) -> "DeferSignals":
         for signum in SIGNALS:
@@ -66,7 +66,7 @@ class DeferSignals:
 
     def _record(self, signum: int, _: FrameType | None) -> None:
         if not self.signum:
-            self.signum, self.time = signum, time.monotonic()
-        elif time.monotonic() - self.time > REPEAT_S:
+            self.signum, self.received = signum, time.monotonic()
+        elif time.monotonic() - self.received > REPEAT_S:
             default_on_signal()
             os.kill(os.getpid(), signum)

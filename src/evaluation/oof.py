@@ -130,7 +130,7 @@ def validation_scores(prediction: Prediction) -> dict[str, float]:
 def to_scores(samples: list[Sample], statistics: list[dict[str, np.ndarray]]) -> Scores:
     """Combine the statistics of N images into Scores, in the order of `samples`.
 
-    Leaves out images of which all pixels are ignored, and prints how many; InputError if all are.
+    Leaves out images of which all pixels are ignored, and prints which; InputError if all are.
     """
     per_image = {name: np.stack([image[name] for image in statistics]) for name in statistics[0]}
     attributes = ["image_id", "group", "view", "fold"]
