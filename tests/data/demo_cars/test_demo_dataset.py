@@ -126,6 +126,7 @@ def test_stopped_rendering_does_not_render_the_other_views(tmp_path, monkeypatch
     assert len(list((tmp_path / "train").iterdir())) < 16
 
 
+@pytest.mark.slow
 def test_stopped_train_script_leaves_nothing_of_the_demo_that_it_renders(tmp_path):
     args = ["recipe=demo", f"data_dir={tmp_path / 'data'}", f"output_dir={tmp_path / 'output'}"]
     command = [sys.executable, str(ROOT / "src" / "train.py"), *args]
