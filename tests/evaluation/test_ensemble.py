@@ -303,6 +303,14 @@ def test_out_of_fold_scores_score_an_ensemble_once_and_again_after_a_change(runs
     assert ensemble.is_up_to_date(settings.run_dir)
 
 
+def test_load_scored_samples_are_those_of_training_whatever_prediction_sets(runs):
+    trained = ensemble.load_scored_samples(runs.ensemble_settings)
+    settings = runs.settings(
+        "runs=[a,b]", "mask_threshold=128", "max_images=1", "mask_name={stem}x"
+    )
+    assert ensemble.load_scored_samples(settings) == trained
+
+
 def test_out_of_fold_scores_under_torchrun_need_a_scored_ensemble(runs_copy, monkeypatch):
     settings = runs_copy.ensemble_settings
     monkeypatch.setattr(ensemble.process_env, "is_distributed", lambda: True)
