@@ -49,11 +49,11 @@ make_venv() {
     is_our_venv || fail "$PWD/.venv was not made by train.sh and lacks packages of requirements.txt; move it away, install them into it, or set PYTHON=/path/to/python"
   fi
   local python
-  for python in python3.11 python3.12 python3 python ""; do
+  for python in python3.11 python3.12 python3.13 python3.14 python3 python ""; do
     "$python" -c 'import sys, ensurepip, venv
-sys.exit(sys.version_info[:2] not in {(3, 11), (3, 12)})' 2>/dev/null && break
+sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null && break
   done
-  [ -n "$python" ] || fail "no Python 3.11 or 3.12 with its venv module is on PATH (Debian, Ubuntu: apt install python3 python3-venv)"
+  [ -n "$python" ] || fail "no Python 3.11 to 3.14 with its venv module is on PATH (Debian, Ubuntu: apt install python3 python3-venv)"
   echo "Installing requirements.txt into .venv: downloads several GB on Linux, 1 GB on macOS." >&2
   rm -rf .venv
   { mkdir .venv && : >.venv/requirements.txt && "$python" -m venv .venv && .venv/bin/python -m pip install --disable-pip-version-check --no-input -r requirements.txt &&

@@ -141,14 +141,23 @@ def test_venv_of_the_user_is_used_if_it_has_all_requirements(checkout):
     assert python.exists() and not checkout.count_calls("venv")
 
 
-@pytest.mark.parametrize("python_version", ["2, 7", "3, 10", "3, 13", None])
+@pytest.mark.parametrize("python_version", ["2, 7", "3, 10", "3, 15", None])
 def test_python_missing_or_of_another_version_is_refused(checkout, python_version):
     broken = "#!/bin/bash\necho 'pyenv: python3.11: command not found' >&2\nexit 127\n"
     checkout.add_python(text=STUB if python_version else broken)
     code, out, err = checkout.run(VERSION=python_version or "3, 11")
     assert (code, out, len(err.splitlines())) == (2, "", 1), err
-    assert err.startswith("error: no Python 3.11 or 3.12 with its venv module is on PATH")
+    assert err.startswith("error: no Python 3.11 to 3.14 with its venv module is on PATH")
     assert not checkout.venv.exists()
+
+
+def test_versions_in_the_shell_are_those_of_environment_py():
+    oldest, newest = environment.OLDEST_PYTHON, environment.NEWEST_PYTHON
+    text = (ROOT / "src/environment.sh").read_text()
+    assert f"{oldest} <= sys.version_info[:2] <= {newest}" in text
+    names = [f"python3.{minor}" for minor in range(oldest[1], newest[1] + 1)]
+    assert f"for python in {' '.join(names)} python3 python" in text
+    assert f"no Python 3.{oldest[1]} to 3.{newest[1]} with" in text
 
 
 def test_python_without_venv_module_falls_back_to_the_next(checkout):
@@ -271,7 +280,7 @@ def test_check_python_names_a_package_that_fails_to_import(monkeypatch, capsys):
         ((3, 13, 5), "2.13.0+cu130", False, False),
         ((3, 10, 9), "2.13.0", True, False),
         ((3, 12, 1), "2.10.1", True, False),
-        ((3, 14, 0), "2.13.0", False, True),
+        ((3, 15, 0), "2.13.0", False, True),
         ((3, 12, 1), "2.14.0a0+git12", False, True),
     ],
 )

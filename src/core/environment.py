@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 ROOT = Path(__file__).resolve().parents[2]
-OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 13)  # known to work
+OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 14)  # known to work, as in environment.sh
 OLDEST_TORCH, NEWEST_TORCH = (2, 11), (2, 13)
 # Modules of the packages in requirements.txt that training and prediction need. The slow ones
 # import torch and are only looked up.

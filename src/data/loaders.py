@@ -21,7 +21,7 @@ from data.formats.carvana import IMAGE_SIZE
 from data.preprocess import Preprocessing, Size, preprocess_image, preprocessing_from
 from data.sample import Sample
 from data.sampler import EpochBatchSampler
-from data.workers import choose_num_workers, init_worker
+from data.workers import choose_num_workers, worker_options
 
 # ---------------------------------------------------------------- training
 
@@ -70,10 +70,9 @@ def train_loader(samples: Sequence[Sample], settings: Settings, cache: Cache | N
         TrainDataset(samples, settings, cache),
         batch_sampler=sampler,
         collate_fn=collate,
-        num_workers=workers,
         pin_memory=pick_device(settings).type == "cuda",
         persistent_workers=workers > 0,
-        worker_init_fn=init_worker,
+        **worker_options(workers),
     )
 
 
@@ -202,9 +201,8 @@ def prediction_loader(
         dataset,
         settings.batch_size,
         collate_fn=collate_samples,
-        num_workers=workers,
         pin_memory=pick_device(settings).type == "cuda",
-        worker_init_fn=init_worker,
+        **worker_options(workers),
     )
 
 

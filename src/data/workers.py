@@ -1,11 +1,19 @@
 """Number of the processes that load images, and their start."""
 
+import sys
+from typing import Any
+
 import cv2
 
 from core import machine, process_env, signals
 from core.device import pick_device
 from core.errors import InputError
 from core.settings import Settings
+
+# Forked processes share the cache in memory. Those of the default method, since Python 3.14 another
+# one, would each receive a copy of it, and outlive this process if it is killed. macOS has no safe
+# fork.
+START_METHOD = "fork" if sys.platform == "linux" else None
 
 
 def choose_num_workers(
@@ -42,6 +50,12 @@ def choose_num_workers(
     return min(machine.cores_per_process(), fitting)
 
 
-def init_worker(_: int) -> None:
+def worker_options(n: int) -> dict[str, Any]:
+    """Return the arguments with which a DataLoader starts `n` worker processes."""
+    context = START_METHOD if n else None
+    return {"num_workers": n, "multiprocessing_context": context, "worker_init_fn": _init_worker}
+
+
+def _init_worker(_: int) -> None:
     cv2.setNumThreads(0)  # the workers already use all cores
     signals.ignore_signals_in_worker()

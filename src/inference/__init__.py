@@ -2,7 +2,7 @@
 
 from inference import load
 
-model = load("output/carvana")
+model = load("output/carvana_fast")
 mask = model("car.jpg").mask
 """
 

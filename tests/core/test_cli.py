@@ -94,7 +94,8 @@ def test_error_in_our_own_imports_is_a_traceback():
 
 
 def test_windows_is_rejected_in_one_line():
-    assert_rejected(run_train_with("sys.platform = 'win32'"), "on Windows, use WSL")
+    imported = "import shutil, subprocess"  # on Linux not possible with sys.platform as on Windows
+    assert_rejected(run_train_with(f"{imported}; sys.platform = 'win32'"), "on Windows, use WSL")
 
 
 @pytest.mark.parametrize(("signum", "code"), [(2, 130), (15, 143)])

@@ -1,5 +1,6 @@
 """Batches: every sample once an epoch, and the same bytes with any number of processes."""
 
+import multiprocessing
 import subprocess
 import sys
 
@@ -146,6 +147,23 @@ def test_train_loader_does_not_depend_on_workers_and_cache(settings):
     cache = build_ram_cache(samples, Preprocessing(SIZE), SIZE)
     assert_equal_batches(load_batches(settings, [0, 1], cache), expected)
     assert not torch.equal(expected[0][0], expected[2][0])  # the epochs differ
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS has no safe fork")
+def test_workers_share_the_cache_whatever_python_starts_them_with(settings):
+    """The workers see pixels that are changed after the loader was made: they have no copy."""
+    samples = datasets.load_training_samples(settings)
+    cache = build_ram_cache(samples, Preprocessing(SIZE), SIZE)
+    settings.num_workers, settings.batch_size, settings.augmentation = 1, 1, "none"
+    default = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("forkserver", force=True)  # the default since Python 3.14
+    try:
+        batches = iter(loaders.train_loader(samples, settings, cache))
+        cache.pixels[:] = 7
+        # Two batches were prefetched, perhaps before this change.
+        assert all((images == 7).all() for images, _ in list(batches)[2:])
+    finally:
+        multiprocessing.set_start_method(default, force=True)
 
 
 STOP_AT_A_BAD_IMAGE = """
