@@ -75,33 +75,29 @@ def load_data(settings: Settings) -> tuple[Settings, list[Sample]]:
 
 
 def measure_all(
-    recipes: dict[str, Settings],
-    data: dict[str, list[Sample]],
-    deadline: float,
-    report: dict[str, Any],
+    recipes: dict[str, tuple[Settings, list[Sample]]], deadline: float, report: dict[str, Any]
 ) -> None:
     """Add all measurements to the report. Leave out a recipe that would end after the deadline if
     it took as long as the one before."""
-    first, first_settings = next(iter(recipes.items()))
+    first, (first_settings, first_samples) = next(iter(recipes.items()))
     device = pick_device(first_settings)
     previous_seconds = 0.0  # of the recipe before
-    for name, settings in recipes.items():
+    for name, (settings, samples) in recipes.items():
         start = time.monotonic()
         if start + previous_seconds > deadline:
             print(
                 f"{name}: skipped, would probably exceed bench_minutes={settings.bench_minutes:g}"
             )
             continue
-        samples = data[name]
         n_training = sum(sample.fold != settings.fold for sample in samples)
         chosen = samples[:: max(1, len(samples) // MAX_LOOP_IMAGES)][:MAX_LOOP_IMAGES]
-        result = measurements.measure_recipe(settings, chosen, n_training, device)
+        result = measurements.measure_recipe(settings, chosen, n_training)
         if device.type == "cpu" and report["recipes"]:
             result = result | {"peak_gib": None}  # the peak of the process is that of all recipes
         report["recipes"][name] = result
         previous_seconds = time.monotonic() - start
     if time.monotonic() < deadline:
-        measured = measurements.measure_time_to_dice(first_settings, data[first], device, deadline)
+        measured = measurements.measure_time_to_dice(first_settings, first_samples, deadline)
         report["time_to_dice"] = {"recipe": first} | measured
 
 
@@ -154,11 +150,9 @@ def print_report(report: dict[str, Any]) -> None:
 
 
 def main(args: list[str]) -> None:
-    start, recipes = time.monotonic(), recipes_to_measure(args)
-    data = {}
-    for name, settings in recipes.items():
-        recipes[name], data[name] = load_data(settings)
-    settings = next(iter(recipes.values()))
+    start = time.monotonic()
+    recipes = {name: load_data(settings) for name, settings in recipes_to_measure(args).items()}
+    settings, _ = next(iter(recipes.values()))
     torch.set_float32_matmul_precision("high")
     report = {
         "command": shlex.join(["python", "src/bench.py", *args]),
@@ -167,7 +161,7 @@ def main(args: list[str]) -> None:
         "time_to_dice": None,
     }
     try:
-        measure_all(recipes, data, start + 60 * settings.bench_minutes, report)
+        measure_all(recipes, start + 60 * settings.bench_minutes, report)
     finally:  # also after Ctrl-C, or if there is too little memory for the second recipe
         if report["recipes"]:
             print_report(report)

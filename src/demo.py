@@ -18,7 +18,7 @@ from data.demo_cars.dataset import write_demo_dataset
 
 
 def main(args: list[str]) -> None:
-    settings = config.load_settings_without_stages(args)
+    settings = config.load_settings(args)
     if not {"recipe", "data_dir"} & parse_overrides(args).keys():
         raise InputError("set recipe=demo, or data_dir=<new folder>")
     folder = Path(settings.data_dir)

@@ -49,7 +49,7 @@ def main(args: list[str]) -> None:
     photograph = read_photograph(settings)
     scores = ensemble.ensure_oof_scores(settings)
     settings = replace(settings, device="cpu")  # of the exported graph
-    members = [*load_runs.load_members(settings).values()]
+    members = load_runs.load_members(settings)
     check_exportable(members, settings)
     preprocessing, binarizer = members[0].preprocessing, oof.choose_binarizer(settings, scores)
     size = "x".join(map(str, preprocessing.size or ["native"]))

@@ -15,13 +15,14 @@ if __name__ == "__main__":
 
 import numpy as np
 import pandas as pd
-from tqdm.contrib.concurrent import thread_map
+from tqdm import tqdm
 
 from core import config
 from core.errors import InputError
 from core.files import atomic_write, file_sha256
 from core.settings import Settings
 from core.text import format_count
+from core.threads import map_in_threads
 from data import csv_files, datasets
 from data.classes import IGNORE
 from data.sample import Sample
@@ -48,8 +49,8 @@ def warn_of_copies(samples: list[Sample]) -> None:
 
 def mean_mask_area(samples: list[Sample]) -> pd.Series:
     """Return group → mean fraction of the image that its masks cover, rounded to 6 digits."""
-    # Threads are as fast as processes: decoding does not hold the GIL.
-    areas = thread_map(foreground_fraction, samples, desc="mask areas", unit="mask", disable=None)
+    fractions = map_in_threads(foreground_fraction, samples)
+    areas = [*tqdm(fractions, "mask areas", len(samples), unit="mask", disable=None)]
     for area, state in ((0, "show only background"), (1, "cover the whole image")):
         names = [sample.image_id for sample, a in zip(samples, areas, strict=True) if a == area]
         if names:
@@ -129,7 +130,7 @@ def write_folds(settings: Settings, folds: pd.Series) -> None:
 
 
 def main(args: list[str]) -> None:
-    settings = config.load_settings_without_stages(args)
+    settings = config.load_settings(args)
     samples = datasets.load_samples(settings, "train")
     check_groups(settings, samples)
     warn_of_copies(samples)

@@ -15,7 +15,7 @@ from inference import load_runs
 
 
 def main(args: list[str]) -> None:
-    settings = config.load_settings_without_stages(args)
+    settings = config.load_settings(args)
     if len(settings.runs) > 1:
         ensemble.score_ensemble(load_runs.settings_for_prediction(args))
     leaderboard.write_leaderboard(Path(settings.output_dir))

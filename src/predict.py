@@ -47,7 +47,7 @@ from reporting.pictures import predict_photographs
 def describe_prediction(
     settings: Settings,
     samples: list[Sample],
-    members: dict[str, EnsembleMember],
+    members: list[EnsembleMember],
     binarizer: Binarizer,
 ) -> str:
     """Return a line that says how many images and networks there are, and how masks are made."""
@@ -153,15 +153,15 @@ def warn_of_other_masks(settings: Settings, samples: list[Sample]) -> None:
 def write_submission_json(
     settings: Settings,
     binarizer: Binarizer,
-    members: dict[str, EnsembleMember],
+    members: list[EnsembleMember],
     results: list[ImageResult],
 ) -> None:
     """Write submission.json: the networks, settings and machine of the submission."""
     path, is_binary = settings.submission_path, datasets.get_class_map(settings).is_binary
     metadata = {
         "runs": sorted(settings.runs),
-        "networks": sorted(file_sha256(Path(weights_file)) for weights_file in members),
-        "weights": {weights_file: member.weight for weights_file, member in members.items()},
+        "networks": sorted(file_sha256(member.path) for member in members),
+        "weights": {str(member.path): member.weight for member in members},
         "threshold": binarizer.threshold if is_binary else None,
         "postprocess": binarizer.steps,
         "tta": settings.tta,
@@ -225,7 +225,7 @@ def main(args: list[str]) -> None:
     images_hash = short_hash("".join(chunks.images_hashes), 12)
     distributed.assert_equal_on_all_ranks({"weights or settings": key, "test images": images_hash})
     with chunks.lock() if process_env.is_main_process() else nullcontext():
-        predict_pending_chunks(settings, list(members.values()), chunks, binarizer)
+        predict_pending_chunks(settings, members, chunks, binarizer)
         if process_env.is_main_process():
             results = merge_chunks(settings, chunks)
             write_submission_json(settings, binarizer, members, results)

@@ -129,7 +129,7 @@ class Report:
         members = load_runs.load_members(self.settings)
         if len(members) == 1:
             return "Disagreement needs two or more networks.", []
-        networks = sorted(file_sha256(Path(weights_file)) for weights_file in members)
+        networks = sorted(file_sha256(member.path) for member in members)
         stored = read_submission_json(json_path)
         if stored["runs"] != sorted(self.settings.runs) or stored.get("networks") != networks:
             return f"{path} was made by other runs or weights; {command} replaces it.", []
@@ -142,9 +142,7 @@ class Report:
         summary = (
             f"The {len(samples)} images of {path} on which the {len(members)} networks agree least."
         )
-        return summary, gallery.disagreement_cards(
-            self.settings, list(members.values()), samples, agreement
-        )
+        return summary, gallery.disagreement_cards(self.settings, members, samples, agreement)
 
 
 def load_test_images(settings: Settings) -> list[Sample]:
@@ -181,7 +179,7 @@ def load_report(settings: Settings) -> Report:
 
 def report_settings(args: list[str]) -> Settings:
     """Return the settings of the runs in `args`, or else of the top leaderboard entry."""
-    output_dir = Path(config.load_settings_without_stages(args).output_dir)
+    output_dir = Path(config.load_settings(args).output_dir)
     if not {"run", "runs", "recipe"} & parse_overrides(args).keys():
         entries = load_entries(output_dir)
         leader = output_dir / leaderboard.build_leaderboards(entries)[0].loc[0, "run"]

@@ -34,13 +34,13 @@ def require_submission_of_runs(settings: Settings, args: list[str]) -> None:
 
 
 def main(args: list[str]) -> None:
-    settings = config.load_settings_without_stages(args)
+    settings = config.load_settings(args)
     first_run = Path(settings.output_dir) / min(settings.runs)
     if run_folder.finished_folds(first_run):
         stored = run_folder.read_run_settings(first_run)
         inherited = {name: stored[name] for name in INHERITED if name in stored}
         base = config.read_recipe(settings.recipe) | inherited
-        settings = config.load_settings_without_stages(args, base)
+        settings = config.load_settings(args, base)
     settings = replace(settings, run=run_folder.ensemble_name(settings.runs))
     if len(get_class_map(settings).names) > 1:
         raise InputError(

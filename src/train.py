@@ -27,22 +27,22 @@ from training.stages import split_stages
 from training.trainer import FoldTrainer
 
 
-def train_stages(settings: Settings, device: torch.device) -> None:
+def train_stages(settings: Settings) -> None:
     """Train the folds of each stage of a run; without stages, those of the run."""
     if settings.stages:
         save_config(settings)  # before the first stage, so that the run can be resumed in any stage
     for stage in split_stages(settings):
         if settings.stages:
             print(f"{stage.run}: size={stage.size} epochs={stage.epochs} lr={stage.lr:g}")
-        train_folds(stage, device)
+        train_folds(stage)
 
 
-def train_folds(settings: Settings, device: torch.device) -> None:
+def train_folds(settings: Settings) -> None:
     """Train the requested folds that are not finished, one after the other."""
     samples = datasets.load_training_samples(settings)
     n_folds, sizes = preflight.check_data(settings, samples)
     folds = preflight.folds_to_train(settings, n_folds)
-    distributed.init_process_group(device)
+    distributed.init_process_group(pick_device(settings))
     fingerprint, commit = dataset_fingerprint(samples), provenance.current_commit()
     preflight.check_finished_folds(settings, fingerprint)
     if folds:
@@ -53,7 +53,7 @@ def train_folds(settings: Settings, device: torch.device) -> None:
         distributed.barrier()  # machines may decode at different speeds
         for fold in folds:
             with run_start.lock_fold(settings, fold), explain_out_of_memory(settings):
-                train_fold(settings, fold, samples, cache, device)
+                train_fold(settings, fold, samples, cache)
     else:
         print(f"{settings.run_dir}: the requested folds are finished; nothing to train")
     remove_snapshots(settings)
@@ -65,10 +65,9 @@ def save_config(settings: Settings) -> None:
         run_folder.save_run_settings(replace(settings, fold=None, resume=False))
 
 
-def train_fold(
-    settings: Settings, fold: int, samples: list[Sample], cache: Cache | None, device: torch.device
-) -> None:
+def train_fold(settings: Settings, fold: int, samples: list[Sample], cache: Cache | None) -> None:
     """Train one fold, score its held-out images, and delete its snapshots."""
+    device = pick_device(settings)
     if process_env.is_main_process():
         data = describe_dataset(settings, samples)
         folder = run_folder.fold_dir(settings.run_dir, fold)
@@ -77,9 +76,9 @@ def train_fold(
         if not settings.resume and not run_folder.has_snapshot(settings.run_dir, fold):
             provenance.remove_run_records(folder)  # of an attempt that failed in its first steps
         provenance.append_run_record(folder, device, data)
-    FoldTrainer(settings, fold, samples, cache, device).fit()
+    FoldTrainer(settings, fold, samples, cache).fit()
     held_out = [sample for sample in samples if sample.fold == fold]
-    score_fold(settings, fold, held_out, cache, device)
+    score_fold(settings, fold, held_out, cache)
     remove_snapshots(settings)
     free_memory(device)
 
@@ -91,13 +90,11 @@ def remove_snapshots(settings: Settings) -> None:
             shutil.rmtree(run_folder.snapshot_dir(settings.run_dir, fold), ignore_errors=True)
 
 
-def score_fold(
-    settings: Settings, fold: int, held_out: list[Sample], cache: Cache | None, device: torch.device
-) -> None:
+def score_fold(settings: Settings, fold: int, held_out: list[Sample], cache: Cache | None) -> None:
     """Score the saved weights out of fold, with TTA; write oof.csv and oof.npz; print the score."""
     distributed.barrier()  # the main process has written the weights
     path = run_folder.weights_path(settings.run_dir, fold)
-    model, _ = checkpoint.load_model(path, device)
+    model, _ = checkpoint.load_model(path, pick_device(settings))
     members = [make_member(model, settings)]
     scores = oof.score_out_of_fold(members, held_out, settings, f"fold {fold} oof", cache)
     if process_env.is_main_process():
@@ -140,7 +137,7 @@ def main(args: list[str]) -> None:
     for settings in runs:
         if len(runs) > 1:
             print(f"run {settings.run}")
-        train_stages(settings, device)
+        train_stages(settings)
     distributed.destroy_process_group()
     if process_env.is_main_process():
         leaderboard.write_leaderboard(Path(runs[0].output_dir), runs[0].run)

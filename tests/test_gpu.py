@@ -71,7 +71,7 @@ def trainer(shared_data_dir, tmp_path):
     """A FoldTrainer on the GPU, in bf16."""
     settings = load_settings(gpu_args(shared_data_dir, tmp_path, "precision=bf16"))
     samples = load_training_samples(settings)
-    return FoldTrainer(settings, 0, samples, None, GPU)
+    return FoldTrainer(settings, 0, samples, None)
 
 
 # ---------------------------------------------------------------- training
@@ -134,7 +134,7 @@ def test_images_per_second_is_not_more_than_the_wall_clock_allows(trainer):
 def test_training_resumes_in_another_precision(shared_data_dir, tmp_path, cpu_run):
     args = gpu_args(shared_data_dir, tmp_path)
     settings = load_settings([*args, "precision=bf16"])
-    trainer = FoldTrainer(settings, 0, load_training_samples(settings), None, GPU)
+    trainer = FoldTrainer(settings, 0, load_training_samples(settings), None)
     for _ in range(4):
         trainer.train_epoch(tqdm(disable=True))
         trainer.next_epoch()

@@ -154,7 +154,7 @@ def test_predict_takes_other_values_than_the_stages_of_the_recipe(trained_run, t
     recipe.write_text("stages: [{batch_size: 8}, {batch_size: 4}]\n")
     args = [f"recipe={recipe}", f"submission_csv={tmp_path / 's.csv'}", "batch_size=2"]
     args = [*prediction_args(trained_run.args), *args]
-    config.load_settings_without_stages(args)  # as cli.check_arguments() does
+    config.load_settings(args)  # as cli.check_arguments() does
     predict.main(args)
     assert len(read_submission(tmp_path / "s.csv")) == 6
 

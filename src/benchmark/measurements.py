@@ -39,9 +39,7 @@ def make_trial(settings: Settings, folder: str) -> Settings:
     return replace(settings, output_dir=folder, **changes)
 
 
-def measure_recipe(
-    settings: Settings, samples: list[Sample], n_training: int, device: torch.device
-) -> dict[str, Any]:
+def measure_recipe(settings: Settings, samples: list[Sample], n_training: int) -> dict[str, Any]:
     """Measure training and prediction of a recipe on `samples`. Training is compiled if training
     on `n_training` images would be.
 
@@ -59,9 +57,10 @@ def measure_recipe(
                 f"cache={trial.cache}: bench.py needs room for decoded images; set cache=ram, "
                 "cache=disk or a smaller size"
             )
-        trainer = FoldTrainer(trial, -1, repeated, cache, device)
+        trainer = FoldTrainer(trial, -1, repeated, cache)
         batch = time_loading(steps, trainer, samples[:N_STEP_IMAGES])
         training = measure_training(steps, trainer, batch)
+        device = trainer.device
         peak_bytes = peak_memory(device)
         prediction_ms = time_prediction(steps, trainer, samples[:N_STEP_IMAGES])
         prediction = measure_prediction(trainer, repeated)
@@ -93,17 +92,15 @@ def measure_training(steps: StepTimer, trainer: FoldTrainer, batch: list[Tensor]
         trainer.train_epoch(loop)
         trainer.next_epoch()
 
-    def time_step() -> float:
-        steps.measure(
-            "training step", lambda b: trainer.state.train_step(*b), [batch], len(batch[0])
-        )
-        return steps.ms["training step"]
+    def step_ms() -> float:
+        seconds = timer.median_seconds(lambda b: trainer.state.train_step(*b), [batch])
+        return 1000 * seconds / len(batch[0])
 
-    before = time_step()
+    before = step_ms()
     loop = LoopTimer(trainer.device, timer.LOOP_SECONDS)
     loop.run(train_epoch)
     # A drifting clock speed affects both.
-    steps.ms["training step"] = (before + time_step()) / 2
+    steps.ms["training step"] = (before + step_ms()) / 2
     return loop.images_per_second
 
 
@@ -144,7 +141,7 @@ def count_training_flops(settings: Settings, n_classes: int) -> float:
 
 
 def measure_time_to_dice(
-    settings: Settings, samples: list[Sample], device: torch.device, deadline: float
+    settings: Settings, samples: list[Sample], deadline: float
 ) -> dict[str, Any]:
     """Train on all folds but one until the Dice on that one, validated after every epoch, is
     TARGET_DICE, or until `deadline` of time.monotonic().
@@ -155,8 +152,8 @@ def measure_time_to_dice(
     start, curve = time.monotonic(), []
     with TemporaryDirectory() as folder, explain_out_of_memory(settings):
         cache = make_cache(settings, samples)
-        trainer = FoldTrainer(make_trial(settings, folder), settings.fold, samples, cache, device)
-        loop = LoopTimer(device, deadline - time.monotonic())
+        trainer = FoldTrainer(make_trial(settings, folder), settings.fold, samples, cache)
+        loop = LoopTimer(trainer.device, deadline - time.monotonic())
 
         def train_epoch() -> None:
             trainer.train_epoch(loop)

@@ -29,8 +29,8 @@ class StepTimer:
 def median_seconds(fn: Callable, inputs: Sequence) -> float:
     """Return the median time of fn(x), x in `inputs` in turn; includes the work of a GPU.
 
-    The first call, which may compile, is not timed: Timer derives from its first calls how many it
-    makes before it waits for the GPU.
+    The first call, which may compile, is not timed: from it, Timer would derive too few calls
+    between two waits for the GPU.
     """
     fn(inputs[0])
     names = {"fn": fn, "inputs": cycle(inputs)}

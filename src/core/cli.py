@@ -17,7 +17,7 @@ environment.reject_windows()
 sys.excepthook = environment.explain_missing_package  # before the first import of a package
 
 from core import machine, process_env, signals
-from core.config import SRC, load_settings_without_stages
+from core.config import SRC, load_settings
 from core.errors import DISK_FULL_ERRNOS, NOT_WRITABLE_ERRNOS, InputError
 from core.help import help_text
 from core.settings import FIELDS
@@ -31,7 +31,6 @@ def check_arguments() -> None:
     """Check the settings, or print the help, before the script imports torch, which takes seconds.
 
     Also sets the variables that torch's libraries read at import, and lets glibc keep freed memory.
-    Stages are checked by train.py.
     """
     run_main(_check_arguments)
     machine.set_thread_defaults()
@@ -48,7 +47,7 @@ def _check_arguments(args: list[str]) -> None:
             is_list = name in FIELDS and "list" in str(FIELDS[name].type)
             fix = f"write a list as {name}=a,b" if is_list else "it takes one value"
             raise InputError(f"{one} {next_one}: {name} is set twice; {fix}")
-    load_settings_without_stages(args)
+    load_settings(args)
 
 
 def run_main(main: Callable[[list[str]], object], resume_hint: str = "") -> None:

@@ -111,14 +111,6 @@ def check_options(settings: Settings, args: list[str]) -> None:
             raise InputError(f"{found}; this run has model={settings.model}")
 
 
-def load_settings_without_stages(
-    args: list[str], base: dict[str, Any] | None = None, base_path: Path | None = None
-) -> Settings:
-    """Return load_settings() without the recipe's stages, for scripts that do not train. A run
-    stores the settings of its last stage."""
-    return load_settings([*args, "stages=[]"], base, base_path)
-
-
 def split_runs(args: list[str]) -> list[list[str]]:
     """Return a list of arguments for each run of `runs`; a run is trained with the recipe of its
     name. If `recipe` is a file, the recipes are files in its folder."""

@@ -143,9 +143,8 @@ def shard(items: list[T]) -> list[T]:
 
 def map_sharded(fn: Callable[[list[Any]], Iterable[T]], items: list[Any]) -> list[T]:
     """Apply `fn` to this rank's items; return the results of all ranks in the order of `items`."""
-    indices = shard(list(range(len(items))))
-    results = zip(indices, fn(shard(items)), strict=True)
-    return [result for _, result in sorted(gather(list(results)), key=lambda pair: pair[0])]
+    by_rank = gather([list(fn(shard(items)))])
+    return [by_rank[i % len(by_rank)][i // len(by_rank)] for i in range(len(items))]
 
 
 def all_reduce_any(flags: list[bool]) -> list[bool]:

@@ -19,27 +19,10 @@ OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 14)  # known to work, as in environm
 OLDEST_TORCH, NEWEST_TORCH = (2, 11), (2, 13)
 # Modules of the packages in requirements.txt that training and prediction need. The slow ones
 # import torch and are only looked up.
-SLOW_MODULES = (
-    "torch",
-    "torchvision",
-    "timm",
-    "segmentation_models_pytorch",
-    "albumentations",
-    "tensorboard",
-)
-QUICK_MODULES = (
-    "numpy",
-    "cv2",
-    "PIL",
-    "pandas",
-    "scipy",
-    "safetensors",
-    "omegaconf",
-    "yaml",
-    "tqdm",
-    "psutil",
-    "filelock",
-)
+SLOW_MODULES = ("torch", "torchvision", "timm", "segmentation_models_pytorch", "albumentations")
+SLOW_MODULES += ("tensorboard",)
+QUICK_MODULES = ("numpy", "cv2", "PIL", "pandas", "scipy", "safetensors", "omegaconf", "yaml")
+QUICK_MODULES += ("tqdm", "psutil", "filelock")
 
 
 def reject_windows() -> None:

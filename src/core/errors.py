@@ -22,11 +22,5 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 DISK_FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-NOT_WRITABLE_ERRNOS = {
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ENOTDIR,
-    errno.EEXIST,
-    errno.ENAMETOOLONG,
-}
+NOT_WRITABLE_ERRNOS = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
+NOT_WRITABLE_ERRNOS |= {errno.ENAMETOOLONG}

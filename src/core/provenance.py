@@ -23,7 +23,7 @@ from core.files import atomic_write_json
 RECORDS_NAME = "provenance.json"  # in the folder of a fold
 
 
-@cache  # of the code that runs: files may change while it does
+@cache  # files may change after this process has imported them
 def current_commit() -> str:
     """Return the checked-out commit's short hash, with + if files differ; 'unknown' outside git."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--exclude=*", "--dirty=+"]

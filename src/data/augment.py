@@ -59,17 +59,12 @@ POLICIES: dict[str, list[A.BasicTransform]] = {
     "hflip": [FLIP],
     "flips": [FLIP, A.VerticalFlip(p=0.5)],  # not for cars, which are upright
     "light": [FLIP, _affine(scale=0.1, shift=0.05, rotate=3, p=0.5), *_photometric(1)],
-    "paper": [  # independent: flip, rotation, zoom of each axis, shear, shift
+    "paper": [  # each on its own, with a black border, as in a letterbox
         A.HorizontalFlip(p=PAPER_PROBABILITY),
-        *(
-            A.Affine(**change, p=PAPER_PROBABILITY)  # black border, as in a letterbox
-            for change in (
-                {"rotate": (-20, 20)},
-                {"scale": {"x": (0.8, 1.0), "y": (0.8, 1.0)}},
-                {"shear": {"x": (-20, 20), "y": (-20, 20)}},
-                {"translate_percent": (-0.2, 0.2)},
-            )
-        ),
+        A.Affine(rotate=(-20, 20), p=PAPER_PROBABILITY),
+        A.Affine(scale={"x": (0.8, 1.0), "y": (0.8, 1.0)}, p=PAPER_PROBABILITY),
+        A.Affine(shear={"x": (-20, 20), "y": (-20, 20)}, p=PAPER_PROBABILITY),
+        A.Affine(translate_percent=(-0.2, 0.2), p=PAPER_PROBABILITY),
     ],
     "strong": [
         FLIP,

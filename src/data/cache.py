@@ -161,14 +161,13 @@ def make_cache(settings: Settings, samples: Sequence[Sample]) -> Cache | None:
     """Build or open the cache that the setting asks for, and print where it is; None: decode the
     images in every epoch."""
     preprocessing = preprocessing_from(settings)
-    sizes = {preprocessing.size} if preprocessing.size else read_sizes(samples)
-    if len(sizes) > 1 and settings.cache in ("ram", "disk"):
+    size, *others = {preprocessing.size} if preprocessing.size else read_sizes(samples)
+    if others and settings.cache in ("ram", "disk"):
         raise InputError(f"cache={settings.cache}: images have several sizes; set size=h,w")
-    size = min(sizes)  # the only one, unless nothing is cached
     name = f"{settings.dataset_name}_{size[0]}x{size[1]}_{files_hash(samples, preprocessing)}.npy"
     path = Path(settings.output_dir) / "cache" / name
     n_bytes = len(samples) * size[0] * size[1] * 4
-    location = choose_location(settings.cache, n_bytes, path) if len(sizes) == 1 else "none"
+    location = "none" if others else choose_location(settings.cache, n_bytes, path)
     if location == "none":
         print("decoded images: not cached, decoded in every epoch")
         return None

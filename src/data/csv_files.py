@@ -1,4 +1,4 @@
-"""The csv files of a dataset: folds, image names of the submission, metadata of the cars."""
+"""The csv files of a dataset: folds, names of the submission, run-length masks, metadata."""
 
 from pathlib import Path
 

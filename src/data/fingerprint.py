@@ -47,7 +47,8 @@ def is_same_dataset(stored: str | None, fingerprint: str) -> bool:
 
 
 def combine_fingerprints(stored: Sequence[str]) -> str:
-    """Return "<h>-<m>" of the folds of a run; if the folds differ, all of them."""
+    """Return the "<h>-<m>" that the folds of a run share; if they differ, all of them, separated by
+    spaces."""
     parts = ["-".join(fingerprint.split("-")[:2]) for fingerprint in stored]
     return " ".join(sorted({complete_fingerprint(part, parts) for part in parts}))
 

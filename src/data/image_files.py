@@ -1,6 +1,7 @@
 """List the image files of a folder, and describe folders in error messages."""
 
 import difflib
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -113,14 +114,13 @@ def require_paths(*paths: Path, remedy: str = "") -> None:
     missing = [path.absolute() for path in paths if not path.exists()]
     if missing:
         folder = next(parent for parent in missing[0].parents if parent.exists())
-        expected = [path.relative_to(folder) for path in missing if path.is_relative_to(folder)]
-        is_dir = folder.is_dir()
-        found = describe_folder(folder, expected[0].parts[0]) if is_dir else "is not a folder"
-        if len(expected) == 1 and is_dir:
-            raise InputError(f"{missing[0]}: does not exist; {folder} {found}{remedy}")
-        names = [f"{path}{'' if path.suffix else '/'}" for path in expected]
-        first = f"{expected[0].parts[0]}/"
-        if is_dir and all(name.startswith(first) for name in names):  # no data_dir
-            names = [name.removeprefix(first) for name in names]
-            folder, found = folder / first, f"does not exist; {folder} {found}"
-        raise InputError(f"{folder}: {found}; expected {list_names(names)}{remedy}")
+        missing = [path for path in missing if path.is_relative_to(folder)]
+        common, found = folder, "is not a folder"
+        if folder.is_dir():
+            common = Path(os.path.commonpath(missing))  # of a single path, itself
+            found = describe_folder(folder, missing[0].relative_to(folder).parts[0])
+            if common != folder:
+                found = f"does not exist; {folder} {found}"
+        names = [path.relative_to(common) for path in missing if path != common]
+        listed = list_names([f"{name}{'' if name.suffix else '/'}" for name in names])
+        raise InputError(f"{common}: {found}{listed and f'; expected {listed}'}{remedy}")

@@ -175,9 +175,9 @@ def _has_jpeg_end(data: bytes) -> bool:
     """Whether an end marker follows the first scan. Phones append videos and other pictures after
     it; the thumbnail before it has an end marker as well."""
     position = 2
-    while data[position : position + 1] == b"\xff" and data[position + 1 : position + 2] != b"\xda":
-        is_fill = data[position + 1 : position + 2] == b"\xff"  # any number may precede a marker
-        position += 1 if is_fill else 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    while (marker := data[position : position + 2]).startswith(b"\xff") and marker != b"\xff\xda":
+        length = 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+        position += 1 if marker == b"\xff\xff" else length  # fill bytes may precede a marker
     return data.find(b"\xff\xd9", position) >= 0
 
 

@@ -50,12 +50,7 @@ class TrainDataset(Dataset):
 def collate(pairs: Sequence[ImageAndTarget]) -> list[Tensor]:
     """Stack B images h×w×3 and targets h×w to B×3×h×w and B×1×h×w, uint8."""
     images, targets = zip(*pairs, strict=True)
-    return [stack_images(images), default_collate([torch.from_numpy(t)[None] for t in targets])]
-
-
-def to_tensor(array: np.ndarray) -> Tensor:
-    """Return a tensor of the array's memory, which is copied only if torch cannot use it."""
-    return torch.from_numpy(np.require(array, requirements=["C_CONTIGUOUS", "WRITEABLE"]))
+    return [stack_images(images), default_collate([target[None] for target in targets])]
 
 
 def train_loader(samples: Sequence[Sample], settings: Settings, cache: Cache | None) -> DataLoader:
@@ -125,7 +120,9 @@ def collate_samples(loaded: Sequence[tuple[LoadedSample, Images]]) -> list[SubBa
 
 def stack_images(images: Sequence[np.ndarray]) -> Tensor:
     """Stack images h×w×3 to B×3×h×w, channels-last; in a worker directly into shared memory."""
-    return default_collate([to_tensor(image) for image in images]).permute(0, 3, 1, 2)
+    # Copies only arrays that torch cannot use.
+    arrays = [np.require(image, requirements=["C_CONTIGUOUS", "WRITEABLE"]) for image in images]
+    return default_collate(arrays).permute(0, 3, 1, 2)
 
 
 @dataclass
@@ -179,21 +176,20 @@ def prediction_loader(
 ) -> DataLoader:
     """Return a loader of lists of SubBatches, of `batch_size` samples, in the order of `samples`.
 
-    `cache`, if set, must contain the samples. It is used if masks are requested and its
-    preprocessing is the only one.
+    `cache`, if set, holds the masks of the samples, and their images for the only one of
+    `preprocessings`.
     """
-    use_cache = cache is not None and preprocessings == {cache.preprocessing} and with_mask
-    # samples[:1]: the share of a rank may be empty.
-    sizes = [network_size(sample, p) for sample in samples[:1] for p in preprocessings]
-    batch_bytes = settings.batch_size * sum(3 * height * width for height, width in sizes)
     workers = 0  # passing a cached image to this process takes longer than reading it
-    if not use_cache:
+    if cache is None:
+        # samples[:1]: the share of a rank may be empty.
+        sizes = [network_size(sample, p) for sample in samples[:1] for p in preprocessings]
+        batch_bytes = settings.batch_size * sum(3 * height * width for height, width in sizes)
         workers = choose_num_workers(settings, batch_bytes, is_cheap=True, may_reduce=True)
     dataset = PredictionDataset(
         samples,
         preprocessings,
         with_mask,
-        cache if use_cache else None,
+        cache,
         skip_unreadable=settings.skip_unreadable and not with_mask,
         n_threads=1 if workers else machine.cores_per_process(),
     )

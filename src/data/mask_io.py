@@ -75,13 +75,7 @@ def _explain_values(found: np.ndarray) -> str:
     """Return an error message for a mask with the sorted values `found`, more than black and one
     other; uint32 are colors as bytes R, G, B, 0."""
     is_gray = found.dtype != np.uint32
-    if not is_gray:
-        rgb = found.view(np.uint8).reshape(-1, 4)[:, :3]
-        is_gray = (rgb == rgb[:, :1]).all()
-        found = rgb[:, 0] if is_gray else found
-    names = [f"{value:g}" for value in found.tolist()]
-    if not is_gray:
-        names = [f"#{color.tobytes().hex()}" for color in rgb]
+    names = [f"{v:g}" if is_gray else f"#{v.to_bytes(3, 'little').hex()}" for v in found.tolist()]
     classes = "list them in classes.csv if they are classes"
     soft = "set mask_threshold=128 to read soft edges and lossy files"
     if len(found) == 2:
@@ -104,8 +98,9 @@ def _explain_values(found: np.ndarray) -> str:
 def _rgba_mask(path: Path, rgba: np.ndarray, threshold: int) -> np.ndarray:
     """Convert H×W×4 to bool from the alpha channel if all visible colors are equal, from the colors
     if alpha is constant, else from both, which must agree."""
-    colors, alpha = rgba.view("<u4")[..., 0] & 0xFFFFFF, rgba[..., 3]
-    values = rgba[..., :3].max(axis=2) if threshold else colors
+    rgb, colors, alpha = rgba[..., :3], rgba.view("<u4")[..., 0] & 0xFFFFFF, rgba[..., 3]
+    is_gray = (rgb == rgb[..., :1]).all()
+    values = rgb.max(axis=2) if threshold or is_gray else colors
     if alpha.min() == alpha.max() > 0:
         return _to_mask(path, values, threshold)
     mask = _to_mask(path, alpha if threshold else alpha - alpha.min(), threshold)

@@ -25,7 +25,6 @@ class EpochBatchSampler(Sampler):
 
     def __init__(self, n_samples: int, batch_size: int, seed: int):
         self.n_samples, self.seed = n_samples, seed
-        # Samples of a step, on all ranks together.
         self.step_size = samples_per_step(n_samples, batch_size, process_env.world_size())
         self.epoch = self.start = 0
 

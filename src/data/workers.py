@@ -32,22 +32,20 @@ def choose_num_workers(
     # Two batches of each worker, one being trained on, one on its way to pinned memory.
     free = machine.free_shared_memory() // process_env.local_world_size()
     fitting = max(0, free // max(1, batch_bytes) - 2) // 2
-    explanation = (
-        f"the {free / 2**20:.0f} MB free in /dev/shm hold the batches of {fitting} processes; for "
-        "more, start the container with --shm-size=8g"
-    )
-    if settings.num_workers is not None:
-        if settings.num_workers > fitting:
-            line = f"num_workers={settings.num_workers}: {explanation}"
-            if not may_reduce:
-                raise InputError(f"{line}, or set num_workers={fitting}")
-            process_env.print_once(f"{line}; using {fitting}")
-        return min(settings.num_workers, fitting)
-    if is_cheap and pick_device(settings).type == "cpu":
-        return 0
-    if fitting < machine.cores_per_process():
-        process_env.print_once(f"num_workers={fitting}: {explanation}")
-    return min(machine.cores_per_process(), fitting)
+    wanted = settings.num_workers
+    if wanted is None:
+        if is_cheap and pick_device(settings).type == "cpu":
+            return 0
+        wanted, may_reduce = machine.cores_per_process(), True
+    if wanted > fitting:
+        line = (
+            f"num_workers={wanted}: the {free / 2**20:.0f} MB free in /dev/shm hold the batches of "
+            f"{fitting} processes; for more, start the container with --shm-size=8g"
+        )
+        if not may_reduce:
+            raise InputError(f"{line}, or set num_workers={fitting}")
+        process_env.print_once(f"{line}; using {fitting}")
+    return min(wanted, fitting)
 
 
 def worker_options(n: int) -> dict[str, Any]:

@@ -57,8 +57,8 @@ def ensure_oof_scores(settings: Settings) -> oof.Scores:
 
 def load_trained_model(settings: Settings) -> TrainedModel:
     """Load the networks, threshold and post-processing that predict.py uses."""
-    scores, members = ensure_oof_scores(settings), load_members(settings)
-    return TrainedModel([*members.values()], oof.choose_binarizer(settings, scores), settings)
+    binarizer = oof.choose_binarizer(settings, ensure_oof_scores(settings))
+    return TrainedModel(load_members(settings), binarizer, settings)
 
 
 def load_scored_samples(settings: Settings) -> list[Sample]:

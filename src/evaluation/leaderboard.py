@@ -11,7 +11,7 @@ from core.files import atomic_write, atomic_write_text
 from core.text import format_count, to_markdown
 from evaluation import ensemble, metrics, oof, statistics
 from evaluation.leaderboard_entries import LeaderboardEntry, load_entries
-from evaluation.postprocess_choice import choose_steps, cross_fitted_steps, explain_steps
+from evaluation.postprocess_choice import choose_steps, cross_fitted_gain, explain_steps
 
 # ---------------------------------------------------------------- comparison
 
@@ -46,9 +46,7 @@ def task_columns(scores: oof.Scores) -> dict[str, Any]:
         return {f"pixel_{name}": value for name, value in pooled.items()}
     histograms, step_dice, folds = scores.histograms, scores.step_dice, scores.folds
     dice_at_half = metrics.dice_curve(histograms)[:, metrics.HALF_INDEX]
-    steps = choose_steps(step_dice, folds)
-    step_gains = step_dice[:, 1:] - step_dice[:, :1]
-    postprocess_gain = (step_gains * cross_fitted_steps(step_dice, folds)).sum(axis=1).mean()
+    steps, postprocess_gain = choose_steps(step_dice, folds), cross_fitted_gain(step_dice, folds)
     if steps and len(np.unique(folds)) < 3:
         postprocess_gain = np.nan  # choosing a step takes two folds, scoring it a third
     return {

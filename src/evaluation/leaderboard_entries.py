@@ -22,7 +22,7 @@ class LeaderboardEntry:
 
     name: str
     scores: oof.Scores
-    columns: dict[str, Any]  # columns of leaderboard.csv that are not scores: costs and origin
+    columns: dict[str, Any]  # further columns of leaderboard.csv: TTA, costs and origin
     data: str  # of combine_fingerprints(); scores are comparable only if it is equal
 
 

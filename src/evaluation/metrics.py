@@ -107,14 +107,11 @@ def dataset_scores(confusion: np.ndarray) -> dict[str, float]:
 
     Long, Shelhamer & Darrell 2015, Fully Convolutional Networks, section 5.
     """
-    scores, total = per_class(confusion), confusion.sum()
-    if not total:
-        return dict.fromkeys(["accuracy", "class_accuracy", "iou", "dice", "weighted_iou"], np.nan)
-    frequency = confusion.sum(axis=-1) / total
+    total, iou = confusion.sum(), per_class(confusion)["iou"]
     return {
-        "accuracy": float(np.trace(confusion) / total),
-        "class_accuracy": float(np.nanmean(scores["accuracy"])),
-        "iou": float(np.nanmean(scores["iou"])),
-        "dice": float(np.nanmean(scores["dice"])),
-        "weighted_iou": float(np.nansum(frequency * scores["iou"])),
+        "accuracy": float(pixel_accuracy(confusion)),
+        "class_accuracy": float(mean_over_classes(confusion, "accuracy")),
+        "iou": float(mean_over_classes(confusion, "iou")),
+        "dice": float(mean_over_classes(confusion, "dice")),
+        "weighted_iou": float(np.nansum(confusion.sum(axis=-1) * iou) / total if total else np.nan),
     }

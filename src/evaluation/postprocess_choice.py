@@ -51,14 +51,15 @@ def choose_steps(step_dice: np.ndarray, folds: np.ndarray) -> list[str]:
     return chosen
 
 
-def cross_fitted_steps(step_dice: np.ndarray, folds: np.ndarray) -> np.ndarray:
-    """Return N×S bool: the steps chosen on the folds other than the image's own."""
-    is_used = np.zeros((len(folds), len(STEPS)), bool)
+def cross_fitted_gain(step_dice: np.ndarray, folds: np.ndarray) -> float:
+    """Return what the steps add to the mean Dice if each fold takes those chosen on the others."""
+    gains = pd.DataFrame(step_dice[:, 1:] - step_dice[:, :1], columns=list(STEPS))
+    total = 0.0
     for fold in np.unique(folds):
         others = folds != fold
         steps = choose_steps(step_dice[others], folds[others])
-        is_used[~others] = [step in steps for step in STEPS]
-    return is_used
+        total += gains.loc[~others, steps].to_numpy().sum()
+    return total / len(folds)
 
 
 def explain_steps(step_dice: np.ndarray, folds: np.ndarray) -> list[str]:

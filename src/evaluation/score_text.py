@@ -45,9 +45,8 @@ def report_test_scores(scores: Scores) -> None:
         others = f"IoU {iou:.5f}; both at threshold 0.5 without post-processing"
     print(f"test dice {format_mean_dice(scores)} on {len(scores.dice)} images; {others}")
     warn_of_constant_masks(scores)
-    mean_area = scores.table["area"].mean() if scores.is_binary else 0.5
-    if mean_area == 0 or mean_area > 0.5:
+    if scores.is_binary and not 0 < (area := scores.table["area"].mean()) <= 0.5:
         print(
-            f"warning: the true masks cover {mean_area:.0%} of the test images on average; the "
+            f"warning: the true masks cover {area:.0%} of the test images on average; the "
             "object must be white, the background black"
         )

@@ -3,7 +3,7 @@
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -80,8 +80,8 @@ def check_submission(settings: Settings) -> None:
     if settings.max_images:
         print(f"max_images={settings.max_images}: these are not all test images")
     print(f"{path}: {len(table)} rows, valid")
-    if true_mask := find_true_masks(settings, table["img"], sizes):
-        score_submission(settings, table, sizes, true_mask)
+    if true_masks := read_true_masks(settings, table["img"], sizes):
+        score_submission(settings, table, sizes, true_masks)
 
 
 def expected_file_names(settings: Settings) -> list[str]:
@@ -180,33 +180,30 @@ def print_limited(title: str, lines: list[str], file: TextIO | None = None) -> N
 
 # ---------------------------------------------------------------- score
 
-TrueMask = Callable[[str], np.ndarray]  # file name of an image → its true mask, H×W bool
 
-
-def find_true_masks(
+def read_true_masks(
     settings: Settings, names: pd.Series, sizes: dict[str, tuple[int, int]]
-) -> TrueMask | None:
-    """Return a function that reads a true mask: from `truth_csv`, else from the masks of the test
-    split; None if there are none."""
+) -> Iterator[np.ndarray] | None:
+    """Iterate over the true masks, H×W bool, of the images `names`: from `truth_csv`, else from the
+    masks of the test split; None if there are none."""
     if settings.truth_csv:
         truth, path = _read_truth(settings, names), settings.truth_csv
-        return lambda name: csv_files.decode_mask(truth[name], sizes[name], f"{path}: {name}")
+        return (csv_files.decode_mask(truth[n], sizes[n], f"{path}: {n}") for n in names)
     if not datasets.get_format(settings).has_test_masks(settings):
         return None
     samples = {sample.image.name: sample for sample in datasets.load_test_samples(settings)}
-    return lambda name: datasets.read_sample_mask(samples[name])
+    return (datasets.read_sample_mask(samples[name]) for name in names)
 
 
 def score_submission(
     settings: Settings,
     table: pd.DataFrame,
     sizes: dict[str, tuple[int, int]],
-    true_mask: TrueMask,
+    true_masks: Iterator[np.ndarray],
 ) -> None:
     """Print the mean Dice of the submission, its standard error, and the ten worst images."""
     dice = []
-    for name, text in zip(table["img"], table["rle_mask"], strict=True):
-        true = true_mask(name)
+    for name, text, true in zip(table["img"], table["rle_mask"], true_masks, strict=True):
         if text and true.shape != sizes[name]:
             found, size = (f"{width}×{height}" for height, width in (true.shape, sizes[name]))
             raise InputError(f"{name}: is {size}, but its true mask is {found}")

@@ -109,15 +109,12 @@ class ChunkedPrediction:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def prediction_key(
-    settings: Settings, members: dict[str, EnsembleMember], binarizer: Binarizer
-) -> str:
-    """Return a hash of the settings and weights that a prediction depends on. `members`: by path of
-    their weights."""
+def prediction_key(settings: Settings, members: list[EnsembleMember], binarizer: Binarizer) -> str:
+    """Return a hash of the settings and weights that a prediction depends on."""
     parts = [
         (settings.tta, settings.tile_size, settings.tile_overlap, settings.batch_size),
         (settings.precision, settings.save_masks, settings.max_images, binarizer),
     ]
-    for path, member in members.items():
-        parts.append((file_sha256(Path(path)), member.preprocessing, member.weight))
+    for member in members:
+        parts.append((file_sha256(member.path), member.preprocessing, member.weight))
     return short_hash("\n".join(map(repr, parts)), 64)

@@ -18,21 +18,9 @@ from models import checkpoint
 # ---------------------------------------------------------------- settings
 
 # Settings that prediction does not inherit from the run, but takes from the command and its recipe.
-NOT_INHERITED_BY_PREDICTION = {
-    "device",
-    "precision",
-    "compile",
-    "num_workers",
-    "cache",
-    "run",
-    "runs",
-    "fold",
-    "resume",
-    "max_images",
-    "output_dir",
-    "images",
-    "background",
-}
+NOT_INHERITED_BY_PREDICTION = {"device", "precision", "compile", "num_workers", "cache"}
+NOT_INHERITED_BY_PREDICTION |= {"run", "runs", "fold", "resume", "max_images", "output_dir"}
+NOT_INHERITED_BY_PREDICTION |= {"images", "background"}
 
 
 def settings_for_prediction(args: list[str]) -> Settings:
@@ -41,7 +29,7 @@ def settings_for_prediction(args: list[str]) -> Settings:
 
     The `run` of several runs a and b is `a+b`, whatever their order in `runs`.
     """
-    settings, overrides = config.load_settings_without_stages(args), parse_overrides(args)
+    settings, overrides = config.load_settings(args), parse_overrides(args)
     check_prediction_overrides(overrides)
     folders = [Path(settings.output_dir) / run for run in sorted(settings.runs)]
     for folder in folders:
@@ -53,15 +41,13 @@ def settings_for_prediction(args: list[str]) -> Settings:
     stored = run_folder.read_run_settings(first_run)
     if {"run", "recipe"} <= overrides.keys():
         warn_of_another_recipe(first_run, stored.get("recipe", ""), settings.recipe)
-    inherited = {k: v for k, v in stored.items() if k not in NOT_INHERITED_BY_PREDICTION}
     selected = {name: getattr(settings, name) for name in NOT_INHERITED_BY_PREDICTION}
-    path = run_folder.config_path(first_run)
-    merged = config.load_settings_without_stages(args, inherited | selected, path)
+    merged = config.load_settings(args, stored | selected, run_folder.config_path(first_run))
     check_options_of_one_class(merged)
-    for run in merged.runs:
-        check_classes_match(merged, Path(merged.output_dir) / run)
+    for folder in folders:
+        check_classes_match(merged, folder)
         if "tile_size" not in overrides:
-            check_tiles_match(merged, Path(merged.output_dir) / run)
+            check_tiles_match(merged, folder)
     return replace(merged, run=run_folder.ensemble_name(merged.runs))
 
 
@@ -85,6 +71,8 @@ def warn_of_another_recipe(run_dir: Path, trained: str, requested: str) -> None:
 def how_to_train(settings: Settings, run_dir: Path) -> str:
     """Return the remedy for a run without a trained fold: resume it, or train it or choose another
     one."""
+    if "+" in run_dir.name:  # an ensemble, as the leaderboard names it
+        return f"set runs={run_dir.name.replace('+', ',')}"
     if run_folder.config_path(run_dir).exists() or run_folder.has_started(run_dir):
         return f"train it with `{train_sh_command(settings, f'run={run_dir.name}', 'resume=true')}`"
     how = [f"recipe={settings.recipe}"]
@@ -107,10 +95,11 @@ def check_options_of_one_class(settings: Settings) -> None:
     """Raise InputError if the settings have a threshold, post-processing or a csv of true masks for
     several classes, on which they would have no effect."""
     names = get_class_map(settings).names
-    defaults = {"threshold": (None,), "postprocess": ("auto", "none"), "truth_csv": ("",)}
-    for name, off in defaults.items():
+    if len(names) == 1:
+        return
+    for name in ("threshold", "postprocess", "truth_csv"):
         value = getattr(settings, name)
-        if len(names) > 1 and value not in off:
+        if value not in (FIELDS[name].default, "none"):
             raise InputError(
                 f"{name}={value}: is for one class; {settings.run} has {_format_classes(names)}; "
                 "leave it out"
@@ -168,10 +157,9 @@ def load_oof_members(settings: Settings, fold: int, data_fingerprint: str) -> li
     return members
 
 
-def load_members(settings: Settings) -> dict[str, EnsembleMember]:
-    """Load the networks of all runs, by their path. Runs have equal weights, and so have the folds
-    of a run."""
-    members = {}
+def load_members(settings: Settings) -> list[EnsembleMember]:
+    """Load the networks of all runs. Runs have equal weights, and so have the folds of a run."""
+    members = []
     for run in sorted(settings.runs):
         run_dir = Path(settings.output_dir) / run
         finished = run_folder.finished_folds(run_dir)
@@ -187,8 +175,8 @@ def load_members(settings: Settings) -> dict[str, EnsembleMember]:
             path = run_folder.weights_path(run_dir, fold)
             model, trained = checkpoint.load_model(path, pick_device(settings))
             weight = 1 / len(settings.runs) / len(folds)
-            members[str(path)] = make_member(model, trained, weight)
-    sizes = [member.preprocessing.size for member in members.values()]
+            members.append(make_member(model, trained, weight, path))
+    sizes = [member.preprocessing.size for member in members]
     if settings.tile_size and all(size and max(size) <= settings.tile_size for size in sizes):
         raise InputError(
             f"tile_size={settings.tile_size}: no network has a larger input (the largest has "

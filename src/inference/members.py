@@ -4,6 +4,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -21,6 +22,7 @@ class EnsembleMember:
     model: Segmenter
     preprocessing: Preprocessing
     weight: float = 1.0
+    path: Path | None = None  # of the weights file that load_members() has read
 
     @cached_property
     def fused_model(self) -> Segmenter:
@@ -37,9 +39,11 @@ class EnsembleMember:
         return self.model if precision == "bf16" else self.fused_model
 
 
-def make_member(model: Segmenter, settings: Settings, weight: float = 1.0) -> EnsembleMember:
+def make_member(
+    model: Segmenter, settings: Settings, weight: float = 1.0, path: Path | None = None
+) -> EnsembleMember:
     """Return the model as a member with the preprocessing of its training settings."""
-    return EnsembleMember(model, preprocessing_from(settings), weight)
+    return EnsembleMember(model, preprocessing_from(settings), weight, path)
 
 
 # ---------------------------------------------------------------- batch normalization

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-# One thread runs the networks of all predictions: cuDNN chooses its kernels anew in each thread.
+# The thread in which predict() runs networks: cuDNN chooses its kernels anew in each thread.
 NETWORK_THREAD = ThreadPoolExecutor(1, "networks")
 
 

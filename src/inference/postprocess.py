@@ -43,7 +43,7 @@ class Binarizer:
 
 def apply_steps(mask: np.ndarray, names: list[str]) -> np.ndarray:
     """Apply the named steps to an H×W bool mask, in the order of STEPS."""
-    if not names or not mask.any():
+    if not names:
         return mask
     region = region_of(mask)
     mask, cropped = mask.copy(), np.ascontiguousarray(mask[region])

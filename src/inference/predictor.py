@@ -100,7 +100,7 @@ def predict(
     Args:
         keep: What is kept of an image's probabilities; by default the mean of the members.
         with_mask: Also load the masks, for `keep` and for Prediction.loaded.mask.
-        cache: Read from it where prediction_loader() can.
+        cache: Where to read images and masks of the members' common preprocessing.
     """
     preprocessings = {member.preprocessing for member in members}
     loader = prediction_loader(samples, preprocessings, settings, with_mask, cache)
@@ -135,8 +135,7 @@ class BatchPredictor:
 
     def set_precision(self, precision: str) -> None:
         """Predict in 'bf16', 'fp16' or 'fp32' from the next batch on."""
-        # Assigned together: another thread may be in run_members().
-        self.precision_and_models = precision, [m.model_for(precision) for m in self.members]
+        self.precision, self.models = precision, [m.model_for(precision) for m in self.members]
 
     def select_device(self) -> None:
         """Make this process's GPU the current one of this thread; by default it is the first."""
@@ -150,8 +149,7 @@ class BatchPredictor:
         self.select_device()
         torch.backends.cudnn.benchmark = True
         if not find_compile_error(self.device):
-            _, models = self.precision_and_models
-            for member, model in zip(self.members, models, strict=True):
+            for member, model in zip(self.members, self.models, strict=True):
                 compile_network(model.network, member.preprocessing.size is not None)
             self.is_compiled = True
 
@@ -160,36 +158,29 @@ class BatchPredictor:
         """Start predicting a batch; return a function that waits for the predictions."""
         self.select_device()
         kept, are_finite = [], []
-        with explain_out_of_memory(self.settings, is_training=False):
-            for part in batch:
-                if not part.images:  # unreadable
-                    kept += [{} for _ in part.samples]
-                    continue
-                probabilities, finite = self.run_sub_batch(part)
-                for image in self.split_images(part, probabilities):
-                    kept.append({k: to_host(x) for k, x in self.keep(image).items()})
-                are_finite += map(to_host, finite)
+        for part in batch:
+            if not part.images:  # unreadable
+                kept += [{} for _ in part.samples]
+                continue
+            images = {key: to_device(x, self.device) for key, x in part.images.items()}
+            self.shapes |= {x.shape for x in images.values()}
+            if len(self.shapes) > MAX_TUNED_SHAPES:
+                torch.backends.cudnn.benchmark = False
+            probabilities, finite = self.run_members(images)
+            for image in self.split_images(part, probabilities):
+                kept.append({k: to_host(x) for k, x in self.keep(image).items()})
+            are_finite += map(to_host, finite)
         wait = record_event(self.device)
 
         def collect() -> list[Prediction]:
             wait()
             if not all(are_finite):
-                self.avoid_fp16()
-                # In the networks' thread, which may be switching compilation on or off now.
-                collect_again = NETWORK_THREAD.submit(self.start, batch).result()
-                return collect_again()
+                # In the networks' thread, between two batches.
+                return NETWORK_THREAD.submit(self.start_without_fp16, batch).result()()
             samples = [sample for part in batch for sample in part.samples]
             return [Prediction(*pair) for pair in zip(samples, kept, strict=True)]
 
         return collect
-
-    def run_sub_batch(self, part: SubBatch) -> tuple[list[Tensor], list[Tensor]]:
-        """Return run_members() of images of one shape, which are on the host."""
-        images = {key: to_device(x, self.device) for key, x in part.images.items()}
-        self.shapes |= {x.shape for x in images.values()}
-        if len(self.shapes) > MAX_TUNED_SHAPES:
-            torch.backends.cudnn.benchmark = False
-        return self.run_members(images)
 
     def split_images(
         self, part: SubBatch, probabilities: list[Tensor]
@@ -213,7 +204,7 @@ class BatchPredictor:
             are_finite.append(logits.isfinite().all())
             return logits
 
-        precision, models = self.precision_and_models
+        precision, models = self.precision, self.models
         is_partial = any(len(x) != self.settings.batch_size for x in images.values())
         # A compiled network would be compiled again for a batch of another size.
         runs_eagerly = self.is_compiled and is_partial
@@ -226,9 +217,10 @@ class BatchPredictor:
                 probabilities.append(predict_probability_tta(model, x, self.settings))
         return probabilities, are_finite
 
-    def avoid_fp16(self) -> None:
-        """Continue in the precision that training uses, but in fp32 if that is fp16 as well."""
-        if self.precision_and_models[0] == "fp16":
+    def start_without_fp16(self, batch: list[SubBatch]) -> Callable[[], list[Prediction]]:
+        """Start predicting a batch, after changing to the precision that training uses, or to fp32
+        if that is fp16 as well."""
+        if self.precision == "fp16":
             precision = pick_precision(replace(self.settings, precision="auto"), self.device)
             if precision == "fp16":
                 precision = "fp32"
@@ -236,6 +228,7 @@ class BatchPredictor:
             if precision == "bf16":  # takes the networks before fusing, which are not compiled
                 self.is_compiled = False
             print(f"precision=fp16 overflows in this network: predicting in {precision}")
+        return self.start(batch)
 
 
 def pick_inference_precision(settings: Settings, device: torch.device) -> str:

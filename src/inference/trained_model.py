@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from core.config import load_settings
-from core.device import pick_device
+from core.device import explain_out_of_memory, pick_device
 from core.errors import InputError
 from core.settings import Settings
 from data.image_io import read_image
@@ -44,8 +44,8 @@ class TrainedModel:
         preprocessings = {member.preprocessing for member in self.members}
         images = {p: preprocess_image(image, p) for p in preprocessings}
         loaded = LoadedSample(None, image.shape[:2], None)
-        collect = self.predictor.start(collate_samples([(loaded, images)]))
-        [prediction] = collect()
+        with explain_out_of_memory(self.predictor.settings, is_training=False):
+            [prediction] = self.predictor.start(collate_samples([(loaded, images)]))()
         probability = prediction.probability.numpy()
         return Segmentation(
             image,

@@ -65,8 +65,7 @@ def find_fold_mismatch(path: Path, fold: int, fingerprint: str) -> str:
     """Return "" if the network in `path` was trained on the data with this fingerprint and held out
     `fold`; otherwise an error message: its scores on `fold` would not be out of fold."""
     metadata = read_metadata(path)
-    if metadata.get("fold") != fold:
-        held_out = metadata.get("fold")
+    if (held_out := metadata.get("fold")) != fold:
         return f"{path}: is in the wrong folder: it held out fold {held_out}, not {fold}; move it"
     if not is_same_dataset(metadata.get("data"), fingerprint):
         return (

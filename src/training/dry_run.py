@@ -37,23 +37,23 @@ def check_batches(
         raise InputError(
             f"{count} training images are too few for {processes} processes; use {count} or fewer"
         )
-    # The size with the shortest longer side: if the encoder shrinks any image to one pixel, it is
-    # one of this size.
-    size = tuple(settings.train_size or min(native_sizes, key=max))
-    largest = tuple(settings.train_size or max(native_sizes, key=prod))
+    sizes = [tuple(settings.train_size)] if settings.train_size else native_sizes
+    # By the longer side: if the encoder shrinks any image to one pixel, it is the smallest.
+    smallest, largest = min(sizes, key=max), max(sizes, key=prod)
     names = ["arch", "encoder"] if settings.model == "smp" else ["model", "channels", "norm"]
     network = " ".join(f"{name}={format_value(getattr(settings, name))}" for name in names)
-    for each in {size, largest}:
-        if error := find_training_error(model, 2, each):
-            shape = f"size={each[0]},{each[1]}"
-            raise InputError(f"{network}: cannot be trained on images of {shape}: {error}")
+    for height, width in {smallest, largest}:
+        if error := find_training_error(model, 2, (height, width)):
+            found = f"cannot be trained on images of size={height},{width}: {error}"
+            raise InputError(f"{network}: {found}")
     has_singles = samples_per_step(count, settings.batch_size, processes) == processes
     syncs = needs_sync_batch_norm(settings, pick_device(settings), processes)
-    if has_singles and not syncs and find_training_error(model, 1, size):
+    if has_singles and not syncs and find_training_error(model, 1, smallest):
         fix = f"set batch_size={2 * processes}" if count >= 2 * processes else "add images"
         raise InputError(
             f"batch_size={settings.batch_size}: {network} cannot be trained on a single image of "
-            f"size={size[0]},{size[1]} per step and process, because of batch normalization; {fix}"
+            f"size={format_value([*smallest])} per step and process, because of batch "
+            f"normalization; {fix}"
         )
     if pick_device(settings).type == "cpu":
         warn_of_memory(settings, model, largest)

@@ -12,7 +12,7 @@ from core.device import compile_network, find_compile_error, wants_compile
 from core.settings import Settings
 
 # With fewer pixels per GPU and step than four images of 1024×1024, batch normalization takes its
-# statistics from all GPUs, which synchronizes them in every layer.
+# statistics from all GPUs, which then wait for each other in every layer.
 SYNC_BN_BELOW = 2**22
 # For fewer updates, compiling and cuDNN's benchmarks take longer than they save. An estimate from
 # an H200 (docs/speed.md).
@@ -23,7 +23,7 @@ def prepare_network(
     model: nn.Module, settings: Settings, device: torch.device, updates: int
 ) -> tuple[nn.Module, bool]:
     """Return `model` compiled if the settings ask for it, and wrapped by DDP if there are several
-    processes; and whether it is compiled. Its parameters are those of `model`."""
+    processes; and whether it is compiled. It shares the parameters of `model`."""
     if process_env.world_size() > 1:
         freeze_unused(model, settings)
     has_norm = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())

@@ -24,7 +24,8 @@ from training.stages import has_begun_later_stage, split_stages
 def check_data(settings: Settings, samples: list[Sample]) -> tuple[int, set[Size]]:
     """Print a summary of the data; return the number of folds and the native sizes of all images.
 
-    Raises InputError for images that cannot be batched or are smaller than crop_size.
+    Raises InputError for unreadable images, masks of another size, and images that cannot be
+    batched or are smaller than crop_size.
     """
     group_folds = {sample.group: sample.fold for sample in samples}
     listed = csv_files.read_folds(settings)
@@ -102,6 +103,7 @@ def check_folds(
                 f"only fold {', '.join(map(str, with_images))} has images in {settings.data_dir}"
             )
         require_two_classes([sample for sample in samples if sample.fold != fold])
+        require_labels([sample for sample in samples if sample.fold == fold], fold)
     # Reports an unknown encoder, or weights that do not fit, before images are decoded.
     pretrained = any(needs_pretrained(settings, fold) for fold in folds)
     model = build_model(settings, len(samples[0].class_map.names), pretrained)
@@ -118,6 +120,16 @@ def check_finished_folds(settings: Settings, fingerprint: str) -> None:
         path = run_folder.weights_path(settings.run_dir, fold)
         if problem := checkpoint.find_fold_mismatch(path, fold, fingerprint):
             raise InputError(f"{problem}, or set another run=")
+
+
+def require_labels(held_out: list[Sample], fold: int) -> None:
+    """Raise InputError if the masks that a fold holds out show only ignored pixels: it would have
+    no score. Reads masks until another pixel is found."""
+    if all((datasets.read_sample_mask(sample) == IGNORE).all() for sample in held_out):
+        raise InputError(
+            f"fold={fold}: its masks, such as {held_out[0].mask.name}, show only ignored pixels; "
+            "label one of them, or move another group to this fold in folds_csv"
+        )
 
 
 def require_two_classes(samples: list[Sample]) -> None:

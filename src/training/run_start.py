@@ -37,7 +37,7 @@ def load_run_settings(args: list[str]) -> Settings:
         fix = "set resume=true for the settings of the run"
         _require_settings_of_run(settings, started, "this run has", fix)
         return settings
-    resumed = config.load_settings(args, {**stored, "fold": None}, path)
+    resumed = config.load_settings(args, stored, path)
     _require_settings_of_run(resumed, started, "this run has", "leave it out")
     if not process_env.is_launched():
         report_kept_settings(args, started, path)
@@ -72,7 +72,7 @@ def report_kept_settings(args: list[str], started: dict[str, Any], path: Path) -
         return
     recipe = overrides["recipe"]
     values = config.to_stored_settings(config.load_settings([f"recipe={recipe}"]))
-    names = config.read_recipe(recipe).keys() - {*MAY_DIFFER_ON_RESUME} - overrides.keys()
+    names = config.read_recipe(recipe).keys() - MAY_DIFFER_ON_RESUME - overrides.keys()
     if kept := sorted(name for name in names if values[name] != started[name]):
         text = " ".join(f"{name}={format_value(started[name])}" for name in kept)
         process_env.print_once(f"{path}: resuming with {text}, unlike recipe={recipe}")

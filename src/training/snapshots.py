@@ -61,10 +61,10 @@ def save_snapshot(folder: Path, state: dict[str, Any]) -> None:
     """
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    with buffer.getbuffer() as data:
-        name = f"{state['epoch']:05}-{state['step']:07}-{checksum(data)}.pt"
-        with atomic_write(folder / name, len(data)) as tmp_path:
-            tmp_path.write_bytes(data)
+    data = buffer.getvalue()
+    name = f"{state['epoch']:05}-{state['step']:07}-{checksum(data)}.pt"
+    with atomic_write(folder / name, len(data)) as tmp_path:
+        tmp_path.write_bytes(data)
     for path in sorted(folder.glob("*.pt"))[:-SNAPSHOTS_KEPT]:
         path.unlink()
 

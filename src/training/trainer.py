@@ -24,6 +24,7 @@ import torch
 from tqdm import tqdm
 
 from core import distributed, process_env, provenance, run_folder
+from core.device import pick_device
 from core.errors import InputError
 from core.settings import Settings
 from core.signals import DeferSignals, StopRequested
@@ -48,15 +49,9 @@ from training.train_state import TrainState
 class FoldTrainer:
     """Trains one fold; holds its samples, its TrainState, and its position (epoch and step)."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        fold: int,
-        samples: list[Sample],
-        cache: Cache | None,
-        device: torch.device,
-    ):
-        self.settings, self.fold, self.device, self.cache = settings, fold, device, cache
+    def __init__(self, settings: Settings, fold: int, samples: list[Sample], cache: Cache | None):
+        self.settings, self.fold, self.cache = settings, fold, cache
+        self.device = device = pick_device(settings)
         self.train_samples = [sample for sample in samples if sample.fold != fold]
         self.val_samples = [sample for sample in samples if sample.fold == fold]
         self.class_map, self.fingerprint = samples[0].class_map, dataset_fingerprint(samples)
@@ -142,7 +137,7 @@ class FoldTrainer:
     def step_seed(self) -> int:
         """Return the seed of this rank's random numbers in the current step, such as dropout."""
         step = self.step * process_env.world_size() + process_env.rank()
-        key = [self.settings.seed, self.fold + 1, self.epoch, step]  # bench.py trains fold −1
+        key = [self.settings.seed, self.fold + 1, self.epoch, step]  # + 1: bench.py trains fold −1
         return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
 
     def epoch_summary(self) -> dict[str, float]:

@@ -129,11 +129,11 @@ def two_recipes(data_dir, tmp_path, monkeypatch):
     """Arguments for two recipes that take 40 s each, and a minute for both."""
     clock = [0.0]
 
-    def measure_recipe(settings, samples, n_training, device):
+    def measure_recipe(settings, samples, n_training):
         clock[0] += 40
         return RESULT
 
-    def measure_time_to_dice(settings, samples, device, deadline):
+    def measure_time_to_dice(settings, samples, deadline):
         return {
             "fold": settings.fold,
             "target_dice": 0.99,
@@ -161,7 +161,7 @@ def test_bench_leaves_out_a_recipe_for_which_it_has_too_little_time(two_recipes,
 
 
 def test_bench_keeps_what_it_has_measured_before_an_error(two_recipes, tmp_path, monkeypatch):
-    def measure_recipe(settings, samples, n_training, device):
+    def measure_recipe(settings, samples, n_training):
         if settings.recipe == "carvana":
             raise InputError("out of memory with batch_size=4")
         return RESULT
@@ -239,7 +239,7 @@ def test_measure_time_to_dice_ends_at_the_deadline(data_dir, tmp_path, monkeypat
     settings, samples = bench.load_data(settings)
     clock = iter(range(10**6))  # a second passes whenever it is read
     monkeypatch.setattr(measurements.time, "monotonic", lambda: float(next(clock)))
-    result = measurements.measure_time_to_dice(settings, samples, CPU, deadline=20.0)
+    result = measurements.measure_time_to_dice(settings, samples, deadline=20.0)
     assert result["minutes"] is None
     assert 20 <= 60 * result["minutes_in_all"] < 30
     assert not (tmp_path / "output").exists()

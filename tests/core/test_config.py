@@ -460,13 +460,6 @@ def test_recipes_that_start_from_each_other_in_a_circle_of_three_are_rejected(tm
         config.load_settings([f"recipe={tmp_path}/a.yaml"])
 
 
-def test_load_settings_without_stages_ignores_those_of_the_recipe(tmp_path):
-    recipe = tmp_path / "mine.yaml"
-    recipe.write_text("lr: 0.5\nstages: [{epochs: 1}, {epochs: 2, lr: 0.1}]\n")
-    settings = config.load_settings_without_stages([f"recipe={recipe}"])
-    assert (settings.stages, settings.lr) == ([], 0.5)
-
-
 def test_folds_csv_left_empty_is_that_in_data_dir(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert config.load_settings(["folds_csv=", "data_dir=cars"]).folds_csv == "cars/folds.csv"

@@ -146,6 +146,7 @@ def test_settings_not_inherited_are_settings():
         ),
         (["run=aa"], ["aa: has no trained fold (did you mean a?); train it with"]),
         (["run=c"], ["c: has no trained fold", "bash train.sh recipe=carvana"]),
+        (["run=a+b"], ["a+b: has no trained fold; set runs=a,b"]),
     ],
 )
 def test_settings_for_prediction_of_other_model_classes_or_run_is_rejected(runs, args, parts):
@@ -200,14 +201,14 @@ def test_load_members_weighs_runs_equally_and_so_the_folds_of_a_run(runs_copy):
     paths = [
         runs_copy.weights_path(pair[0], int(pair[1])) for pair in ("a0", "a1", "a2", "b0", "b2")
     ]
-    assert [*members] == [*map(str, paths)]
-    weights = [member.weight for member in members.values()]
+    assert [member.path for member in members] == paths
+    weights = [member.weight for member in members]
     assert weights == pytest.approx([1 / 6] * 3 + [1 / 4] * 2)
 
 
 def test_load_members_loads_only_the_fold_of_the_settings(runs):
     members = load_runs.load_members(runs.settings("runs=[a,b]", "fold=1"))
-    assert [*members] == [str(runs.weights_path(run, 1)) for run in "ab"]
+    assert [member.path for member in members] == [runs.weights_path(run, 1) for run in "ab"]
     with pytest.raises(
         InputError,
         match=r"a: lacks fold 7 \(trained: 0, 1, 2\); .* run=a resume=true fold=7 output_dir=",
@@ -441,7 +442,7 @@ def test_leaderboard_leaves_out_a_damaged_run(runs_copy, capsys):
 @pytest.mark.parametrize("fold", [0, 1])
 def test_load_members_loads_only_the_fold_of_the_settings_also_fold_0(runs, fold):
     members = load_runs.load_members(runs.settings("runs=[a,b]", f"fold={fold}"))
-    assert [*members] == [str(runs.weights_path(run, fold)) for run in "ab"]
+    assert [member.path for member in members] == [runs.weights_path(run, fold) for run in "ab"]
 
 
 @pytest.mark.parametrize(("name", "stored"), [("fold", "null"), ("max_images", "0")])
@@ -463,8 +464,8 @@ def test_settings_for_prediction_of_a_run_scored_without_tiles_asks_for_one_size
 def test_load_members_with_tiles_accepts_one_larger_network_among_small_ones(runs, monkeypatch):
     make_member, sizes = load_runs.make_member, iter([(32, 48)] * 3 + [(256, 320)] * 3)
 
-    def with_size(network, settings, weight):
-        return make_member(network, replace(settings, size=list(next(sizes))), weight)
+    def with_size(network, settings, weight, path):
+        return make_member(network, replace(settings, size=list(next(sizes))), weight, path)
 
     monkeypatch.setattr(load_runs, "make_member", with_size)
     assert len(load_runs.load_members(runs.settings("runs=[a,b]", "tile_size=128"))) == 6

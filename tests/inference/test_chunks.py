@@ -132,11 +132,10 @@ def test_remove_deletes_the_folder(tmp_path):
 
 def test_prediction_key_depends_on_weights_settings_and_binarizer(tmp_path):
     (tmp_path / "weights").write_text("weights")
-    member = EnsembleMember(None, Preprocessing((32, 48)))
+    member = EnsembleMember(None, Preprocessing((32, 48)), path=tmp_path / "weights")
 
     def key(member=member, binarizer=None, **settings):
-        members = {str(tmp_path / "weights"): member}
-        return prediction_key(Settings(**settings), members, binarizer or Binarizer(0.5, []))
+        return prediction_key(Settings(**settings), [member], binarizer or Binarizer(0.5, []))
 
     before = key()
     assert key() == before == key(skip_unreadable=True)

@@ -54,7 +54,7 @@ def test_export_writes_the_mean_over_the_flips(run_copy, capsys):
     assert f"{path}: 1 network, tta=hflip" in printed and "differs from torch's by" in printed
 
     settings = load_runs.settings_for_prediction([*prediction_args(run_copy.args), "fold=0"])
-    [member] = load_runs.load_members(settings).values()
+    [member] = load_runs.load_members(settings)
     for shape in ((1, 3, 32, 48), (3, 3, 41, 77), (2, 3, 100, 33)):
         images = random_images(*shape)
         with torch.inference_mode():

@@ -285,14 +285,16 @@ def test_tune_does_nothing_with_compile_false(tiny, monkeypatch):
 
 
 @pytest.mark.parametrize(("picked", "continued"), [("bf16", "bf16"), ("fp16", "fp32")])
-def test_avoid_fp16_takes_the_precision_of_training_or_fp32(tiny, monkeypatch, picked, continued):
+def test_start_without_fp16_takes_the_precision_of_training_or_fp32(
+    tiny, monkeypatch, picked, continued
+):
     _, settings, _ = tiny
     batch_predictor = predictor.BatchPredictor([], settings, predictor.keep_mean)
     batch_predictor.set_precision("fp16")
     monkeypatch.setattr(predictor, "pick_precision", lambda settings, device: picked)
     batch_predictor.is_compiled = True
-    batch_predictor.avoid_fp16()
-    assert batch_predictor.precision_and_models[0] == continued
+    batch_predictor.start_without_fp16([])
+    assert batch_predictor.precision == continued
     assert batch_predictor.is_compiled == (
         continued == "fp32"
     )  # in bf16 other copies of the networks run

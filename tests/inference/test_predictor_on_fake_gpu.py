@@ -61,9 +61,7 @@ def test_predicting_a_batch_on_a_fake_gpu_never_waits(monkeypatch, args, n_class
         for network in networks:
             network.to(torch.device("cuda", 0))
         batch_predictor = predictor.BatchPredictor(members, settings, reduce)
-        assert batch_predictor.precision_and_models[0] == (
-            "fp16" if precision == "auto" else precision
-        )
+        assert batch_predictor.precision == ("fp16" if precision == "auto" else precision)
         with Watch() as watch:
             collect = batch_predictor.start(batch)
         with Watch() as reading:

@@ -25,7 +25,7 @@ def photograph(trained_run):
 def test_loaded_model_predicts_as_predict_does(trained_run, photograph):
     settings = load_runs.settings_for_prediction(prediction_args(trained_run.args))
     scores = ensemble.ensure_oof_scores(settings)
-    members = [*load_runs.load_members(settings).values()]
+    members = load_runs.load_members(settings)
     [first, *_] = datasets.load_test_samples(settings)
     expected = next(iter(predictor.predict(members, [first], settings))).probability
     result = load(trained_run.output_dir / "tiny", "cpu", "fp32")(photograph)
@@ -100,7 +100,7 @@ def test_load_rejects_a_device_that_does_not_exist(trained_run):
 def test_load_of_one_fold_without_flips_predicts_as_predict_does(trained_run, photograph):
     args = [*prediction_args(trained_run.args), "fold=1", "tta=none"]
     settings = load_runs.settings_for_prediction(args)
-    members = [*load_runs.load_members(settings).values()]
+    members = load_runs.load_members(settings)
     samples = datasets.load_test_samples(settings)[:1]
     [expected] = predictor.predict(members, samples, settings)
     model = load(trained_run.output_dir / "tiny", "cpu", "fp32", fold=1, tta="none")

@@ -33,7 +33,7 @@ def finer_args(run, *args):
 def make_trainer(args, fold):
     settings = load_settings(args)
     samples = datasets.load_training_samples(settings)
-    return FoldTrainer(settings, fold, samples, None, CPU)
+    return FoldTrainer(settings, fold, samples, None)
 
 
 def weights_of(run, fold):
@@ -88,7 +88,7 @@ def test_training_from_initial_weights_needs_no_pretrained_ones(run_copy):
     model = build_model(settings, pretrained=False)
     metadata = {"classes": 1, "fold": 0, "data": dataset_fingerprint(samples)}
     checkpoint.save_model(weights_of(run_copy, 0), model, settings, metadata)
-    state = FoldTrainer(settings, 0, samples, None, CPU).state
+    state = FoldTrainer(settings, 0, samples, None).state
     assert have_equal_weights(state.model, model.state_dict())
 
 

@@ -215,6 +215,15 @@ def test_check_folds_rejects_a_fold_without_images_inside_or_outside(
         preflight.check_folds(settings, [0], samples, {(48, 72)})
 
 
+def test_require_labels_rejects_a_fold_without_a_labeled_pixel(monkeypatch):
+    masks = [np.full((2, 2), IGNORE, np.uint8), np.array([[IGNORE, 1]], np.uint8)]
+    samples = [SimpleNamespace(mask=Path(f"{i}.png"), i=i) for i in range(2)]
+    monkeypatch.setattr(preflight.datasets, "read_sample_mask", lambda sample: masks[sample.i])
+    with pytest.raises(InputError, match=r"fold=2: its masks, such as 0\.png, show only ignored"):
+        preflight.require_labels(samples[:1], fold=2)
+    preflight.require_labels(samples, fold=2)
+
+
 def test_require_two_classes_does_not_count_pixels_to_be_ignored(monkeypatch):
     sample = SimpleNamespace(mask=Path("masks/a.png"), class_map=ClassMap(("road", "car"), ()))
     mask = np.array([[IGNORE, 1]], np.uint8)

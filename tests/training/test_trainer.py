@@ -78,7 +78,7 @@ def test_update_of_accumulated_steps_is_that_of_one_batch(data_dir, tmp_path):
         args = [f"batch_size={3 // accumulation}", f"grad_accumulation={accumulation}"]
         args += ["norm=none", "augmentation=none", "optimizer=sgd", "grad_clip=0", "warmup=0"]
         settings = load_settings([*tiny_settings_args(data_dir, tmp_path), *args])
-        fold = FoldTrainer(settings, 0, load_training_samples(settings), None, torch.device("cpu"))
+        fold = FoldTrainer(settings, 0, load_training_samples(settings), None)
         assert len(fold.train_samples) == 6
         fold.train_epoch(tqdm(disable=True))
         weights.append([p.detach().clone() for p in fold.state.model.parameters()])
@@ -89,7 +89,7 @@ def test_update_of_accumulated_steps_is_that_of_one_batch(data_dir, tmp_path):
 def test_steps_of_each_update_weigh_one_together_also_in_the_last_update(data_dir, tmp_path):
     args = [*tiny_settings_args(data_dir, tmp_path), "batch_size=1", "grad_accumulation=4"]
     settings, steps = load_settings(args), []
-    fold = FoldTrainer(settings, 0, load_training_samples(settings), None, torch.device("cpu"))
+    fold = FoldTrainer(settings, 0, load_training_samples(settings), None)
     train_step = fold.state.train_step
 
     def record(images, targets, weight, is_update):
@@ -110,7 +110,7 @@ def validate_with(data_dir, tmp_path, monkeypatch):
 
     def train(*args, scores=((0.5, 0.5), (0.9, 0.6), (0.7, 0.8))):
         settings = load_settings([*tiny_settings_args(data_dir, tmp_path), *args])
-        fold = FoldTrainer(settings, 0, load_training_samples(settings), None, torch.device("cpu"))
+        fold = FoldTrainer(settings, 0, load_training_samples(settings), None)
         remaining = [dict(zip(("val_dice", "val_accuracy"), pair, strict=True)) for pair in scores]
         monkeypatch.setattr(
             fold, "score_samples", lambda samples: iter([remaining.pop(0)] * len(samples))
@@ -159,13 +159,13 @@ def test_first_batch_is_drawn_once(validate_with, monkeypatch):
 def test_resume_with_an_image_moved_to_another_fold_is_rejected(data_dir, tmp_path):
     settings = load_settings(tiny_settings_args(data_dir, tmp_path))
     samples = load_training_samples(settings)
-    fold = FoldTrainer(settings, 0, samples, None, torch.device("cpu"))
+    fold = FoldTrainer(settings, 0, samples, None)
     fold.save_snapshot()
     fold.snapshots.wait()
-    FoldTrainer(settings, 0, samples, None, torch.device("cpu")).resume()
+    FoldTrainer(settings, 0, samples, None).resume()
     moved = [replace(samples[0], fold=1 - samples[0].fold), *samples[1:]]
     with pytest.raises(InputError, match="other images, masks or folds"):
-        FoldTrainer(settings, 0, moved, None, torch.device("cpu")).resume()
+        FoldTrainer(settings, 0, moved, None).resume()
 
 
 # ---------------------------------------------------------------- time and memory
@@ -202,7 +202,7 @@ def test_images_per_second_counts_loading_steps_and_reading_the_loss(
 ):
     settings = load_settings([*tiny_settings_args(data_dir, tmp_path), "batch_size=2"])
     samples = load_training_samples(settings)
-    fold = FoldTrainer(settings, 0, samples, None, torch.device("cpu"))
+    fold = FoldTrainer(settings, 0, samples, None)
     fold.loader.collate_fn = taking(clock, 0.5, fold.loader.collate_fn)
     fold.state.train_step = taking(clock, 1, fold.state.train_step)
     fold.require_finite = taking(clock, 10, fold.require_finite)  # at step 1 and at the end
@@ -216,7 +216,7 @@ def test_snapshots_do_not_count_as_training_time(data_dir, tmp_path, clock):
     args = [*tiny_settings_args(data_dir, tmp_path), "batch_size=2", "snapshot_seconds=0"]
     settings = load_settings(args)
     samples = load_training_samples(settings)
-    fold = FoldTrainer(settings, 0, samples, None, torch.device("cpu"))
+    fold = FoldTrainer(settings, 0, samples, None)
     fold.state.train_step = taking(clock, 1, fold.state.train_step)
     fold.save_snapshot = taking(clock, 100, fold.save_snapshot)
     assert fold.train_epoch(tqdm(disable=True))["seconds"] == 3
@@ -227,7 +227,7 @@ def test_a_snapshot_is_saved_when_snapshot_seconds_are_over(data_dir, tmp_path, 
     args = [*tiny_settings_args(data_dir, tmp_path), "batch_size=1", "snapshot_seconds=2"]
     settings, saved = load_settings(args), []
     samples = load_training_samples(settings)
-    fold = FoldTrainer(settings, 0, samples, None, torch.device("cpu"))
+    fold = FoldTrainer(settings, 0, samples, None)
     fold.state.train_step = taking(clock, 1, fold.state.train_step)
     fold.save_snapshot = lambda: saved.append(fold.step)
     fold.train_epoch(tqdm(disable=True))
@@ -244,7 +244,8 @@ def test_every_fold_has_a_peak_of_memory_of_its_own(data_dir, tmp_path, monkeypa
     settings = load_settings(tiny_settings_args(data_dir, tmp_path))
     samples = load_training_samples(settings)
     for device in (torch.device("cpu"), torch.device("cuda", 0)):
-        FoldTrainer(settings, 0, samples, None, device)
+        monkeypatch.setattr(trainer, "pick_device", lambda settings, device=device: device)
+        FoldTrainer(settings, 0, samples, None)
     assert reset == [torch.device("cuda", 0)]
 
 
@@ -253,7 +254,7 @@ def test_network_trains_in_training_mode_and_is_validated_without_tta(
     data_dir, tmp_path, monkeypatch, tta
 ):
     settings = load_settings([*tiny_settings_args(data_dir, tmp_path), f"tta={tta}"])
-    fold = FoldTrainer(settings, 0, load_training_samples(settings), None, torch.device("cpu"))
+    fold = FoldTrainer(settings, 0, load_training_samples(settings), None)
     before = fold.state.model.network.encoder_blocks[0][1].running_mean.clone()
     fold.train_epoch(tqdm(disable=True))
     after = fold.state.model.network.encoder_blocks[0][1].running_mean

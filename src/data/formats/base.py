@@ -16,8 +16,8 @@ FilePairs = list[tuple[Path, Path | None]]  # image and mask file (None: unknown
 class DatasetFormat:
     """How the files of one dataset are found and read.
 
-    A subclass implements the first two methods. The defaults of the others suit datasets of
-    images and label files of one size, whose label values are listed in the class map.
+    A subclass implements the first two methods. The defaults of the others suit datasets
+    whose label files have the size of their images, and values that the class map lists.
     """
 
     def list_files(self, settings: Settings, split: str) -> FilePairs:

@@ -40,17 +40,17 @@ class Carvana(DatasetFormat):
         """Pair the images with their masks, which test/ need not have; list test/ in the order of
         sample_submission.csv, or by name if there is no such file."""
         images_dir, masks = images_dir_of(settings, split), masks_path(settings, split)
-        required = (images_dir, masks) if split == "train" else (images_dir,)
-        remedy = download_remedy(settings)
-        if split == "test":
-            remedy += "; other photographs: `bash predict.sh images=<photograph or folder>`"
-        require_paths(*required, remedy=remedy)
+        if split == "train":
+            require_paths(images_dir, masks, remedy=download_remedy(settings))
+            return pair_images_with_masks(list_images(images_dir), masks, settings.mask_name)
+        others = "; other photographs: `bash predict.sh images=<photograph or folder>`"
+        require_paths(images_dir, remedy=download_remedy(settings) + others)
         images = list_images(images_dir)
-        if split == "test" and (names := read_submission_names(settings)) is not None:
+        if (names := read_submission_names(settings)) is not None:
             images = order_by_names(images, names)
-        if split == "test" and not self.has_test_masks(settings):
+        if not self.has_test_masks(settings):
             return [(image, None) for image in images]
-        remedy = "; or rename it, to predict without a score" if split == "test" else ""
+        remedy = "; or rename it, to predict without a score"
         return pair_images_with_masks(images, masks, settings.mask_name, remedy)
 
     def make_class_map(self, settings: Settings) -> ClassMap:
@@ -125,20 +125,20 @@ def pair_images_with_masks(
 ) -> FilePairs:
     """Return (image, mask) of each image; InputError that counts the unpaired files, with
     `remedy`."""
-    is_csv = masks.suffix == ".csv"
-    if is_csv:
-        unused = {stem: stem for stem in read_encoded_masks(masks)}
+    if masks.suffix == ".csv":
+        patterns, unused = ["{stem}"], dict.fromkeys(read_encoded_masks(masks), masks)
     else:
+        patterns = [mask_name] if mask_name else ["{stem}_mask", "{stem}"]
         files = list_images(masks)
         has_suffix = Path(mask_name).suffix in {path.suffix for path in files}
-        unused = {to_nfc(path.name if has_suffix else path.stem): path.name for path in files}
-    patterns = ["{stem}"] if is_csv else [mask_name] if mask_name else ["{stem}_mask", "{stem}"]
+        unused = {to_nfc(path.name if has_suffix else path.stem): path for path in files}
     pairs, unpaired, problems = [], [], []
     for image in images:
         names = [to_nfc(pattern.replace("{stem}", image.stem)) for pattern in patterns]
-        mask = next((unused.pop(name) for name in names if name in unused), None)
-        pairs.append((image, masks if is_csv else masks / str(mask)))
-        unpaired += [] if mask else [(image, names)]
+        if mask := next((unused.pop(name) for name in names if name in unused), None):
+            pairs.append((image, mask))
+        else:
+            unpaired.append((image, names))
     if unpaired:
         image, names = unpaired[0]
         problems.append(
@@ -148,9 +148,10 @@ def pair_images_with_masks(
         if similar := [stem for stem in unused if image.stem in stem]:
             problems.append(f"set mask_name='{similar[0].replace(image.stem, '{stem}')}'")
     if unused:
+        first = min(path.name if path != masks else stem for stem, path in unused.items())
         problems.append(
             f"{len(unused)} of the masks match no image, or one that already has a mask, the "
-            f"first is {min(unused.values())}" + ("" if unpaired else "; rename or remove them")
+            f"first is {first}" + ("" if unpaired else "; rename or remove them")
         )
     if problems:
         raise InputError(f"{masks.absolute()}: {'; '.join(problems)}{remedy}")
