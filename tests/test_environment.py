@@ -281,7 +281,7 @@ def test_check_python_names_a_package_that_fails_to_import(monkeypatch, capsys):
         ((3, 10, 9), "2.13.0", True, False),
         ((3, 12, 1), "2.10.1", True, False),
         ((3, 15, 0), "2.13.0", False, True),
-        ((3, 12, 1), "2.14.0a0+git12", False, True),
+        ((3, 12, 1), "2.15.0a0+git12", False, True),
     ],
 )
 def test_check_python_refuses_older_versions_and_warns_of_newer_ones(

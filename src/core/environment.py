@@ -16,7 +16,7 @@ from types import TracebackType
 
 ROOT = Path(__file__).resolve().parents[2]
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 14)  # known to work, as in environment.sh
-OLDEST_TORCH, NEWEST_TORCH = (2, 11), (2, 13)
+OLDEST_TORCH, NEWEST_TORCH = (2, 11), (2, 14)
 # Modules of the packages in requirements.txt that training and prediction need. The slow ones
 # import torch and are only looked up.
 SLOW_MODULES = ("torch", "torchvision", "timm", "segmentation_models_pytorch", "albumentations")
