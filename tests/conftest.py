@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -40,6 +41,23 @@ def data_dir(tmp_path: Path) -> Path:
     return make_data(tmp_path / "tiny")
 
 
+@pytest.fixture(scope="module")
+def scratch_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for all examples of a hypothesis test."""
+    return tmp_path_factory.mktemp("scratch")
+
+
+@pytest.fixture
+def restored_handlers() -> Iterator[None]:
+    """Restore the signal handlers that the test replaces."""
+    from core.signals import SIGNALS
+
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
 def once_per_session(
     tmp_path_factory: pytest.TempPathFactory, name: str, fill: Callable[[Path], None]
 ) -> Path:
@@ -57,6 +75,13 @@ def once_per_session(
             fill(folder)
             filled.touch()
     return folder
+
+
+@pytest.fixture(scope="session")
+def shared_data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny dataset. Read-only."""
+    folder = once_per_session(tmp_path_factory, "tiny_data", lambda path: make_data(path / "tiny"))
+    return folder / "tiny"
 
 
 # ---------------------------------------------------------------- runs

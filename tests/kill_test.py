@@ -29,11 +29,7 @@ import predict
 import train
 
 EXIT_CODES = {"SIGKILL": {-9}, "SIGTERM": {143, -15}, "SIGINT": {130, -2}}
-TIMES = [
-    "seconds",
-    "images_per_second",
-    "peak_gb",
-]  # columns of history.csv that vary between runs
+TIMES = ["seconds", "images_per_second", "peak_gb"]  # of history.csv, vary between runs
 UNCOMPARED = {"provenance.json", "submission.json", ".lock"}  # these record when a run started
 START_SECONDS = 5  # of a process, most of it for imports
 KILLS_PER_RUN = 10  # then the job may finish and is compared

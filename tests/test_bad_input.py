@@ -30,7 +30,7 @@ import score
 import train
 from core import config
 from core.errors import InputError
-from data import csv_files, image_io, rle
+from data import csv_files, rle
 
 # ---------------------------------------------------------------- the table
 
@@ -436,36 +436,6 @@ def test_invalid_input_ends_with_the_exit_code_and_line_of_the_table(run_copy, c
 
 
 # ---------------------------------------------------------------- valid but unusual input
-
-COLORS = np.random.default_rng(0).integers(0, 256, (12, 20, 3), np.uint8)
-
-
-def save_and_read(path: Path, image: Image.Image, **options) -> np.ndarray:
-    """Save an image and read it with image_io.read_image."""
-    image.save(path, **options)
-    pixels = image_io.read_image(path)
-    assert pixels.shape[:2] == image_io.read_image_size(path) and pixels.dtype == np.uint8
-    return pixels
-
-
-def test_read_image_converts_gray_16_bit_alpha_and_palette_to_rgb(tmp_path):
-    rgb = Image.fromarray(COLORS)
-    gray = np.asarray(rgb.convert("L"))
-    assert (save_and_read(tmp_path / "gray.png", Image.fromarray(gray)) == gray[..., None]).all()
-    alpha = rgb.copy()
-    alpha.putalpha(100)
-    assert (save_and_read(tmp_path / "alpha.png", alpha) == COLORS).all()
-    deep = Image.fromarray(gray.astype(np.uint16) * 257)
-    assert (save_and_read(tmp_path / "deep.png", deep) == gray[..., None]).all()
-    palette = rgb.quantize(256)
-    expected = np.asarray(palette.convert("RGB"))
-    assert (save_and_read(tmp_path / "palette.png", palette) == expected).all()
-
-
-def test_read_image_converts_a_cmyk_jpeg_to_rgb(tmp_path):
-    smooth = Image.fromarray(cv2.resize(COLORS[:3, :3], (48, 32), interpolation=cv2.INTER_CUBIC))
-    pixels = save_and_read(tmp_path / "cmyk.jpg", smooth.convert("CMYK"), quality=98)
-    assert np.abs(pixels.astype(int) - np.asarray(smooth)).mean() < 4
 
 
 UNUSUAL_NAMES = [

@@ -239,22 +239,10 @@ def test_classes_csv_trains_and_predicts_several_classes(tmp_path):
         assert (colors == np.array([(0, 0, 0), (10, 100, 200)])[label]).all()
 
 
-@pytest.mark.parametrize("main", [predict.main, report.main], ids=["predict", "report"])
-def test_scripts_reject_other_classes_than_those_of_the_weights(pets_runs, main):
-    args = [f"output_dir={pets_runs / 'output'}", "runs=[b,a]", "trimap_border=pet"]
-    assert_input_error(main, args, "3 classes", "trimap_border=")
-
-
 @pytest.mark.parametrize("option", ["threshold=0.3", "postprocess=largest", "truth_csv=t.csv"])
 def test_predict_rejects_options_of_one_class_for_several(pets_runs, option):
     args = [f"output_dir={pets_runs / 'output'}", "runs=[b,a]", option]
     assert_input_error(predict.main, args, f"{option}: is for one class", "3 classes", "leave it")
-
-
-def test_train_rejects_a_binary_loss_for_several_classes(pets_runs, tmp_path):
-    args = [f"data_dir={pets_runs / 'pets'}", f"folds_csv={pets_runs / 'folds.csv'}", "run=c"]
-    args += [f"output_dir={tmp_path}", "recipe=pets_fcn", "loss=bce", "device=cpu"]
-    assert_input_error(train.main, args, "loss=bce", "3 classes", "ce_dice|ce")
 
 
 # ---------------------------------------------------------------- tiles

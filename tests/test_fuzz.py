@@ -3,7 +3,6 @@
 tests/fuzz.py runs the same checks for any length of time, guided by coverage.
 """
 
-import pytest
 from byte_edits import EDITS, apply_edits
 from hypothesis import given
 from hypothesis import strategies as st
@@ -48,16 +47,11 @@ def check_recipe(path, data: bytes) -> None:
         assert settings.size is None or (len(settings.size) == 2 and min(settings.size) >= 8)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("fuzz")
-
-
 @given(EDITS)
-def test_damaged_submission_is_rejected_or_valid(folder, edits):
-    check_submission(folder, apply_edits(SUBMISSION, edits))
+def test_damaged_submission_is_rejected_or_valid(scratch_dir, edits):
+    check_submission(scratch_dir, apply_edits(SUBMISSION, edits))
 
 
 @given(EDITS | st.binary(max_size=40).map(lambda data: [(0, 10**6, data)]))
-def test_damaged_recipe_is_rejected_or_valid(folder, edits):
-    check_recipe(folder / "recipe.yaml", apply_edits(RECIPE, edits))
+def test_damaged_recipe_is_rejected_or_valid(scratch_dir, edits):
+    check_recipe(scratch_dir / "recipe.yaml", apply_edits(RECIPE, edits))

@@ -138,10 +138,7 @@ def test_predict_gives_the_same_bytes_for_every_batch_size_and_worker(trained_ru
 @pytest.mark.parametrize(
     ("args", "parts"),
     [
-        (["channels=[8,16]"], ["channels", "cannot be changed at prediction"]),
         (["loss=dice"], ["loss: is only for training; leave it out"]),
-        (["run=other"], ["other", "train"]),
-        (["fold=7"], ["fold 7", "train"]),
         (["tile_size=128"], ["tile_size=128: no network has a larger input", "48 pixels"]),
     ],
 )

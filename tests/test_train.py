@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import assert_input_error, prediction_args, tiny_settings_args
+from kill_test import TIMES
 from safetensors.torch import load_file
 
 import predict
@@ -18,7 +19,7 @@ import score
 import train
 from core import config
 from core.errors import InputError
-from core.signals import SIGNALS, StopRequested
+from core.signals import StopRequested
 from data import csv_files
 from evaluation import metrics
 from models import checkpoint
@@ -26,11 +27,6 @@ from training.optim import ModelEMA
 from training.trainer import FoldTrainer
 
 RUNS = ("narrow", "wide")
-TIMES = [
-    "seconds",
-    "images_per_second",
-    "peak_gb",
-]  # columns of history.csv that vary between runs
 
 
 def read_oof(run, name="oof.csv"):
@@ -126,31 +122,21 @@ def test_train_prints_the_command_that_predicts(trained_run):
 
 
 @pytest.mark.parametrize(
-    ("args", "has_test", "command"),
+    ("args", "folder", "command"),
     [
-        ([], True, "run=carvana"),
-        (["run=a"], False, "run=a images=<a photograph or a folder>"),
-        (["runs=a,b", "output_dir=other"], True, "runs=a,b output_dir=other"),
-        (["run=a", "output_dir=a b"], True, "run=a 'output_dir=a b'"),
+        ([], "test", "run=carvana"),
+        (["run=a"], "", "run=a images=<a photograph or a folder>"),
+        (["runs=a,b", "output_dir=other"], "test", "runs=a,b output_dir=other"),
+        (["run=a", "output_dir=a b"], "test", "run=a 'output_dir=a b'"),
+        (["run=a", "dataset_format=cityscapes"], "leftImg8bit/val", "run=a"),
+        (["run=a", "dataset_format=pairs"], "val", "run=a"),
     ],
 )
-def test_suggest_prediction_names_what_differs_from_the_defaults(tmp_path, args, has_test, command):
-    if has_test:
-        (tmp_path / "test").mkdir()
+def test_suggest_prediction_names_what_differs_from_the_defaults(tmp_path, args, folder, command):
+    (tmp_path / folder).mkdir(parents=True, exist_ok=True)  # of test images
     settings = config.load_settings([*args, f"data_dir={tmp_path}"])
     runs = [replace(settings, run=run) for run in settings.runs]
     assert train.suggest_prediction(runs) == f"bash predict.sh {command}"
-
-
-@pytest.mark.parametrize(
-    ("dataset_format", "folder"), [("cityscapes", "leftImg8bit/val"), ("pairs", "val")]
-)
-def test_suggest_prediction_finds_the_test_images_of_other_formats(
-    tmp_path, dataset_format, folder
-):
-    (tmp_path / folder).mkdir(parents=True)
-    args = ["run=a", f"data_dir={tmp_path}", f"dataset_format={dataset_format}"]
-    assert train.suggest_prediction([config.load_settings(args)]) == "bash predict.sh run=a"
 
 
 def test_train_of_a_finished_run_overwrites_nothing(run_copy):
@@ -178,15 +164,6 @@ def test_train_in_bf16_learns_too(data_dir, tmp_path):
 
 
 # ---------------------------------------------------------------- resume
-
-
-@pytest.fixture
-def restored_handlers():
-    """Restore the signal handlers that training replaces."""
-    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
-    yield
-    for signum, handler in before.items():
-        signal.signal(signum, handler)
 
 
 @pytest.fixture(scope="module")

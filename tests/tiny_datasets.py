@@ -42,6 +42,13 @@ def write_test_masks(data_dir: Path) -> None:
         write_mask(data_dir / "test_masks" / f"{Path(name).stem}_mask.gif", mask)
 
 
+def remove_image(data_dir: Path) -> None:
+    """Delete a training image and its mask."""
+    image = next(data_dir.glob("train/*_01.jpg"))
+    image.unlink()
+    (data_dir / "train_masks" / f"{image.stem}_mask.gif").unlink()
+
+
 def make_data(
     folder: Path,
     cars: int = 4,

@@ -90,16 +90,13 @@ def test_bench_trains_until_the_dice_is_reached(report):
     assert 0 < result["minutes"] == last["minutes"] <= result["minutes_in_all"]
 
 
-def test_bench_prints_steps_table_and_dice(output_dir, report):
+def test_bench_prints_steps_table_and_dice_and_leaves_only_its_json(output_dir, report):
+    assert [path.name for path in output_dir.iterdir()] == ["bench.json"]
     lines = (output_dir.parent / "stdout.txt").read_text().splitlines()
     assert sum(line.endswith(" ms") for line in lines) == len(STEPS)
     header, rule, row = (line for line in lines if line.startswith("|"))
     assert header.count("|") == rule.count("|") == row.count("|") == 10
     assert bench.format_time_to_dice(report["time_to_dice"]) in lines
-
-
-def test_bench_leaves_only_its_json(output_dir):
-    assert [path.name for path in output_dir.iterdir()] == ["bench.json"]
 
 
 # ---------------------------------------------------------------- recipes and minutes

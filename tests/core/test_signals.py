@@ -13,13 +13,8 @@ from core.signals import DeferSignals, StopRequested
 
 
 @pytest.fixture(autouse=True)
-def restored_handlers():
-    """Restore pytest's handlers after the test."""
-    before = {signum: signal.getsignal(signum) for signum in signals.SIGNALS}
+def raising_handlers(restored_handlers):
     signals.raise_on_signal()
-    yield
-    for signum, handler in before.items():
-        signal.signal(signum, handler)
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

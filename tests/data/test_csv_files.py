@@ -30,14 +30,9 @@ def test_read_folds_returns_the_rows_of_this_dataset(tmp_path):
     assert csv_files.read_folds(settings) == {"a": 0, "b": 1, "c": 1}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("csv_files")
-
-
 @given(EDITS)
-def test_read_folds_of_damaged_file_is_valid_or_one_line(folder, edits):
-    check_read_folds(folder / "folds.csv", apply_edits(FOLDS, edits))
+def test_read_folds_of_damaged_file_is_valid_or_one_line(scratch_dir, edits):
+    check_read_folds(scratch_dir / "folds.csv", apply_edits(FOLDS, edits))
 
 
 def test_read_car_metadata_joins_year_make_and_model(tmp_path):

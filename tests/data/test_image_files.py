@@ -7,7 +7,7 @@ import pytest
 
 from core.errors import InputError
 from data.image_files import IMAGE_SUFFIXES, describe_folder, list_images, require_paths
-from data.image_io import find_photographs, read_image_size
+from data.image_io import find_photographs
 
 DATA_FOLDERS = ("train", "train_masks")
 HEIC = b"\0\0\0\x18ftypheic"
@@ -79,11 +79,6 @@ def test_list_images_rejects_a_name_that_is_not_utf8(tmp_path):
         list_images(tmp_path)
 
 
-def test_list_images_of_heic_alone_explains_the_conversion(tmp_path):
-    (tmp_path / "a.heic").write_bytes(HEIC)
-    assert "convert HEIC or AVIF to JPEG" in error_line(list_images, tmp_path)
-
-
 def test_describe_folder_lists_similar_names_first(tmp_path):
     touch(tmp_path, "images/", "a.txt", "b.txt", "c.txt", "train_mask/", "z.txt")
     assert describe_folder(tmp_path) == "holds images/, train_mask/, a.txt and 3 others"
@@ -119,10 +114,3 @@ def test_messages_hold_absolute_paths(tmp_path, monkeypatch):
     assert error_line(find_photographs, Path("holidays.jpg")) == line
     line = f"{tmp_path}/a/b: does not exist; {tmp_path} holds holiday.jpg"
     assert error_line(require_paths, Path("a/b")) == line
-
-
-def test_read_image_size_explains_a_video(tmp_path):
-    (tmp_path / "clip.mov").write_bytes(b"\0\0\0\x14ftypqt  " + b"\0" * 99)
-    line = error_line(read_image_size, tmp_path / "clip.mov")
-    assert line.startswith(f"{tmp_path}/clip.mov: cannot be read as an image")
-    assert "ffmpeg" in line

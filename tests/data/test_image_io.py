@@ -71,22 +71,35 @@ def gray_photograph() -> np.ndarray:
 
 
 UNUSUAL_IMAGES = {
-    "gray.tif": lambda: Image.fromarray(gray_photograph()),
-    "16_bits.tif": lambda: Image.fromarray(gray_photograph().astype(np.uint16) * 257),
-    "gray_alpha.png": lambda: Image.fromarray(gray_photograph()).convert("LA"),
-    "alpha.tif": lambda: Image.fromarray(np.dstack([PHOTOGRAPH, PHOTOGRAPH[..., 0]])),
-    "palette.bmp": lambda: Image.fromarray(PHOTOGRAPH).quantize(256),
-    "four_bits.bmp": lambda: Image.fromarray(PHOTOGRAPH).quantize(12),
-    "cmyk.tif": lambda: Image.fromarray(PHOTOGRAPH).convert("CMYK"),
+    "gray": lambda: Image.fromarray(gray_photograph()),
+    "16_bits": lambda: Image.fromarray(gray_photograph().astype(np.uint16) * 257),
+    "gray_alpha": lambda: Image.fromarray(gray_photograph()).convert("LA"),
+    "alpha": lambda: Image.fromarray(np.dstack([PHOTOGRAPH, PHOTOGRAPH[..., 0]])),
+    "palette": lambda: Image.fromarray(PHOTOGRAPH).quantize(256),
+    "four_bits": lambda: Image.fromarray(PHOTOGRAPH).quantize(12),
+    "cmyk": lambda: Image.fromarray(PHOTOGRAPH).convert("CMYK"),
 }
 
 
-@pytest.mark.parametrize("name", UNUSUAL_IMAGES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("gray.tif", "gray.png", "16_bits.tif", "16_bits.png", "gray_alpha.png", "alpha.tif"),
+        *("alpha.png", "palette.bmp", "palette.png", "four_bits.bmp", "cmyk.tif", "cmyk.jpg"),
+    ],
+)
 def test_read_image_converts_every_color_mode_to_rgb(tmp_path, name):
-    UNUSUAL_IMAGES[name]().save(tmp_path / name)
+    mode, suffix = name.split(".")
+    picture = UNUSUAL_IMAGES[mode]()
+    picture.save(tmp_path / name, quality=98)
     is_gray = "gray" in name or "16_bits" in name
     expected = np.dstack([gray_photograph()] * 3) if is_gray else PHOTOGRAPH
-    assert_shows(image_io.read_image(tmp_path / name), expected)
+    if mode in ("palette", "four_bits"):
+        expected = np.asarray(picture.convert("RGB"))
+    pixels = image_io.read_image(tmp_path / name)
+    assert_shows(pixels, expected)
+    assert suffix == "jpg" or np.array_equal(pixels, expected)
+    assert image_io.read_image_size(tmp_path / name) == (40, 60)
 
 
 def test_read_image_ignores_what_a_phone_appends_to_a_jpeg(tmp_path):
@@ -196,21 +209,17 @@ def test_read_image_rejects_values_of_32_bits(tmp_path):
 def test_reading_explains_what_to_do_with_heic_and_videos(tmp_path, start, remedy):
     path = tmp_path / "a.jpg"
     path.write_bytes(start + b"\0" * 100)
-    with pytest.raises(InputError, match=f"a.jpg: cannot be read as an image .*{remedy}"):
-        image_io.read_image(path)
+    for read in (image_io.read_image, image_io.read_image_size):
+        with pytest.raises(InputError, match=f"a.jpg: cannot be read as an image .*{remedy}"):
+            read(path)
 
 
 # ---------------------------------------------------------------- damaged files
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("image_io")
-
-
 @given(st.sampled_from(["gif", "png"]), EDITS)
-def test_read_mask_of_damaged_file_has_the_declared_size_or_is_one_line(folder, suffix, edits):
-    path = folder / f"mask.{suffix}"
+def test_read_mask_of_damaged_file_has_the_declared_size_or_is_one_line(scratch_dir, suffix, edits):
+    path = scratch_dir / f"mask.{suffix}"
     write_mask(path, draw_car(0, 1, (24, 36))[1])
     path.write_bytes(apply_edits(path.read_bytes(), edits))
     try:
@@ -223,9 +232,11 @@ def test_read_mask_of_damaged_file_has_the_declared_size_or_is_one_line(folder, 
 
 
 @given(st.sampled_from([".jpg", ".png", ".tif"]), EDITS)
-def test_read_image_of_damaged_file_has_the_declared_size_or_is_one_line(folder, suffix, edits):
+def test_read_image_of_damaged_file_has_the_declared_size_or_is_one_line(
+    scratch_dir, suffix, edits
+):
     data = cv2.imencode(suffix, draw_car(0, 1, (24, 36))[0])[1].tobytes()
-    path = folder / f"image{suffix}"
+    path = scratch_dir / f"image{suffix}"
     path.write_bytes(apply_edits(data, edits))
     try:
         image = image_io.read_image(path)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, assert_rejected, tiny_settings_args
-from tiny_datasets import make_data, write_mask
+from tiny_datasets import write_mask
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from core import config, machine, process_env
@@ -27,11 +27,6 @@ def load_tiny_settings(data_dir):
     settings = config.load_settings([*args, "augmentation=strong"])
     settings.batch_size = 5
     return settings
-
-
-@pytest.fixture(scope="module")
-def shared_data_dir(tmp_path_factory):
-    return make_data(tmp_path_factory.mktemp("loaders") / "tiny")
 
 
 @pytest.fixture
@@ -250,27 +245,29 @@ def test_prediction_loader_from_cache_equals_from_files(settings):
         assert torch.equal(cached[cache.preprocessing], images[cache.preprocessing])
 
 
-def test_prediction_loader_rejects_a_mask_of_another_size(writable_settings):
+@pytest.mark.parametrize("size", [(40, 72), (72, 48)])  # also with the sides swapped
+def test_prediction_loader_rejects_a_mask_of_another_size(writable_settings, size):
     samples = datasets.load_training_samples(writable_settings)
-    write_mask(samples[0].mask, np.ones((40, 72), bool))
-    with pytest.raises(InputError, match=samples[0].mask.name):
-        load_for_prediction(samples, {Preprocessing(None)}, writable_settings)
+    write_mask(samples[0].mask, np.ones(size, bool))
+    with pytest.raises(InputError, match=f"{samples[0].mask.name}: its size is not that of"):
+        load_for_prediction(samples, {Preprocessing(SIZE)}, writable_settings)
 
 
-def test_prediction_loader_reports_a_truncated_image_in_one_line(writable_settings):
+@pytest.mark.parametrize("i", [0, 3])  # the first one's size is read beforehand
+def test_prediction_loader_reports_a_truncated_image_in_one_line(writable_settings, i):
     samples = datasets.load_training_samples(writable_settings)
-    data = samples[3].image.read_bytes()
-    samples[3].image.write_bytes(data[: len(data) // 2])  # OpenCV would decode the upper half
+    data = samples[i].image.read_bytes()
+    samples[i].image.write_bytes(data[: len(data) // 2])  # OpenCV would decode the upper half
     preprocessings = {Preprocessing(None)}
     with pytest.raises(InputError) as raised:
         load_for_prediction(samples, preprocessings, writable_settings, with_mask=False)
     line, _, hint = str(raised.value).rpartition("; or ")
-    assert line.startswith(str(samples[3].image)) and hint == "set skip_unreadable=true"
+    assert line.startswith(str(samples[i].image)) and hint == "set skip_unreadable=true"
 
     writable_settings.skip_unreadable = True
     pairs = load_for_prediction(samples, preprocessings, writable_settings, with_mask=False)
-    assert [i for i, (loaded, _) in enumerate(pairs) if loaded.error] == [3]
-    assert pairs[3][0].error == line and not pairs[3][1]
+    assert [k for k, (loaded, _) in enumerate(pairs) if loaded.error] == [i]
+    assert pairs[i][0].error == line and not pairs[i][1]
 
 
 def test_loaded_batch_is_pinned_by_the_loader_one_call_for_each_stack_and_mask(monkeypatch):
@@ -404,23 +401,12 @@ def test_train_loader_with_workers_needs_no_more_than_64_mb_of_shared_memory(set
     assert "MB free in /dev/shm hold the batches of 1 processes; " in done.stdout
 
 
-def test_prediction_loader_rejects_a_mask_whose_sides_are_swapped(writable_settings):
-    samples = datasets.load_training_samples(writable_settings)
-    write_mask(samples[0].mask, mask_io.read_mask(samples[0].mask).T)
-    preprocessings = {Preprocessing(SIZE)}
-    loader = loaders.prediction_loader(samples, preprocessings, writable_settings, with_mask=True)
-    with pytest.raises(InputError, match="its size is not that of"):
-        list(loader)
-
-
 def test_prediction_loader_with_masks_skips_no_unreadable_image(writable_settings):
     samples = datasets.load_training_samples(writable_settings)
     samples[0].image.write_bytes(b"damaged")
     writable_settings.skip_unreadable = True
-    preprocessings = {Preprocessing(SIZE)}
-    loader = loaders.prediction_loader(samples, preprocessings, writable_settings, with_mask=True)
-    with pytest.raises(InputError):
-        list(loader)
+    with pytest.raises(InputError, match=samples[0].image.name):
+        load_for_prediction(samples, {Preprocessing(SIZE)}, writable_settings)
 
 
 # ---------------------------------------------------------------- what the loaders are asked for
@@ -459,14 +445,6 @@ def test_prediction_loader_counts_the_bytes_of_a_batch_at_every_size(settings, a
 
 def test_prediction_loader_of_no_samples_yields_nothing(settings):
     assert not list(loaders.prediction_loader([], {Preprocessing(None)}, settings, False))
-
-
-def test_prediction_loader_of_an_unreadable_first_image_names_it(writable_settings):
-    samples = datasets.load_training_samples(writable_settings)
-    samples[0].image.write_bytes(b"damaged")
-    loader = loaders.prediction_loader(samples, {Preprocessing(None)}, writable_settings, False)
-    with pytest.raises(InputError, match=samples[0].image.name):
-        list(loader)
 
 
 def test_prediction_loader_stacks_no_images_of_equal_areas_but_other_sides(tmp_path):

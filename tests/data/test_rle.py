@@ -160,14 +160,10 @@ def check_decode(text):
         assert (rle.decode(rle.encode(mask), mask.shape) == mask).all()
 
 
-@given(st.text("0123456789 -x\n", max_size=30) | st.text(max_size=10))
-def test_decode_of_any_text_is_a_mask_or_a_value_error(text):
+@given(st.text("0123456789 -x\n", max_size=30) | st.text(max_size=10), altered_texts())
+def test_decode_of_any_and_of_altered_text_is_a_mask_or_a_value_error(text, altered):
     check_decode(text)
-
-
-@given(altered_texts())
-def test_decode_of_altered_text_is_a_mask_or_a_value_error(text):
-    check_decode(text)
+    check_decode(altered)
 
 
 # ---------------------------------------------------------------- vertical_continuity

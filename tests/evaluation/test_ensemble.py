@@ -161,12 +161,12 @@ def test_settings_for_prediction_of_several_classes_names_missing_data(runs, tmp
         runs.settings(*args)
 
 
-def test_settings_for_prediction_of_runs_with_other_tiles_asks_for_one_size(runs_copy):
-    path = run_folder.config_path(runs_copy.output_dir / "b")
+@pytest.mark.parametrize(("run", "found"), [("a", "256 and 0"), ("b", "0 and 256")])
+def test_settings_for_prediction_of_runs_with_other_tiles_asks_for_one_size(runs_copy, run, found):
+    path = run_folder.config_path(runs_copy.output_dir / run)
     path.write_text(path.read_text().replace("tile_size: 0", "tile_size: 256"))
-    with pytest.raises(
-        InputError, match="runs=a,b: were scored with tile_size=0 and 256; set tile_size="
-    ):
+    message = f"runs=a,b: were scored with tile_size={found}; set tile_size="
+    with pytest.raises(InputError, match=message):
         runs_copy.settings("runs=a,b")
     assert runs_copy.settings("runs=a,b", "tile_size=128").tile_size == 128
 
@@ -207,8 +207,9 @@ def test_load_members_weighs_runs_equally_and_so_the_folds_of_a_run(runs_copy):
 
 
 def test_load_members_loads_only_the_fold_of_the_settings(runs):
-    members = load_runs.load_members(runs.settings("runs=[a,b]", "fold=1"))
-    assert [member.path for member in members] == [runs.weights_path(run, 1) for run in "ab"]
+    for fold in (0, 1):
+        members = load_runs.load_members(runs.settings("runs=[a,b]", f"fold={fold}"))
+        assert [member.path for member in members] == [runs.weights_path(r, fold) for r in "ab"]
     with pytest.raises(
         InputError,
         match=r"a: lacks fold 7 \(trained: 0, 1, 2\); .* run=a resume=true fold=7 output_dir=",
@@ -268,8 +269,10 @@ def test_score_ensemble_scores_the_mean_of_the_runs(runs_copy, folds_or_runs):
             (runs_copy.output_dir / f"b/fold{fold}/oof.npz").unlink()
     settings = runs_copy.settings(f"runs=[{','.join(names)}]")
     stored = ensemble.score_ensemble(settings)
-    assert stored["runs"] == names
-    level = oof.load_scores([settings.run_dir]).histograms[0].sum(axis=0).argmax()
+    folds = [0] if folds_or_runs == "one common fold" else [0, 1, 2]
+    scores = oof.load_scores([settings.run_dir])
+    assert stored["runs"] == names and stored["folds"] == sorted({*scores.folds}) == folds
+    level = scores.histograms[0].sum(axis=0).argmax()
     mean = np.mean([PROBABILITY["a"], *[PROBABILITY["b"]] * (len(names) - 1)])
     assert level == pytest.approx(256 * mean, abs=1)
 
@@ -439,12 +442,6 @@ def test_leaderboard_leaves_out_a_damaged_run(runs_copy, capsys):
         assert pd.read_csv(runs_copy.output_dir / "leaderboard.csv")["run"].tolist() == ["a"]
 
 
-@pytest.mark.parametrize("fold", [0, 1])
-def test_load_members_loads_only_the_fold_of_the_settings_also_fold_0(runs, fold):
-    members = load_runs.load_members(runs.settings("runs=[a,b]", f"fold={fold}"))
-    assert [member.path for member in members] == [runs.weights_path(run, fold) for run in "ab"]
-
-
 @pytest.mark.parametrize(("name", "stored"), [("fold", "null"), ("max_images", "0")])
 def test_settings_for_prediction_predict_all_though_training_was_limited(runs_copy, name, stored):
     path = run_folder.config_path(runs_copy.output_dir / "a")
@@ -452,13 +449,6 @@ def test_settings_for_prediction_predict_all_though_training_was_limited(runs_co
     assert f"\n{name}: {stored}\n" in text
     path.write_text(text.replace(f"\n{name}: {stored}\n", f"\n{name}: 1\n"))
     assert not getattr(runs_copy.settings("runs=a,b"), name)
-
-
-def test_settings_for_prediction_of_a_run_scored_without_tiles_asks_for_one_size(runs_copy):
-    path = run_folder.config_path(runs_copy.output_dir / "a")
-    path.write_text(path.read_text().replace("tile_size: 0", "tile_size: 256"))
-    with pytest.raises(InputError, match="were scored with tile_size=256 and 0; set tile_size="):
-        runs_copy.settings("runs=a,b")
 
 
 def test_load_members_with_tiles_accepts_one_larger_network_among_small_ones(runs, monkeypatch):
@@ -469,11 +459,3 @@ def test_load_members_with_tiles_accepts_one_larger_network_among_small_ones(run
 
     monkeypatch.setattr(load_runs, "make_member", with_size)
     assert len(load_runs.load_members(runs.settings("runs=[a,b]", "tile_size=128"))) == 6
-
-
-def test_score_ensemble_scores_only_images_of_the_folds_that_all_runs_have_finished(runs_copy):
-    for fold in (1, 2):
-        (runs_copy.output_dir / f"b/fold{fold}/oof.npz").unlink()
-    settings = runs_copy.ensemble_settings
-    assert ensemble.score_ensemble(settings)["folds"] == [0]
-    assert set(oof.load_scores([settings.run_dir]).folds) == {0}

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import REAL, assert_input_error, needs_real_data, run_script
+from conftest import REAL, assert_input_error, needs_real_data
 from tiny_datasets import draw_car, write_mask, write_test_masks
 
 import score
@@ -54,10 +54,6 @@ def test_write_submission_writes_the_bytes_that_kaggle_expects(tmp_path):
         (lambda t: pd.concat([t, t.iloc[[1]]]), "row 8, 000000000004_02.jpg: is listed twice"),
         (lambda t: t.replace("000000000004_02.jpg", "x.jpg"), "row 3, x.jpg: is not a test image"),
         (lambda t: t.assign(rle_mask="1 2 3"), "row 2, 000000000004_01.jpg: an odd count"),
-        (lambda t: t.assign(rle_mask="1 x"), "'x' is not a number"),
-        (lambda t: t.assign(rle_mask="0 1"), "below 1"),
-        (lambda t: t.assign(rle_mask="9 3 11 1"), "run 11 begins before run 9 ends"),
-        (lambda t: t.assign(rle_mask="9 3 1 1"), "run 1 begins before run 9 ends"),
         (lambda t: t.assign(rle_mask="3450 20"), "3456"),
     ],
 )
@@ -73,13 +69,6 @@ def test_check_submission_with_errors_lists_them_and_raises(csv_path, args, caps
     captured = capsys.readouterr()
     assert captured.out == "" and "row 3, nobody.jpg: is not a test image" in captured.err
     assert "000000000004_02.jpg: has no row" in captured.err
-
-
-def test_score_script_with_errors_exits_with_code_2(csv_path, args):
-    csv_path.write_text(csv_path.read_text().replace("000000000004_02", "nobody"))
-    completed = run_script("score.py", *args)
-    assert completed.returncode == 2 and "Traceback" not in completed.stderr
-    assert completed.stderr.splitlines()[-1].startswith("score.py: ")
 
 
 def test_swapped_columns_are_errors_of_their_rows(csv_path, args):

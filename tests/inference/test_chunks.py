@@ -122,14 +122,6 @@ def test_lock_removes_what_an_interrupted_merge_left(tmp_path):
         assert [path.name for path in tmp_path.glob(".*.tmp")] == [other]
 
 
-def test_remove_deletes_the_folder(tmp_path):
-    samples = make_samples(tmp_path, 1)
-    prediction = ChunkedPrediction(tmp_path / "submission.chunks", "key", samples, SETTINGS)
-    prediction.write(0, [make_result(0, True)])
-    prediction.remove()
-    assert not prediction.folder.exists() and tmp_path.exists()
-
-
 def test_prediction_key_depends_on_weights_settings_and_binarizer(tmp_path):
     (tmp_path / "weights").write_text("weights")
     member = EnsembleMember(None, Preprocessing((32, 48)), path=tmp_path / "weights")

@@ -10,7 +10,7 @@ import torch
 from conftest import assert_input_error, prediction_args
 
 import export
-from core import config, run_folder
+from core import config
 from core.errors import InputError
 from core.settings import Settings
 from data.preprocess import Preprocessing
@@ -140,16 +140,6 @@ def test_check_exportable_explains_what_one_graph_cannot_hold(monkeypatch):
     monkeypatch.setattr("inference.onnx_export.MAX_BYTES", 1000)
     with pytest.raises(InputError, match="export one fold, as with fold=0"):
         check_exportable([member], settings)
-
-
-def test_export_rejects_weights_of_other_programs_in_one_line(run_copy):
-    from safetensors.torch import save_file
-
-    path = run_folder.weights_path(run_copy.output_dir / "tiny", 0)
-    save_file({"conv1.weight": torch.zeros(8, 3, 3, 3)}, path)
-    assert_input_error(export.main, prediction_args(run_copy.args), str(path), "not written by")
-    path.write_bytes(b"PK\x03\x04 a pickle of torch.save")
-    assert_input_error(export.main, prediction_args(run_copy.args), "not a weights file")
 
 
 def test_export_without_any_photograph_asks_for_one(run_copy, tmp_path):

@@ -307,6 +307,9 @@ def test_start_without_fp16_takes_the_precision_of_training_or_fp32(
 def test_pick_inference_precision_is_fp16_on_a_gpu_unless_set(device, precision, expected):
     settings = Settings(precision=precision)
     assert predictor.pick_inference_precision(settings, torch.device(device)) == expected
+    settings, cpu = Settings(precision="auto"), torch.device("cpu")
+    of_training = predictor.pick_precision(settings, cpu)
+    assert predictor.pick_inference_precision(settings, cpu) == of_training
 
 
 def test_tuned_predict_makes_one_graph_for_all_members_and_odd_batches(tiny, monkeypatch):
@@ -383,9 +386,3 @@ def test_predict_explains_a_killed_loading_process(tiny, monkeypatch):
     monkeypatch.setattr(predictor, "prediction_loader", load)
     with pytest.raises(InputError, match=r"memory ran out; set num_workers=0$"):
         predict_all([EnsembleMember(networks[0], SMALL)], samples, settings)
-
-
-def test_pick_inference_precision_on_a_cpu_is_that_of_training():
-    settings, cpu = Settings(precision="auto"), torch.device("cpu")
-    expected = predictor.pick_precision(settings, cpu)
-    assert predictor.pick_inference_precision(settings, cpu) == expected

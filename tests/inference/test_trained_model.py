@@ -22,6 +22,11 @@ def photograph(trained_run):
     return min((trained_run.data_dir / "test").iterdir())
 
 
+@pytest.fixture(scope="module")
+def model(trained_run):
+    return load(f"{trained_run.output_dir}/tiny", device="cpu")
+
+
 def test_loaded_model_predicts_as_predict_does(trained_run, photograph):
     settings = load_runs.settings_for_prediction(prediction_args(trained_run.args))
     scores = ensemble.ensure_oof_scores(settings)
@@ -35,8 +40,7 @@ def test_loaded_model_predicts_as_predict_does(trained_run, photograph):
     assert result.mask.dtype == bool and result.mask.any() and not result.mask.all()
 
 
-def test_loaded_model_takes_a_path_or_pixels_of_any_size(trained_run, photograph):
-    model = load(f"{trained_run.output_dir}/tiny", device="cpu")
+def test_loaded_model_takes_a_path_or_pixels_of_any_size(model, photograph):
     image = image_io.read_image(photograph)
     from_path, from_pixels = model(str(photograph)), model(image)
     assert (from_path.probability == from_pixels.probability).all()
@@ -53,22 +57,20 @@ def test_loaded_model_takes_a_path_or_pixels_of_any_size(trained_run, photograph
         np.zeros((0, 9, 3), np.uint8),
     ],
 )
-def test_loaded_model_rejects_other_arrays(trained_run, pixels):
+def test_loaded_model_rejects_other_arrays(model, pixels):
     with pytest.raises(ValueError, match="expected H×W×3 uint8 RGB, found"):
-        load(trained_run.output_dir / "tiny", device="cpu")(pixels)
+        model(pixels)
 
 
-def test_segmentation_with_another_threshold_changes_the_mask_only(trained_run, photograph):
-    result = load(trained_run.output_dir / "tiny", device="cpu")(photograph)
+def test_segmentation_with_another_threshold_changes_the_mask_only(model, photograph):
+    result = model(photograph)
     strict = result.with_threshold(0.9)
     assert strict.probability is result.probability
     assert strict.mask.sum() < result.mask.sum() and not (strict.mask & ~result.mask).any()
 
 
-def test_segmentation_cutout_is_the_photograph_inside_and_transparent_outside(
-    trained_run, photograph
-):
-    result = load(trained_run.output_dir / "tiny", device="cpu")(photograph)
+def test_segmentation_cutout_is_the_photograph_inside_and_transparent_outside(model, photograph):
+    result = model(photograph)
     cutout = result.cutout()
     inside, outside = result.alpha == 255, result.alpha == 0
     assert inside.any() and outside.any()
@@ -81,15 +83,13 @@ def test_segmentation_cutout_is_the_photograph_inside_and_transparent_outside(
 # ---------------------------------------------------------------- predictor.json
 
 
-def test_load_finds_a_run_that_was_copied_without_its_scores(trained_run, tmp_path, photograph):
-    run_dir = trained_run.output_dir / "tiny"
+def test_load_finds_a_run_that_was_copied_without_its_scores(
+    model, trained_run, tmp_path, photograph
+):
     ignore = shutil.ignore_patterns("oof.*", "tensorboard", "config.yaml")
-    shutil.copytree(run_dir, tmp_path / "renamed", ignore=ignore)
-    expected, copied = (
-        load(run_dir, "cpu")(photograph),
-        load(tmp_path / "renamed", "cpu")(photograph),
-    )
-    assert (copied.probability == expected.probability).all()
+    shutil.copytree(trained_run.output_dir / "tiny", tmp_path / "renamed", ignore=ignore)
+    copied = load(tmp_path / "renamed", "cpu")(photograph)
+    assert (copied.probability == model(photograph).probability).all()
 
 
 def test_load_rejects_a_device_that_does_not_exist(trained_run):
@@ -114,9 +114,8 @@ def test_load_rejects_a_fold_or_flips_that_do_not_exist(trained_run):
     assert_input_error(partial(load, tta="rotate"), run_dir, "tta=rotate: ", "expected one of")
 
 
-def test_calls_from_several_threads_return_what_one_after_the_other_do(trained_run):
+def test_calls_from_several_threads_return_what_one_after_the_other_do(model, trained_run):
     photographs = sorted((trained_run.data_dir / "test").iterdir())
-    model = load(trained_run.output_dir / "tiny", device="cpu")
     expected = [model(path).probability for path in photographs]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda path: model(path).probability, photographs * 4))

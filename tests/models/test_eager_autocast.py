@@ -13,12 +13,18 @@ from models.eager_autocast import EagerAutocast, forward_context, is_depthwise
 from training.train_state import TrainState
 
 
+@pytest.mark.parametrize("is_compiled", [False, True])
 @pytest.mark.parametrize(
     ("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)]
 )
-def test_forward_context_computes_in_the_dtype_of_the_precision(precision, dtype):
-    with forward_context(torch.device("cpu"), precision, is_compiled=True):
+def test_forward_context_corrects_the_autocast_of_eager_networks_only(
+    precision, dtype, is_compiled
+):
+    depthwise, x = nn.Conv2d(4, 4, 3, groups=4), torch.randn(1, 4, 9, 8)
+    with forward_context(torch.device("cpu"), precision, is_compiled):
         assert nn.Linear(2, 2)(torch.ones(1, 2)).dtype == dtype
+        # The compiler sees plain autocast.
+        assert depthwise(x).dtype == (dtype if is_compiled else torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -86,20 +92,6 @@ def test_nearest_upsampling_keeps_its_dtype_and_all_values(args):
     assert torch.equal(results[0][0], results[1][0])
     for expected, found in zip(*results, strict=True):
         assert torch.allclose(found.float(), expected.float(), rtol=1e-2, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("precision", "is_compiled", "dtype"),
-    [
-        ("bf16", False, torch.float32),
-        ("bf16", True, torch.bfloat16),  # the compiler sees plain autocast
-        ("fp32", False, torch.float32),
-    ],
-)
-def test_forward_context_corrects_autocast_of_eager_networks_only(precision, is_compiled, dtype):
-    conv, x = nn.Conv2d(4, 4, 3, groups=4), torch.randn(1, 4, 9, 8)
-    with forward_context(torch.device("cpu"), precision, is_compiled):
-        assert conv(x).dtype == dtype
 
 
 def test_eager_autocast_leaves_depthwise_convolutions_of_prediction_in_bf16():

@@ -1,5 +1,7 @@
 """model_summary.py prints the network of the settings."""
 
+import pytest
+
 import model_summary
 
 
@@ -10,14 +12,16 @@ def test_model_summary_prints_layers_shapes_and_parameters(capsys):
     assert "encoder_blocks" in printed and "[1, 8, 256, 256]" in printed
 
 
-def test_model_summary_has_the_size_after_padding(capsys):
-    model_summary.main(["model=smp", "encoder=resnet18", "size=[100,200]"])
-    assert "[1, 1, 128, 224]" in capsys.readouterr().out
-
-
-def test_model_summary_without_size_has_the_padded_native_size(capsys):
-    model_summary.main(["recipe=carvana_small", "size=null", "channels=[4,8]"])
-    assert "[1, 1, 1280, 1920]" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("args", "size"),
+    [
+        (["model=smp", "encoder=resnet18", "size=[100,200]"], "128, 224"),
+        (["recipe=carvana_small", "size=null", "channels=[4,8]"], "1280, 1920"),  # native
+    ],
+)
+def test_model_summary_has_the_size_after_padding(capsys, args, size):
+    model_summary.main(args)
+    assert f"[1, 1, {size}]" in capsys.readouterr().out
 
 
 def test_model_summary_of_a_run_has_its_network(trained_run, capsys):

@@ -185,20 +185,6 @@ def test_predict_explains_what_is_no_photograph(arguments, tmp_path):
         assert_input_error(predict.main, [*arguments, f"images={tmp_path / name}"], *parts)
 
 
-def test_predict_of_a_mixed_folder_names_what_it_leaves_out(arguments, run_dir, tmp_path, capsys):
-    photos = tmp_path / "mixed"
-    photos.mkdir()
-    draw_photograph(photos / "a.png")
-    (photos / "notes.txt").write_text("hello")
-    (photos / "film.mp4").write_bytes(b"\0\0\0\x18ftypisom")
-    (photos / "below").mkdir()
-    predict.main([*arguments, f"images={photos}"])
-    assert (run_dir / "mixed/a_mask.png").exists()
-    assert "1 images; left out 1 folder, 1 .mp4, 1 .txt" in capsys.readouterr().out
-    (photos / "b.jpg").write_text("no image")
-    assert_input_error(predict.main, [*arguments, f"images={photos}"], "b.jpg: cannot be read")
-
-
 def test_predict_skips_unreadable_photographs_if_asked_to(arguments, run_dir, tmp_path, capsys):
     photos = tmp_path / "photos"
     photos.mkdir()

@@ -276,10 +276,7 @@ def test_report_with_a_damaged_submission_json_is_one_line(output_copy, text):
     ("args", "parts"),
     [
         (["runs=[a,nowhere]"], ["nowhere: has no trained fold", "train it with"]),
-        (["runs=[a,a]"], ["runs", "different names of letters"]),
         (["runs=[a,b]", "postprocess=polish"], ["polish", "specks,largest,fill"]),
-        (["runs=[a,b]", "size=[8,8]"], ["size", "cannot be changed at prediction"]),
-        (["threshold=2"], ["threshold=2", "below 1"]),
     ],
 )
 def test_report_rejects_invalid_settings(output_dir, args, parts):

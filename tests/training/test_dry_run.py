@@ -150,25 +150,23 @@ def check_tiny(args, sizes, n_samples):
     check_batches(settings, build_model(settings), [0, 1], samples, sizes)
 
 
-@pytest.mark.parametrize("n_samples", [(1, 12), (12, 1)])
-def test_check_batches_checks_the_fold_with_the_fewest_training_images(n_samples):
-    with pytest.raises(InputError, match=r"batch_size=4: .* on a single image .*; add images"):
-        check_tiny(["batch_size=4", "size=8,8"], {(48, 72)}, n_samples)
-    check_tiny(["batch_size=4", "size=8,8"], {(48, 72)}, (12, 12))
+@pytest.mark.parametrize(
+    ("args", "sizes", "n_samples", "message"),
+    [
+        # The fold with the fewest training images, the smallest native size, crops.
+        (["batch_size=4", "size=8,8"], {(48, 72)}, (1, 12), r"of size=8,8 .*; add images"),
+        (["batch_size=4", "size=8,8"], {(48, 72)}, (12, 1), r"of size=8,8 .*; add images"),
+        (["batch_size=1", "size=null"], {(8, 8), (48, 72)}, (6, 6), "of size=8,8 "),
+        (["batch_size=1", "size=null"], {(4, 72), (8, 8)}, (6, 6), "of size=8,8 "),
+        (["batch_size=1", "size=48,72", "crop_size=8,8"], {(48, 72)}, (6, 6), "of size=8,8 "),
+        (["batch_size=1", "size=8,8"], {(48, 72)}, (2, 2), r"of size=8,8 .*; set batch_size=2$"),
+    ],
+)
+def test_check_batches_checks_the_smallest_steps_of_all_folds(args, sizes, n_samples, message):
+    with pytest.raises(InputError, match=rf"{args[0]}: .* on a single image {message}"):
+        check_tiny(args, sizes, n_samples)
 
 
-@pytest.mark.parametrize("sizes", [{(8, 8), (48, 72)}, {(4, 72), (8, 8)}])
-def test_check_batches_checks_the_smallest_of_the_native_sizes(sizes):
-    with pytest.raises(InputError, match="on a single image of size=8,8 "):
-        check_tiny(["batch_size=1", "size=null"], sizes, (6, 6))
-
-
-def test_check_batches_checks_crops_not_whole_images():
-    with pytest.raises(InputError, match="on a single image of size=8,8 "):
-        check_tiny(["batch_size=1", "size=48,72", "crop_size=8,8"], {(48, 72)}, (6, 6))
-
-
-def test_check_batches_of_two_images_suggests_a_batch_of_both():
-    with pytest.raises(InputError, match=r"; set batch_size=2$"):
-        check_tiny(["batch_size=1", "size=8,8"], {(48, 72)}, (2, 2))
-    check_tiny(["batch_size=2", "size=8,8"], {(48, 72)}, (2, 2))
+@pytest.mark.parametrize(("batch_size", "count"), [(4, 12), (2, 2)])
+def test_check_batches_accepts_steps_of_two_images_in_all_folds(batch_size, count):
+    check_tiny([f"batch_size={batch_size}", "size=8,8"], {(48, 72)}, (count, count))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import assert_input_error, smp_args, tiny_settings_args
 from safetensors.torch import load_file
+from tiny_datasets import remove_image
 
 import train
 from core.config import load_settings
@@ -140,9 +141,7 @@ def regroup(run):
 
 
 def drop_image(run):
-    image = next(run.data_dir.glob("train/*_01.jpg"))
-    image.unlink()
-    (run.data_dir / "train_masks" / f"{image.stem}_mask.gif").unlink()
+    remove_image(run.data_dir)
 
 
 def drop_fold(run):

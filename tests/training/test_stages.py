@@ -78,21 +78,19 @@ def test_settings_on_the_command_line_apply_to_all_stages():
     assert split_stages(config.load_settings([], base=stored)) == stages
 
 
-def test_each_stage_trains_from_the_weights_of_the_stage_before(data_dir, tmp_path):
-    of_stages = ("size=", "epochs=", "lr=", "ema_decay=")
-    args = [a for a in tiny_settings_args(data_dir, tmp_path) if not a.startswith(of_stages)]
-    stages = "[{size: [16,24], epochs: 1, lr: 0.01}, {size: [32,48], epochs: 1, lr: 1.0e-9}]"
-    train.main([*args, "fold=0", "norm=none", "ema_decay=0", f"stages={stages}"])
-    paths = [weights_path(tmp_path / "tiny" / stage, 0) for stage in ("stage1", "")]
-    first, last = map(load_file, paths)
-    for name, tensor in first.items():  # from scratch, the second stage would have other weights
-        assert torch.allclose(tensor, last[name], atol=1e-6), name
-
-
 @pytest.fixture
 def staged_args(data_dir, tmp_path):
     of_stages = ("size=", "epochs=", "lr=")
     return [a for a in tiny_settings_args(data_dir, tmp_path) if not a.startswith(of_stages)]
+
+
+def test_each_stage_trains_from_the_weights_of_the_stage_before(staged_args, tmp_path):
+    stages = "[{size: [16,24], epochs: 1, lr: 0.01}, {size: [32,48], epochs: 1, lr: 1.0e-9}]"
+    train.main([*staged_args, "fold=0", "norm=none", "ema_decay=0", f"stages={stages}"])
+    paths = [weights_path(tmp_path / "tiny" / stage, 0) for stage in ("stage1", "")]
+    first, last = map(load_file, paths)
+    for name, tensor in first.items():  # from scratch, the second stage would have other weights
+        assert torch.allclose(tensor, last[name], atol=1e-6), name
 
 
 def test_resume_of_a_finished_run_with_stages_trains_nothing(staged_args, capsys):

@@ -20,6 +20,17 @@ from training.train_state import TrainState
 from training.trainer import FoldTrainer
 
 
+@pytest.fixture
+def make_trainer(shared_data_dir, tmp_path):
+    """Make the FoldTrainer of fold 0 of the tiny dataset, whose other fold has 6 images."""
+
+    def make(*args):
+        settings = load_settings([*tiny_settings_args(shared_data_dir, tmp_path), *args])
+        return FoldTrainer(settings, 0, load_training_samples(settings), None)
+
+    return make
+
+
 def step_seed(seed=0, fold=0, epoch=0, step=0):
     position = SimpleNamespace(
         settings=SimpleNamespace(seed=seed), fold=fold, epoch=epoch, step=step
@@ -72,13 +83,12 @@ def test_train_step_accumulating_two_half_batches_equals_one_batch(loss):
         assert torch.allclose(one, two, atol=1e-4)
 
 
-def test_update_of_accumulated_steps_is_that_of_one_batch(data_dir, tmp_path):
+def test_update_of_accumulated_steps_is_that_of_one_batch(make_trainer):
     weights = []
     for accumulation in (1, 3):  # of 6 images, two updates of 3
         args = [f"batch_size={3 // accumulation}", f"grad_accumulation={accumulation}"]
         args += ["norm=none", "augmentation=none", "optimizer=sgd", "grad_clip=0", "warmup=0"]
-        settings = load_settings([*tiny_settings_args(data_dir, tmp_path), *args])
-        fold = FoldTrainer(settings, 0, load_training_samples(settings), None)
+        fold = make_trainer(*args)
         assert len(fold.train_samples) == 6
         fold.train_epoch(tqdm(disable=True))
         weights.append([p.detach().clone() for p in fold.state.model.parameters()])
@@ -86,10 +96,8 @@ def test_update_of_accumulated_steps_is_that_of_one_batch(data_dir, tmp_path):
         assert torch.allclose(one, two, atol=1e-5)
 
 
-def test_steps_of_each_update_weigh_one_together_also_in_the_last_update(data_dir, tmp_path):
-    args = [*tiny_settings_args(data_dir, tmp_path), "batch_size=1", "grad_accumulation=4"]
-    settings, steps = load_settings(args), []
-    fold = FoldTrainer(settings, 0, load_training_samples(settings), None)
+def test_steps_of_each_update_weigh_one_together_also_in_the_last_update(make_trainer):
+    fold, steps = make_trainer("batch_size=1", "grad_accumulation=4"), []
     train_step = fold.state.train_step
 
     def record(images, targets, weight, is_update):
@@ -105,12 +113,11 @@ def test_steps_of_each_update_weigh_one_together_also_in_the_last_update(data_di
 
 
 @pytest.fixture
-def validate_with(data_dir, tmp_path, monkeypatch):
+def validate_with(make_trainer, monkeypatch):
     """Train three epochs whose validation has the scores that are passed; return the trainer."""
 
     def train(*args, scores=((0.5, 0.5), (0.9, 0.6), (0.7, 0.8))):
-        settings = load_settings([*tiny_settings_args(data_dir, tmp_path), *args])
-        fold = FoldTrainer(settings, 0, load_training_samples(settings), None)
+        fold = make_trainer(*args)
         remaining = [dict(zip(("val_dice", "val_accuracy"), pair, strict=True)) for pair in scores]
         monkeypatch.setattr(
             fold, "score_samples", lambda samples: iter([remaining.pop(0)] * len(samples))
@@ -156,16 +163,15 @@ def test_first_batch_is_drawn_once(validate_with, monkeypatch):
 # ---------------------------------------------------------------- resume
 
 
-def test_resume_with_an_image_moved_to_another_fold_is_rejected(data_dir, tmp_path):
-    settings = load_settings(tiny_settings_args(data_dir, tmp_path))
-    samples = load_training_samples(settings)
-    fold = FoldTrainer(settings, 0, samples, None)
+def test_resume_with_an_image_moved_to_another_fold_is_rejected(make_trainer):
+    fold = make_trainer()
     fold.save_snapshot()
     fold.snapshots.wait()
-    FoldTrainer(settings, 0, samples, None).resume()
-    moved = [replace(samples[0], fold=1 - samples[0].fold), *samples[1:]]
+    make_trainer().resume()
+    first, *others = load_training_samples(fold.settings)
+    moved = [replace(first, fold=1 - first.fold), *others]
     with pytest.raises(InputError, match="other images, masks or folds"):
-        FoldTrainer(settings, 0, moved, None).resume()
+        FoldTrainer(fold.settings, 0, moved, None).resume()
 
 
 # ---------------------------------------------------------------- time and memory
@@ -197,12 +203,8 @@ def test_seconds_since_includes_what_the_gpu_has_queued(clock, monkeypatch):
     assert seconds_since(-1, torch.device("cpu")) == 8  # waits for no GPU
 
 
-def test_images_per_second_counts_loading_steps_and_reading_the_loss(
-    data_dir, tmp_path, clock, monkeypatch
-):
-    settings = load_settings([*tiny_settings_args(data_dir, tmp_path), "batch_size=2"])
-    samples = load_training_samples(settings)
-    fold = FoldTrainer(settings, 0, samples, None)
+def test_images_per_second_counts_loading_steps_and_reading_the_loss(make_trainer, clock):
+    fold = make_trainer("batch_size=2")
     fold.loader.collate_fn = taking(clock, 0.5, fold.loader.collate_fn)
     fold.state.train_step = taking(clock, 1, fold.state.train_step)
     fold.require_finite = taking(clock, 10, fold.require_finite)  # at step 1 and at the end
@@ -212,49 +214,40 @@ def test_images_per_second_counts_loading_steps_and_reading_the_loss(
     assert row["images_per_second"] == round(6 / 14.5, 2)
 
 
-def test_snapshots_do_not_count_as_training_time(data_dir, tmp_path, clock):
-    args = [*tiny_settings_args(data_dir, tmp_path), "batch_size=2", "snapshot_seconds=0"]
-    settings = load_settings(args)
-    samples = load_training_samples(settings)
-    fold = FoldTrainer(settings, 0, samples, None)
+def test_snapshots_do_not_count_as_training_time(make_trainer, clock):
+    fold = make_trainer("batch_size=2", "snapshot_seconds=0")
     fold.state.train_step = taking(clock, 1, fold.state.train_step)
     fold.save_snapshot = taking(clock, 100, fold.save_snapshot)
     assert fold.train_epoch(tqdm(disable=True))["seconds"] == 3
     fold.snapshots.wait()
 
 
-def test_a_snapshot_is_saved_when_snapshot_seconds_are_over(data_dir, tmp_path, clock):
-    args = [*tiny_settings_args(data_dir, tmp_path), "batch_size=1", "snapshot_seconds=2"]
-    settings, saved = load_settings(args), []
-    samples = load_training_samples(settings)
-    fold = FoldTrainer(settings, 0, samples, None)
+def test_a_snapshot_is_saved_when_snapshot_seconds_are_over(make_trainer, clock):
+    fold, saved = make_trainer("batch_size=1", "snapshot_seconds=2"), []
     fold.state.train_step = taking(clock, 1, fold.state.train_step)
     fold.save_snapshot = lambda: saved.append(fold.step)
     fold.train_epoch(tqdm(disable=True))
     assert saved == [3, 6]
 
 
-def test_every_fold_has_a_peak_of_memory_of_its_own(data_dir, tmp_path, monkeypatch):
+def test_every_fold_has_a_peak_of_memory_of_its_own(make_trainer, monkeypatch):
     """torch keeps one peak for the whole process."""
     reset = []
     monkeypatch.setattr(torch.cuda, "init", lambda: None)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset.append)
     monkeypatch.setattr(trainer, "EpochMetrics", lambda device: None)
     monkeypatch.setattr(trainer, "TrainState", lambda *args: None)
-    settings = load_settings(tiny_settings_args(data_dir, tmp_path))
-    samples = load_training_samples(settings)
     for device in (torch.device("cpu"), torch.device("cuda", 0)):
         monkeypatch.setattr(trainer, "pick_device", lambda settings, device=device: device)
-        FoldTrainer(settings, 0, samples, None)
+        make_trainer()
     assert reset == [torch.device("cuda", 0)]
 
 
 @pytest.mark.parametrize("tta", ["hflip", "flips"])
 def test_network_trains_in_training_mode_and_is_validated_without_tta(
-    data_dir, tmp_path, monkeypatch, tta
+    make_trainer, monkeypatch, tta
 ):
-    settings = load_settings([*tiny_settings_args(data_dir, tmp_path), f"tta={tta}"])
-    fold = FoldTrainer(settings, 0, load_training_samples(settings), None)
+    fold = make_trainer(f"tta={tta}")
     before = fold.state.model.network.encoder_blocks[0][1].running_mean.clone()
     fold.train_epoch(tqdm(disable=True))
     after = fold.state.model.network.encoder_blocks[0][1].running_mean
