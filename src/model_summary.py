@@ -3,6 +3,8 @@
 `python src/model_summary.py recipe=carvana_small`, or run=<a run> for the settings of a run.
 """
 
+import re
+
 from core import cli, run_folder
 from core.config import load_settings
 from core.overrides import parse_overrides
@@ -33,7 +35,7 @@ def main(args: list[str]) -> None:
         depth=3,
         verbose=0,
     )
-    print(summary)
+    print(re.sub(r"Units\.(\w)\w+", r"\1", str(summary)))  # torchinfo writes Units.TERABYTES for T
 
 
 if __name__ == "__main__":

@@ -45,16 +45,12 @@ from reporting.pictures import predict_photographs
 
 
 def describe_prediction(
-    settings: Settings,
-    samples: list[Sample],
-    members: list[EnsembleMember],
-    binarizer: Binarizer,
+    settings: Settings, images: str, members: list[EnsembleMember], binarizer: Binarizer
 ) -> str:
-    """Return a line that says how many images and networks there are, and how masks are made."""
-    images, networks = format_count(len(samples), "image"), format_count(len(members), "network")
-    line = f"{images} of {settings.data_dir}, {networks}, tta={settings.tta}"
-    if samples[0].class_map.is_binary:
-        source = "best out of fold" if settings.threshold is None else "from settings"
+    """Return a line that says how many networks predict the `images`, and how masks are made."""
+    line = f"{images}, {format_count(len(members), 'network')}, tta={settings.tta}"
+    if datasets.get_class_map(settings).is_binary:
+        source = "chosen out of fold" if settings.threshold is None else "from settings"
         steps = ",".join(binarizer.steps) or "none"
         line += f", threshold {binarizer.threshold:.4f} ({source}), postprocess {steps}"
     return line
@@ -197,7 +193,9 @@ def end_with_errors(errors: list[str]) -> None:
 def main(args: list[str]) -> None:
     settings = load_runs.settings_for_prediction(args)
     if settings.images:
-        end_with_errors(predict_photographs(settings, ensemble.load_trained_model(settings)))
+        model = ensemble.load_trained_model(settings)
+        print(describe_prediction(settings, settings.images, model.members, model.binarizer))
+        end_with_errors(predict_photographs(settings, model))
         return
     if "background" in parse_overrides(args):
         raise InputError("background: needs images=<a photograph or a folder>")
@@ -217,7 +215,8 @@ def main(args: list[str]) -> None:
         return
     members = load_runs.load_members(settings)
     binarizer = oof.choose_binarizer(settings, scores)
-    print(describe_prediction(settings, samples, members, binarizer))
+    images = f"{format_count(len(samples), 'image')} of {settings.data_dir}"
+    print(describe_prediction(settings, images, members, binarizer))
     distributed.init_process_group(device)
     key = prediction_key(settings, members, binarizer)
     folder = settings.submission_path.with_suffix(".chunks")

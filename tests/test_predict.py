@@ -165,4 +165,4 @@ def test_predict_with_a_run_of_the_first_release_gives_its_submission(tmp_path, 
     args += ["precision=fp32"]
     predict.main(args)
     assert path.read_bytes() == (FIRST_RELEASE_RUN / "submission.csv").read_bytes()
-    assert "threshold 0.5781 (best out of fold)" in capsys.readouterr().out
+    assert "threshold 0.5781 (chosen out of fold)" in capsys.readouterr().out

@@ -187,7 +187,7 @@ class Settings:
     tta: Literal["none", "hflip", "flips"] = setting("hflip", "test-time augmentation, whose probabilities are averaged: hflip: the image and its horizontal flip; flips: also its vertical flip and both together")
     tile_size: int = setting(0, "predict network inputs larger than this in square tiles of this side length, for large images at size=null; 0: no tiles", TILE_SIZE, scope="invocation")
     tile_overlap: float = setting(0.25, "fraction of a tile that overlaps its neighbor", TILE_OVERLAP, scope="invocation")
-    threshold: float | None = setting(None, "foreground threshold; null: the best one out of fold", OPEN_UNIT_INTERVAL, scope="invocation")
+    threshold: float | None = setting(None, "foreground threshold; null: the best one out of fold, but 0.5 if choosing it gains nothing on other folds", OPEN_UNIT_INTERVAL, scope="invocation")
     postprocess: str = setting("auto", "mask post-processing: none, or any of specks (remove them), largest (keep one component), fill (holes); auto: steps that gain on every fold, of specks and largest the better one", POSTPROCESS, scope="invocation")
     skip_unreadable: bool = setting(False, "give unreadable test images without labels empty masks, list them at the end, and exit with code 3", scope="invocation")
     save_masks: bool = setting(False, "predict.py, one class: also write PNG masks and JPEG overlays; masks of several classes are always written", scope="invocation")

@@ -45,13 +45,13 @@ def task_columns(scores: oof.Scores) -> dict[str, Any]:
         pooled = metrics.dataset_scores(scores.confusion)
         return {f"pixel_{name}": value for name, value in pooled.items()}
     histograms, step_dice, folds = scores.histograms, scores.step_dice, scores.folds
-    dice_at_half = metrics.dice_curve(histograms)[:, metrics.HALF_INDEX]
+    threshold, threshold_gain = metrics.choose_threshold(histograms, folds)
     steps, postprocess_gain = choose_steps(step_dice, folds), cross_fitted_gain(step_dice, folds)
     if steps and len(np.unique(folds)) < 3:
         postprocess_gain = np.nan  # choosing a step takes two folds, scoring it a third
     return {
-        "threshold": metrics.best_threshold(histograms)[0],
-        "threshold_gain": (metrics.cross_fitted_dice(histograms, folds) - dice_at_half).mean(),
+        "threshold": threshold,
+        "threshold_gain": threshold_gain,
         "postprocess": ",".join(steps) or "none",
         "postprocess_gain": postprocess_gain,
         "postprocess_why": "; ".join(explain_steps(step_dice, folds)),

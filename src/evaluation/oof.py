@@ -169,13 +169,15 @@ def score_columns(statistics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def choose_binarizer(settings: Settings, scores: Scores) -> Binarizer:
     """Return the threshold and steps of the settings.
 
-    By default the threshold has the highest mean out-of-fold Dice, and a step is used if it raises
-    the mean Dice on every fold. Several classes: 0.5, which is not used, and no steps.
+    By default the threshold has the highest mean out-of-fold Dice, or is 0.5 if such a choice gains
+    nothing on other folds; a step is used if it raises the mean Dice on every fold. Several
+    classes: 0.5, which is not used, and no steps.
     """
     if not scores.is_binary:
         return Binarizer(0.5, [])
     steps = requested_steps(settings.postprocess, scores.step_dice, scores.folds)
-    return Binarizer(settings.threshold or metrics.best_threshold(scores.histograms)[0], steps)
+    chosen, _ = metrics.choose_threshold(scores.histograms, scores.folds)
+    return Binarizer(settings.threshold or chosen, steps)
 
 
 # ---------------------------------------------------------------- oof.csv and oof.npz

@@ -98,8 +98,8 @@ def read_background(background: str | os.PathLike, size: Size) -> np.ndarray:
         return np.full((*size, 3), color, np.uint8)
     if not Path(text).is_file():
         raise InputError(
-            f"background={text}: neither a picture file nor a color; write a color as '#ffffff' or "
-            "as a name such as white"
+            f"background={text}: neither an existing picture file nor a color; write a color as "
+            "'#ffffff' or as a name such as white"
         )
     picture = Image.fromarray(read_image(Path(text)))
     return np.asarray(ImageOps.fit(picture, size[::-1]))

@@ -79,10 +79,10 @@ def how_to_train(settings: Settings, run_dir: Path) -> str:
     if run_dir.name != Path(settings.recipe).stem:
         is_recipe = (config.SRC / "recipes" / f"{run_dir.name}.yaml").exists()
         how = [f"recipe={run_dir.name}"] if is_recipe else [*how, f"run={run_dir.name}"]
-    trained = [folder.name for folder in run_folder.trained_runs(run_dir.parent)]
-    found = f"; trained runs: {list_names(trained)}" if trained else ""
-    command = train_sh_command(settings, *how)
-    return f"train it with `{command}`, or set run= or runs=a,b{found}"
+    fix = f"train it with `{train_sh_command(settings, *how)}`"
+    if trained := [folder.name for folder in run_folder.trained_runs(run_dir.parent)]:
+        fix = f"set run= or runs= to trained ones ({list_names(trained)}), or {fix}"
+    return fix
 
 
 def train_sh_command(settings: Settings, *args: str) -> str:
@@ -152,6 +152,8 @@ def load_oof_members(settings: Settings, fold: int, data_fingerprint: str) -> li
         if problem := checkpoint.find_fold_mismatch(path, fold, data_fingerprint):
             if trained.max_images:
                 problem += f"; {run} was trained with max_images={trained.max_images}"
+            if len(settings.runs) > 1:
+                problem += "; all runs of an ensemble need the same images and folds"
             raise InputError(problem)
         members.append(make_member(model, trained))
     return members

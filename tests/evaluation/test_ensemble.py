@@ -144,7 +144,13 @@ def test_settings_not_inherited_are_settings():
             ["runs=[a,b]", "trimap_border=class", "dataset_format=pets"],
             ["3 classes", "1 class (", "set dataset_format= and trimap_border= as in training"],
         ),
-        (["run=aa"], ["aa: has no trained fold (did you mean a?); train it with"]),
+        (
+            ["run=aa"],
+            [
+                "aa: has no trained fold (did you mean a?); set run= or runs= to ",
+                "trained ones (a, b), or train it with",
+            ],
+        ),
         (["run=c"], ["c: has no trained fold", "bash train.sh recipe=carvana"]),
         (["run=a+b"], ["a+b: has no trained fold; set runs=a,b"]),
     ],
@@ -191,7 +197,7 @@ def test_load_oof_members_of_network_in_another_folds_folder_is_rejected(runs_co
 
 def test_load_oof_members_of_networks_of_other_data_is_rejected(runs):
     fewer = dataset_fingerprint(runs.samples[1:])
-    with pytest.raises(InputError, match=r"folds_csv hold now; restore them$"):
+    with pytest.raises(InputError, match=r"hold now; restore them; all runs of an ensemble"):
         load_runs.load_oof_members(runs.ensemble_settings, 0, fewer)
 
 

@@ -108,6 +108,17 @@ def test_cross_fitted_dice_uses_the_threshold_of_the_other_fold():
     assert np.isnan(metrics.cross_fitted_dice(histograms, np.array([0, 0]))).all()
 
 
+def test_choose_threshold_is_the_best_one_unless_other_folds_lose_by_it():
+    true = np.repeat([True, False], 50)[None]
+    low, high = np.where(true, 60, 40), np.where(true, 210, 190)
+    histograms = np.stack([histograms_of_levels(x.astype(np.uint8), true) for x in (low, high)])
+    threshold, gain = metrics.choose_threshold(histograms[[0, 0]], np.array([0, 1]))
+    assert 40 / 255 < threshold <= 60 / 255 and gain == 1.0
+    assert metrics.choose_threshold(histograms, np.array([0, 1])) == (0.5, 0.0)
+    threshold, gain = metrics.choose_threshold(histograms[:1], np.array([0]))
+    assert 40 / 255 < threshold <= 60 / 255 and np.isnan(gain)
+
+
 # ---------------------------------------------------------------- several classes
 
 

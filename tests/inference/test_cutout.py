@@ -114,7 +114,7 @@ def test_read_background_covers_the_size_with_the_center_of_a_picture(tmp_path, 
 
 @pytest.mark.parametrize("text", ["#ffff", "whit", "/nowhere/hall.jpg", ".", "rgb(300,0,0)"])
 def test_read_background_rejects_other_texts_in_one_line(text):
-    with pytest.raises(InputError, match="neither a picture file nor a color") as error:
+    with pytest.raises(InputError, match="neither an existing picture file nor a color") as error:
         cutout.read_background(text, (2, 3))
     assert text in str(error.value)
 

@@ -214,7 +214,7 @@ def test_predict_does_not_write_photographs_among_the_files_of_the_run(arguments
 def test_predict_rejects_an_invalid_background_before_it_predicts(arguments, run_dir, tmp_path):
     photograph = draw_photograph(tmp_path / "car.png")
     args = [*arguments, f"images={photograph}", "background=blau"]
-    assert_input_error(predict.main, args, "background=blau: neither a picture file nor a color")
+    assert_input_error(predict.main, args, "background=blau: neither an existing picture file nor")
     assert not (run_dir / "car").exists()
 
 

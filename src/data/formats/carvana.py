@@ -43,7 +43,7 @@ class Carvana(DatasetFormat):
         if split == "train":
             require_paths(images_dir, masks, remedy=download_remedy(settings))
             return pair_images_with_masks(list_images(images_dir), masks, settings.mask_name)
-        others = "; other photographs: `bash predict.sh images=<photograph or folder>`"
+        others = "; to predict other photographs, add images=<photograph or folder>"
         require_paths(images_dir, remedy=download_remedy(settings) + others)
         images = list_images(images_dir)
         if (names := read_submission_names(settings)) is not None:
