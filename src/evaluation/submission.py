@@ -4,6 +4,7 @@ import csv
 import json
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from core import process_env
 from core.errors import InputError
 from core.files import atomic_write
 from core.settings import Settings
@@ -26,7 +28,8 @@ MAX_LISTED = 20  # errors or warnings that are printed; the others are only coun
 
 
 def require_replaceable(settings: Settings, names: list[str]) -> None:
-    """Raise InputError if the csv exists and has masks of other images than `names`."""
+    """Raise InputError if the csv exists and has masks of other images than `names`. Print a notice
+    if its masks are those of other runs."""
     path = settings.submission_path
     if not path.exists():
         return
@@ -41,6 +44,13 @@ def require_replaceable(settings: Settings, names: list[str]) -> None:
             f"{path}: has masks of other images ({len(lost)}), such as {lost.iloc[0]}; it would be "
             f"replaced by {len(names)} masks of {settings.data_dir}, such as {names[0]}: {fix}"
         )
+    with suppress(InputError):  # there is no submission.json, or it is damaged
+        runs = read_submission_json(path.with_suffix(".json"))["runs"]
+        if runs != sorted(settings.runs):
+            process_env.print_once(
+                f"{path}: replaces the submission of {', '.join(runs)}; to keep it, set "
+                "submission_csv=..."
+            )
 
 
 def write_submission(path: Path, masks: Iterable[tuple[str, str]]) -> None:

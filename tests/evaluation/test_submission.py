@@ -9,6 +9,7 @@ from tiny_datasets import draw_car, write_mask, write_test_masks
 import score
 from core import config
 from core.errors import InputError
+from core.settings import Settings
 from data import csv_files, rle
 from evaluation import submission
 from evaluation.metrics import mask_dice
@@ -208,6 +209,18 @@ def test_require_replaceable_rejects_a_csv_of_other_images(tmp_path, existing, i
     for part in (f"{path}: has masks of other images (1), such as {existing[-1]}", "2 masks of "):
         assert part in str(error.value)
     assert "photos, such as a.jpg: set submission_csv=... or delete it" in str(error.value)
+
+
+@pytest.mark.parametrize(("stored", "printed"), [('["a"]', True), ('["b"]', False), ("", False)])
+def test_require_replaceable_names_the_runs_whose_submission_it_replaces(
+    tmp_path, capsys, stored, printed
+):
+    path = tmp_path / "submission.csv"
+    path.write_text("img,rle_mask\na.jpg,1 1\n")
+    path.with_suffix(".json").write_text(f'{{"runs": {stored}}}')
+    submission.require_replaceable(Settings(submission_csv=str(path), runs=["b"]), ["a.jpg"])
+    line = f"{path}: replaces the submission of a; to keep it, set submission_csv=...\n"
+    assert capsys.readouterr().out == (line if printed else "")
 
 
 def test_require_replaceable_rejects_another_file(tmp_path):
