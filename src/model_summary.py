@@ -35,7 +35,8 @@ def main(args: list[str]) -> None:
         depth=3,
         verbose=0,
     )
-    print(re.sub(r"Units\.(\w)\w+", r"\1", str(summary)))  # torchinfo writes Units.TERABYTES for T
+    # torchinfo writes Units.TERABYTES for T.
+    print(re.sub(r"Units\.(\w)\w+BYTES", r"\1", str(summary)))
 
 
 if __name__ == "__main__":

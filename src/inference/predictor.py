@@ -135,7 +135,10 @@ class BatchPredictor:
 
     def set_precision(self, precision: str) -> None:
         """Predict in 'bf16', 'fp16' or 'fp32' from the next batch on."""
-        self.precision, self.models = precision, [m.model_for(precision) for m in self.members]
+        # The models first: threads that call a TrainedModel read them after the precision, and
+        # fused ones must not run in bf16.
+        self.models = [member.model_for(precision) for member in self.members]
+        self.precision = precision
 
     def select_device(self) -> None:
         """Make this process's GPU the current one of this thread; by default it is the first."""
