@@ -1,15 +1,14 @@
-"""Measure how fast recipes train and predict here, and how long the first takes to reach Dice 0.99.
+"""Measure how fast recipes train and predict here.
 
     python src/bench.py data_dir=input/carvana              # on a GPU: carvana_smp and carvana
     python src/bench.py recipe=carvana_small                # another recipe
     python src/bench.py bench_recipes=carvana,carvana_small # several
 
-Runs for about `bench_minutes` minutes. Prints the time of every step and a table in Markdown, and
-writes output/bench.json. An interrupted benchmark still writes what it has measured.
+Prints the time of every step and a table in Markdown, and writes output/bench.json. An interrupted
+benchmark still writes what it has measured.
 """
 
 import shlex
-import time
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -74,31 +73,15 @@ def load_data(settings: Settings) -> tuple[Settings, list[Sample]]:
 # ---------------------------------------------------------------- measurements
 
 
-def measure_all(
-    recipes: dict[str, tuple[Settings, list[Sample]]], deadline: float, report: dict[str, Any]
-) -> None:
-    """Add all measurements to the report. Leave out a recipe that would end after the deadline if
-    it took as long as the one before."""
-    first, (first_settings, first_samples) = next(iter(recipes.items()))
-    device = pick_device(first_settings)
-    previous_seconds = 0.0  # of the recipe before
+def measure_all(recipes: dict[str, tuple[Settings, list[Sample]]], report: dict[str, Any]) -> None:
+    """Add the measurements of each recipe to the report."""
     for name, (settings, samples) in recipes.items():
-        start = time.monotonic()
-        if start + previous_seconds > deadline:
-            print(
-                f"{name}: skipped, would probably exceed bench_minutes={settings.bench_minutes:g}"
-            )
-            continue
         n_training = sum(sample.fold != settings.fold for sample in samples)
         chosen = samples[:: max(1, len(samples) // MAX_LOOP_IMAGES)][:MAX_LOOP_IMAGES]
         result = measurements.measure_recipe(settings, chosen, n_training)
-        if device.type == "cpu" and report["recipes"]:
+        if pick_device(settings).type == "cpu" and report["recipes"]:
             result = result | {"peak_gib": None}  # the peak of the process is that of all recipes
         report["recipes"][name] = result
-        previous_seconds = time.monotonic() - start
-    if time.monotonic() < deadline:
-        measured = measurements.measure_time_to_dice(first_settings, first_samples, deadline)
-        report["time_to_dice"] = {"recipe": first} | measured
 
 
 # ---------------------------------------------------------------- output
@@ -122,35 +105,19 @@ def format_row(name: str, machine: dict[str, Any], result: dict[str, Any]) -> di
     }
 
 
-def format_time_to_dice(result: dict[str, Any]) -> str:
-    """Format the result of measure_time_to_dice() in a sentence."""
-    name, target, curve = result["recipe"], result["target_dice"], result["curve"]
-    if result["minutes"] is not None:
-        found = f"reached in {result['minutes']:.1f} min, {len(curve)} epochs"
-    else:
-        best = f"{max(point['dice'] for point in curve):.5f}" if curve else "not known"
-        found = (
-            f"not reached in {result['minutes_in_all']:.1f} min, {len(curve)} epochs; best {best}"
-        )
-    return f"{name}: Dice {target} on fold {result['fold']} {found}"
-
-
 def print_report(report: dict[str, Any]) -> None:
-    """Print the time of each step, a table in Markdown, and the time to Dice 0.99."""
+    """Print the time of each step and a table in Markdown."""
     machine = report["machine"]
     for name, result in report["recipes"].items():
         lines = [f"{name:<16} {step:<32} {ms:10.3f} ms" for step, ms in result["ms"].items()]
         print(*lines, sep="\n")
     rows = [format_row(name, machine, result) for name, result in report["recipes"].items()]
     print("", to_markdown(pd.DataFrame(rows)), sep="\n")
-    if report["time_to_dice"]:
-        print(format_time_to_dice(report["time_to_dice"]))
     description = ", ".join(f"{name} {value}" for name, value in machine.items() if value)
     print(f"{description}: {report['command']}")
 
 
 def main(args: list[str]) -> None:
-    start = time.monotonic()
     recipes = {name: load_data(settings) for name, settings in recipes_to_measure(args).items()}
     settings, _ = next(iter(recipes.values()))
     torch.set_float32_matmul_precision("high")
@@ -158,10 +125,9 @@ def main(args: list[str]) -> None:
         "command": shlex.join(["python", "src/bench.py", *args]),
         "machine": provenance.describe_machine(pick_device(settings)),
         "recipes": {},
-        "time_to_dice": None,
     }
     try:
-        measure_all(recipes, start + 60 * settings.bench_minutes, report)
+        measure_all(recipes, report)
     finally:  # also after Ctrl-C, or if there is too little memory for the second recipe
         if report["recipes"]:
             print_report(report)

@@ -1,6 +1,7 @@
 """Compare the out-of-fold scores of all runs and ensembles; write output/leaderboard.{csv,md}.
 
-With `runs=a,b` these runs are first scored as an ensemble, on all training images.
+With `runs=a,b` these runs are first scored as an ensemble, on all training images. Also writes the
+predictor.json of each run and ensemble, which inference.load() reads.
 """
 
 from pathlib import Path

@@ -361,6 +361,7 @@ CORRUPTIONS: dict[str, Corruption] = {
     ),
     "a recipe with an unknown key": write_recipe("epoch: 3\n"),
     "a recipe that is a list": write_recipe("- lr\n"),
+    "a recipe with a program": write_recipe("prepare_scripts: [../mine.py]\n"),
     "a text for a number": nothing,
     "steps of one image, of which one pixel is left": nothing,
     "a number for a list": nothing,

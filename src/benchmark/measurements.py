@@ -1,7 +1,6 @@
-"""Measurements of bench.py: the speed of a recipe, and its training time to a target Dice."""
+"""Measurements of bench.py: the speed of a recipe."""
 
 import math
-import time
 from contextlib import closing
 from dataclasses import asdict, replace
 from tempfile import TemporaryDirectory
@@ -13,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmark import baselines, timer
 from benchmark.steps import BINARIZER, time_loading, time_prediction
-from benchmark.timer import LoopDone, LoopTimer, StepTimer
+from benchmark.timer import LoopTimer, StepTimer
 from core.device import explain_out_of_memory, free_memory
 from core.errors import InputError
 from core.settings import Settings
@@ -30,7 +29,6 @@ from training.trainer import FoldTrainer
 N_STEP_IMAGES = 8
 # Images are repeated up to this number: prediction is then tuned, and loops rarely restart.
 MIN_LOOP_IMAGES = TUNE_MIN_PASSES
-TARGET_DICE = 0.99
 
 
 def make_trial(settings: Settings, folder: str) -> Settings:
@@ -138,37 +136,3 @@ def count_training_flops(settings: Settings, n_classes: int) -> float:
     with FlopCounterMode(display=False) as counter:
         model(images)
     return 3 * counter.get_total_flops() / len(images)
-
-
-def measure_time_to_dice(
-    settings: Settings, samples: list[Sample], deadline: float
-) -> dict[str, Any]:
-    """Train on all folds but one until the Dice on that one, validated after every epoch, is
-    TARGET_DICE, or until `deadline` of time.monotonic().
-
-    `minutes` include decoding, and are None if the Dice was not reached. The learning rate is
-    constant, as the number of epochs is not known.
-    """
-    start, curve = time.monotonic(), []
-    with TemporaryDirectory() as folder, explain_out_of_memory(settings):
-        cache = make_cache(settings, samples)
-        trainer = FoldTrainer(make_trial(settings, folder), settings.fold, samples, cache)
-        loop = LoopTimer(trainer.device, deadline - time.monotonic())
-
-        def train_epoch() -> None:
-            trainer.train_epoch(loop)
-            dice = trainer.validate()["val_dice"]
-            trainer.next_epoch()
-            curve.append({"minutes": (time.monotonic() - start) / 60, "dice": dice})
-            if dice >= TARGET_DICE:
-                raise LoopDone
-
-        loop.run(train_epoch)
-        trainer.log.writer.close()
-    return {
-        "fold": settings.fold,
-        "target_dice": TARGET_DICE,
-        "minutes": curve[-1]["minutes"] if curve and curve[-1]["dice"] >= TARGET_DICE else None,
-        "minutes_in_all": (time.monotonic() - start) / 60,
-        "curve": curve,
-    }

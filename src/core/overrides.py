@@ -63,13 +63,13 @@ def parse_overrides(args: list[str]) -> dict[str, Any]:
 
 
 def _parse_value(annotation: Any, text: str) -> Any:
-    """Parse the text of a setting of this type: `a,b` or `[a,b]` for a list, and also
-    `512x768` for a list of numbers. In zsh, unquoted brackets are a file name pattern."""
+    """Parse the text of a setting of this type: `a,b` or `[a,b]` for a list. In zsh, unquoted
+    brackets are a file name pattern."""
     if annotation is str or get_origin(annotation) is Literal:
         return text  # YAML would read run=1e3 as a number, and run=no as false
     if "list" in str(annotation) and text != "null" and not text.startswith("{"):
         inner = text[1:-1] if text.startswith("[") and text.endswith("]") else text
         if annotation == list[str]:
             return [name.strip() for name in inner.split(",") if name.strip()]
-        text = f"[{re.sub(r'(?<=[0-9])[x×](?=[0-9])', ',', inner)}]"
+        text = f"[{inner}]"
     return yaml.load(text, DecimalLoader)

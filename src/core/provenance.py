@@ -44,13 +44,13 @@ def train_command(fold_dir: Path) -> str:
     """Return the command that repeats a fold's training from scratch: that of its first start or,
     if that was by resume=true, of the run's first start in any stage or fold."""
     [own, *_] = _read_records(fold_dir) or [{"command": equivalent_train_command()}]
-    first = own
-    if "resume=" in own["command"]:
-        parent = fold_dir.parent
-        run_dir = parent.parent if re.fullmatch(r"stage\d+", parent.name) else parent
-        folders = [path.parent for path in run_dir.glob(f"**/fold*/{RECORDS_NAME}")]
-        records = [own, *(_read_records(folder)[0] for folder in folders)]
-        first = min(records, key=lambda r: ("resume=" in r["command"], r.get("time", "")))
+    if "resume=" not in own["command"]:
+        return own["command"]
+    parent = fold_dir.parent
+    run_dir = parent.parent if re.fullmatch(r"stage\d+", parent.name) else parent
+    folders = [path.parent for path in run_dir.glob(f"**/fold*/{RECORDS_NAME}")]
+    records = [own, *(_read_records(folder)[0] for folder in folders)]
+    first = min(records, key=lambda r: ("resume=" in r["command"], r.get("time", "")))
     left_out = ("resume=",) if first is own else ("resume=", "fold=")
     return shlex.join(w for w in shlex.split(first["command"]) if not w.startswith(left_out))
 

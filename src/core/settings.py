@@ -53,6 +53,7 @@ POSTPROCESS = Check(
 )
 MASK_NAME = Check("a name with {stem}", lambda v: not v or ("{stem}" in v and "/" not in v))
 BYTE = Check("0 to 255", lambda v: 0 <= v <= 255)
+PREPARE_SCRIPTS = Check("among demo.py, folds.py", lambda v: {*v} <= {"demo.py", "folds.py"})
 CSV_FILE = Check("a .csv file", lambda v: not v or v.endswith(".csv"))
 # Settings that a stage of training may have of its own.
 STAGE_SETTINGS = ("size", "crop_size", "epochs", "batch_size", "grad_accumulation", "lr", "warmup")
@@ -139,7 +140,7 @@ class Settings:
     reduce_colors: int = setting(0, "number of colors per image after quantization; 0: off", COLOR_COUNT, scope="model")
     cache: Literal["auto", "ram", "disk", "none"] = setting("auto", "where decoded images are kept; auto: in memory if they take less than half of the available memory, else on disk if they take less than half of the free space, else not cached but decoded in every epoch; with several processes, disk is tried first", scope="invocation")
     augmentation: Literal["none", "hflip", "flips", "light", "strong", "paper"] = setting("light", "random changes of training images: hflip: horizontal flip only; flips: horizontal and vertical, for images with no natural up direction, such as aerial photographs; light, strong: horizontal flip, shift, zoom, rotation, color, in strong also gray images; paper: those of Jois & Aygar 2017", scope="training")
-    prepare_scripts: list[str] = setting([], "scripts that create data_dir or folds_csv if missing", scope="invocation")
+    prepare_scripts: list[str] = setting([], "scripts that create data_dir or folds_csv if missing", PREPARE_SCRIPTS, scope="invocation")
     demo_cars: int = setting(12, "training cars that demo.py renders", TWO_OR_MORE)
     demo_test_cars: int = setting(4, "test cars that demo.py renders", POSITIVE)
 
@@ -194,7 +195,6 @@ class Settings:
     submission_csv: str = setting("", "csv to write or check; empty: submission.csv, in output_dir if dataset_name=carvana, else in the run's folder", CSV_FILE, scope="invocation", is_path=True)
     truth_csv: str = setting("", "predict.py, score.py: csv of the true masks (img,rle_mask), to score the submission; empty: the masks of the test split, if it has any", scope="invocation", is_path=True)
     bench_recipes: list[str] = setting([], "bench.py: recipes to measure; empty: `recipe` if it is set, else carvana_smp and carvana on a GPU, carvana_small on a CPU", scope="invocation")
-    bench_minutes: float = setting(8, "bench.py: minutes in all; those left after measuring speeds go into training to Dice 0.99", POSITIVE, scope="invocation")
 
     @property
     def train_size(self) -> list[int] | None:

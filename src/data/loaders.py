@@ -184,7 +184,7 @@ def prediction_loader(
         # samples[:1]: the share of a rank may be empty.
         sizes = [network_size(sample, p) for sample in samples[:1] for p in preprocessings]
         batch_bytes = settings.batch_size * sum(3 * height * width for height, width in sizes)
-        workers = choose_num_workers(settings, batch_bytes, is_cheap=True, may_reduce=True)
+        workers = choose_num_workers(settings, batch_bytes, is_cheap=True)
     dataset = PredictionDataset(
         samples,
         preprocessings,

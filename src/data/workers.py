@@ -7,7 +7,6 @@ import cv2
 
 from core import machine, process_env, signals
 from core.device import pick_device
-from core.errors import InputError
 from core.settings import Settings
 
 # Forked processes share the cache in memory. Those of the default method, since Python 3.14 another
@@ -16,35 +15,30 @@ from core.settings import Settings
 START_METHOD = "fork" if sys.platform == "linux" else None
 
 
-def choose_num_workers(
-    settings: Settings, batch_bytes: int, is_cheap: bool, may_reduce: bool = False
-) -> int:
-    """Return the number of worker processes: one per core as far as their batches fit into shared
-    memory, but none if the network runs on the same cores and loading is cheap.
+def choose_num_workers(settings: Settings, batch_bytes: int, is_cheap: bool) -> int:
+    """Return the number of worker processes: `num_workers`, or one per core, but none if the
+    network runs on the same cores and loading is cheap.
 
-    If the setting num_workers is more than fits, it is reduced with a message if `may_reduce`;
-    otherwise InputError is raised.
+    Prints a message if the batches of fewer processes fit into shared memory.
 
     Measured with the carvana_small network on 1918×1280 JPEGs, 2 cores, batches of 4: 18.2 ms an
     image with threads that decode between two forward passes, 20.2 ms with neither threads nor
     workers, 23.3 ms with 2 workers.
     """
-    # Two batches of each worker, one being trained on, one on its way to pinned memory.
-    free = machine.free_shared_memory() // process_env.local_world_size()
-    fitting = max(0, free // max(1, batch_bytes) - 2) // 2
     wanted = settings.num_workers
     if wanted is None:
         if is_cheap and pick_device(settings).type == "cpu":
             return 0
-        wanted, may_reduce = machine.cores_per_process(), True
+        wanted = machine.cores_per_process()
+    # Two batches of each worker, one being trained on, one on its way to pinned memory.
+    free = machine.free_shared_memory() // process_env.local_world_size()
+    fitting = max(0, free // max(1, batch_bytes) - 2) // 2
     if wanted > fitting:
-        line = (
+        process_env.print_once(
             f"num_workers={wanted}: the {free / 2**20:.0f} MB free in /dev/shm hold the batches of "
-            f"{fitting} processes; for more, start the container with --shm-size=8g"
+            f"{fitting} processes; for more, start the container with --shm-size=8g; using "
+            f"{fitting}"
         )
-        if not may_reduce:
-            raise InputError(f"{line}, or set num_workers={fitting}")
-        process_env.print_once(f"{line}; using {fitting}")
     return min(wanted, fitting)
 
 

@@ -71,6 +71,7 @@ class Prediction:
 
     @property
     def probability(self) -> Tensor:
+        """What keep_mean() or keep_each() kept: C×H×W, or M×C×H×W of each member."""
         return self.values["probability"]
 
 

@@ -91,32 +91,36 @@ class FoldTrainer:
         self.state.wrapped_model.train()
         sampler = self.loader.batch_sampler
         sampler.epoch, sampler.start = self.epoch, self.step
-        start = time.monotonic()
+        self.clock = time.monotonic()
         with DeferSignals() as stop:
             for batch in self.loader:
                 if self.epoch == self.step == 0 and process_env.is_main_process():
                     self.log.save_first_batch(*batch, self.class_map)
                 images, targets = (part.to(self.device, non_blocking=True) for part in batch)
                 if self.train_batch(images, targets, bar):  # no gradients are pending
-                    start = self.save_if_due(start, stop.signum)
-            self.metrics.seconds += seconds_since(start, self.device)
-            self.save_if_due(time.monotonic(), stop.signum)  # the GPU's queue may take a while
+                    self.save_if_due(stop.signum)
+            self.count_seconds()
+            self.save_if_due(stop.signum)  # a signal while the GPU finished its queue
         return self.epoch_summary()
 
-    def save_if_due(self, start: float, signum: int) -> float:
-        """Save a snapshot if `start` is snapshot_seconds ago or a process got a signal, after which
-        StopRequested is raised: all ranks act after the same update. Return the time from which the
-        next snapshot is due."""
-        is_due = time.monotonic() - start > self.settings.snapshot_seconds
+    def count_seconds(self) -> None:
+        """Add the training time since `clock` to that of the epoch, and restart the clock."""
+        self.metrics.seconds += seconds_since(self.clock, self.device)
+        self.clock = time.monotonic()
+
+    def save_if_due(self, signum: int) -> None:
+        """Save a snapshot after snapshot_seconds of training, or if a process got a signal, after
+        which StopRequested is raised: all ranks act after the same update."""
+        is_due = time.monotonic() - self.clock > self.settings.snapshot_seconds
         due, stopping = distributed.all_reduce_any([is_due, bool(signum)])
         if not (due or stopping):
-            return start
-        self.metrics.seconds += seconds_since(start, self.device)
+            return
+        self.count_seconds()
         self.save_snapshot()
         if stopping:
             self.snapshots.wait()
             raise StopRequested(signum or signal.SIGTERM)
-        return time.monotonic()
+        self.clock = time.monotonic()  # without the time that saving took
 
     def train_batch(self, images: torch.Tensor, targets: torch.Tensor, bar: tqdm) -> bool:
         """Train on this rank's part of a step; return whether the weights were updated."""

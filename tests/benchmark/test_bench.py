@@ -1,4 +1,4 @@
-"""bench.py on the tiny dataset: steps, loops, the time to a Dice, its table and bench.json."""
+"""bench.py on the tiny dataset: steps, loops, its table and bench.json."""
 
 import json
 from contextlib import redirect_stdout
@@ -46,7 +46,6 @@ def output_dir(tmp_path_factory):
             patch.setattr(timer, "MIN_STEP_SECONDS", 0.01)
             patch.setattr(timer, "LOOP_SECONDS", 0.1)
             patch.setattr(baselines, "MATRIX_SIDE", {"cpu": 64})
-            patch.setattr(measurements, "TARGET_DICE", 0.1)
             bench.main([*args, "batch_size=2", "lr_schedule=onecycle"])
 
     return once_per_session(tmp_path_factory, "bench", run) / "output"
@@ -82,24 +81,15 @@ def test_bench_measures_training_and_prediction_of_a_recipe(report):
         assert result[f"{kind}_busy"] == pytest.approx(busy)
 
 
-def test_bench_trains_until_the_dice_is_reached(report):
-    result = report["time_to_dice"]
-    assert result["recipe"] == "carvana_small" and result["fold"] == 0
-    *earlier, last = result["curve"]
-    assert last["dice"] >= 0.1 and all(point["dice"] < 0.1 for point in earlier)
-    assert 0 < result["minutes"] == last["minutes"] <= result["minutes_in_all"]
-
-
-def test_bench_prints_steps_table_and_dice_and_leaves_only_its_json(output_dir, report):
+def test_bench_prints_steps_and_table_and_leaves_only_its_json(output_dir):
     assert [path.name for path in output_dir.iterdir()] == ["bench.json"]
     lines = (output_dir.parent / "stdout.txt").read_text().splitlines()
     assert sum(line.endswith(" ms") for line in lines) == len(STEPS)
     header, rule, row = (line for line in lines if line.startswith("|"))
     assert header.count("|") == rule.count("|") == row.count("|") == 10
-    assert bench.format_time_to_dice(report["time_to_dice"]) in lines
 
 
-# ---------------------------------------------------------------- recipes and minutes
+# ---------------------------------------------------------------- recipes
 
 
 @pytest.mark.parametrize(
@@ -121,50 +111,18 @@ def test_recipes_to_measure_are_those_named_else_those_for_the_device(
         assert all(settings.lr == 0.5 for settings in recipes.values())
 
 
-@pytest.fixture
-def two_recipes(data_dir, tmp_path, monkeypatch):
-    """Arguments for two recipes that take 40 s each, and a minute for both."""
-    clock = [0.0]
-
-    def measure_recipe(settings, samples, n_training):
-        clock[0] += 40
-        return RESULT
-
-    def measure_time_to_dice(settings, samples, deadline):
-        return {
-            "fold": settings.fold,
-            "target_dice": 0.99,
-            "minutes": 0.5,
-            "curve": [],
-            "left": deadline - 40,
-        }
-
-    monkeypatch.setattr(timer, "MIN_STEP_SECONDS", 0.001)
-    monkeypatch.setattr(bench.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(measurements, "measure_recipe", measure_recipe)
-    monkeypatch.setattr(measurements, "measure_time_to_dice", measure_time_to_dice)
-    args = tiny_settings_args(data_dir, tmp_path / "output")
-    return [*args, "bench_recipes=carvana_small,carvana", "bench_minutes=1"]
-
-
-def test_bench_leaves_out_a_recipe_for_which_it_has_too_little_time(two_recipes, tmp_path, capsys):
-    bench.main(two_recipes)
-    report = json.loads((tmp_path / "output/bench.json").read_text())
-    assert report["recipes"].keys() == {"carvana_small"} and report["time_to_dice"]["left"] == 20
-    assert "carvana: skipped, would probably exceed bench_minutes=1\n" in capsys.readouterr().out
-    bench.main([*two_recipes, "bench_minutes=1.5"])
-    report = json.loads((tmp_path / "output/bench.json").read_text())
-    assert report["recipes"].keys() == {"carvana_small", "carvana"}
-
-
-def test_bench_keeps_what_it_has_measured_before_an_error(two_recipes, tmp_path, monkeypatch):
+def test_bench_keeps_what_it_has_measured_before_an_error(data_dir, tmp_path, monkeypatch):
     def measure_recipe(settings, samples, n_training):
         if settings.recipe == "carvana":
             raise InputError("out of memory with batch_size=4")
         return RESULT
 
     monkeypatch.setattr(measurements, "measure_recipe", measure_recipe)
-    assert_input_error(bench.main, two_recipes, "out of memory with batch_size=4")
+    args = [
+        *tiny_settings_args(data_dir, tmp_path / "output"),
+        "bench_recipes=carvana_small,carvana",
+    ]
+    assert_input_error(bench.main, args, "out of memory with batch_size=4")
     report = json.loads((tmp_path / "output/bench.json").read_text())
     assert report["recipes"].keys() == {"carvana_small"}
 
@@ -176,7 +134,6 @@ def test_bench_keeps_what_it_has_measured_before_an_error(two_recipes, tmp_path,
         ("fold=7", "fold=7: needs images in this fold and in others"),
         ("loss=ce", "loss=ce"),
         ("bench_recipes=carvana,carvanna", "recipe=carvanna: no such recipe"),
-        ("bench_minutes=0", "bench_minutes=0: must be above 0"),
     ],
 )
 def test_bench_rejects_what_it_cannot_measure(data_dir, tmp_path, arg, message):
@@ -215,31 +172,7 @@ def test_format_row_is_a_row_of_the_table():
     assert without_gpu["device"].startswith("16 threads on a CPU, bf16")
 
 
-def test_format_time_to_dice_names_the_minutes_or_the_best_dice():
-    curve = [{"minutes": 1.0, "dice": 0.98765}, {"minutes": 2.0, "dice": 0.98}]
-    result = {"recipe": "carvana_smp", "fold": 0, "target_dice": 0.99, "minutes_in_all": 2.5}
-    formatted = bench.format_time_to_dice(result | {"minutes": None, "curve": curve})
-    assert formatted == (
-        "carvana_smp: Dice 0.99 on fold 0 not reached in 2.5 min, 2 epochs; best 0.98765"
-    )
-    formatted = bench.format_time_to_dice(result | {"minutes": None, "curve": []})
-    assert formatted.endswith("not reached in 2.5 min, 0 epochs; best not known")
-    formatted = bench.format_time_to_dice(result | {"minutes": 2.0, "curve": curve})
-    assert formatted == "carvana_smp: Dice 0.99 on fold 0 reached in 2.0 min, 2 epochs"
-
-
 # ---------------------------------------------------------------- parts
-
-
-def test_measure_time_to_dice_ends_at_the_deadline(data_dir, tmp_path, monkeypatch):
-    settings = load_settings(tiny_settings_args(data_dir, tmp_path / "output"))
-    settings, samples = bench.load_data(settings)
-    clock = iter(range(10**6))  # a second passes whenever it is read
-    monkeypatch.setattr(measurements.time, "monotonic", lambda: float(next(clock)))
-    result = measurements.measure_time_to_dice(settings, samples, deadline=20.0)
-    assert result["minutes"] is None
-    assert 20 <= 60 * result["minutes_in_all"] < 30
-    assert not (tmp_path / "output").exists()
 
 
 @pytest.mark.parametrize(

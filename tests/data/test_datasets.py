@@ -165,7 +165,7 @@ def test_load_samples_explains_the_download_only_for_the_competition(tmp_path, m
         settings = config.load_settings([*args, f"dataset_name={dataset_name}"])
         with pytest.raises(InputError, match="input/carvana: does not exist") as raised:
             datasets.load_training_samples(settings)
-        assert ("kaggle competitions download" in str(raised.value)) == is_explained
+        assert ("input/README.md" in str(raised.value)) == is_explained
 
 
 def test_images_of_which_none_is_in_the_carvana_folds_get_a_hint_of_own_images(data_dir):

@@ -133,7 +133,7 @@ def test_find_training_error_of_a_network_that_needs_values_runs_it():
 
 def test_train_with_steps_of_one_image_ends_before_decoding(data_dir, tmp_path, monkeypatch):
     args = tiny_settings_args(data_dir, tmp_path)
-    args += ["size=8x8", "channels=2,2,2,2", "fold=0", "epochs=1"]
+    args += ["size=8,8", "channels=2,2,2,2", "fold=0", "epochs=1"]
     monkeypatch.setattr(train, "make_cache", None)  # must not be reached
     assert_input_error(
         train.main, [*args, "batch_size=1"], "batch_size=1: model=unet", "batch_size=2"

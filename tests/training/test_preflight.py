@@ -24,7 +24,7 @@ from training.trainer import FoldTrainer
 
 
 @pytest.mark.parametrize(
-    ("size", "is_turned"), [("32,48", False), ("48x32", True), ("48,48", False), ("null", False)]
+    ("size", "is_turned"), [("32,48", False), ("48,32", True), ("48,48", False), ("null", False)]
 )
 def test_check_data_warns_of_width_and_height_in_the_wrong_order(data_dir, capsys, size, is_turned):
     args = [*tiny_settings_args(data_dir, data_dir), f"size={size}"]  # of images 72 wide, 48 high
@@ -134,7 +134,7 @@ def test_check_data_does_not_warn_if_an_image_is_turned_as_size_is(data_dir, cap
     turned, mask = draw_car(0, 9, (72, 48))
     cv2.imwrite(str(data_dir / "train/000000000000_09.jpg"), turned)
     write_mask(data_dir / "train_masks/000000000000_09_mask.gif", mask)
-    settings = config.load_settings([*tiny_settings_args(data_dir, data_dir), "size=48x32"])
+    settings = config.load_settings([*tiny_settings_args(data_dir, data_dir), "size=48,32"])
     preflight.check_data(settings, datasets.load_training_samples(settings))
     out = capsys.readouterr().out
     assert "13 images with masks" in out and "warning" not in out

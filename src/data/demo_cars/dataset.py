@@ -99,7 +99,7 @@ def write_files(
             pool.shutdown(cancel_futures=True)
             raise
     truth = [future.result() for future in futures["test"]]
-    write_csv(folder / "test_truth.csv", "img,rle_mask", truth)
+    write_csv(folder / "test_masks.csv", "img,rle_mask", truth)
     sample_submission = [(file_name, "1 1") for file_name, _ in truth]
     write_csv(folder / "sample_submission.csv", "img,rle_mask", sample_submission)
     metadata = [(c.id, c.year, *MAKES_AND_MODELS[c.body], c.body, c.color) for c in demo_cars]

@@ -29,8 +29,7 @@ from data.sample import Sample
 
 IMAGE_SIZE = (1280, 1918)  # height and width of all images of the competition
 DOWNLOAD_REMEDY = (
-    "; download the competition's data with `kaggle competitions download -c "
-    "carvana-image-masking-challenge` and unzip it as input/README.md describes, set data_dir=..., "
+    "; download the competition's data with the commands of input/README.md, set data_dir=..., "
     "or use recipe=demo, which needs no data"
 )
 

@@ -76,7 +76,7 @@ def test_write_demo_dataset_truth_equals_rendered_masks(folder, view):
     demo_car = dataset.draw_cars(2, seed=3)[1]
     rng = np.random.default_rng([3, demo_car.number, 1])
     car = build_car(rng, BODIES[demo_car.body], PAINTS[demo_car.color])
-    header, *rows = read_csv(folder / "test_truth.csv")
+    header, *rows = read_csv(folder / "test_masks.csv")
     assert header == ["img", "rle_mask"] and len(rows) == 16
     file_name, runs = rows[view - 1]
     assert file_name == f"{demo_car.id}_{view:02d}.jpg"
