@@ -13,7 +13,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from core.environment import ROOT
 from core.errors import InputError, did_you_mean
-from core.old_settings import rename_old_settings
 from core.overrides import HELP_HINT, YAML_ERRORS, DecimalLoader, parse_overrides
 from core.settings import (
     FIELDS,
@@ -176,7 +175,6 @@ def read_recipe(name: str, derived: tuple[str, ...] = ()) -> dict[str, Any]:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):  # an empty file is None
         raise InputError(f"{path}: a recipe must be lines of `key: value`")
-    values = rename_old_settings(values)
     base = str(values.pop("recipe", ""))
     if is_recipe_file(base):
         base = str(path.parent / os.path.expanduser(base))

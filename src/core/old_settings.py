@@ -1,7 +1,7 @@
-"""Settings of earlier versions: old names in weights, config.yaml and recipes are replaced, and
-settings that no longer exist are ignored.
+"""Settings of earlier versions: old names in weights and config.yaml are replaced, and settings
+that no longer exist are ignored.
 
-An old name on the command line is an error that suggests the new one.
+An old name on the command line or in a recipe is an error that suggests the new one.
 """
 
 from typing import Any
@@ -51,7 +51,15 @@ RENAMED_VALUES = {
     ("augmentation", "flip"): "hflip",
     ("upsampling", "nearest"): "nearest_conv",
 }
-REMOVED = {"augment_on", "bench_baselines", "compare", "decode", "jpeg_decode", "minutes"}
+REMOVED = {
+    "augment_on",
+    "bench_baselines",
+    "bench_minutes",
+    "compare",
+    "decode",
+    "jpeg_decode",
+    "minutes",
+}
 
 
 def rename_old_settings(values: dict[str, Any]) -> dict[str, Any]:

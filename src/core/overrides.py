@@ -7,7 +7,6 @@ from typing import Any, Literal, get_origin
 import yaml
 
 from core.errors import InputError
-from core.old_settings import RENAMED, RENAMED_VALUES
 from core.settings import FIELDS, find_paths
 
 HELP_HINT = "`bash train.sh help` lists all settings"
@@ -42,10 +41,6 @@ def parse_overrides(args: list[str]) -> dict[str, Any]:
         key, equals, text = arg.partition("=")
         if not equals:
             raise InputError(f"{arg!r} is not key=value, as in epochs=10; {HELP_HINT}")
-        if key in RENAMED:
-            raise InputError(f"{key}= has been renamed: set {RENAMED[key]}={text}")
-        if (key, text) in RENAMED_VALUES:
-            raise InputError(f"{arg} has been renamed: set {key}={RENAMED_VALUES[key, text]}")
         if not text and key in ("fold", "images", "data_dir", "output_dir"):
             raise InputError(f"{key}=: is empty; perhaps a shell variable is unset")
         try:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from core.errors import did_you_mean
+from core.old_settings import RENAMED
 
 # ---------------------------------------------------------------- allowed values
 
@@ -237,8 +238,11 @@ def find_paths(values: dict[str, Any]) -> dict[str, str]:
 
 
 def suggest_setting(name: str) -> str:
-    """Return " (did you mean lr?)" for learning_rate: a setting with a similar name, or else the
-    first one whose help text contains these words; "" if there is none."""
+    """Return " (did you mean lr?)" for learning_rate: the new name of a renamed setting, a setting
+    with a similar name, or the first one whose help text contains these words; "" if there is none.
+    """
+    if name in RENAMED:
+        return f" (it is called {RENAMED[name]} now)"
     if similar := did_you_mean(name, FIELDS):
         return similar
     words = name.lower().replace("_", " ")

@@ -135,7 +135,7 @@ def test_every_recipe_loads_and_starts_with_its_purpose(path):
         ("recipe=nope", ["no such recipe", "carvana_smp"]),
         ("recipe=absent.yaml", ["recipe=absent.yaml: No such file or directory"]),
         ("recipe=own-images", ["no such recipe (did you mean own_images"]),
-        ("batch=8", ["batch=", "renamed", "set batch_size=8"]),
+        ("batch=8", ["batch=8: no such setting (it is called batch_size now)"]),
         ("images=", ["images=: is empty; perhaps a shell variable is unset"]),
         ("data_dir=", ["data_dir=: is empty"]),
         ("output_dir=", ["output_dir=: is empty"]),
@@ -170,6 +170,7 @@ NO_SETTINGS = "a recipe must be lines of `key: value`"
         ("lr: 8:30\n", "not valid YAML: .*'8:30'"),
         ("truth_csv: [1]", "truth_csv"),
         ("lrr: 1", "lrr=1: no such setting"),
+        ("batch: 8", r"batch=8: no such setting \(it is called batch_size now\)"),
         ("dilated_bottom: 6\n", "dilated_bottom=6"),
     ],
 )
@@ -352,12 +353,6 @@ def test_check_options_rejects_an_option_of_the_other_model_in_a_recipe(recipe):
     args = [recipe("model: unet\nfull_size_skip: 16\nhalf_size_decoder: false\n")]
     with pytest.raises(InputError, match="full_size_skip=16: is an option of model=smp; this run"):
         config.check_options(config.load_settings(args), args)
-
-
-def test_load_settings_reads_names_of_the_first_release_in_a_recipe(recipe):
-    old = recipe("batch: 7\namp: fp32\naugment_on: gpu\ndilated_bottom: 0\n")
-    settings = config.load_settings([old])
-    assert (settings.batch_size, settings.precision) == (7, "fp32")
 
 
 def test_load_settings_reads_decimals_and_exponents():
