@@ -12,6 +12,7 @@ from core.errors import InputError
 from core.files import atomic_write_text
 from core.settings import Settings
 from core.text import format_count
+from core.threads import map_in_threads
 from data.classes import ClassMap, colorize, encode_values
 from data.datasets import get_class_map
 from data.image_files import warn_of_other_files
@@ -22,6 +23,8 @@ from inference.segmentation import Segmentation
 from inference.trained_model import TrainedModel
 
 SKIP_HINT = "; or set skip_unreadable=true"
+# Each holds up to three predictions, of 170 MB for a photograph of 24 megapixels.
+WRITER_THREADS = 2
 SOURCE_NAME = "source.txt"  # the path of the photographs
 
 
@@ -43,21 +46,16 @@ def predict_photographs(settings: Settings, model: TrainedModel) -> list[str]:
         settings.run_dir, path.resolve().name if path.is_dir() else path.stem
     )
     claim_folder(folder, path)
-    empty, errors = [], []
-    for photograph in tqdm(photographs, "predict", unit="image", disable=None):
-        try:
-            image = read_image(photograph)
-        except InputError as error:
-            if not settings.skip_unreadable:
-                raise InputError(f"{error}{SKIP_HINT}") from None
-            errors.append(str(error))
-            continue
-        result = model(image)
-        # Of an earlier prediction with background=.
-        (folder / f"{photograph.stem}_background.jpg").unlink(missing_ok=True)
-        for ending, picture in draw_pictures(result, class_map, settings.background):
-            write_image(folder / f"{photograph.stem}_{ending}", picture)
-        empty += [] if result.mask.any() else [photograph.name]
+    errors = []
+
+    def write(predicted: tuple[Path, Segmentation]) -> str:
+        photograph, result = predicted
+        write_pictures(folder / photograph.stem, result, class_map, settings.background)
+        return "" if result.mask.any() else photograph.name
+
+    # The threads draw and write while the next photographs are predicted.
+    results = predict_each(settings, model, photographs, errors)
+    empty = [name for name in map_in_threads(write, results, WRITER_THREADS) if name]
     if not class_map.is_binary:
         write_image(folder / "legend.png", visualize.draw_legend(class_map))
     written = {f"{photograph.stem}_mask.png" for photograph in photographs}
@@ -68,6 +66,22 @@ def predict_photographs(settings: Settings, model: TrainedModel) -> list[str]:
         verb = "is" if len(empty) == 1 else "are"
         print(f"{len(empty)} of {count} masks {verb} empty; the first is of {empty[0]}")
     return errors
+
+
+def predict_each(
+    settings: Settings, model: TrainedModel, photographs: list[Path], errors: list[str]
+) -> Iterator[tuple[Path, Segmentation]]:
+    """Yield each photograph with its prediction. Unreadable ones are left out, and their error
+    messages added to `errors`; without skip_unreadable, InputError is raised."""
+    for photograph in tqdm(photographs, "predict", unit="image", disable=None):
+        try:
+            image = read_image(photograph)
+        except InputError as error:
+            if not settings.skip_unreadable:
+                raise InputError(f"{error}{SKIP_HINT}") from None
+            errors.append(str(error))
+        else:
+            yield photograph, model(image)
 
 
 def claim_folder(folder: Path, photographs: Path) -> None:
@@ -89,6 +103,14 @@ def check_background(settings: Settings, class_map: ClassMap) -> None:
         )
     if settings.background:
         read_background(settings.background, (8, 8))
+
+
+def write_pictures(path: Path, result: Segmentation, class_map: ClassMap, background: str) -> None:
+    """Write the pictures of a photograph to `path`_mask.png and so on."""
+    # Of an earlier prediction with background=.
+    path.with_name(f"{path.name}_background.jpg").unlink(missing_ok=True)
+    for ending, picture in draw_pictures(result, class_map, background):
+        write_image(path.with_name(f"{path.name}_{ending}"), picture)
 
 
 def draw_pictures(
