@@ -7,6 +7,7 @@ import re
 
 from core import cli, run_folder
 from core.config import load_settings
+from core.errors import InputError
 from core.overrides import parse_overrides
 
 if __name__ == "__main__":
@@ -20,8 +21,10 @@ from models.build import build_model
 
 
 def main(args: list[str]) -> None:
-    settings = load_settings(args)
-    if "run" in parse_overrides(args):
+    settings, overrides = load_settings(args), parse_overrides(args)
+    if "runs" in overrides:
+        raise InputError("runs: this shows a single network; set run=")
+    if "run" in overrides:
         stored = run_folder.read_run_settings(settings.run_dir)
         settings = load_settings(args, stored, run_folder.config_path(settings.run_dir))
     model = build_model(settings, len(get_class_map(settings).names), pretrained=False)

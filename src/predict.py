@@ -89,24 +89,35 @@ def predict_pending_chunks(
     distributed.barrier()
 
 
+def mask_paths(settings: Settings, sample: Sample) -> list[Path]:
+    """Return the paths of a sample's mask and overlay, if save_masks is set; for several classes
+    always, of its mask in color and as label file."""
+    folder, name = run_folder.masks_dir(settings.run_dir), sample.image_id
+    if not sample.class_map.is_binary:
+        return [folder / f"{name}.png", folder / "labels" / f"{name}.png"]
+    if settings.save_masks:
+        return [folder / f"{name}_mask.png", folder / f"{name}_overlay.jpg"]
+    return []
+
+
 def to_result(settings: Settings, binarizer: Binarizer, prediction: Prediction) -> ImageResult:
     """Binarize and encode a prediction. Save its mask as PNG: several classes in color and as the
     values of a label file, one class as 0/255 with an overlay if save_masks is set."""
     sample = prediction.sample
+    paths = mask_paths(settings, sample)
     if error := prediction.loaded.error:
+        for path in paths:  # of an earlier prediction
+            path.unlink(missing_ok=True)
         return ImageResult(sample.image.name, rle="", area=0.0, agreement=float("nan"), error=error)
     mask = binarizer.postprocess(prediction.values["mask"])
-    folder = run_folder.masks_dir(settings.run_dir)
     is_binary = sample.class_map.is_binary
     if not is_binary:
-        colored = classes.colorize(mask, sample.class_map)
-        write_image(folder / f"{sample.image_id}.png", colored)
-        values = classes.encode_values(mask, sample.class_map)
-        write_image(folder / "labels" / f"{sample.image_id}.png", values)
+        write_image(paths[0], classes.colorize(mask, sample.class_map))
+        write_image(paths[1], classes.encode_values(mask, sample.class_map))
     elif settings.save_masks:
-        write_image(folder / f"{sample.image_id}_mask.png", mask.astype(np.uint8) * 255)
+        write_image(paths[0], mask.astype(np.uint8) * 255)
         overlay = visualize.draw_overlay(datasets.read_sample_image(sample), mask)
-        write_image(folder / f"{sample.image_id}_overlay.jpg", overlay)
+        write_image(paths[1], overlay)
     return ImageResult(
         sample.image.name,
         rle.encode(mask) if is_binary else "",
@@ -138,11 +149,8 @@ def merge_chunks(settings: Settings, chunks: ChunkedPrediction) -> list[ImageRes
 
 def warn_of_other_masks(settings: Settings, samples: list[Sample]) -> None:
     """Print a warning if the folder of the masks holds those of other images."""
-    written = {"legend.png"}
-    if not samples[0].class_map.is_binary:
-        written |= {f"{sample.image_id}.png" for sample in samples}
-    elif settings.save_masks:
-        written |= {f"{sample.image_id}_mask.png" for sample in samples}
+    written = {path.name for sample in samples for path in mask_paths(settings, sample)[:1]}
+    written.add("legend.png")
     warn_of_other_files(run_folder.masks_dir(settings.run_dir), "*.png", written)
 
 
@@ -206,6 +214,8 @@ def main(args: list[str]) -> None:
         if settings.skip_unreadable:
             raise InputError("skip_unreadable: is for test images without masks; leave it out")
         datasets.read_sizes(samples)  # InputError if a mask has another size, before prediction
+    if not samples[0].class_map.is_binary and any(s.image_id == "legend" for s in samples):
+        raise InputError("legend: the picture of the colors has this name; rename the test image")
     if samples[0].class_map.is_binary:
         submission.require_replaceable(settings, [sample.image.name for sample in samples])
     scores = ensemble.ensure_oof_scores(settings)
@@ -220,7 +230,7 @@ def main(args: list[str]) -> None:
     distributed.init_process_group(device)
     key = prediction_key(settings, members, binarizer)
     folder = settings.submission_path.with_suffix(".chunks")
-    chunks = ChunkedPrediction(folder, key, samples, settings)
+    chunks = ChunkedPrediction(folder, key, samples, settings, partial(mask_paths, settings))
     images_hash = short_hash("".join(chunks.images_hashes), 12)
     distributed.assert_equal_on_all_ranks({"weights or settings": key, "test images": images_hash})
     with chunks.lock() if process_env.is_main_process() else nullcontext():

@@ -161,11 +161,14 @@ def load_test_images(settings: Settings) -> list[Sample]:
 def load_report(settings: Settings) -> Report:
     scores = ensemble.ensure_oof_scores(settings)
     entries = load_entries(Path(settings.output_dir))
-    data = next((entry.data for entry in entries if entry.name == settings.run), None)
-    if data is None:  # a file system may ignore the case of names
+    own = next((entry for entry in entries if entry.name == settings.run), None)
+    if own is None:  # a file system may ignore the case of names
         names = ", ".join(entry.name for entry in entries)
         raise InputError(f"run={settings.run}: no such run; found {names}")
-    entries = leaderboard.sort_entries([entry for entry in entries if entry.data == data])
+    if settings.tta != own.columns["tta"]:
+        found = f"{settings.run} was scored with tta={own.columns['tta']}"
+        raise InputError(f"tta={settings.tta}: {found}; set tta={own.columns['tta']}")
+    entries = leaderboard.sort_entries([entry for entry in entries if entry.data == own.data])
     return Report(
         settings,
         scores,

@@ -237,6 +237,12 @@ def test_classes_csv_trains_and_predicts_several_classes(tmp_path):
         label = cv2.imread(str(folder / "labels" / name), cv2.IMREAD_UNCHANGED)
         assert label.dtype == np.uint8 and {*np.unique(label)} <= {0, 1}
         assert (colors == np.array([(0, 0, 0), (10, 100, 200)])[label]).all()
+    for name in ("test_masks", "sample_submission.csv"):
+        (data_dir / name).rename(data_dir / f"no_{name}")
+    image = min((data_dir / "test").iterdir())
+    image.rename(image.with_stem("legend"))
+    message = "legend: the picture of the colors has this name; rename the test image"
+    assert_input_error(predict.main, prediction_args(args), message)
 
 
 @pytest.mark.parametrize("option", ["threshold=0.3", "postprocess=largest", "truth_csv=t.csv"])

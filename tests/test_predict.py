@@ -82,6 +82,16 @@ def test_score_of_a_run_finds_the_submission_of_its_data_set(run_copy, capsys):
     assert f"{run_copy.output_dir / 'tiny/submission.csv'}: 6 rows" in capsys.readouterr().out
 
 
+def test_predict_deletes_the_masks_of_an_image_that_has_become_unreadable(run_copy):
+    args = [*prediction_args(run_copy.args), "save_masks=true"]
+    predict.main(args)
+    (run_copy.data_dir / "test/000000000004_01.jpg").write_bytes(b"no image")
+    with pytest.raises(SystemExit):
+        predict.main([*args, "skip_unreadable=true"])
+    masks = {path.name[:15] for path in (run_copy.output_dir / "tiny/masks").iterdir()}
+    assert len(masks) == 5 and "000000000004_01" not in masks
+
+
 def test_predict_keeps_chunks_of_another_prediction(run_copy, capsys):
     folder = run_copy.output_dir / "tiny/submission.chunks"
     predict.main([*prediction_args(run_copy.args), "max_images=2"])

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from core.config import to_stored_settings
-from core.errors import InputError
+from core.errors import InputError, did_you_mean
 from core.files import atomic_write_text, is_locked
 from core.old_settings import rename_old_settings
 from core.overrides import YAML_ERRORS
@@ -103,6 +103,12 @@ def has_started(run_dir: Path) -> bool:
 def read_run_settings(run_dir: Path) -> dict[str, Any]:
     """Read the settings of the run from its config.yaml."""
     path = config_path(run_dir)
+    if not path.exists():
+        if ensemble_path(run_dir).exists():
+            raise InputError(f"{run_dir}: is an ensemble; set run= to one of its runs")
+        if not run_dir.exists():
+            runs = [folder.name for folder in run_dir.parent.glob("*/")]
+            raise InputError(f"{run_dir}: no such run{did_you_mean(run_dir.name, runs)}")
     try:
         return rename_old_settings(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, AttributeError, *YAML_ERRORS):

@@ -44,6 +44,10 @@ def list_images(folder: Path) -> list[Path]:
     for image in images.values():
         if image.name != image.name.encode(errors="ignore").decode():
             raise InputError(f"{image.absolute()}: its name is not UTF-8; rename it")
+        if "\r" in image.name:  # a csv would end a line there
+            raise InputError(
+                f"{str(image.absolute())!r}: its name has a carriage return; rename it"
+            )
     remedy = next(filter(None, map(foreign_file_remedy, left_out)), "")
     if not images:
         raise InputError(

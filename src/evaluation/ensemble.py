@@ -18,7 +18,7 @@ from data.sample import Sample
 from evaluation import oof, score_text
 from inference.load_runs import load_members, load_oof_members
 from inference.predictor import Keep, Prediction, keep_mean, predict
-from inference.predictor_file import write_predictor
+from inference.predictor_file import tile_settings, write_predictor
 from inference.trained_model import TrainedModel
 
 # ---------------------------------------------------------------- out-of-fold scores
@@ -45,8 +45,10 @@ def ensure_oof_scores(settings: Settings) -> oof.Scores:
         folders = [run_folder.fold_dir(run_dir, k) for k in run_folder.finished_folds(run_dir)]
         return oof.load_scores(folders)
     is_scored = run_folder.ensemble_path(run_dir).exists() and is_up_to_date(run_dir)
-    if not is_scored or read_ensemble(run_dir)["tta"] != settings.tta:
-        how = f"with tta={settings.tta}" if is_scored else "with the current networks"
+    if not is_scored or not _is_scored_alike(run_dir, settings):
+        used = {"tta": settings.tta} | tile_settings(settings)
+        with_settings = " ".join(f"{name}={value}" for name, value in used.items())
+        how = f"with {with_settings if is_scored else 'the current networks'}"
         if process_env.is_distributed():  # processes would write the same files
             command = f"python src/leaderboard.py runs={','.join(settings.runs)}"
             raise InputError(f"{settings.run}: ensemble not scored {how}; start `{command}` first")
@@ -85,6 +87,7 @@ def score_ensemble(settings: Settings) -> dict[str, Any]:
         "folds": folds,
         "data": fingerprint,
         "tta": settings.tta,
+        "tiles": tile_settings(settings),
         "networks": weight_file_hashes(Path(settings.output_dir), runs),
         "commit": provenance.current_commit(),
     }
@@ -139,6 +142,12 @@ def is_up_to_date(ensemble_dir: Path) -> bool:
     return len({*weights}) <= 1 and data["networks"] == hashes
 
 
+def _is_scored_alike(ensemble_dir: Path, settings: Settings) -> bool:
+    """Whether the ensemble was scored with the flips and tiles of the settings."""
+    data, tiles = read_ensemble(ensemble_dir), tile_settings(settings)
+    return data["tta"] == settings.tta and data.get("tiles", tiles) == tiles
+
+
 def weight_file_hashes(output_dir: Path, runs: list[str]) -> dict[str, str]:
     """Return the SHA-256 of the weights of every finished fold of the runs, by relative path."""
     paths = [path for run in sorted(runs) for path in run_folder.finished_weights(output_dir / run)]
@@ -152,11 +161,13 @@ def store_predictor(run_dir: Path, scores: oof.Scores, tta: str) -> None:
     """Write predictor.json: all finished networks, and the threshold and post-processing of the
     first run's settings, or those that choose_binarizer() selects."""
     is_ensemble = run_folder.ensemble_path(run_dir).exists()
-    runs = sorted(read_ensemble(run_dir)["runs"]) if is_ensemble else [run_dir.name]
-    weights = {}
-    for run in runs:  # load() takes the tiles of the first run
+    data = read_ensemble(run_dir) if is_ensemble else {"runs": [run_dir.name]}
+    runs, weights = sorted(data["runs"]), {}
+    for run in runs:
         paths = run_folder.finished_weights(run_dir.parent / run)
         weights |= dict.fromkeys(paths, 1 / len(runs) / len(paths))
     stored = run_folder.read_run_settings(run_dir.parent / runs[0])  # as predict.py does
-    chosen = {name: stored[name] for name in ("threshold", "postprocess") if name in stored}
-    write_predictor(run_dir, weights, tta, oof.choose_binarizer(Settings(**chosen), scores))
+    names = {"threshold", "postprocess", "tile_size", "tile_overlap"} & stored.keys()
+    settings = Settings(**{name: stored[name] for name in names})
+    tiles = data.get("tiles", tile_settings(settings))
+    write_predictor(run_dir, weights, tta, oof.choose_binarizer(settings, scores), tiles)

@@ -19,6 +19,7 @@ from core.settings import Settings
 from core.text import format_count
 from data import csv_files, datasets, image_io, rle
 from data.formats.carvana import IMAGE_SIZE
+from data.image_files import require_paths
 from evaluation.metrics import mask_dice
 from evaluation.statistics import clustered_standard_error, format_mean
 
@@ -107,9 +108,11 @@ def expected_file_names(settings: Settings) -> list[str]:
 
 
 def read_image_sizes(settings: Settings, names: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """Read (height, width) of the test images from their headers; IMAGE_SIZE for images that are
-    not on this machine or, with skip_unreadable=true, unreadable."""
+    """Read (height, width) of the test images from their headers; IMAGE_SIZE for images of the
+    competition that are not on this machine and, with skip_unreadable=true, unreadable ones."""
     folder = datasets.get_format(settings).find_test_images_dir(settings)
+    if settings.dataset_name != "carvana":
+        require_paths(folder, remedy="; masks are checked against the size of their images")
     sizes, present = dict.fromkeys(names, IMAGE_SIZE), {path.name for path in folder.glob("*")}
     for name in tqdm(sizes, "sizes", leave=False, unit="image", disable=None):
         try:

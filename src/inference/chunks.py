@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -39,11 +39,19 @@ class ChunkedPrediction:
     File names start with the prediction's key, so chunks of other predictions stay in the folder
     and can be resumed. They end with a hash of the chunk's images: after one image is replaced,
     only its chunk is predicted again. Without skip_unreadable, so are chunks with unreadable
-    images.
+    images; and chunks of which a file of `mask_paths`, the PNG masks of a sample, is missing.
     """
 
-    def __init__(self, folder: Path, key: str, samples: list[Sample], settings: Settings):
+    def __init__(
+        self,
+        folder: Path,
+        key: str,
+        samples: list[Sample],
+        settings: Settings,
+        mask_paths: Callable[[Sample], list[Path]],
+    ):
         self.folder, self.prefix, self.samples = folder, key[:16], samples
+        self.mask_paths = mask_paths
         self.accepts_errors = settings.skip_unreadable
         self.chunk_size = BATCHES_PER_CHUNK * settings.batch_size
         count = math.ceil(len(samples) / self.chunk_size)
@@ -77,7 +85,12 @@ class ChunkedPrediction:
         """Whether chunk `i` is stored and can be used."""
         if not self.chunk_path(i).exists():
             return False
-        return self.accepts_errors or not any(result.error for result in self.read_chunk(i))
+        for sample, result in zip(self.chunk(i), self.read_chunk(i), strict=True):
+            if result.error and not self.accepts_errors:
+                return False
+            if not result.error and not all(path.exists() for path in self.mask_paths(sample)):
+                return False
+        return True
 
     def write(self, i: int, results: list[ImageResult]) -> None:
         """Store chunk `i`."""

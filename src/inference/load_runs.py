@@ -112,6 +112,11 @@ def check_classes_match(settings: Settings, run_dir: Path) -> None:
     path = run_folder.finished_weights(run_dir)[0]
     trained = tuple(checkpoint.read_metadata(path).get("names", ()))
     if trained != names and (len(trained) > 1 or len(names) > 1):
+        if (first := min(settings.runs)) != run_dir.name:
+            raise InputError(
+                f"{path}: was trained with {_format_classes(trained)}, {first} with "
+                f"{_format_classes(names)}; the runs of an ensemble need the same classes"
+            )
         require_paths(Path(settings.data_dir), remedy="; set data_dir=... as in training")
         fixes = {
             "carvana": f"restore classes.csv in {settings.data_dir}",

@@ -79,6 +79,12 @@ def export_onnx(
     difference; above MAX_DIFFERENCE nothing is written and InputError is raised.
     """
     side = max(smallest_side(member) for member in model.models)
+    images = [batch for batch in images if min(batch.shape[2:]) >= side]
+    if not images:
+        raise InputError(
+            f"{path}: is for images of {side} pixels or more on each side, and the photograph to "
+            "check it has fewer; set images= to a larger one"
+        )
     # Tracing assumes at least two pixels at every level and fails for a smaller minimum. The graph
     # takes all images with sides of `side` pixels or more.
     traced = max(side, *(member.input_size(1) + 1 for member in model.models))

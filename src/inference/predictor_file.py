@@ -1,14 +1,16 @@
-"""output/<run>/predictor.json: the networks of a run or ensemble, TTA, threshold, and steps."""
+"""output/<run>/predictor.json: networks of a run or ensemble, TTA, threshold, steps and tiles."""
 
 import json
 import os
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from core import run_folder
 from core.errors import InputError
 from core.files import atomic_write_json, file_sha256
+from core.settings import Settings
 from inference.postprocess import Binarizer
 
 
@@ -29,17 +31,27 @@ class PredictorFile:
     tta: str
     threshold: float
     postprocess: list[str]
+    tiles: dict[str, Any] = field(default_factory=dict)  # of tile_settings(); earlier files: {}
+
+
+def tile_settings(settings: Settings) -> dict[str, Any]:
+    """Return the settings of the tiles in which images are predicted."""
+    return {"tile_size": settings.tile_size, "tile_overlap": settings.tile_overlap}
 
 
 def write_predictor(
-    run_dir: Path, ensemble_weights: dict[Path, float], tta: str, binarizer: Binarizer
+    run_dir: Path,
+    ensemble_weights: dict[Path, float],
+    tta: str,
+    binarizer: Binarizer,
+    tiles: dict[str, Any],
 ) -> None:
     """Write predictor.json. `ensemble_weights`: weights file → its network's weight in the mean."""
     networks = [
         StoredNetwork(os.path.relpath(path, run_dir), weight, file_sha256(path))
         for path, weight in ensemble_weights.items()
     ]
-    stored = PredictorFile(networks, tta, binarizer.threshold, binarizer.steps)
+    stored = PredictorFile(networks, tta, binarizer.threshold, binarizer.steps, tiles)
     atomic_write_json(run_folder.predictor_path(run_dir), asdict(stored))
 
 

@@ -86,6 +86,6 @@ def load(
             trained.append(settings)
     if not members:
         raise InputError(f"{run_dir}: has no network of fold {fold}")
-    # The settings of the first network, for its tiles.
-    settings = replace(trained[0], device=device, precision=precision, tta=tta)
+    # Of earlier versions, without tiles, those of the first network.
+    settings = replace(trained[0], device=device, precision=precision, tta=tta, **stored.tiles)
     return TrainedModel(members, Binarizer(stored.threshold, stored.postprocess), settings)

@@ -26,6 +26,7 @@ STYLE = {
     "font.size": 9,
     "legend.fontsize": 8,
     "svg.fonttype": "none",  # text stays text
+    "text.parse_math": False,  # a class name may contain $
     "svg.hashsalt": "report",  # equal data give equal bytes
 }
 

@@ -25,6 +25,7 @@ from inference.trained_model import TrainedModel
 SKIP_HINT = "; or set skip_unreadable=true"
 # Each holds up to three predictions, of 170 MB for a photograph of 24 megapixels.
 WRITER_THREADS = 2
+PICTURES = ("mask.png", "label.png", "cutout.png", "overlay.jpg", "background.jpg")
 SOURCE_NAME = "source.txt"  # the path of the photographs
 
 
@@ -48,9 +49,15 @@ def predict_photographs(settings: Settings, model: TrainedModel) -> list[str]:
     claim_folder(folder, path)
     errors = []
 
-    def write(predicted: tuple[Path, Segmentation]) -> str:
+    def write(predicted: tuple[Path, Segmentation | None]) -> str:
+        """Write the pictures of a photograph; return its name if its mask is empty, else ""."""
         photograph, result = predicted
-        write_pictures(folder / photograph.stem, result, class_map, settings.background)
+        for ending in PICTURES:  # of an earlier prediction
+            (folder / f"{photograph.stem}_{ending}").unlink(missing_ok=True)
+        if result is None:
+            return ""
+        for ending, picture in draw_pictures(result, class_map, settings.background):
+            write_image(folder / f"{photograph.stem}_{ending}", picture)
         return "" if result.mask.any() else photograph.name
 
     # The threads draw and write while the next photographs are predicted.
@@ -70,9 +77,9 @@ def predict_photographs(settings: Settings, model: TrainedModel) -> list[str]:
 
 def predict_each(
     settings: Settings, model: TrainedModel, photographs: list[Path], errors: list[str]
-) -> Iterator[tuple[Path, Segmentation]]:
-    """Yield each photograph with its prediction. Unreadable ones are left out, and their error
-    messages added to `errors`; without skip_unreadable, InputError is raised."""
+) -> Iterator[tuple[Path, Segmentation | None]]:
+    """Yield each photograph with its prediction: None for an unreadable one, whose error message is
+    added to `errors`; without skip_unreadable, InputError is raised."""
     for photograph in tqdm(photographs, "predict", unit="image", disable=None):
         try:
             image = read_image(photograph)
@@ -80,6 +87,7 @@ def predict_each(
             if not settings.skip_unreadable:
                 raise InputError(f"{error}{SKIP_HINT}") from None
             errors.append(str(error))
+            yield photograph, None
         else:
             yield photograph, model(image)
 
@@ -103,14 +111,6 @@ def check_background(settings: Settings, class_map: ClassMap) -> None:
         )
     if settings.background:
         read_background(settings.background, (8, 8))
-
-
-def write_pictures(path: Path, result: Segmentation, class_map: ClassMap, background: str) -> None:
-    """Write the pictures of a photograph to `path`_mask.png and so on."""
-    # Of an earlier prediction with background=.
-    path.with_name(f"{path.name}_background.jpg").unlink(missing_ok=True)
-    for ending, picture in draw_pictures(result, class_map, background):
-        write_image(path.with_name(f"{path.name}_{ending}"), picture)
 
 
 def draw_pictures(

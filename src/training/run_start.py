@@ -31,7 +31,8 @@ def load_run_settings(args: list[str]) -> Settings:
         return settings
     path = run_folder.config_path(settings.run_dir)
     stored = run_folder.read_run_settings(settings.run_dir)
-    stored["run"] = settings.run  # another one if the folder has been renamed
+    here = config.to_stored_settings(settings)  # another folder if the run was moved or renamed
+    stored |= {"run": here["run"], "output_dir": here["output_dir"]}
     started = config.to_stored_settings(config.load_settings([], stored, path))
     if not settings.resume:
         fix = "set resume=true for the settings of the run"

@@ -79,6 +79,11 @@ def test_list_images_rejects_a_name_that_is_not_utf8(tmp_path):
         list_images(tmp_path)
 
 
+def test_list_images_rejects_a_name_that_ends_a_line_of_a_csv(tmp_path):
+    line = error_line(list_images, touch(tmp_path, "a\rb.jpg"))
+    assert line.endswith("a\\rb.jpg': its name has a carriage return; rename it")
+
+
 def test_describe_folder_lists_similar_names_first(tmp_path):
     touch(tmp_path, "images/", "a.txt", "b.txt", "c.txt", "train_mask/", "z.txt")
     assert describe_folder(tmp_path) == "holds images/, train_mask/, a.txt and 3 others"

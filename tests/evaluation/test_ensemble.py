@@ -358,6 +358,32 @@ def test_out_of_fold_scores_score_an_ensemble_again_for_another_tta(runs_copy, c
     assert ensemble.read_ensemble(settings.run_dir)["tta"] == settings.tta != "none"
 
 
+def test_out_of_fold_scores_score_an_ensemble_again_for_other_tiles(runs_copy, capsys):
+    settings = runs_copy.ensemble_settings
+    ensemble.ensure_oof_scores(settings)
+    tiled = replace(settings, tile_overlap=0.5)
+    ensemble.ensure_oof_scores(tiled)
+    assert "tile_size=0 tile_overlap=0.5; predicting" in capsys.readouterr().out
+    ensemble.ensure_oof_scores(tiled)
+    assert "predicting" not in capsys.readouterr().out
+    path = run_folder.ensemble_path(settings.run_dir)  # of an earlier version
+    path.write_text(
+        json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "tiles"})
+    )
+    ensemble.ensure_oof_scores(settings)
+    assert "predicting" not in capsys.readouterr().out
+
+
+def test_settings_for_prediction_of_runs_of_other_classes_is_rejected(runs, monkeypatch):
+    def read_metadata(path):
+        return {"names": ("object",) if path.parts[-3] == "a" else ("road", "sky")}
+
+    monkeypatch.setattr(load_runs.checkpoint, "read_metadata", read_metadata)
+    message = r"b/.*: was trained with 2 classes \(road, sky\), a with 1 class"
+    with pytest.raises(InputError, match=message):
+        runs.settings("runs=a,b")
+
+
 def test_store_predictor_keeps_the_settings_of_the_run(runs_copy):
     settings = runs_copy.settings("run=a")
     scores = ensemble.ensure_oof_scores(settings)

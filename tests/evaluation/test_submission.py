@@ -115,6 +115,14 @@ def test_read_image_sizes_of_absent_image_is_that_of_the_competition(args, data_
     assert sizes == {"000000000004_01.jpg": (48, 72), "absent.jpg": (1280, 1918)}
 
 
+def test_masks_of_other_images_than_the_competitions_are_not_checked_without_them(args, data_dir):
+    (data_dir / "test").rename(data_dir / "elsewhere")
+    truth = f"truth_csv={data_dir / 'test_truth.csv'}"
+    parts = ["test: does not exist", "masks are checked against the size of their images"]
+    assert_input_error(score.main, [*args, truth, "dataset_name=tiny"], *parts)
+    score.main([*args, truth])
+
+
 def test_read_image_sizes_of_unreadable_image_raises_unless_skipped(args, data_dir):
     path = data_dir / "test/000000000004_01.jpg"
     path.write_bytes(b"no image")

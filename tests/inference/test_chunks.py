@@ -31,6 +31,10 @@ def make_samples(folder, count=N_SAMPLES):
     return [Sample(path, path.stem, None, -1, "carvana", class_map) for path in paths]
 
 
+def make_prediction(folder, samples, key="key", mask_paths=lambda sample: []):
+    return ChunkedPrediction(folder, key, samples, SETTINGS, mask_paths)
+
+
 def make_results(samples, with_scores=False):
     return [make_result(int(sample.image_id), with_scores) for sample in samples]
 
@@ -39,7 +43,7 @@ def make_results(samples, with_scores=False):
 def prediction(tmp_path):
     """A locked prediction."""
     samples = make_samples(tmp_path)
-    chunked = ChunkedPrediction(tmp_path / "submission.chunks", "key", samples, SETTINGS)
+    chunked = make_prediction(tmp_path / "submission.chunks", samples)
     with chunked.lock():
         yield chunked
 
@@ -65,6 +69,18 @@ def test_pending_lists_chunks_with_unreadable_images_unless_they_are_skipped(pre
     assert prediction.pending() == [0, 2]
 
 
+def test_pending_lists_chunks_of_which_a_mask_file_is_missing(prediction, tmp_path):
+    mask_paths = {sample: tmp_path / f"{sample.image_id}.png" for sample in prediction.samples}
+    prediction.mask_paths = lambda sample: [mask_paths[sample]]
+    for i in range(3):
+        prediction.write(i, make_results(prediction.chunk(i)))
+    for path in mask_paths.values():
+        path.touch()
+    assert prediction.pending() == []
+    mask_paths[prediction.chunk(1)[2]].unlink()
+    assert prediction.pending() == [1]
+
+
 @pytest.mark.parametrize("with_scores", [False, True])
 def test_read_returns_what_was_written_in_the_order_of_the_samples(prediction, with_scores):
     for i in (2, 0, 1):
@@ -79,7 +95,7 @@ def test_read_returns_what_was_written_in_the_order_of_the_samples(prediction, w
 
 
 def test_read_returns_errors_nan_and_long_texts(tmp_path):
-    prediction = ChunkedPrediction(tmp_path / "chunks", "key", make_samples(tmp_path, 2), SETTINGS)
+    prediction = make_prediction(tmp_path / "chunks", make_samples(tmp_path, 2))
     long_text = "1 1 " * 100_000
     prediction.write(
         0, [ImageResult("a", "", 0.0, np.nan, 'a\n,"b'), ImageResult("b", long_text, 1, 1)]
@@ -91,9 +107,7 @@ def test_read_returns_errors_nan_and_long_texts(tmp_path):
 
 def test_predictions_with_other_keys_have_chunks_of_their_own(tmp_path):
     folder, samples = tmp_path / "submission.chunks", make_samples(tmp_path)
-    first, second = (
-        ChunkedPrediction(folder, key, samples, SETTINGS) for key in ("key", "other key")
-    )
+    first, second = (make_prediction(folder, samples, key) for key in ("key", "other key"))
     with first.lock():
         first.write(1, make_results(first.chunk(1)))
         assert (first.pending(), second.pending()) == ([0, 2], [0, 1, 2])
@@ -108,7 +122,7 @@ def test_only_the_chunk_of_a_replaced_image_is_predicted_again(prediction, tmp_p
     for i in range(3):
         prediction.write(i, make_results(prediction.chunk(i)))
     (tmp_path / f"{BATCHES_PER_CHUNK}.jpg").write_text("downloaded again")
-    again = ChunkedPrediction(prediction.folder, "key", prediction.samples, SETTINGS)
+    again = make_prediction(prediction.folder, prediction.samples)
     assert again.pending() == [1]
     again.remove()  # the chunk with the image as it was, too
     assert not prediction.folder.exists()
@@ -118,7 +132,7 @@ def test_lock_removes_what_an_interrupted_merge_left(tmp_path):
     other = ".submission_2.csv.9.tmp"
     for name in (".submission.csv.9.tmp", ".submission_stats.csv.9.tmp", other):
         (tmp_path / name).touch()
-    with ChunkedPrediction(tmp_path / "submission.chunks", "key", [], SETTINGS).lock():
+    with make_prediction(tmp_path / "submission.chunks", []).lock():
         assert [path.name for path in tmp_path.glob(".*.tmp")] == [other]
 
 

@@ -125,6 +125,13 @@ def test_export_that_differs_from_torch_is_not_written(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_export_without_an_image_that_the_graph_takes_asks_for_one(tmp_path):
+    settings = config.load_settings(["channels=[8,16]", "tta=none", "device=cpu"])
+    model = MeanProbability(build_members(settings), settings)
+    with pytest.raises(InputError, match=r"is for images of 2 pixels or more .* set images="):
+        export_onnx(tmp_path / "model.onnx", model, {}, [random_images(1, 3, 1, 64)])
+
+
 def test_check_exportable_explains_what_one_graph_cannot_hold(monkeypatch):
     settings = Settings(channels=[8, 16], runs=["a", "b"])
     [member] = build_members(settings)

@@ -134,6 +134,18 @@ def test_load_of_an_ensemble_uses_the_networks_of_its_runs(run_copy, photograph)
     np.testing.assert_allclose(model(photograph).probability, alone.probability, atol=1e-6)
 
 
+def test_load_predicts_with_the_tiles_of_the_run_or_ensemble(run_copy):
+    tiny, other = run_copy.output_dir / "tiny", run_copy.output_dir / "other"
+    path = run_folder.config_path(tiny)
+    path.write_text(path.read_text().replace("tile_size: 0", "tile_size: 256"))
+    leaderboard.main([f"output_dir={run_copy.output_dir}"])
+    assert load(tiny, "cpu").predictor.settings.tile_size == 256
+    shutil.copytree(tiny, other)
+    args = [f"output_dir={run_copy.output_dir}", "runs=tiny,other", "tile_size=128"]
+    leaderboard.main(args)
+    assert load(run_copy.output_dir / "other+tiny", "cpu").predictor.settings.tile_size == 128
+
+
 def test_load_names_the_command_that_writes_a_missing_predictor(run_copy):
     output_dir, run_dir = run_copy.output_dir, run_copy.output_dir / "tiny"
     stored = run_folder.predictor_path(run_dir).read_bytes()

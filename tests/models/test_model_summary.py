@@ -1,6 +1,7 @@
 """model_summary.py prints the network of the settings."""
 
 import pytest
+from conftest import assert_input_error
 
 import model_summary
 
@@ -28,3 +29,14 @@ def test_model_summary_of_a_run_has_its_network(trained_run, capsys):
     model_summary.main([f"output_dir={trained_run.output_dir}", "run=tiny"])
     printed = capsys.readouterr().out
     assert "[1, 8, 32, 48]" in printed and "Total params: 31," not in printed
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["runs=tiny,other"], "runs: this shows a single network; set run="),
+        (["run=tinny"], "tinny: no such run (did you mean tiny?)"),
+    ],
+)
+def test_model_summary_rejects_several_runs_and_one_that_does_not_exist(trained_run, args, message):
+    assert_input_error(model_summary.main, [f"output_dir={trained_run.output_dir}", *args], message)

@@ -56,5 +56,5 @@ def test_breakdown_charts_are_those_that_the_table_allows():
 
 
 def test_draw_confusion_matrix_names_the_classes():
-    svg = decode(charts.draw_confusion_matrix(np.diag([5, 0]), ("road", "sky")))
-    assert svg.count("road") == svg.count("sky") and "road" in svg
+    svg = decode(charts.draw_confusion_matrix(np.diag([5, 0]), ("road", "a $a_$")))
+    assert svg.count("road") == svg.count("a $a_$") == 2

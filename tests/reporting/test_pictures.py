@@ -190,6 +190,7 @@ def test_predict_skips_unreadable_photographs_if_asked_to(arguments, run_dir, tm
     photos.mkdir()
     for name in ("a.jpg", "c.jpg"):
         draw_photograph(photos / name)
+    predict.main([*arguments, f"images={photos}", "background=white"])
     (photos / "b.jpg").write_text("no image")
     data = (photos / "c.jpg").read_bytes()
     (photos / "c.jpg").write_bytes(data[: len(data) // 2])

@@ -277,6 +277,7 @@ def test_report_with_a_damaged_submission_json_is_one_line(output_copy, text):
     [
         (["runs=[a,nowhere]"], ["nowhere: has no trained fold", "train it with"]),
         (["runs=[a,b]", "postprocess=polish"], ["polish", "specks,largest,fill"]),
+        (["run=a", "tta=none"], ["tta=none: a was scored with tta=hflip; set tta=hflip"]),
     ],
 )
 def test_report_rejects_invalid_settings(output_dir, args, parts):

@@ -1,6 +1,7 @@
 """How a run starts or resumes: its settings, the scripts that prepare its data, locks of folds."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from conftest import tiny_settings_args
@@ -63,11 +64,23 @@ def test_lock_fold_rejects_settings_that_another_process_has_replaced(run_copy):
         pass
 
 
-def test_resume_of_a_renamed_run_takes_its_settings(run_copy):
-    (run_copy.output_dir / "tiny").rename(run_copy.output_dir / "renamed")
-    args = [f"output_dir={run_copy.output_dir}", "run=renamed", "resume=true"]
+def test_resume_of_a_moved_and_renamed_run_continues_there_with_its_settings(run_copy, tmp_path):
+    (run_copy.output_dir / "tiny").rename(tmp_path / "renamed")
+    args = [f"output_dir={tmp_path}", "run=renamed", "resume=true"]
     settings = run_start.load_run_settings(args)
-    assert (settings.run, settings.channels) == ("renamed", [8, 16])
+    assert settings.run_dir == tmp_path / "renamed" and settings.channels == [8, 16]
+
+
+def test_resume_of_a_run_moved_into_the_default_folder_continues_there(
+    run_copy, tmp_path, monkeypatch
+):
+    for module in (config, run_start.config):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "output").mkdir()
+    (run_copy.output_dir / "tiny").rename(tmp_path / "output/tiny")
+    settings = run_start.load_run_settings(["run=tiny", "resume=true"])
+    assert settings.run_dir == Path("output/tiny")
 
 
 def test_run_with_the_name_of_an_ensemble_is_rejected(tmp_path):

@@ -42,7 +42,7 @@ class Carvana(DatasetFormat):
         if split == "train":
             require_paths(images_dir, masks, remedy=download_remedy(settings))
             return pair_images_with_masks(list_images(images_dir), masks, settings.mask_name)
-        others = "; to predict other photographs, add images=<photograph or folder>"
+        others = "; predict.sh predicts other photographs with images=<photograph or folder>"
         require_paths(images_dir, remedy=download_remedy(settings) + others)
         images = list_images(images_dir)
         if (names := read_submission_names(settings)) is not None:
