@@ -55,7 +55,7 @@ class FoldTrainer:
         self.train_samples = [sample for sample in samples if sample.fold != fold]
         self.val_samples = [sample for sample in samples if sample.fold == fold]
         self.class_map, self.fingerprint = samples[0].class_map, dataset_fingerprint(samples)
-        self.epoch, self.step, self.best_score = 0, 0, -1.0
+        self.epoch, self.step, self.best_score, self.clock = 0, 0, -1.0, 0.0
         self.metrics, self.log = EpochMetrics(device), EpochLog(settings, fold)
         self.loader = train_loader(self.train_samples, settings, cache)
         self.snapshots = SnapshotWriter(run_folder.snapshot_dir(settings.run_dir, fold), device)
