@@ -78,6 +78,7 @@ use_requirements() {
   fi
 }
 
+unset PYTHONSAFEPATH # else the scripts find none of their modules
 export NO_ALBUMENTATIONS_UPDATE=1 # no version check over the network at import
 # glibc asks the kernel for huge pages: a training step on a CPU took 17% and 29% less time
 # (docs/speed.md).
@@ -90,7 +91,10 @@ if [ -n "${PYTHON:-}" ]; then
   *) PYTHON=$(command -v "$PYTHON" || echo "$PYTHON") ;;
   esac
   [ -f "$PYTHON" ] && [ -x "$PYTHON" ] || fail "PYTHON=$PYTHON: no such program; set the path of a Python, or unset it to use .venv"
-  PYTHONPATH=src${PYTHONPATH:+:$PYTHONPATH} "$PYTHON" -c 'from core.environment import check_python; check_python()' || exit $?
+  PYTHONPATH=src${PYTHONPATH:+:$PYTHONPATH} "$PYTHON" -c 'import signal
+signal.signal(signal.SIGINT, signal.SIG_DFL) # no traceback on Ctrl-C
+from core.environment import check_python
+check_python()' || exit $?
 else
   use_requirements
 fi

@@ -145,7 +145,7 @@ def _apply_stages(conf: DictConfig, overrides: dict[str, Any]) -> DictConfig:
 
 def is_recipe_file(recipe: str) -> bool:
     """Whether the setting `recipe` is the path of a file, not a name in src/recipes."""
-    return recipe.endswith((".yaml", ".yml"))
+    return recipe.lower().endswith((".yaml", ".yml"))
 
 
 def recipe_names() -> list[str]:
@@ -175,12 +175,16 @@ def read_recipe(name: str, derived: tuple[str, ...] = ()) -> dict[str, Any]:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):  # an empty file is None
         raise InputError(f"{path}: a recipe must be lines of `key: value`")
-    base = str(values.pop("recipe", ""))
+    base = str(values.pop("recipe", "") or "")
     if is_recipe_file(base):
         base = str(path.parent / os.path.expanduser(base))
     if base in (*derived, name):
         raise InputError(f"{path}: recipe={base}: is based on itself")
     inherited = read_recipe(base, (*derived, name)) if base else {}
+    inherited.pop("runs", None)  # names the base itself
+    if isinstance(stages := inherited.get("stages"), list):  # as on the command line, for all
+        changed = [{key: values.get(key, stage[key]) for key in stage} for stage in stages]
+        inherited["stages"] = changed
     if "model" in values:  # without the options of the other model
         models = ("", values["model"])
         inherited = {

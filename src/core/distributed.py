@@ -48,7 +48,9 @@ def launch_processes(device: torch.device) -> None:
     if device.type == "cuda" and count > torch.cuda.device_count():
         n_gpus = torch.cuda.device_count()
         raise InputError(f"GPUS={count}: this machine has {n_gpus}; set GPUS={n_gpus} or less")
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # its report is 40 lines
+    # A report of 40 lines, and a line on a signal; the second has a level of its own.
+    for name in ("torch.distributed", "torch.distributed.elastic.agent.server.api"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, machine.available_cores() // count)))
     os.environ[process_env.LAUNCHED] = "1"
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "60")  # seconds for the last snapshot

@@ -73,7 +73,7 @@ def is_picture_file(background: str) -> bool:
 
 def is_weights_file(encoder_weights: str) -> bool:
     """Whether `encoder_weights` is the path of a file, not a name."""
-    return encoder_weights.endswith((".safetensors", ".pth", ".pt"))
+    return encoder_weights.lower().endswith((".safetensors", ".pth", ".pt"))
 
 
 # `run`, `model` and `training` settings are fixed for the life of a run. `model` settings are stored
@@ -171,7 +171,7 @@ class Settings:
     grad_accumulation: int = setting(1, "steps whose gradients are accumulated for one update", POSITIVE, scope="training")
     optimizer: Literal["adamw", "adam", "rmsprop", "sgd"] = setting("adamw", "optimizer of torch.optim; sgd with Nesterov momentum 0.9", scope="training")
     lr: float = setting(1e-3, "peak learning rate", POSITIVE, scope="training")
-    lr_reference_batch: int = setting(0, "images per update that lr was tuned for: lr is scaled by the ratio of the actual number to this one, see lr_scaling; 0: off", NON_NEGATIVE, scope="training")
+    lr_reference_batch: int = setting(0, "images per update that lr was tuned for: lr is scaled by the ratio of batch_size × grad_accumulation to this number, see lr_scaling; 0: off", NON_NEGATIVE, scope="training")
     lr_scaling: Literal["sqrt", "linear"] = setting("sqrt", "how lr grows with the images per update, if lr_reference_batch is set", scope="training")
     weight_decay: float = setting(1e-2, "decoupled in AdamW, L2 penalty in the others; not of biases and normalization", NON_NEGATIVE, scope="training")
     lr_schedule: Literal["cosine", "onecycle", "plateau", "constant"] = setting("cosine", "learning rate after warmup: cosine to 0; onecycle; constant; or plateau: without warmup, halved when the metric stalls", scope="training")

@@ -94,7 +94,7 @@ def load_encoder_weights(encoder: nn.Module, path: Path, settings: Settings) -> 
     expected = {name: t for name, t in encoder.state_dict().items() if is_learned(name)}
     matched = match_by_name(tensors, expected)
     # A .safetensors file has its tensors in alphabetical order.
-    if len(matched) < len(expected) and path.suffix != ".safetensors":
+    if len(matched) < len(expected) and path.suffix.lower() != ".safetensors":
         matched = max(matched, match_by_order(tensors, expected), key=len)
     misfits = [name for name in expected if name not in matched]
     if misfits:
@@ -105,6 +105,11 @@ def load_encoder_weights(encoder: nn.Module, path: Path, settings: Settings) -> 
             f"encoder_weights={settings.encoder_weights}: {len(matched)} of the {len(expected)} "
             f"tensors of encoder={settings.encoder} fit; the first that is missing or of another "
             f"shape is {misfits[0]} ({shape}){fix}"
+        )
+    if others := find_surplus(tensors, expected):
+        print(
+            f"warning: encoder_weights={settings.encoder_weights}: {len(others)} tensors such as "
+            f"{others[0]} are not in encoder={settings.encoder}; is it the file of another encoder?"
         )
     if not all(tensor.isfinite().all() for tensor in matched.values()):
         raise InputError(f"encoder_weights={settings.encoder_weights}: contains NaN or inf")
@@ -117,7 +122,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Executes no code from the file. Raises InputError if it contains anything else.
     """
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}
                 content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -163,6 +168,15 @@ def match_by_name(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> di
         for name, tensor in found.items()
         if tensor is not None and tensor.shape == expected[name].shape
     }
+
+
+def find_surplus(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
+    """Return the names of tensors that the encoder lacks, although it has others in the same part,
+    such as layer1. Those of a classifier are in a part that it does not have at all."""
+    names = {name.removeprefix("model.") for name in expected}
+    parts = {name.partition(".")[0] for name in names}
+    stored = [name.removeprefix("model.") for name in tensors]
+    return [name for name in stored if name not in names and name.partition(".")[0] in parts]
 
 
 def match_by_order(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:

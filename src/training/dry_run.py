@@ -46,6 +46,12 @@ def check_batches(
         if error := find_training_error(model, 2, (height, width)):
             found = f"cannot be trained on images of size={height},{width}: {error}"
             raise InputError(f"{network}: {found}")
+    if settings.crop_size and not settings.tile_size:
+        whole = [tuple(settings.size)] if settings.size else native_sizes
+        for height, width in {min(whole, key=max), max(whole, key=prod)}:
+            if error := find_training_error(model, 2, (height, width)):
+                found = f"cannot predict whole images of size={height},{width}: {error}"
+                raise InputError(f"{network}: {found}; leave out crop_size, or set tile_size")
     has_singles = samples_per_step(count, settings.batch_size, processes) == processes
     syncs = needs_sync_batch_norm(settings, pick_device(settings), processes)
     if has_singles and not syncs and find_training_error(model, 1, smallest):

@@ -32,6 +32,8 @@ def find_initial_weights(settings: Settings, fold: int, samples: list[Sample]) -
         problem = "is this run itself"
     elif not path.is_file():
         problem = f"{path} is missing; train fold={fold} of that run first"
+    elif has_snapshot(path.parent.parent, fold):
+        problem = f"has not finished fold {fold}; resume it first"
     else:
         problem = find_fold_mismatch(path, fold, dataset_fingerprint(samples))
     if problem:

@@ -43,6 +43,14 @@ def test_recipe_starts_from_the_recipe_that_it_names(recipe):
     assert f"recipe={settings.recipe}" == mine and settings.run == "mine"
 
 
+def test_settings_of_a_recipe_apply_to_the_stages_of_the_recipe_that_it_names(recipe):
+    recipe("runs: [base, other]\nstages: [{epochs: 1, lr: 0.1}, {epochs: 2, size: null}]\n", "base")
+    recipe("epochs: 3\n", "other")
+    settings = config.load_settings([recipe("recipe: base.yaml\nepochs: 9\nlr: 0.5\n")])
+    assert [(stage["epochs"], stage["lr"]) for stage in settings.stages] == [(9, 0.5), (9, 0.5)]
+    assert (settings.epochs, settings.runs, settings.run) == (9, ["mine"], "mine")
+
+
 @pytest.mark.parametrize("names", ["ab", "abc"])
 def test_recipes_that_start_from_each_other_in_a_circle_are_rejected(recipe, tmp_path, names):
     recipe(f"recipe: {tmp_path}/b.yaml\n", "a")

@@ -187,6 +187,20 @@ def test_load_encoder_weights_matches_by_name(tmp_path, suffix, prefix):
             assert torch.equal(tensor, tensors[prefix + name])
 
 
+def test_load_encoder_weights_warns_of_a_file_of_a_larger_encoder(tmp_path, capsys):
+    tensors = tiny_tensors(11)  # with a classifier
+    pretrained.load_encoder_weights(
+        TinyEncoder(), write_weights(tmp_path / "a.pth", tensors), SETTINGS
+    )
+    assert capsys.readouterr().out == ""
+    tensors |= {"model.2.extra.weight": torch.ones(4), "model.2.extra.bias": torch.ones(4)}
+    pretrained.load_encoder_weights(
+        TinyEncoder(), write_weights(tmp_path / "b.pth", tensors), SETTINGS
+    )
+    line = "2 tensors such as 2.extra.weight are not in encoder=tu-tiny; is it the file of another"
+    assert line in capsys.readouterr().out
+
+
 def test_load_encoder_weights_fits_an_encoder_whose_stages_timm_has_flattened(tmp_path):
     """In the file it is stages.0.downsample, in the encoder stages_0.downsample."""
     smp.patch_torchvision_ops()

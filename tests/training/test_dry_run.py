@@ -113,6 +113,14 @@ def test_check_batches_rejects_images_that_are_too_small_for_the_network(check):
         check([*SMP, "arch=PAN"], (64, 64), 12)
 
 
+def test_check_batches_rejects_crops_of_a_network_that_takes_no_other_size(check):
+    args = [*SMP[:1], "encoder=tu-swinv2_tiny_window8_256", "encoder_weights=none"]
+    crops = [*args, "size=256,384", "crop_size=256,256"]
+    with pytest.raises(InputError, match=r"cannot predict whole images of size=256,384: .* leave"):
+        check(crops, (256, 384), 12)
+    check([*crops, "tile_size=256"], (256, 384), 12)
+
+
 class NeedsValues(nn.Module):
     """A network that reads a value of its input, which the device meta does not have."""
 

@@ -148,6 +148,12 @@ def drop_fold(run):
     weights_of(run, 1).unlink()
 
 
+def interrupt(run):
+    folder = snapshot_dir(run.output_dir / "tiny", 1)
+    folder.mkdir(exist_ok=True)
+    (folder / "00000-0000001-0.pt").touch()
+
+
 def damage(run):
     weights_of(run, 0).write_bytes(b"no weights")
 
@@ -160,6 +166,7 @@ def damage(run):
         (drop_image, [], ["was trained on other images, masks or folds"]),
         (None, ["max_images=2"], ["was trained on other images, masks or folds"]),
         (drop_fold, [], ["fold1/best.safetensors is missing; train fold=1 of that run first"]),
+        (interrupt, [], ["init_run=tiny: has not finished fold 1; resume it first"]),
         (damage, [], ["best.safetensors: not a weights file"]),
         (None, ["channels=[8,8]"], ["best.safetensors: does not fit the network of this run"]),
         (None, ["norm=none"], ["best.safetensors: does not fit the network of this run"]),
