@@ -58,7 +58,7 @@ def mean_mask_area(samples: list[Sample]) -> pd.Series:
     if samples[0].class_map.is_binary and np.mean(areas) > 0.5:
         print(
             f"warning: the masks cover {np.mean(areas):.0%} of the images on average; the object "
-            "must be white, the background black"
+            "must be white, the background black; if it is not, invert the masks"
         )
     table = pd.DataFrame({"group": [sample.group for sample in samples], "area": areas})
     return table.groupby("group")["area"].mean().round(6)

@@ -51,6 +51,8 @@ def describe_prediction(
     line = f"{images}, {format_count(len(members), 'network')}, tta={settings.tta}"
     if datasets.get_class_map(settings).is_binary:
         source = "chosen out of fold" if settings.threshold is None else "from settings"
+        if settings.threshold is None and binarizer.threshold == 0.5:
+            source = "no other one gains out of fold"
         steps = ",".join(binarizer.steps) or "none"
         line += f", threshold {binarizer.threshold:.4f} ({source}), postprocess {steps}"
     return line

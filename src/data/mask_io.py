@@ -113,8 +113,8 @@ def _rgba_mask(path: Path, rgba: np.ndarray, threshold: int) -> np.ndarray:
         agrees = (same == mask).all()
     if not agrees:
         raise InputError(
-            f"{path}: its colors and its alpha channel show different shapes; save it without "
-            "alpha, or in one color"
+            f"{path}: its colors and its alpha channel show different shapes; if it is a cutout, "
+            "save its alpha channel as a gray image, else save it without alpha"
         )
     return mask
 

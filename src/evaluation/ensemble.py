@@ -39,22 +39,37 @@ def common_folds(settings: Settings) -> list[int]:
 
 def ensure_oof_scores(settings: Settings) -> oof.Scores:
     """Return the out-of-fold scores of the run, or of the mean of the runs; score an ensemble first
-    if that has not been done, or if a run has changed since."""
+    if that has not been done, or if a run has changed since. Flips and tiles may differ from those
+    of the settings: a trial with other ones does not replace the scores."""
     run_dir = settings.run_dir
     if len(settings.runs) == 1:
         folders = [run_folder.fold_dir(run_dir, k) for k in run_folder.finished_folds(run_dir)]
         return oof.load_scores(folders)
     is_scored = run_folder.ensemble_path(run_dir).exists() and is_up_to_date(run_dir)
-    if not is_scored or not _is_scored_alike(run_dir, settings):
-        used = {"tta": settings.tta} | tile_settings(settings)
-        with_settings = " ".join(f"{name}={value}" for name, value in used.items())
-        how = f"with {with_settings if is_scored else 'the current networks'}"
+    if not is_scored:
+        found = f"{settings.run}: ensemble not scored with the current networks"
         if process_env.is_distributed():  # processes would write the same files
             command = f"python src/leaderboard.py runs={','.join(settings.runs)}"
-            raise InputError(f"{settings.run}: ensemble not scored {how}; start `{command}` first")
-        print(f"{settings.run}: ensemble not scored {how}; predicting the training images")
+            raise InputError(f"{found}; start `{command}` first")
+        require_same_images(settings)
+        print(f"{found}; predicting the training images")
         score_ensemble(settings)
     return oof.load_scores([run_dir])
+
+
+def require_same_images(settings: Settings) -> None:
+    """Raise InputError if the runs were trained with different `max_images`."""
+    folders = [Path(settings.output_dir) / run for run in sorted(settings.runs)]
+    limits = [run_folder.read_run_settings(folder).get("max_images", 0) for folder in folders]
+    if len({*limits}) > 1:
+        found = ", ".join(
+            f"{folder.name} with max_images={limit}"
+            for folder, limit in zip(folders, limits, strict=True)
+        )
+        raise InputError(
+            f"runs={','.join(settings.runs)}: were trained on different images ({found}); train "
+            "one of them again, as another run, with the max_images of the others"
+        )
 
 
 def load_trained_model(settings: Settings) -> TrainedModel:
@@ -140,12 +155,6 @@ def is_up_to_date(ensemble_dir: Path) -> bool:
     weights = data["runs"].values() if isinstance(data["runs"], dict) else []
     hashes = weight_file_hashes(ensemble_dir.parent, list(data["runs"]))
     return len({*weights}) <= 1 and data["networks"] == hashes
-
-
-def _is_scored_alike(ensemble_dir: Path, settings: Settings) -> bool:
-    """Whether the ensemble was scored with the flips and tiles of the settings."""
-    data, tiles = read_ensemble(ensemble_dir), tile_settings(settings)
-    return data["tta"] == settings.tta and data.get("tiles", tiles) == tiles
 
 
 def weight_file_hashes(output_dir: Path, runs: list[str]) -> dict[str, str]:

@@ -31,8 +31,9 @@ def warn_of_constant_masks(scores: Scores) -> None:
         areas = confusion.sum(axis=1) / np.maximum(confusion.sum(axis=(1, 2)), 1)[:, None]
     if len(areas) > 1 and (areas == areas[0]).all():
         same = ", ".join(f"{area:.1%}" for area in areas[0])
+        at_half = "at threshold 0.5, " if scores.is_binary else ""
         print(
-            f"warning: the masks of all {len(areas)} images cover the same area ({same}); "
+            f"warning: {at_half}the masks of all {len(areas)} images cover the same area ({same}); "
             "check the training masks, train longer, or change lr"
         )
 
@@ -48,5 +49,5 @@ def report_test_scores(scores: Scores) -> None:
     if scores.is_binary and not 0 < (area := scores.table["area"].mean()) <= 0.5:
         print(
             f"warning: the true masks cover {area:.0%} of the test images on average; the "
-            "object must be white, the background black"
+            "object must be white, the background black; if it is not, invert the masks"
         )

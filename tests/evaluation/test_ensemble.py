@@ -350,28 +350,24 @@ def test_is_up_to_date_is_false_for_the_chosen_weights_of_earlier_versions(runs_
     assert not ensemble.is_up_to_date(settings.run_dir)
 
 
-def test_out_of_fold_scores_score_an_ensemble_again_for_another_tta(runs_copy, capsys):
-    ensemble.ensure_oof_scores(runs_copy.settings("runs=[a,b]", "tta=none"))
+def test_out_of_fold_scores_of_an_ensemble_are_kept_for_other_flips_and_tiles(runs_copy, capsys):
     settings = runs_copy.ensemble_settings
     ensemble.ensure_oof_scores(settings)
-    assert f"ensemble not scored with tta={settings.tta}" in capsys.readouterr().out
-    assert ensemble.read_ensemble(settings.run_dir)["tta"] == settings.tta != "none"
+    stored = read_predictor(settings.run_dir)
+    assert settings.tta != "none"
+    capsys.readouterr()
+    ensemble.ensure_oof_scores(replace(settings, tta="none", tile_overlap=0.5))
+    assert capsys.readouterr().out == "" and read_predictor(settings.run_dir) == stored
+    leaderboard.main([f"output_dir={runs_copy.output_dir}", "runs=a,b", "tta=none"])
+    assert read_predictor(settings.run_dir).tta == "none"
 
 
-def test_out_of_fold_scores_score_an_ensemble_again_for_other_tiles(runs_copy, capsys):
-    settings = runs_copy.ensemble_settings
-    ensemble.ensure_oof_scores(settings)
-    tiled = replace(settings, tile_overlap=0.5)
-    ensemble.ensure_oof_scores(tiled)
-    assert "tile_size=0 tile_overlap=0.5; predicting" in capsys.readouterr().out
-    ensemble.ensure_oof_scores(tiled)
-    assert "predicting" not in capsys.readouterr().out
-    path = run_folder.ensemble_path(settings.run_dir)  # of an earlier version
-    path.write_text(
-        json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "tiles"})
-    )
-    ensemble.ensure_oof_scores(settings)
-    assert "predicting" not in capsys.readouterr().out
+def test_out_of_fold_scores_of_runs_of_different_images_are_rejected(runs_copy):
+    path = run_folder.config_path(runs_copy.output_dir / "b")
+    path.write_text(path.read_text().replace("max_images: 0", "max_images: 6"))
+    message = r"different images \(a with max_images=0, b with max_images=6\); train one of them"
+    with pytest.raises(InputError, match=message):
+        ensemble.ensure_oof_scores(runs_copy.ensemble_settings)
 
 
 def test_settings_for_prediction_of_runs_of_other_classes_is_rejected(runs, monkeypatch):

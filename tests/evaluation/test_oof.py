@@ -55,7 +55,8 @@ def test_warn_of_constant_masks_prints_one_line(capsys, area, text):
     scores.table["predicted_area"] = area
     score_text.warn_of_constant_masks(scores)
     line = capsys.readouterr().out
-    assert line.startswith(f"warning: the masks of all 2 images cover the same area ({text})")
+    start = "warning: at threshold 0.5, the masks of all 2 images cover the same area"
+    assert line.startswith(f"{start} ({text})")
     assert line.count("\n") == 1
 
 

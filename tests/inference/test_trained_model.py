@@ -187,3 +187,5 @@ def test_load_rejects_folders_that_hold_no_run(tmp_path):
     assert_input_error(load, tmp_path / "nowhere", "nowhere: no such folder", wanted)
     assert_input_error(load, tmp_path / "weights.pt", "weights.pt: is a file", wanted)
     assert_input_error(load, tmp_path, f"{tmp_path}: has no trained fold")
+    (tmp_path / "a+b").mkdir()
+    assert_input_error(load, tmp_path / "b+a", f"no such folder; the ensemble is {tmp_path}/a+b")
