@@ -182,9 +182,10 @@ def read_recipe(name: str, derived: tuple[str, ...] = ()) -> dict[str, Any]:
         raise InputError(f"{path}: recipe={base}: is based on itself")
     inherited = read_recipe(base, (*derived, name)) if base else {}
     inherited.pop("runs", None)  # names the base itself
-    if isinstance(stages := inherited.get("stages"), list):  # as on the command line, for all
-        changed = [{key: values.get(key, stage[key]) for key in stage} for stage in stages]
-        inherited["stages"] = changed
+    stages = inherited.get("stages")
+    if isinstance(stages, list) and all(isinstance(stage, dict) for stage in stages):
+        # As on the command line, values apply to all stages.
+        inherited["stages"] = [{k: values.get(k, v) for k, v in stage.items()} for stage in stages]
     if "model" in values:  # without the options of the other model
         models = ("", values["model"])
         inherited = {
