@@ -15,7 +15,7 @@ from core import environment
 from core.settings import FIELDS
 
 ROOT = Path(__file__).resolve().parents[1]
-TOOLS = ["bash", "cat", "cmp", "cp", "dirname", "flock", "mkdir", "rm", "sleep"]
+TOOLS = ["bash", "cat", "cmp", "cp", "dirname", "flock", "mkdir", "readlink", "rm", "sleep"]
 
 # Plays python3.11, .venv/bin/python and pip; records calls of venv and pip in $CALLS. The version
 # check of environment.sh runs in the real Python, with $VERSION as its version.
@@ -110,6 +110,17 @@ def test_venv_half_made_by_a_killed_command_is_remade(checkout):
     assert (checkout.venv / "bin/python").exists()
     code, _, err = checkout.run()
     assert code == 0, err
+
+
+def test_train_sh_works_through_a_link_and_without_the_users_safe_path(checkout, tmp_path):
+    """Python with PYTHONSAFEPATH does not import modules of the script's folder."""
+    checkout.add_python()
+    moved = checkout.folder.rename(tmp_path / "moved")
+    checkout.folder.mkdir()
+    (checkout.folder / "train.sh").symlink_to(moved / "train.sh")
+    show = 'echo "safe: ${PYTHONSAFEPATH:-unset}"'
+    code, out, err = checkout.run("one", PYTHONSAFEPATH="1", TRAIN=show)
+    assert (code, out) == (0, f"trained with {moved}/.venv/bin/python: one\nsafe: unset\n"), err
 
 
 @pytest.mark.parametrize("kind", ["folder", "link", "dangling link", "file"])
