@@ -20,6 +20,7 @@ from inference.load_runs import load_members, load_oof_members
 from inference.predictor import Keep, Prediction, keep_mean, predict
 from inference.predictor_file import tile_settings, write_predictor
 from inference.trained_model import TrainedModel
+from models import checkpoint
 
 # ---------------------------------------------------------------- out-of-fold scores
 
@@ -58,8 +59,11 @@ def ensure_oof_scores(settings: Settings) -> oof.Scores:
 
 
 def require_same_images(settings: Settings) -> None:
-    """Raise InputError if the runs were trained with different `max_images`."""
+    """Raise InputError if the runs were trained on different images because of `max_images`."""
     folders = [Path(settings.output_dir) / run for run in sorted(settings.runs)]
+    weights = [run_folder.finished_weights(folder)[0] for folder in folders]
+    if len({checkpoint.read_metadata(path).get("data") for path in weights}) == 1:
+        return
     limits = [run_folder.read_run_settings(folder).get("max_images", 0) for folder in folders]
     if len({*limits}) > 1:
         found = ", ".join(

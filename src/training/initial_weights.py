@@ -27,12 +27,13 @@ def find_initial_weights(settings: Settings, fold: int, samples: list[Sample]) -
     init_run = find_init_run(settings)
     if not init_run or has_snapshot(settings.run_dir, fold):
         return None
-    path = weights_path(Path(settings.output_dir) / init_run, fold)
+    init_dir = Path(settings.output_dir) / init_run
+    path = weights_path(init_dir, fold)
     if init_run == settings.run:
         problem = "is this run itself"
     elif not path.is_file():
         problem = f"{path} is missing; train fold={fold} of that run first"
-    elif has_snapshot(path.parent.parent, fold):
+    elif has_snapshot(init_dir, fold):
         problem = f"has not finished fold {fold}; resume it first"
     else:
         problem = find_fold_mismatch(path, fold, dataset_fingerprint(samples))
