@@ -50,7 +50,7 @@ def test_training_step_reads_no_tensor(monkeypatch, args, n_classes):
         monkeypatch.delitem(options, "fused", raising=False)
     meta = torch.device("meta")
     settings = load_settings([*args, "precision=fp32"])
-    state = TrainState(settings, n_classes, updates=9, device=meta)
+    state = TrainState(settings, n_classes, updates=9, image_pixels=1, device=meta)
     loss, logits = train_steps(state, EpochMetrics(meta), settings.size, meta)
     assert loss.is_meta and logits.shape == (4, n_classes, 32, 48)
     with pytest.raises((RuntimeError, NotImplementedError)):  # as reading one is an error
@@ -64,7 +64,7 @@ def test_training_step_on_a_fake_gpu_never_waits(monkeypatch, args, n_classes, p
     settings = load_settings([*args, f"precision={precision}"])
     gpu = torch.device("cuda", 0)
     with fake_gpu():
-        state = TrainState(settings, n_classes, updates=9, device=gpu)
+        state = TrainState(settings, n_classes, updates=9, image_pixels=1, device=gpu)
         metrics = EpochMetrics(gpu)
         for parameter in state.model.parameters():
             parameter.grad = torch.zeros_like(parameter)
@@ -83,7 +83,7 @@ def test_training_step_on_a_fake_gpu_never_waits(monkeypatch, args, n_classes, p
 def test_precision_on_a_fake_gpu_is_what_it_computes_natively(capability, precision):
     with fake_gpu(capability):
         gpu = torch.device("cuda", 0)
-        state = TrainState(load_settings(UNET), 1, updates=9, device=gpu)
+        state = TrainState(load_settings(UNET), 1, updates=9, image_pixels=1, device=gpu)
     assert state.precision == precision
     assert state.scaler.is_enabled() == (precision == "fp16")
 

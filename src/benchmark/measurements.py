@@ -47,7 +47,7 @@ def measure_recipe(settings: Settings, samples: list[Sample], n_training: int) -
     steps, repeated = StepTimer(), samples * math.ceil(MIN_LOOP_IMAGES / len(samples))
     with TemporaryDirectory() as folder, explain_out_of_memory(settings):
         trial = make_trial(settings, folder)
-        # As many updates as the recipe makes: with TUNE_MIN_UPDATES or more, training is compiled.
+        # As many updates as the recipe makes: enough of them, and training is compiled.
         trial.epochs = max(1, round(settings.epochs * n_training / len(repeated)))
         cache = make_cache(trial, samples)
         if cache is None:

@@ -120,7 +120,7 @@ class Settings:
     output_dir: str = setting("output", "folder for runs and submissions", scope="invocation", is_path=True)
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "device of the network", scope="invocation")
     precision: Literal["auto", "bf16", "fp16", "fp32"] = setting("auto", "autocast dtype of the forward pass; auto: the fastest that the device supports natively, but fp16 for prediction on a GPU; fp32: convolutions in TF32 on GPUs that have it", scope="invocation")
-    compile: Literal["auto", "true", "false"] = setting("auto", "torch.compile the network and let cuDNN benchmark its kernels; auto: on a GPU, for training of 7000 updates or more and for prediction of 10000 forward passes or more; true: on any device, for all training and for prediction of 10000 forward passes or more", scope="invocation")
+    compile: Literal["auto", "true", "false"] = setting("auto", "torch.compile the network and let cuDNN benchmark its kernels; auto: on a GPU, for training on 40 billion pixels or more, such as 6,400 steps of four 1024×1536 images, and for prediction of 10000 forward passes or more; true: on any device, for all training and for prediction of 10000 forward passes or more", scope="invocation")
     num_workers: int | None = setting(None, "processes that load images; null: chosen from cores and shared memory", NON_NEGATIVE, scope="invocation")
 
     data_dir: str = setting("input/carvana", "dataset folder: train/, train_masks/, test/, sample_submission.csv, and test_masks/ to score predictions", scope="invocation", is_path=True)

@@ -53,7 +53,8 @@ def check_batches(
                 found = f"cannot predict whole images of size={height},{width}: {error}"
                 raise InputError(f"{network}: {found}; leave out crop_size, or set tile_size")
     has_singles = samples_per_step(count, settings.batch_size, processes) == processes
-    syncs = needs_sync_batch_norm(settings, pick_device(settings), processes)
+    step_pixels = settings.batch_size // processes * prod(largest)
+    syncs = needs_sync_batch_norm(pick_device(settings), processes, step_pixels)
     if has_singles and not syncs and find_training_error(model, 1, smallest):
         fix = f"set batch_size={2 * processes}" if count >= 2 * processes else "add images"
         raise InputError(

@@ -14,24 +14,31 @@ from core.settings import Settings
 # With fewer pixels per GPU and step than four images of 1024×1024, batch normalization takes its
 # statistics from all GPUs, which then wait for each other in every layer.
 SYNC_BN_BELOW = 2**22
-# For fewer updates, compiling and cuDNN's benchmarks take longer than they save. An estimate from
-# an H200 (docs/speed.md).
-TUNE_MIN_UPDATES = 7000
+# Training on fewer pixels, summed over all steps of a GPU, takes less time than compiling and
+# cuDNN's benchmarks: an estimate from an H200 (docs/speed.md), 6,400 steps of four images of
+# 1024×1536.
+TUNE_MIN_PIXELS = 40e9
 
 
 def prepare_network(
-    model: nn.Module, settings: Settings, device: torch.device, updates: int
+    model: nn.Module, settings: Settings, device: torch.device, updates: int, image_pixels: int
 ) -> tuple[nn.Module, bool]:
     """Return `model` compiled if the settings ask for it, and wrapped by DDP if there are several
-    processes; and whether it is compiled. It shares the parameters of `model`."""
-    if process_env.world_size() > 1:
+    processes; and whether it is compiled. It shares the parameters of `model`.
+
+    `updates`: number of updates of the training; `image_pixels`: height × width of its first image.
+    """
+    n_processes = process_env.world_size()
+    step_pixels = settings.batch_size // n_processes * image_pixels
+    if n_processes > 1:
         freeze_unused(model, settings)
     has_norm = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
-    syncs = has_norm and needs_sync_batch_norm(settings, device, process_env.world_size())
+    syncs = has_norm and needs_sync_batch_norm(device, n_processes, step_pixels)
     if syncs:
         model = convert_sync_batch_norm(model)
     is_compiled = False
-    tunes = wants_compile(settings, device, is_long=updates >= TUNE_MIN_UPDATES)
+    pixels = updates * settings.grad_accumulation * step_pixels
+    tunes = wants_compile(settings, device, is_long=pixels >= TUNE_MIN_PIXELS)
     torch.backends.cudnn.benchmark = tunes and has_one_size(settings)
     if tunes:
         error = "SyncBatchNorm breaks the graph" if syncs else find_compile_error(device)
@@ -40,7 +47,7 @@ def prepare_network(
         else:
             compile_network(model.network, has_one_size(settings))
             is_compiled = True
-    if process_env.world_size() > 1:
+    if n_processes > 1:
         device_ids = None if device.type == "cpu" else [device.index]
         # Deprecated in torch 2.13, but torch 2.11 does not have its successor.
         warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
@@ -76,11 +83,9 @@ def freeze_unused(model: nn.Module, settings: Settings) -> None:
 # ---------------------------------------------------------------- batch normalization
 
 
-def needs_sync_batch_norm(settings: Settings, device: torch.device, n_processes: int) -> bool:
+def needs_sync_batch_norm(device: torch.device, n_processes: int, step_pixels: int) -> bool:
     """Whether each of several GPUs has too few pixels for batch normalization on its own."""
-    height, width = settings.train_size or (0, 0)  # native sizes are not known here
-    pixels = settings.batch_size // n_processes * height * width
-    return device.type != "cpu" and n_processes > 1 and pixels < SYNC_BN_BELOW
+    return device.type != "cpu" and n_processes > 1 and step_pixels < SYNC_BN_BELOW
 
 
 def convert_sync_batch_norm(model: nn.Module) -> nn.Module:

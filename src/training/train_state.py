@@ -29,7 +29,8 @@ class TrainState:
     compiled, and wrapped in DDP if there are several processes. Model and EMA start from the file
     `initial_weights`, else from random weights, with a pretrained encoder if `pretrained`.
     `updates`, the number of updates in the whole training, determines the length of the learning
-    rate schedule and whether to compile.
+    rate schedule; with `image_pixels`, height × width of the first training image, also whether to
+    compile.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class TrainState:
         settings: Settings,
         n_classes: int,
         updates: int,
+        image_pixels: int,
         device: torch.device,
         initial_weights: Path | None = None,
         pretrained: bool = False,
@@ -49,7 +51,7 @@ class TrainState:
             checkpoint.load_weights(initial_weights, self.model, "the network of this run")
         self.model.to(device)
         self.ema = ModelEMA(self.model, settings.ema_decay)
-        prepared = prepare_network(self.model, settings, device, updates)
+        prepared = prepare_network(self.model, settings, device, updates, image_pixels)
         self.wrapped_model, self.is_compiled = prepared
         self.optimizer = make_optimizer(settings, self.wrapped_model)
         self.lr_schedule = make_schedule(settings, self.optimizer, updates)

@@ -29,6 +29,7 @@ from core.errors import InputError
 from core.settings import Settings
 from core.signals import DeferSignals, StopRequested
 from data.cache import Cache
+from data.datasets import read_native_size
 from data.fingerprint import dataset_fingerprint
 from data.loaders import train_loader
 from data.sample import Sample
@@ -64,7 +65,8 @@ class FoldTrainer:
         torch.manual_seed(self.step_seed())  # for the initial weights; DDP takes those of rank 0
         weights = find_initial_weights(settings, fold, samples)
         n_classes, pretrained = len(self.class_map.names), needs_pretrained(settings, fold)
-        self.state = TrainState(settings, n_classes, updates, device, weights, pretrained)
+        pixels = math.prod(settings.train_size or read_native_size(self.train_samples[0]))
+        self.state = TrainState(settings, n_classes, updates, pixels, device, weights, pretrained)
 
     def fit(self) -> None:
         """Train from the latest snapshot, or from scratch, to the last epoch."""
@@ -202,8 +204,7 @@ class FoldTrainer:
         settings, shown = replace(self.settings, tta="none"), samples[:3]
 
         def keep(image: ImageProbabilities) -> dict[str, torch.Tensor]:
-            is_shown = image.sample in shown
-            return oof.keep_statistics(image) | (keep_mean(image) if is_shown else {})
+            return oof.keep_statistics(image) | (keep_mean(image) if image.sample in shown else {})
 
         members = [self.ema_member()]
         predictions = predict(members, samples, settings, keep, with_mask=True, cache=self.cache)

@@ -57,7 +57,7 @@ def test_depthwise_in_fp32_leaves_other_convolutions_in_bf16(conv, dtype):
 def test_train_state_trains_depthwise_convolutions_in_fp32_on_a_cpu(precision, dtype):
     args = ["model=smp", "encoder=tu-mobilenetv3_small_050", "encoder_weights=none", "device=cpu"]
     settings = load_settings([*args, f"precision={precision}"])
-    state = TrainState(settings, 1, updates=1, device=torch.device("cpu"))
+    state = TrainState(settings, 1, updates=1, image_pixels=64 * 64, device=torch.device("cpu"))
     seen = {True: set(), False: set()}
 
     def note_dtype(module, inputs, output):

@@ -12,19 +12,17 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
 @pytest.mark.parametrize(
-    ("args", "world_size", "few"),
+    ("n_processes", "step_pixels", "few"),
     [
-        (["size=[1024,1536]", "batch_size=4"], 1, False),
-        (["size=[1024,1536]", "batch_size=16"], 4, False),  # 4 images of 1.6 megapixels
-        (["size=[1024,1536]", "batch_size=8"], 4, True),
-        (["size=[256,384]", "batch_size=64"], 4, True),
-        (["size=[256,384]", "batch_size=256"], 4, False),
-        (["size=null", "batch_size=64"], 4, True),
+        (1, 16 * 256 * 384, False),
+        (4, 4 * 1024 * 1024, False),
+        (4, 2 * 1024 * 1536, True),
+        (4, 2 * 1280 * 1918, False),
     ],
 )
-def test_batch_norm_is_synchronized_if_each_gpu_has_few_pixels(args, world_size, few):
-    assert network_setup.needs_sync_batch_norm(load_settings(args), GPU, world_size) is few
-    assert network_setup.needs_sync_batch_norm(load_settings(args), CPU, world_size) is False
+def test_batch_norm_is_synchronized_if_each_gpu_has_few_pixels(n_processes, step_pixels, few):
+    assert network_setup.needs_sync_batch_norm(GPU, n_processes, step_pixels) is few
+    assert network_setup.needs_sync_batch_norm(CPU, n_processes, step_pixels) is False
 
 
 def test_sync_batch_norm_keeps_the_activations_of_timm():
@@ -77,7 +75,7 @@ def test_freeze_unused_tries_a_network_that_reads_values_on_the_cpu():
 def test_network_without_batch_norm_needs_no_synchronization(monkeypatch):
     monkeypatch.setattr(network_setup, "needs_sync_batch_norm", lambda *args: True)
     model, settings = nn.Sequential(nn.Conv2d(2, 2, 1)), load_settings(["compile=false"])
-    network, _ = network_setup.prepare_network(model, settings, CPU, updates=1)
+    network, _ = network_setup.prepare_network(model, settings, CPU, 1, 64)
     assert network is model and not any("Sync" in type(m).__name__ for m in network.modules())
 
 
@@ -87,6 +85,6 @@ def test_network_with_sync_batch_norm_is_not_compiled(monkeypatch, capsys):
     monkeypatch.setattr(network_setup, "find_compile_error", lambda device: "")
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)  # restored after the test
     model, settings = nn.Sequential(nn.BatchNorm2d(2)), load_settings(["compile=true"])
-    network, is_compiled = network_setup.prepare_network(model, settings, CPU, updates=1)
+    network, is_compiled = network_setup.prepare_network(model, settings, CPU, 1, 64)
     assert isinstance(network[0], nn.SyncBatchNorm) and not is_compiled
     assert "training without compiling, SyncBatchNorm breaks" in capsys.readouterr().out

@@ -11,12 +11,13 @@ from training import network_setup, train_state
 from training.train_state import TrainState
 
 CPU = torch.device("cpu")
+IMAGE_PIXELS = 16 * 24
 TINY = ["channels=[4,8]", "size=[16,24]", "device=cpu", "precision=fp32", "batch_size=4"]
 
 
 def make_state(*args, device=CPU, updates=9):
     torch.manual_seed(0)
-    return TrainState(load_settings([*TINY, *args]), 1, updates, device)
+    return TrainState(load_settings([*TINY, *args]), 1, updates, IMAGE_PIXELS, device)
 
 
 def train_steps(state, batch_sizes=(4,)):
@@ -79,11 +80,13 @@ def test_cudnn_benchmarks_kernels_where_the_network_is_compiled(monkeypatch, arg
     assert torch.backends.cudnn.benchmark == is_on
 
 
-def test_network_is_compiled_from_tune_min_updates_on(use_backend, monkeypatch):
-    monkeypatch.setattr(network_setup, "TUNE_MIN_UPDATES", 5)
+def test_network_is_compiled_if_all_steps_have_tune_min_pixels(use_backend, monkeypatch):
+    monkeypatch.setattr(network_setup, "TUNE_MIN_PIXELS", 5 * 2 * 3 * IMAGE_PIXELS)
     monkeypatch.setattr(network_setup, "wants_compile", lambda settings, device, is_long: is_long)
     use_backend("eager")
-    assert make_state(updates=5).is_compiled and not make_state(updates=4).is_compiled
+    args = ["grad_accumulation=3", "batch_size=2"]
+    assert make_state(*args, updates=5).is_compiled
+    assert not make_state(*args, updates=4).is_compiled
 
 
 def test_update_is_clipped_to_grad_clip():

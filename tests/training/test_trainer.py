@@ -71,7 +71,7 @@ def test_train_step_accumulating_two_half_batches_equals_one_batch(loss):
         args = ["channels=[4,8]", "norm=none", "size=[16,16]", "device=cpu", "precision=fp32"]
         args += [f"grad_accumulation={accumulation}", f"loss={loss}", "optimizer=sgd"]
         settings = load_settings(args)
-        state = TrainState(settings, 1, updates=2, device=torch.device("cpu"))
+        state = TrainState(settings, 1, updates=2, image_pixels=1, device=torch.device("cpu"))
         for part in range(accumulation):
             chunk = slice(part * 4 // accumulation, (part + 1) * 4 // accumulation)
             state.train_step(
