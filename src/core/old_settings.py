@@ -65,8 +65,9 @@ REMOVED = {
 def rename_old_settings(values: dict[str, Any]) -> dict[str, Any]:
     """Return `values` with old names replaced, and removed settings and values dropped."""
     values = {RENAMED.get(name, name): v for name, v in values.items() if name not in REMOVED}
-    if values.get("dilated_bottom") == 0:  # other values are no longer possible
-        del values["dilated_bottom"]
+    for name in ("dilated_bottom", "full_size_skip"):  # values above 0 are no longer possible
+        if values.get(name) == 0:
+            del values[name]
     if isinstance(steps := values.get("postprocess"), str):  # there was a step `hull`
         values["postprocess"] = ",".join(s for s in steps.split(",") if s != "hull") or "none"
     for name, value in values.items():

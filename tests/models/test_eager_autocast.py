@@ -70,7 +70,7 @@ def test_train_state_trains_depthwise_convolutions_in_fp32_on_a_cpu(precision, d
     assert seen == {True: {torch.float32}, False: {dtype}}
 
 
-@pytest.mark.parametrize("args", [[], ["full_size_skip=8"], ["half_size_decoder=true"]])
+@pytest.mark.parametrize("args", [[], ["half_size_decoder=true"]])
 def test_nearest_upsampling_keeps_its_dtype_and_all_values(args):
     settings = load_settings(["model=smp", "encoder=resnet18", "encoder_weights=none", *args])
     model, images = build_model(settings), torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
