@@ -77,14 +77,12 @@ def predict_pending_chunks(
     def keep(image: ImageProbabilities) -> dict[str, Tensor]:
         mean = image.mean()
         counts = count_pixels(mean, image.mask) if with_mask else {}
-        mask, agreement = binarizer.to_mask(mean), image.agreement(mean)
-        return counts | {"mask": mask, "agreement": agreement}
+        return counts | {"mask": binarizer.to_mask(mean), "agreement": image.agreement(mean)}
 
     predictions = predict(members, samples, settings, keep, with_mask)
     results = map_in_threads(partial(to_result, settings, binarizer), predictions)
-    total = done + len(samples)
-    # One iterator for all chunks: tqdm closes the bar when an iteration over it ends.
-    bar = iter(tqdm(results, "predict", total, initial=done, unit="image", disable=None))
+    bar = tqdm(results, "predict", done + len(samples), initial=done, unit="image", disable=None)
+    bar = iter(bar)  # one for all chunks: tqdm closes the bar when an iteration over it ends
     with closing(results):
         for i in my_chunks:
             chunks.write(i, list(islice(bar, len(chunks.chunk(i)))))
@@ -203,15 +201,22 @@ def end_with_errors(errors: list[str]) -> None:
 def main(args: list[str]) -> None:
     settings = load_runs.settings_for_prediction(args)
     if settings.images:
+        if (count := distributed.count_processes()) > 1:
+            raise InputError(f"images: one process predicts them, not {count}; unset GPUS")
         model = ensemble.load_trained_model(settings)
         print(describe_prediction(settings, settings.images, model.members, model.binarizer))
         end_with_errors(predict_photographs(settings, model))
         return
     if "background" in parse_overrides(args):
         raise InputError("background: needs images=<a photograph or a folder>")
+    predict_test_images(settings, load_checked_samples(settings))
+
+
+def load_checked_samples(settings: Settings) -> list[Sample]:
+    """Return the test images; InputError if their predictions could not be written or scored."""
     if settings.truth_csv:
         require_paths(Path(settings.truth_csv))
-    samples, device = datasets.load_test_samples(settings), pick_device(settings)
+    samples = datasets.load_test_samples(settings)
     if samples[0].mask:
         if settings.skip_unreadable:
             raise InputError("skip_unreadable: is for test images without masks; leave it out")
@@ -220,6 +225,12 @@ def main(args: list[str]) -> None:
         raise InputError("legend: the picture of the colors has this name; rename the test image")
     if samples[0].class_map.is_binary:
         submission.require_replaceable(settings, [sample.image.name for sample in samples])
+    return samples
+
+
+def predict_test_images(settings: Settings, samples: list[Sample]) -> None:
+    """Predict the test images in the requested processes; write and check the submission."""
+    device = pick_device(settings)
     scores = ensemble.ensure_oof_scores(settings)
     free_memory(device)  # of the networks that scored the ensemble
     if distributed.requested_processes() > 1:
@@ -231,8 +242,7 @@ def main(args: list[str]) -> None:
     print(describe_prediction(settings, images, members, binarizer))
     distributed.init_process_group(device)
     key = prediction_key(settings, members, binarizer)
-    folder = settings.submission_path.with_suffix(".chunks")
-    chunks = ChunkedPrediction(folder, key, samples, settings, partial(mask_paths, settings))
+    chunks = ChunkedPrediction(key, samples, settings, partial(mask_paths, settings))
     images_hash = short_hash("".join(chunks.images_hashes), 12)
     distributed.assert_equal_on_all_ranks({"weights or settings": key, "test images": images_hash})
     with chunks.lock() if process_env.is_main_process() else nullcontext():

@@ -18,6 +18,7 @@ from core.device import explain_out_of_memory, free_memory, pick_device, pick_pr
 from data import datasets
 from data.cache import Cache, make_cache
 from data.fingerprint import dataset_fingerprint, describe_dataset
+from data.preprocess import Size
 from data.sample import Sample
 from evaluation import leaderboard, oof, score_text
 from inference.members import make_member
@@ -29,20 +30,23 @@ from training.trainer import FoldTrainer
 
 def train_stages(settings: Settings) -> None:
     """Train the folds of each stage of a run; without stages, those of the run."""
+    stages, samples = split_stages(settings), datasets.load_training_samples(settings)
+    n_folds, sizes = preflight.check_data(stages[0], samples)
+    distributed.init_process_group(pick_device(settings))
     if settings.stages:
         save_config(settings)  # before the first stage, so that the run can be resumed in any stage
-    for stage in split_stages(settings):
+    for stage in stages:
         if settings.stages:
             print(f"{stage.run}: size={stage.size} epochs={stage.epochs} lr={stage.lr:g}")
-        train_folds(stage)
+        preflight.check_sizes(stage, sizes)
+        train_folds(stage, samples, n_folds, sizes)
+        # The next stage of any process reads what the main process has written.
+        distributed.barrier()
 
 
-def train_folds(settings: Settings) -> None:
+def train_folds(settings: Settings, samples: list[Sample], n_folds: int, sizes: set[Size]) -> None:
     """Train the requested folds that are not finished, one after the other."""
-    samples = datasets.load_training_samples(settings)
-    n_folds, sizes = preflight.check_data(settings, samples)
     folds = preflight.folds_to_train(settings, n_folds)
-    distributed.init_process_group(pick_device(settings))
     fingerprint, commit = dataset_fingerprint(samples), provenance.current_commit()
     preflight.check_finished_folds(settings, fingerprint)
     if folds:

@@ -225,6 +225,7 @@ def test_classes_csv_trains_and_predicts_several_classes(tmp_path):
     data_dir = make_data(tmp_path / "data")
     (data_dir / "classes.csv").write_text("value,name,color\n1,car,#0a64c8\n0,floor,black\n")
     args = [*tiny_settings_args(data_dir, tmp_path / "output"), "fold=0"]
+    assert_input_error(train.main, [*args, "threshold=0.3"], "threshold=0.3: is for one class")
     assert "mean IoU" in call_main(train.main, args)
     write_test_masks(data_dir)
     printed = call_main(predict.main, prediction_args(args))

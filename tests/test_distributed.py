@@ -178,6 +178,16 @@ def test_train_checks_settings_before_it_starts_processes(
     assert_input_error(train.main, args, message)
 
 
+def test_predict_rejects_photographs_in_several_processes(trained_run, monkeypatch):
+    args = [*prediction_args(trained_run.args), "images=car.jpg"]
+    for count, message in (
+        ("2", "images: one process predicts them, not 2"),
+        ("x", "GPUS=x: must"),
+    ):
+        monkeypatch.setenv("GPUS", count)
+        assert_input_error(predict.main, args, message)
+
+
 FAULTY_TRAIN = """
 import sys
 sys.path.insert(0, "src")

@@ -91,6 +91,17 @@ def test_train_writes_the_files_of_a_run(trained_run):
         assert f"fold {fold}: out-of-fold dice" in trained_run.printed
 
 
+def test_stages_start_when_the_main_process_has_written_the_one_before(
+    shared_data_dir, tmp_path, monkeypatch
+):
+    calls = []
+    monkeypatch.setattr(train, "train_folds", lambda stage, *_: calls.append(stage.run))
+    monkeypatch.setattr(train.distributed, "barrier", lambda: calls.append("barrier"))
+    args = [*tiny_settings_args(shared_data_dir, tmp_path), "stages=[{epochs: 1}, {epochs: 2}]"]
+    train.train_stages(config.load_settings(args))
+    assert calls == ["tiny/stage1", "barrier", "tiny", "barrier"]
+
+
 def test_train_scores_every_image_once_in_the_fold_that_held_it_out(trained_run):
     folds = csv_files.read_folds(config.load_settings(trained_run.args))
     table = read_oof(trained_run)

@@ -76,7 +76,8 @@ def run_main(main: Callable[[list[str]], object], resume_hint: str = "") -> None
             sys.exit(2)
         if not process_env.is_distributed():
             raise
-        if not re.search(PEER_FAILURE, str(error).partition("\n")[0]):  # else the peer reports it
+        # After a failure of another process, that one reports the error.
+        if not re.search(PEER_FAILURE, str(error).partition("\n")[0]):
             process_env.report_error(traceback.format_exc().strip())
         sys.exit(1)
     finally:

@@ -178,7 +178,7 @@ def read_recipe(name: str, derived: tuple[str, ...] = ()) -> dict[str, Any]:
     base = str(values.pop("recipe", "") or "")
     if is_recipe_file(base):
         base = str(path.parent / os.path.expanduser(base))
-    if base in (*derived, name):
+    if os.path.realpath(base) in map(os.path.realpath, (*derived, name)):
         raise InputError(f"{path}: recipe={base}: is based on itself")
     inherited = read_recipe(base, (*derived, name)) if base else {}
     inherited.pop("runs", None)  # names the base itself

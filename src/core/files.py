@@ -59,12 +59,12 @@ def atomic_write_json(path: Path, value: Any) -> None:
     atomic_write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def remove_stale_tmp_files(folder: Path, name: str) -> None:
-    """Remove the temporary files of killed processes for files whose names start with `name`.
+def remove_stale_tmp_files(path: Path) -> None:
+    """Remove temporary files that killed processes left of atomic_write(path).
 
     The caller must hold the lock: another process may be writing.
     """
-    for tmp_path in folder.glob(f".{glob.escape(name)}*.tmp"):
+    for tmp_path in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         tmp_path.unlink()
 
 

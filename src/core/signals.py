@@ -41,7 +41,8 @@ def ignore_signals_in_worker(seconds: int = 5) -> None:
     exits sends SIGTERM and waits for the workers, so the workers must exit.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGALRM, lambda *_: os._exit(0))  # else torch reports a killed worker
+    # An exit code other than 0 would be reported by torch.
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(seconds))
 
 

@@ -17,6 +17,7 @@ from core.threads import map_in_threads
 from data.datasets import read_sample_image, read_sample_mask, read_sizes
 from data.fingerprint import short_hash
 from data.preprocess import (
+    VERSION,
     Preprocessing,
     Size,
     preprocess_image,
@@ -114,7 +115,8 @@ def open_disk_cache(
     lock = acquire_lock(path.with_suffix(".lock"))
     try:
         if not (path.exists() and path.with_suffix(".npz").exists()):
-            remove_stale_tmp_files(path.parent, path.stem)
+            for suffix in (".npy", ".npz"):
+                remove_stale_tmp_files(path.with_suffix(suffix))
             n_bytes = len(samples) * 4 * size[0] * size[1]
             require_space("disk", n_bytes, free_disk_bytes(path.parent))
             write_disk_cache(samples, preprocessing, size, path)
@@ -146,7 +148,7 @@ def write_disk_cache(
 
 def files_hash(samples: Sequence[Sample], preprocessing: Preprocessing | None = None) -> str:
     """Return a hash of the files (name, size, modification time) and of their preprocessing."""
-    lines = [repr((preprocessing, samples[0].dataset_format, samples[0].class_map))]
+    lines = [repr((VERSION, preprocessing, samples[0].dataset_format, samples[0].class_map))]
     for sample in samples:
         for path in filter(None, (sample.image, sample.mask)):
             stat = path.stat() if path.exists() else path.lstat()  # lstat: a dangling link

@@ -12,7 +12,7 @@ from data.image_io import exif_orientation, has_16_bits, open_image, read_16_bit
 
 GRAY_MODES = ("1", "L", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 MAX_CLASS_VALUES = 64  # a mask of more values is taken for one with soft edges
-FULL_SCALES = (1, 255, 65535)  # of float, 8-bit and 16-bit files; else the largest value
+FULL_SCALES = (1, 255, 65535)  # of float, 8-bit and 16-bit files; above: the largest value
 
 
 def read_mask(path: Path, threshold: int = 0) -> np.ndarray:

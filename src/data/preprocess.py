@@ -9,6 +9,7 @@ from core.settings import Settings
 from data.classes import IGNORE
 
 Size = tuple[int, int]  # height, width
+VERSION = 2  # part of the names of caches: raise it when the same file yields other pixels
 KMEANS_SAMPLES = 1000  # pixels from which k-means finds the colors
 
 
@@ -53,8 +54,8 @@ def preprocess_mask(mask: np.ndarray, preprocessing: Preprocessing) -> np.ndarra
 def _resize(
     pixels: np.ndarray, preprocessing: Preprocessing, interpolation: int | None, fill: int
 ) -> np.ndarray:
-    """Resize to the preprocessing's size; interpolation None: area for downscaling, else
-    bilinear."""
+    """Resize to the preprocessing's size; interpolation None: area for an axis that shrinks,
+    bilinear for one that grows."""
     size = preprocessing.size
     if size is None or pixels.shape[:2] == size:
         return pixels
@@ -62,8 +63,9 @@ def _resize(
     canvas = np.full((*size, *pixels.shape[2:]), fill, np.uint8)
     height, width = canvas[region].shape[:2]
     if interpolation is None:
-        shrinks = height <= pixels.shape[0] and width <= pixels.shape[1]
-        interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        shrunk = min(width, pixels.shape[1]), min(height, pixels.shape[0])
+        pixels = cv2.resize(pixels, shrunk, interpolation=cv2.INTER_AREA)
+        interpolation = cv2.INTER_LINEAR
     resized = cv2.resize(pixels, (width, height), interpolation=interpolation)
     if resized.shape == canvas.shape:
         return resized

@@ -24,5 +24,6 @@ class Sample:
 
     @property
     def view(self) -> str:
-        """Rest of the stem after the group: "01" for "00087a6bd4dc_01"."""
-        return self.image_id.removeprefix(self.group).lstrip("_-")
+        """Stem without the group: "01" for "00087a6bd4dc_01" of group "00087a6bd4dc"."""
+        around_group = self.image_id.partition(self.group)[::2]
+        return "_".join(filter(None, (part.strip("_-") for part in around_group)))

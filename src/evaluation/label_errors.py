@@ -43,7 +43,8 @@ def confident_errors(histograms: np.ndarray) -> np.ndarray:
     float64."""
     false_positives = histograms[:, 0, -CONFIDENT_LEVELS:].sum(axis=1)
     false_negatives = histograms[:, 1, :CONFIDENT_LEVELS].sum(axis=1)
-    least_area = 0.01 * histograms.sum(axis=(1, 2))  # else one pixel on an empty mask is the worst
+    # Without it, a single wrong pixel on an empty mask would be the largest error.
+    least_area = 0.01 * histograms.sum(axis=(1, 2))
     true_area = np.maximum(histograms[:, 1].sum(axis=1), least_area)
     return np.stack([false_positives, false_negatives], axis=1) / true_area[:, None]
 

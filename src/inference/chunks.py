@@ -44,14 +44,14 @@ class ChunkedPrediction:
 
     def __init__(
         self,
-        folder: Path,
         key: str,
         samples: list[Sample],
         settings: Settings,
         mask_paths: Callable[[Sample], list[Path]],
     ):
-        self.folder, self.prefix, self.samples = folder, key[:16], samples
-        self.mask_paths = mask_paths
+        self.submission_path = settings.submission_path
+        self.folder = self.submission_path.with_suffix(".chunks")
+        self.prefix, self.samples, self.mask_paths = key[:16], samples, mask_paths
         self.accepts_errors = settings.skip_unreadable
         self.chunk_size = BATCHES_PER_CHUNK * settings.batch_size
         count = math.ceil(len(samples) / self.chunk_size)
@@ -64,9 +64,10 @@ class ChunkedPrediction:
     def lock(self) -> Iterator[None]:
         """Keep other processes out of the folder."""
         with folder_lock(self.folder, "wait, or choose another file with submission_csv=..."):
-            # Files left over from an interrupted merge.
-            for end in (".", "_stats."):
-                remove_stale_tmp_files(self.folder.parent, f"{self.folder.stem}{end}")
+            path = self.submission_path
+            stats_path = path.with_name(f"{path.stem}_stats.csv")
+            for written in (path, path.with_suffix(".json"), stats_path):
+                remove_stale_tmp_files(written)  # of an interrupted merge
             yield
 
     def chunk(self, i: int) -> list[Sample]:

@@ -89,7 +89,8 @@ def export_onnx(
     # takes all images with sides of `side` pixels or more.
     traced = max(side, *(member.input_size(1) + 1 for member in model.models))
     sizes = {0: ("batch", 1), 2: ("height", traced), 3: ("width", traced)}
-    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of its own internals
+    # The exporter warns about its own code.
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):
         program = torch.onnx.export(
             with_static_padding(model.eval()),
             (torch.zeros(EXAMPLE_SHAPE, dtype=torch.uint8),),

@@ -1,5 +1,6 @@
 """Loss, Dice and accuracy of the training batches of one epoch, its time, and memory use."""
 
+import math
 import resource
 import sys
 import time
@@ -18,6 +19,7 @@ class EpochMetrics:
     def __init__(self, device: torch.device):
         self.sums = torch.zeros(3, device=device)  # loss, Dice, accuracy, each summed over images
         self.images, self.seconds = 0, 0.0
+        self.lr = math.nan  # of the latest update
 
     def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
         """Add a step of this rank; `loss` is the mean over its images."""
@@ -37,12 +39,13 @@ class EpochMetrics:
     def state_dict(self) -> dict[str, Any]:
         """Return the state of all ranks for a snapshot (all of them call this)."""
         sums, images = self.reduced()
-        return {"sums": sums, "images": images, "seconds": self.seconds}
+        return {"sums": sums, "images": images, "seconds": self.seconds, "lr": self.lr}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the sums of all ranks; call it on one rank only."""
         self.sums.copy_(state["sums"])
         self.images, self.seconds = state["images"], state["seconds"]
+        self.lr = state.get("lr", math.nan)  # snapshots of earlier versions lack it
 
 
 def batch_metrics(logits: Tensor, targets: Tensor) -> Tensor:

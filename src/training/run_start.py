@@ -11,6 +11,7 @@ from core.files import folder_lock
 from core.overrides import parse_overrides
 from core.settings import MAY_DIFFER_ON_RESUME, Settings, format_value
 from data import csv_files
+from inference import load_runs
 
 
 def load_run_settings(args: list[str]) -> Settings:
@@ -28,6 +29,7 @@ def load_run_settings(args: list[str]) -> Settings:
                 f"run={settings.run}: the names of ensembles contain +; choose another name"
             )
         config.check_options(settings, args)
+        load_runs.check_options_of_one_class(settings)
         return settings
     path = run_folder.config_path(settings.run_dir)
     stored = run_folder.read_run_settings(settings.run_dir)

@@ -132,12 +132,12 @@ class FoldTrainer:
         n_steps = min(accumulation, len(sampler) - first)  # fewer at the end of the epoch
         self.step += 1
         is_update = self.step == first + n_steps
+        self.metrics.lr = self.state.optimizer.param_groups[0]["lr"]
         loss, logits = self.state.train_step(images, targets, 1 / n_steps, is_update)
         self.metrics.add(loss, logits, targets)
         bar.update(sampler.step_size)
         if self.step % 50 == 1:  # rarely: reading the loss synchronizes with the GPU
-            mean_loss = self.require_finite(self.metrics.mean_loss())
-            bar.set_postfix_str(f"loss {mean_loss:.4f}")
+            bar.set_postfix_str(f"loss {self.require_finite(self.metrics.mean_loss()):.4f}")
         return is_update
 
     def step_seed(self) -> int:
@@ -152,7 +152,7 @@ class FoldTrainer:
         loss, dice, accuracy = (sums / images).tolist()
         return {
             "epoch": self.epoch + 1,
-            "lr": self.state.optimizer.param_groups[0]["lr"],
+            "lr": self.metrics.lr,
             "loss": self.require_finite(loss),
             "train_dice": dice,
             "train_accuracy": accuracy,

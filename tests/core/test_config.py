@@ -61,6 +61,13 @@ def test_recipes_that_start_from_each_other_in_a_circle_are_rejected(recipe, tmp
         config.load_settings([f"recipe={tmp_path}/a.yaml"])
 
 
+def test_recipe_that_starts_from_itself_by_another_path_is_rejected(recipe, tmp_path):
+    path = recipe(f"recipe: ../{tmp_path.name}/mine.yaml\n")
+    with pytest.raises(InputError, match="is based on itself") as error:
+        config.load_settings([path])
+    assert len(str(error.value)) < 500
+
+
 def test_recipe_that_starts_from_a_missing_one_is_rejected(recipe):
     with pytest.raises(InputError, match="recipe=carvanna: no such recipe"):
         config.load_settings([recipe("recipe: carvanna\n")])

@@ -2,6 +2,7 @@
 
 import shutil
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,6 +33,20 @@ def test_load_training_samples_pairs_by_name_and_sets_group_view_and_fold(shared
         assert sample.mask.name == f"{sample.image_id}_mask.gif"
         assert sample.image_id == f"{sample.group}_{sample.view}"
         assert sample.fold == int(sample.group, 16) % 2
+
+
+@pytest.mark.parametrize(
+    ("stem", "group", "view"),
+    [
+        ("00087a6bd4dc_01", "00087a6bd4dc", "01"),
+        ("left_car7_03", "car7", "left_03"),
+        ("car7", "car7", ""),
+        ("a_1", "b", "a_1"),
+    ],
+)
+def test_view_is_the_stem_without_the_group(stem, group, view):
+    sample = Sample(Path(f"{stem}.jpg"), group, None, -1, "carvana", ClassMap(("car",), ()))
+    assert sample.view == view
 
 
 def test_load_training_samples_with_max_images_takes_the_first_of_each_fold(shared_data_dir):

@@ -51,6 +51,16 @@ def test_target_of_a_bool_mask_is_the_covered_fraction_of_each_pixel():
     assert target.dtype == np.uint8 and np.abs(target - covered * 255).max() <= 0.5
 
 
+def test_target_is_the_covered_fraction_along_the_axis_that_shrinks_if_the_other_one_grows():
+    columns = np.random.default_rng(0).integers(0, 2, 60) > 0
+    covered = columns.reshape(12, 5).mean(axis=1) * 255
+    mask = np.tile(columns, (8, 1))
+    for pixels, size in ((mask, (16, 12)), (mask.T, (12, 16))):
+        target = preprocess.preprocess_mask(pixels, Preprocessing(size))
+        expected = covered if size == (16, 12) else covered[:, None]
+        assert target.shape == size and np.abs(target - expected).max() <= 1
+
+
 @pytest.mark.parametrize("size", [(16, 24), (80, 90)])
 def test_target_of_classes_has_no_new_class(size):
     ids = {0, 5, 18, IGNORE}

@@ -31,8 +31,9 @@ def make_samples(folder, count=N_SAMPLES):
     return [Sample(path, path.stem, None, -1, "carvana", class_map) for path in paths]
 
 
-def make_prediction(folder, samples, key="key", mask_paths=lambda sample: []):
-    return ChunkedPrediction(folder, key, samples, SETTINGS, mask_paths)
+def make_prediction(submission_csv, samples, key="key", mask_paths=lambda sample: []):
+    settings = replace(SETTINGS, submission_csv=str(submission_csv))
+    return ChunkedPrediction(key, samples, settings, mask_paths)
 
 
 def make_results(samples, with_scores=False):
@@ -43,7 +44,7 @@ def make_results(samples, with_scores=False):
 def prediction(tmp_path):
     """A locked prediction."""
     samples = make_samples(tmp_path)
-    chunked = make_prediction(tmp_path / "submission.chunks", samples)
+    chunked = make_prediction(tmp_path / "submission.csv", samples)
     with chunked.lock():
         yield chunked
 
@@ -95,7 +96,7 @@ def test_read_returns_what_was_written_in_the_order_of_the_samples(prediction, w
 
 
 def test_read_returns_errors_nan_and_long_texts(tmp_path):
-    prediction = make_prediction(tmp_path / "chunks", make_samples(tmp_path, 2))
+    prediction = make_prediction(tmp_path / "submission.csv", make_samples(tmp_path, 2))
     long_text = "1 1 " * 100_000
     prediction.write(
         0, [ImageResult("a", "", 0.0, np.nan, 'a\n,"b'), ImageResult("b", long_text, 1, 1)]
@@ -106,8 +107,8 @@ def test_read_returns_errors_nan_and_long_texts(tmp_path):
 
 
 def test_predictions_with_other_keys_have_chunks_of_their_own(tmp_path):
-    folder, samples = tmp_path / "submission.chunks", make_samples(tmp_path)
-    first, second = (make_prediction(folder, samples, key) for key in ("key", "other key"))
+    path, samples = tmp_path / "submission.csv", make_samples(tmp_path)
+    first, second = (make_prediction(path, samples, key) for key in ("key", "other key"))
     with first.lock():
         first.write(1, make_results(first.chunk(1)))
         assert (first.pending(), second.pending()) == ([0, 2], [0, 1, 2])
@@ -115,25 +116,25 @@ def test_predictions_with_other_keys_have_chunks_of_their_own(tmp_path):
     second.remove()
     assert (first.pending(), second.pending()) == ([0, 2], [0, 1, 2])
     first.remove()
-    assert not folder.exists()
+    assert not first.folder.exists()
 
 
 def test_only_the_chunk_of_a_replaced_image_is_predicted_again(prediction, tmp_path):
     for i in range(3):
         prediction.write(i, make_results(prediction.chunk(i)))
     (tmp_path / f"{BATCHES_PER_CHUNK}.jpg").write_text("downloaded again")
-    again = make_prediction(prediction.folder, prediction.samples)
+    again = make_prediction(prediction.submission_path, prediction.samples)
     assert again.pending() == [1]
     again.remove()  # the chunk with the image as it was, too
     assert not prediction.folder.exists()
 
 
 def test_lock_removes_what_an_interrupted_merge_left(tmp_path):
-    other = ".submission_2.csv.9.tmp"
-    for name in (".submission.csv.9.tmp", ".submission_stats.csv.9.tmp", other):
+    others = {".submission_2.csv.9.tmp", ".submission.b.csv.9.tmp"}
+    for name in (".submission.csv.9.tmp", ".submission_stats.csv.9.tmp", *others):
         (tmp_path / name).touch()
-    with make_prediction(tmp_path / "submission.chunks", []).lock():
-        assert [path.name for path in tmp_path.glob(".*.tmp")] == [other]
+    with make_prediction(tmp_path / "submission.csv", []).lock():
+        assert {path.name for path in tmp_path.glob(".*.tmp")} == others
 
 
 def test_prediction_key_depends_on_weights_settings_and_binarizer(tmp_path):

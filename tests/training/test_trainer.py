@@ -96,6 +96,13 @@ def test_update_of_accumulated_steps_is_that_of_one_batch(make_trainer):
         assert torch.allclose(one, two, atol=1e-5)
 
 
+def test_history_has_the_learning_rate_of_the_last_update(make_trainer):
+    fold = make_trainer("epochs=1", "batch_size=2", "warmup=0", "lr=1")  # three updates
+    row = fold.train_epoch(tqdm(disable=True))
+    rates = [fold.state.lr_schedule.lr_lambdas[0](update) for update in range(4)]
+    assert row["lr"] == pytest.approx(rates[2]) and rates[2] > rates[3]
+
+
 def test_steps_of_each_update_weigh_one_together_also_in_the_last_update(make_trainer):
     fold, steps = make_trainer("batch_size=1", "grad_accumulation=4"), []
     train_step = fold.state.train_step
