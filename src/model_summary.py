@@ -13,7 +13,9 @@ from core.overrides import parse_overrides
 if __name__ == "__main__":
     cli.check_arguments()  # before the imports that take seconds
 
+import torch
 import torchinfo
+from torch.utils.flop_counter import FlopCounterMode
 
 from data.datasets import get_class_map
 from data.formats.carvana import IMAGE_SIZE
@@ -38,8 +40,11 @@ def main(args: list[str]) -> None:
         depth=3,
         verbose=0,
     )
-    # torchinfo writes Units.TERABYTES for T.
-    print(re.sub(r"Units\.(\w)\w+BYTES", r"\1", str(summary)))
+    # torchinfo counts transposed convolutions several times, torch does not.
+    print(re.sub(r"Total mult-adds.*\n", "", str(summary)))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.network(torch.empty(1, 3, height, width, device="meta"))
+    print(f"forward pass of one image: {counter.get_total_flops() / 1e12:.3g} TFLOP")
 
 
 if __name__ == "__main__":

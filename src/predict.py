@@ -30,7 +30,7 @@ from core.text import format_count
 from core.threads import map_in_threads
 from data import classes, datasets, rle
 from data.fingerprint import short_hash
-from data.image_files import require_paths, warn_of_other_files
+from data.image_files import warn_of_other_files
 from data.image_io import write_image
 from data.sample import Sample
 from evaluation import ensemble, oof, score_text, submission, visualize
@@ -185,7 +185,7 @@ def check_and_report(settings: Settings, samples: list[Sample], results: list[Im
         oof.save_scores(settings.run_dir, scores, "test")
         score_text.report_test_scores(scores)
     if samples[0].class_map.is_binary:
-        submission.check_submission(settings)
+        submission.check_and_score_submission(settings)
     effect = "its mask is empty" if samples[0].class_map.is_binary else "it has no mask"
     end_with_errors([f"{effect}: {result.error}" for result in results if result.error])
 
@@ -214,13 +214,13 @@ def main(args: list[str]) -> None:
 
 def load_checked_samples(settings: Settings) -> list[Sample]:
     """Return the test images; InputError if their predictions could not be written or scored."""
-    if settings.truth_csv:
-        require_paths(Path(settings.truth_csv))
     samples = datasets.load_test_samples(settings)
+    if settings.truth_csv:
+        submission.read_truth(settings, pd.Series([sample.image.name for sample in samples]))
     if samples[0].mask:
         if settings.skip_unreadable:
             raise InputError("skip_unreadable: is for test images without masks; leave it out")
-        datasets.read_sizes(samples)  # InputError if a mask has another size, before prediction
+        datasets.read_checked_sizes(samples)  # an InputError should come before prediction
     if not samples[0].class_map.is_binary and any(s.image_id == "legend" for s in samples):
         raise InputError("legend: the picture of the colors has this name; rename the test image")
     if samples[0].class_map.is_binary:

@@ -12,7 +12,7 @@ if __name__ == "__main__":
     cli.check_arguments()  # before the imports that take seconds
 
 from data.datasets import get_class_map
-from evaluation.submission import check_submission, read_submission_json
+from evaluation.submission import check_and_score_submission, read_submission_json
 
 # Settings of a trained run that its submission depends on.
 INHERITED = ["dataset_name", "dataset_format", "group_regex", "data_dir", "use_hq_images"]
@@ -25,6 +25,8 @@ def require_submission_of_runs(settings: Settings, args: list[str]) -> None:
     json_path = path.with_suffix(".json")
     if "submission_csv" in typed or not {"run", "runs", "recipe"} & typed or not json_path.exists():
         return
+    for run in settings.runs:
+        run_folder.read_run_settings(Path(settings.output_dir) / run)  # InputError if there is none
     runs = read_submission_json(json_path)["runs"]
     if {*runs} != {*settings.runs}:
         raise InputError(
@@ -48,7 +50,7 @@ def main(args: list[str]) -> None:
             "predict.sh prints the scores of test images with masks"
         )
     require_submission_of_runs(settings, args)
-    check_submission(settings)
+    check_and_score_submission(settings)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import shlex
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 from core import cli
@@ -34,7 +33,7 @@ def train_stages(settings: Settings) -> None:
     n_folds, sizes = preflight.check_data(stages[0], samples)
     distributed.init_process_group(pick_device(settings))
     if settings.stages:
-        save_config(settings)  # before the first stage, so that the run can be resumed in any stage
+        run_start.save_config(settings)  # so that the run can be resumed in any stage
     for stage in stages:
         if settings.stages:
             print(f"{stage.run}: size={stage.size} epochs={stage.epochs} lr={stage.lr:g}")
@@ -52,7 +51,7 @@ def train_folds(settings: Settings, samples: list[Sample], n_folds: int, sizes: 
     if folds:
         preflight.check_folds(settings, folds, samples, sizes)
         distributed.assert_equal_on_all_ranks({"data_dir": fingerprint, "commit": commit})
-        save_config(settings)
+        run_start.save_config(settings)
         cache = make_cache(settings, samples)
         distributed.barrier()  # machines may decode at different speeds
         for fold in folds:
@@ -61,12 +60,6 @@ def train_folds(settings: Settings, samples: list[Sample], n_folds: int, sizes: 
     else:
         print(f"{settings.run_dir}: the requested folds are finished; nothing to train")
     remove_snapshots(settings)
-
-
-def save_config(settings: Settings) -> None:
-    """Write the run's config.yaml (main process only)."""
-    if process_env.is_main_process():
-        run_folder.save_run_settings(replace(settings, fold=None, resume=False))
 
 
 def train_fold(settings: Settings, fold: int, samples: list[Sample], cache: Cache | None) -> None:
@@ -102,7 +95,7 @@ def score_fold(settings: Settings, fold: int, held_out: list[Sample], cache: Cac
     members = [make_member(model, settings)]
     scores = oof.score_out_of_fold(members, held_out, settings, f"fold {fold} oof", cache)
     if process_env.is_main_process():
-        oof.save_scores(path.parent, scores)
+        oof.save_scores(path.parent, scores, weights=path)
     print(
         f"fold {fold}: out-of-fold dice {score_text.format_mean_dice(scores)} on "
         f"{len(scores.dice)} images (tta={settings.tta}); {score_text.score_summary(scores)}"

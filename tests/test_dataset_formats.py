@@ -66,7 +66,7 @@ def test_cityscapes_pairs_are_split_in_the_middle(tmp_path):
     image, mask = draw_car(0, 0, (48, 48))
     assert np.abs(datasets.read_sample_image(samples[0]).astype(int) - image).mean() < 8
     assert (datasets.read_sample_mask(samples[0]) == np.where(mask, 13, 0)).mean() > 0.95
-    assert datasets.read_sizes(samples) == {(48, 48)}
+    assert datasets.read_checked_sizes(samples) == {(48, 48)}
 
 
 def test_two_images_of_one_name_are_rejected(tmp_path):
@@ -132,7 +132,7 @@ def test_reading_cityscapes_pairs_rejects_other_shapes_and_colors(tmp_path):
     samples = load("pairs", data_dir)
     cv2.imwrite(str(path), np.zeros((48, 90, 3), np.uint8))
     with pytest.raises(InputError, match=r"1.jpg: is 90×48, expected twice as wide as tall"):
-        datasets.read_sizes(samples)
+        datasets.read_checked_sizes(samples)
     cv2.imwrite(str(path), np.full((48, 96, 3), (0, 255, 0), np.uint8))
     with pytest.raises(InputError, match=r"1.jpg: .*color"):
         datasets.read_sample_mask(samples[1])

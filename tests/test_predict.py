@@ -135,6 +135,33 @@ def test_predict_checks_its_arguments_before_it_predicts(run_copy, arg, message)
     assert not (run_copy.output_dir / "tiny/submission.csv").exists()
 
 
+def test_predict_checks_the_names_in_truth_csv_before_it_predicts(run_copy, tmp_path):
+    path = tmp_path / "truth.csv"
+    text = (run_copy.data_dir / "test_truth.csv").read_text()
+    path.write_text(text.replace("000000000004_01.jpg", "other.jpg"))
+    args = [*prediction_args(run_copy.args), f"truth_csv={path}"]
+    assert_input_error(predict.main, args, f"{path}: has no mask of 000000000004_01.jpg")
+    assert not (run_copy.output_dir / "tiny/submission.csv").exists()
+
+
+def test_predict_rejects_weights_of_another_fold_and_weights_that_were_not_scored(run_copy):
+    run_dir, args = run_copy.output_dir / "tiny", prediction_args(run_copy.args)
+    first, second = (run_dir / f"fold{fold}/best.safetensors" for fold in (0, 1))
+    scored = second.read_bytes()
+    second.write_bytes(first.read_bytes())
+    assert_input_error(predict.main, args, "fold1/best.safetensors: has other weights than those")
+    second.write_bytes(scored)
+    (run_dir / "fold0").rename(run_dir / "fold")
+    (run_dir / "fold1").rename(run_dir / "fold0")
+    (run_dir / "fold").rename(run_dir / "fold1")
+    assert_input_error(predict.main, args, "fold1/best.safetensors: has other weights than those")
+    for fold in (0, 1):  # of a version that does not store their hash
+        path = run_dir / f"fold{fold}/oof.npz"
+        with np.load(path) as file:
+            np.savez(path, **{name: file[name] for name in file.files if name != "weights"})
+    assert_input_error(predict.main, args, "is in the wrong folder: it held out fold 1, not 0")
+
+
 def test_predict_gives_the_same_bytes_for_every_batch_size_and_worker(trained_run, tmp_path):
     submissions = set()
     for batch_size, workers in ((1, 0), (4, 2)):

@@ -202,7 +202,10 @@ def _assign(conf: DictConfig, key: str, value: Any, source: str) -> None:
         value = str(value).lower()  # compile: true, in YAML a bool
     typed = f"{source}{key}={format_value(value)}"
     if key not in FIELDS:
-        raise InputError(f"{typed}: no such setting{suggest_setting(str(key))}; {HELP_HINT}")
+        hint = HELP_HINT
+        if source.endswith("/config.yaml: "):
+            hint = "this run is of another version: check out the commit in its provenance.json"
+        raise InputError(f"{typed}: no such setting{suggest_setting(str(key))}; {hint}")
     try:
         OmegaConf.update(conf, key, value, merge=False)
         assigned = conf[key]  # fails for ${name}, which has a meaning in OmegaConf

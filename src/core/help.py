@@ -1,5 +1,6 @@
 """The text of `bash train.sh help`."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Literal, get_args, get_origin
 
@@ -7,13 +8,16 @@ from core.config import recipe_names
 from core.settings import FIELDS, HELP_SECTIONS, Settings, format_value
 
 
-def help_text() -> str:
-    """Format all settings with name, default, type and help text."""
+def help_text(words: Sequence[str] = ()) -> str:
+    """Format all settings, or those whose names contain one of `words`, with name, default, type
+    and help text."""
     lines = [
         "usage: bash train.sh key=value ...   (predict.sh and src/*.py take the same settings)"
     ]
     for name, default in asdict(Settings()).items():
-        lines += ["", f"{HELP_SECTIONS[name]}:"] if name in HELP_SECTIONS else []
+        if words and not any(word in name for word in words):
+            continue
+        lines += ["", f"{HELP_SECTIONS[name]}:"] if name in HELP_SECTIONS and not words else []
         lines.append(f"  {name}={format_value(default)}  ({_type_name(FIELDS[name].type)})")
         lines.append(f"      {FIELDS[name].metadata['help']}")
         lines += [f"      recipes: {', '.join(recipe_names())}"] if name == "recipe" else []

@@ -62,7 +62,8 @@ def ensemble_name(runs: Sequence[str]) -> str:
 
 def photographs_dir(run_dir: Path, name: str) -> Path:
     """output/<run>/<name>: masks and cutouts of photographs; InputError for a name in use."""
-    if name in ("", masks_dir(run_dir).name) or re.fullmatch(r"(fold|stage)\d+|.*\.chunks", name):
+    is_reserved = name in ("", ".", "..", masks_dir(run_dir).name) or (run_dir / name).is_file()
+    if is_reserved or re.fullmatch(r"(fold|stage)\d+|.*\.chunks", name):
         raise InputError(
             f"images: {run_dir / name} is reserved for the run's own files; rename the folder "
             "or file that images= names"

@@ -14,7 +14,7 @@ from core.errors import InputError
 from core.files import acquire_lock, atomic_write, remove_stale_tmp_files
 from core.settings import Settings
 from core.threads import map_in_threads
-from data.datasets import read_sample_image, read_sample_mask, read_sizes
+from data.datasets import read_checked_sizes, read_sample_image, read_sample_mask
 from data.fingerprint import short_hash
 from data.preprocess import (
     VERSION,
@@ -163,7 +163,7 @@ def make_cache(settings: Settings, samples: Sequence[Sample]) -> Cache | None:
     """Build or open the cache that the setting asks for, and print where it is; None: decode the
     images in every epoch."""
     preprocessing = preprocessing_from(settings)
-    size, *others = {preprocessing.size} if preprocessing.size else read_sizes(samples)
+    size, *others = {preprocessing.size} if preprocessing.size else read_checked_sizes(samples)
     if others and settings.cache in ("ram", "disk"):
         raise InputError(f"cache={settings.cache}: images have several sizes; set size=h,w")
     name = f"{settings.dataset_name}_{size[0]}x{size[1]}_{files_hash(samples, preprocessing)}.npy"
@@ -174,7 +174,8 @@ def make_cache(settings: Settings, samples: Sequence[Sample]) -> Cache | None:
         print("decoded images: not cached, decoded in every epoch")
         return None
     where = "memory" if location == "ram" else path
-    print(f"decoded images: {n_bytes / 2**30:.1f} GiB, cached in {where}")
+    amount = f"{n_bytes / 2**30:.1f} GiB" if n_bytes >= 2**29 else f"{n_bytes / 2**20:.1f} MiB"
+    print(f"decoded images: {amount}, cached in {where}")
     if location == "disk":
         return open_disk_cache(samples, preprocessing, size, path)
     require_space("ram", n_bytes, available_ram())

@@ -44,6 +44,11 @@ class ClassMap:
         return [value for value, class_id in enumerate(self.value_to_class) if class_id >= 0]
 
     @property
+    def label_values(self) -> list[int]:
+        """The value of each class in a label file; the first one if it has several."""
+        return [self.value_to_class.index(i) for i in range(len(self.names))]
+
+    @property
     def has_background(self) -> bool:
         """Whether 0 is background rather than one of the classes of interest."""
         return self.is_binary or self.names[0] in ("background", "unlabeled")
@@ -65,8 +70,7 @@ def decode_values(values: np.ndarray, class_map: ClassMap, name: str) -> np.ndar
 def encode_values(classes: np.ndarray, class_map: ClassMap) -> np.ndarray:
     """Convert H×W uint8 class ids to the values of a label file, H×W uint8: the inverse of
     decode_values()."""
-    values = [class_map.value_to_class.index(i) for i in range(len(class_map.names))]
-    return np.array(values, np.uint8)[classes]
+    return np.array(class_map.label_values, np.uint8)[classes]
 
 
 # JPEG compression moves 0.1% of a label's pixels this far from every color, but never 1%.

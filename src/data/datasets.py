@@ -57,7 +57,7 @@ def read_native_size(sample: Sample) -> tuple[int, int]:
     return FORMATS[sample.dataset_format].read_native_size(sample)
 
 
-def read_sizes(samples: Sequence[Sample]) -> set[tuple[int, int]]:
+def read_checked_sizes(samples: Sequence[Sample]) -> set[tuple[int, int]]:
     """Return all image sizes (h, w) from the files' headers; InputError with the first file that is
     not an image or whose mask has another size, and the number of such files.
 

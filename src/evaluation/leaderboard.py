@@ -109,7 +109,7 @@ def format_scores(table: pd.DataFrame) -> pd.DataFrame:
     text["oof dice"] = [statistics.format_mean(r["oof_dice"], r["standard_error"]) for r in rows]
     text["against the best (95%)"] = ["best"] + [
         format_difference(row)
-        + (f", on {row['shared_images']} images" if row["images"] < rows[0]["images"] else "")
+        + (f", on its {row['shared_images']} images" if row["images"] < rows[0]["images"] else "")
         for row in rows[1:]
     ]
     text["tta (gain)"] = table["tta"] + " " + table["tta_gain"].map(statistics.format_gain)
@@ -132,7 +132,7 @@ def format_costs(table: pd.DataFrame) -> pd.DataFrame:
         "dice per fold": table["dice_per_fold"],
         "images": table["images"].astype(str),
         "parameters": (table["parameters"] / 1e6).map("{:.1f}M".format),
-        "training": (table["seconds"] / 60).map("{:.0f} min".format).replace("nan min", ""),
+        "training time": (table["seconds"] / 60).map("{:.0f} min".format).replace("nan min", ""),
         "images/s": table["images_per_second"].map("{:.0f}".format).replace("nan", ""),
         "commit": table["commit"],
     }
@@ -168,6 +168,7 @@ def write_leaderboard(output_dir: Path, run: str = "") -> None:
         print(f"\n{title}", scores.to_string(index=False), "", sep="\n")
         print(costs.to_string(index=False))
         if "postprocess_why" in best:
-            print(f"\npost-processing of {best['run']}, gain per fold:")
-            print("  " + best["postprocess_why"].replace("; ", "\n  "))
+            shown = table[table["run"] == run].iloc[0] if run else best
+            print(f"\npost-processing of {shown['run']}, gain per fold:")
+            print("  " + shown["postprocess_why"].replace("; ", "\n  "))
     atomic_write_text(output_dir / "leaderboard.md", page)

@@ -11,6 +11,7 @@ import pandas as pd
 from torch import Tensor
 from tqdm import tqdm
 
+from core import run_folder
 from core.distributed import map_sharded
 from core.errors import InputError
 from core.files import atomic_write
@@ -26,6 +27,7 @@ from inference.combine import ImageProbabilities
 from inference.members import EnsembleMember
 from inference.postprocess import STEPS, Binarizer
 from inference.predictor import Prediction, predict
+from models.checkpoint import require_scored_weights, tensors_sha256
 
 HALF_LEVEL = metrics.BINS // 2  # the lowest level floor(256·p) with p >= 0.5
 
@@ -185,14 +187,20 @@ def choose_binarizer(settings: Settings, scores: Scores) -> Binarizer:
 DICE_COLUMNS = ("dice", "dice_best_threshold")  # in a csv: oof_dice, ..., or test_dice, ...
 
 
-def save_scores(folder: Path, scores: Scores, name: str = "oof") -> None:
-    """Write <name>.csv and <name>.npz. The npz comes last: it marks the fold as finished."""
+def save_scores(
+    folder: Path, scores: Scores, name: str = "oof", weights: Path | None = None
+) -> None:
+    """Write <name>.csv and <name>.npz, with a hash of the `weights` that were scored.
+
+    The npz comes last: it marks the fold as finished.
+    """
+    arrays = scores.per_image | ({"weights": tensors_sha256(weights)} if weights else {})
     table = scores.table.rename(columns={column: f"{name}_{column}" for column in DICE_COLUMNS})
     with atomic_write(folder / f"{name}.csv") as tmp_path:
         table.to_csv(tmp_path, index=False, float_format="%.8f")
     with atomic_write(folder / f"{name}.npz") as tmp_path, open(tmp_path, "wb") as file:
         image_ids = scores.table["image_id"].to_numpy(str)
-        np.savez_compressed(file, image_id=image_ids, **scores.per_image)
+        np.savez_compressed(file, image_id=image_ids, **arrays)
 
 
 def load_scores(folders: list[Path]) -> Scores:
@@ -207,6 +215,8 @@ def load_scores(folders: list[Path]) -> Scores:
                 f"{folder}: oof.csv or oof.npz cannot be read ({error}); move the folder away, or "
                 "train the run again"
             ) from None
+        weights = run_folder.weights_path(folder.parent, tables[-1]["fold"].iloc[0])
+        require_scored_weights(weights, arrays[-1].pop("weights", None))
     per_image = {name: np.concatenate([each[name] for each in arrays]) for name in arrays[0]}
     table = pd.concat(tables, ignore_index=True)
     twice = table["image_id"][table["image_id"].duplicated()]
@@ -238,6 +248,6 @@ def _read_arrays(path: Path, image_ids: list[str]) -> dict[str, np.ndarray]:
         arrays = {"histograms": arrays["counts"], "step_dice": arrays["trials"][:, [0, 1, 2, 4]]}
     if "step_dice" in arrays:  # earlier versions had another step, the last one
         arrays["step_dice"] = arrays["step_dice"][:, : 1 + len(STEPS)]
-    if arrays.keys() not in ({"histograms", "step_dice"}, {"confusion"}):
+    if arrays.keys() - {"weights"} not in ({"histograms", "step_dice"}, {"confusion"}):
         raise ValueError(f"oof.npz holds {', '.join(arrays)}")
     return arrays

@@ -75,7 +75,7 @@ def read_submission_json(path: Path) -> dict[str, Any]:
     return stored
 
 
-def check_submission(settings: Settings) -> None:
+def check_and_score_submission(settings: Settings) -> None:
     """Check the submission strictly; print warnings and, if the true masks are known, its score.
     Raise InputError if it is invalid, after printing the errors to stderr."""
     path = settings.submission_path
@@ -174,7 +174,7 @@ def suspicious_masks(table: pd.DataFrame, statistics: pd.DataFrame) -> list[str]
         if is_scattered[i]:
             reasons.append(
                 f"is scattered ({continued[i]:.0%} of its pixels have their lower neighbor inside) "
-                "as if counted down the columns, not along the rows"
+                "as a poor mask is, or one counted down the columns instead of along the rows"
             )
         if is_repeated[i]:
             reasons.append(f"is the same mask as in {repeats[i] - 1} other rows")
@@ -200,7 +200,7 @@ def read_true_masks(
     """Iterate over the true masks, H×W bool, of the images `names`: from `truth_csv`, else from the
     masks of the test split; None if there are none."""
     if settings.truth_csv:
-        truth, path = _read_truth(settings, names), settings.truth_csv
+        truth, path = read_truth(settings, names), settings.truth_csv
         return (csv_files.decode_mask(truth[n], sizes[n], f"{path}: {n}") for n in names)
     if not datasets.get_format(settings).has_test_masks(settings):
         return None
@@ -231,7 +231,7 @@ def score_submission(
     print(f"mean dice {mean} of the submission, on {len(scores)} images of {n_groups}")
 
 
-def _read_truth(settings: Settings, names: pd.Series) -> pd.Series:
+def read_truth(settings: Settings, names: pd.Series) -> pd.Series:
     """Read the encoded true masks by file name; InputError if they are not of these images."""
     path = settings.truth_csv
     table = csv_files.read_csv_strict(path, SUBMISSION_COLUMNS)

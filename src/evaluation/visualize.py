@@ -96,10 +96,13 @@ def disagreement_heatmap(image: np.ndarray, share: np.ndarray) -> np.ndarray:
 
 
 def draw_legend(class_map: ClassMap) -> np.ndarray:
-    """Draw the color, index and name of each class, as wide as the longest name. The font has Latin
-    letters only."""
+    """Draw color, label value and name of each class, as wide as the longest name.
+
+    The font has Latin letters only.
+    """
     font = ImageFont.load_default(16)
-    texts = [f"{i} {name}" for i, name in enumerate(class_map.names)]
+    values = class_map.label_values
+    texts = [f"{value} {name}" for value, name in zip(values, class_map.names, strict=True)]
     width = 58 + int(max(map(font.getlength, texts))) + 16
     legend = Image.new("RGB", (width, 28 * len(texts) + 8), "white")
     draw = ImageDraw.Draw(legend)

@@ -180,6 +180,8 @@ def load_members(settings: Settings) -> list[EnsembleMember]:
             )
         for fold in folds:
             path = run_folder.weights_path(run_dir, fold)
+            if error := checkpoint.find_wrong_folder(path, fold):
+                raise InputError(error)
             model, trained = checkpoint.load_model(path, pick_device(settings))
             weight = 1 / len(settings.runs) / len(folds)
             members.append(make_member(model, trained, weight, path))

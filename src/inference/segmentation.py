@@ -49,5 +49,7 @@ class Segmentation:
         return put_on_background(cutout, read_background(background, self.mask.shape))
 
     def with_threshold(self, threshold: float) -> Self:
-        """Return the same prediction with another threshold."""
+        """Return the same prediction with another threshold, between 0 and 1."""
+        if not 0 < threshold < 1:
+            raise ValueError(f"threshold={threshold}: must be between 0 and 1")
         return replace(self, binarizer=replace(self.binarizer, threshold=threshold))

@@ -35,8 +35,11 @@ class TrainedModel:
     def __call__(self, image: str | os.PathLike | np.ndarray) -> Segmentation:
         """Return the probability and the mask of a photograph at its own size.
 
-        Raises InputError if the file is not an image, ValueError if the array is not H×W×3 uint8.
+        Raises InputError if the file is not an image, TypeError or ValueError if `image` is neither
+        a path nor an H×W×3 uint8 array.
         """
+        if not isinstance(image, str | os.PathLike | np.ndarray):
+            raise TypeError(f"expected a path or an array, found {type(image).__name__}")
         if not isinstance(image, np.ndarray):
             image = read_image(Path(os.path.expanduser(image)))
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:

@@ -1,5 +1,6 @@
 """Model weights with their settings and metadata, in one safetensors file."""
 
+import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -64,10 +65,9 @@ def read_metadata(path: Path) -> dict[str, Any]:
 def find_fold_mismatch(path: Path, fold: int, fingerprint: str) -> str:
     """Return "" if the network in `path` was trained on the data with this fingerprint and held out
     `fold`; otherwise an error message: its scores on `fold` would not be out of fold."""
-    metadata = read_metadata(path)
-    if (held_out := metadata.get("fold")) != fold:
-        return f"{path}: is in the wrong folder: it held out fold {held_out}, not {fold}; move it"
-    if not is_same_dataset(metadata.get("data"), fingerprint):
+    if error := find_wrong_folder(path, fold):
+        return error
+    if not is_same_dataset(read_metadata(path).get("data"), fingerprint):
         return (
             f"{path}: was trained on other images, masks or folds than data_dir and folds_csv "
             "hold now; restore them"
@@ -75,12 +75,36 @@ def find_fold_mismatch(path: Path, fold: int, fingerprint: str) -> str:
     return ""
 
 
+def find_wrong_folder(path: Path, fold: int) -> str:
+    """Return "" if the weights held out `fold`, else an error message."""
+    if (held_out := read_metadata(path).get("fold")) == fold:
+        return ""
+    return f"{path}: is in the wrong folder: it held out fold {held_out}, not {fold}; move it"
+
+
+def tensors_sha256(path: Path) -> str:
+    """Return the SHA-256 of the weights alone: after a resumed training the metadata differ."""
+    data = path.read_bytes()
+    header_size = int.from_bytes(data[:8], "little")
+    return hashlib.sha256(data[8 + header_size :]).hexdigest()
+
+
+def require_scored_weights(path: Path, scored: Any) -> None:
+    """Raise InputError if the file's weights are not those whose tensors_sha256 is `scored`; None:
+    of an ensemble or an earlier version."""
+    if scored is not None and (not path.exists() or str(scored) != tensors_sha256(path)):
+        raise InputError(
+            f"{path}: has other weights than those whose scores are in oof.npz; restore them, or "
+            "move the folder away and train the fold again"
+        )
+
+
 def load_model(path: Path, device: torch.device) -> tuple[Segmenter, Settings]:
     """Return the model on `device`, for prediction only, and its settings."""
     metadata = read_metadata(path)
     if unknown := metadata["settings"].keys() - FIELDS.keys():
         raise InputError(
-            f"{path}: has settings of another version ({', '.join(sorted(unknown))}); use that of "
+            f"{path}: has settings of another version ({', '.join(sorted(unknown))}); check out "
             f"commit {metadata.get('commit') or 'unknown'}"
         )
     settings = Settings(**metadata["settings"])

@@ -9,6 +9,9 @@ of the same resolution (skip connections), so that the output has both context a
               encoder_blocks[1] ------ skip -----> decoder_blocks[0] ----------+
                      | max pool                           ^ upsamplers[0]
               encoder_blocks[2] (bottleneck) -------------+
+
+The arrow to the logits is `head`, a 1×1 convolution. With 5 levels of 64, 128, 256, 512 and 1024
+channels, an image of 3×256×384 becomes 1024×16×24 in the bottleneck, and 1×256×384 logits.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +26,7 @@ from torch import Tensor, nn
 def conv_block(
     in_channels: int, out_channels: int, n_convs: int, norm: str, padding: str
 ) -> nn.Sequential:
-    """Return `n_convs` times: 3×3 convolution, normalization, ReLU.
+    """Return a block of `n_convs` repetitions of 3×3 convolution, normalization and ReLU.
 
     Padding 'same' keeps height and width; with 'valid' each reduces them by 2.
     """

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from core.settings import Settings
 from evaluation.history import load_histories
@@ -128,16 +128,18 @@ def draw_errors(axes: Axes, histories: dict[str, pd.DataFrame], title: str, metr
         (line,) = axes.plot(errors[f"val_{metric}"].dropna(), ".-", label=name)
         axes.plot(errors[f"train_{metric}"], "--", color=line.get_color(), linewidth=0.8)
     axes.set(title=title, xlabel="epoch", ylabel=f"1 − {metric}")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     set_log_scale(axes)
     largest = max(1 - h[f"val_{metric}"].min() for h in histories.values())
-    axes.set_ylim(top=4 * max(largest, LOG_FLOOR))
+    axes.set_ylim(top=min(4 * max(largest, LOG_FLOOR), 1))
 
 
 @chart("Training loss by epoch")
 def draw_losses(axes: Axes, histories: dict[str, pd.DataFrame], title: str) -> None:
     for name, history in histories.items():
-        axes.plot(history["loss"].clip(lower=LOG_FLOOR), label=name)
+        axes.plot(history["loss"].clip(lower=LOG_FLOOR), ".-", label=name)
     axes.set(title=title, xlabel="epoch", ylabel="training loss")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     set_log_scale(axes)
 
 
@@ -200,7 +202,7 @@ def draw_histogram(axes: Axes, table: pd.DataFrame) -> None:
     axes.hist(table["dice"], bins=50, alpha=0.7)
     axes.axvline(table["dice"].mean(), color="C1", label="mean")
     axes.axvline(table["dice"].median(), color="C2", linestyle="--", label="median")
-    axes.set(xlabel="Dice", ylabel="images")
+    axes.set(xlabel="Dice", ylabel="images (log scale)")
     set_log_scale(axes)  # a few bad images stay visible
 
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from core.errors import InputError
-from core.run_folder import has_snapshot, weights_path
+from core.errors import InputError, did_you_mean
+from core.run_folder import ensemble_path, has_snapshot, weights_path
 from core.settings import Settings
 from data.fingerprint import dataset_fingerprint
 from data.sample import Sample
@@ -31,6 +31,11 @@ def find_initial_weights(settings: Settings, fold: int, samples: list[Sample]) -
     path = weights_path(init_dir, fold)
     if init_run == settings.run:
         problem = "is this run itself"
+    elif not init_dir.is_dir():
+        runs = [folder.name for folder in init_dir.parent.glob("*/")]
+        problem = f"no such run in {init_dir.parent}{did_you_mean(init_run, runs)}"
+    elif ensemble_path(init_dir).exists():
+        problem = "is an ensemble; choose one of its runs"
     elif not path.is_file():
         problem = f"{path} is missing; train fold={fold} of that run first"
     elif has_snapshot(init_dir, fold):

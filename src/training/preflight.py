@@ -30,13 +30,13 @@ def check_data(settings: Settings, samples: list[Sample]) -> tuple[int, set[Size
     group_folds = {sample.group: sample.fold for sample in samples}
     listed = csv_files.read_folds(settings)
     n_folds = max(listed.values()) + 1
-    sizes = datasets.read_sizes(samples)
+    sizes = datasets.read_checked_sizes(samples)
     check_sizes(settings, sizes)
     shapes = list_names([f"{width}×{height}" for height, width in sorted(sizes)])
     per_fold = "+".join(str(list(group_folds.values()).count(k)) for k in range(n_folds))
     print(
         f"{settings.data_dir}: {len(samples)} images with masks, {shapes}; {len(group_folds)} of "
-        f"the {len(listed)} groups in {settings.folds_csv}, {n_folds} folds of {per_fold}"
+        f"the {len(listed)} groups in {settings.folds_csv}, {n_folds} folds of {per_fold} groups"
     )
     height, width = settings.size or (0, 0)
     if all((height - width) * (high - wide) < 0 for high, wide in sizes):
@@ -100,7 +100,8 @@ def check_folds(
         if fold not in with_images or len(with_images) < 2:
             raise InputError(
                 f"fold={fold}: needs images in this fold and in others; in {settings.folds_csv}, "
-                f"only fold {', '.join(map(str, with_images))} has images in {settings.data_dir}"
+                f"only fold {', '.join(map(str, with_images))} has images in {settings.data_dir}; "
+                "set fold= to one of these if there are several, or write another folds_csv"
             )
         require_two_classes([sample for sample in samples if sample.fold != fold])
         require_labels([sample for sample in samples if sample.fold == fold], fold)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,7 @@ def load_run_settings(args: list[str]) -> Settings:
         config.check_options(settings, args)
         load_runs.check_options_of_one_class(settings)
         return settings
-    path = run_folder.config_path(settings.run_dir)
-    stored = run_folder.read_run_settings(settings.run_dir)
-    here = config.to_stored_settings(settings)  # another folder if the run was moved or renamed
-    stored |= {"run": here["run"], "output_dir": here["output_dir"]}
+    path, stored = run_folder.config_path(settings.run_dir), read_stored_settings(settings)
     started = config.to_stored_settings(config.load_settings([], stored, path))
     if not settings.resume:
         fix = "set resume=true for the settings of the run"
@@ -45,6 +43,27 @@ def load_run_settings(args: list[str]) -> Settings:
     if not process_env.is_launched():
         report_kept_settings(args, started, path)
     return resumed
+
+
+def read_stored_settings(settings: Settings) -> dict[str, Any]:
+    """Read the run's config.yaml; run and output_dir are those of `settings`, as the run may have
+    been moved or renamed."""
+    here = config.to_stored_settings(settings)
+    stored = run_folder.read_run_settings(settings.run_dir)
+    return stored | {"run": here["run"], "output_dir": here["output_dir"]}
+
+
+def save_config(settings: Settings) -> None:
+    """Write the run's config.yaml (main process only). Raises InputError if another process has
+    started the run with other settings since this one has looked."""
+    if not process_env.is_main_process():
+        return
+    if is_continued(settings):
+        path = run_folder.config_path(settings.run_dir)
+        started = config.load_settings([], read_stored_settings(settings), path)
+        reason = "another process has started this run with"
+        _require_settings_of_run(settings, config.to_stored_settings(started), reason)
+    run_folder.save_run_settings(replace(settings, fold=None, resume=False))
 
 
 def is_continued(settings: Settings) -> bool:
@@ -88,9 +107,18 @@ def _require_settings_of_run(
     path = run_folder.config_path(settings.run_dir)
     for name, value in config.to_stored_settings(settings).items():
         if name not in MAY_DIFFER_ON_RESUME and value != stored.get(name):
-            found = f"{reason} {name}={stored.get(name)}, not {value}"
+            found = f"{reason} {_describe_difference(name, stored.get(name), value)}"
             fixes = f"{fix}, or choose" if fix else "choose"
             raise InputError(f"{path}: {found}; {fixes} another run=...")
+
+
+def _describe_difference(name: str, stored: Any, value: Any) -> str:
+    if name == "stages" and stored and len(stored) == len(value or []):
+        for number, (old, new) in enumerate(zip(stored, value, strict=True), 1):
+            for key in sorted(old.keys() | new.keys()):
+                if old.get(key) != new.get(key):
+                    return f"{key}={old.get(key)} in stage {number}, not {new.get(key)}"
+    return f"{name}={stored}, not {value}"
 
 
 def prepare_data(settings: Settings, args: list[str]) -> None:

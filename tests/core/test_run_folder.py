@@ -26,7 +26,8 @@ def test_read_run_settings_of_a_missing_or_damaged_file_is_one_line(tmp_path, da
         run_folder.read_run_settings(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["masks", "fold0", "stage1", "a.chunks"])
-def test_photographs_dir_rejects_the_folders_of_the_run_itself(tmp_path, name):
+@pytest.mark.parametrize("name", ["masks", "fold0", "stage1", "a.chunks", "..", "config.yaml"])
+def test_photographs_dir_rejects_the_files_of_the_run_itself(tmp_path, name):
+    run_folder.config_path(tmp_path).touch()
     with pytest.raises(InputError, match="is reserved for"):
         run_folder.photographs_dir(tmp_path, name)

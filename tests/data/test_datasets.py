@@ -149,7 +149,7 @@ def test_load_samples_accepts_every_image_type_for_images_and_masks(data_dir, su
             path.unlink()
             image.save(path.with_suffix(f".{suffix}"), lossless=True, quality=100)
     samples = datasets.load_training_samples(tiny_settings(data_dir, "mask_threshold=128"))
-    assert len(samples) == 12 and datasets.read_sizes(samples) == {(48, 72)}
+    assert len(samples) == 12 and datasets.read_checked_sizes(samples) == {(48, 72)}
     expected = draw_car(0, 1, (48, 72))[1]
     assert (datasets.read_sample_mask(samples[0]) == expected).mean() > 0.995
 
@@ -161,7 +161,7 @@ def test_check_sizes_counts_all_masks_of_another_size(data_dir):
         )
     samples = datasets.load_training_samples(tiny_settings(data_dir))
     with pytest.raises(InputError) as raised:
-        datasets.read_sizes(samples)
+        datasets.read_checked_sizes(samples)
     assert str(raised.value) == (
         f"{samples[3].mask}: is 48×72 but 000000000001_01.jpg is 72×48; one of them is rotated, "
         "perhaps by EXIF; rotate the other to match (2 such files)"
@@ -215,7 +215,7 @@ def write_masks_csv(data_dir):
 def test_train_masks_csv_stands_in_for_the_folder(data_dir):
     masks = write_masks_csv(data_dir)
     samples = datasets.load_training_samples(tiny_settings(data_dir))
-    assert datasets.read_sizes(samples) == {(48, 72)} and len(samples) == len(masks) == 12
+    assert datasets.read_checked_sizes(samples) == {(48, 72)} and len(samples) == len(masks) == 12
     for sample in samples:
         assert np.array_equal(datasets.read_sample_mask(sample), masks[sample.image_id])
 
@@ -226,7 +226,7 @@ def test_train_masks_csv_counted_down_the_columns_is_rejected(data_dir):
     (data_dir / "train_masks.csv").write_text("\n".join(["img,rle_mask", *lines]) + "\n")
     samples = datasets.load_samples(tiny_settings(data_dir), "train")
     with pytest.raises(InputError, match="its pixels seem to be counted down the columns"):
-        datasets.read_sizes(samples)
+        datasets.read_checked_sizes(samples)
 
 
 def test_train_masks_csv_with_an_image_twice_is_rejected(data_dir):
@@ -250,7 +250,7 @@ def test_train_masks_csv_is_checked(data_dir):
     other.write_text(text.replace("000000000001_02.jpg,", "000000000001_02.jpg,3456 2 "))
     samples = datasets.load_samples(tiny_settings(other.parent), "train")
     with pytest.raises(InputError, match=r"train_masks\.csv: 000000000001_02\.jpg: run .* begins"):
-        datasets.read_sizes(samples)
+        datasets.read_checked_sizes(samples)
 
 
 # ---------------------------------------------------------------- classes.csv
@@ -306,7 +306,7 @@ def test_classes_csv_needs_masks_in_image_files(data_dir):
     samples = datasets.load_samples(tiny_settings(data_dir), "train")
     message = r"train_masks\.csv: holds masks of one class; save masks of .* in train_masks/, or"
     with pytest.raises(InputError, match=message):
-        datasets.read_sizes(samples)
+        datasets.read_checked_sizes(samples)
 
 
 EVERY_VALUE = "\n".join(["value,name,color", *(f"{i},class{i},red" for i in range(256)), ""])
@@ -388,7 +388,7 @@ def test_read_sizes_warns_of_photographs_that_exif_turns_alone(
     exif[0x0112] = orientation
     with Image.open(samples[0].image) as image:
         image.save(samples[0].image, exif=exif)
-    assert datasets.read_sizes(samples) == {(48, 72)}
+    assert datasets.read_checked_sizes(samples) == {(48, 72)}
     assert ("EXIF rotates or mirrors 1 photographs" in capsys.readouterr().out) == is_warned
 
 

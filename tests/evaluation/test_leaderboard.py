@@ -74,7 +74,7 @@ def test_format_costs_leaves_unknown_costs_empty():
     entry.columns = COLUMNS | {"seconds": np.nan, "images_per_second": np.nan}
     (table,) = leaderboard.build_leaderboards([entry])
     row = leaderboard.format_costs(table).iloc[0]
-    assert row["training"] == row["images/s"] == "" and row["parameters"] == "5.0M"
+    assert row["training time"] == row["images/s"] == "" and row["parameters"] == "5.0M"
 
 
 def test_compare_to_calls_difference_within_spread_of_cars_chance():
@@ -141,7 +141,7 @@ def test_format_scores_says_on_how_many_images_an_incomplete_run_is_compared():
     [table] = leaderboard.build_leaderboards(entries)
     best, incomplete = leaderboard.format_scores(table)["against the best (95%)"]
     n_images = table["images"].min()
-    assert best == "best" and incomplete.endswith(f", on {n_images} images")
+    assert best == "best" and incomplete.endswith(f", on its {n_images} images")
 
 
 @pytest.mark.parametrize(("folds", "is_known"), [((0, 1), False), ((0, 1, 2), True)])

@@ -178,7 +178,10 @@ def test_suspicious_masks_are_counted_down_the_columns(size):
     lines = warnings_of([mask.T.reshape(size) for mask in masks])
     assert lines.keys() == {0, 1, 2, 3}
     for line in lines.values():
-        assert line.startswith("is scattered (") and "down the columns, not along the rows" in line
+        assert (
+            line.startswith("is scattered (")
+            and "down the columns instead of along the rows" in line
+        )
 
 
 @needs_real_data

@@ -91,11 +91,21 @@ def test_disagreement_heatmap_is_brightest_where_members_are_divided():
 
 def test_draw_legend_has_the_color_of_each_class():
     colors = (128, 64, 128), (0, 0, 142)
-    legend = visualize.draw_legend(ClassMap(("road", "car"), colors))
-    wider = visualize.draw_legend(ClassMap(("Straße", "car with a long name"), colors))
+    legend = visualize.draw_legend(ClassMap(("road", "car"), colors, (0, 1)))
+    wider = visualize.draw_legend(ClassMap(("Straße", "car with a long name"), colors, (0, 1)))
     assert len(legend) == len(wider) == 64 and legend.shape[1] < wider.shape[1]
     assert tuple(legend[15, 20]) == (128, 64, 128) and tuple(legend[43, 20]) == (0, 0, 142)
     assert (legend[8:28, 58:] < 100).any()  # the name
+
+
+def test_draw_legend_has_the_values_of_the_label_files():
+    colors = (128, 64, 128), (0, 0, 142)
+    legend = visualize.draw_legend(ClassMap(("road", "car"), colors, (-1, 1, 0, 0)))
+    swapped = visualize.draw_legend(ClassMap(("car", "road"), colors[::-1], (-1, 0, 1)))
+    as_index = visualize.draw_legend(ClassMap(("road", "car"), colors, (0, 1)))
+    first, second = slice(8, 28), slice(36, 56)
+    assert (legend[first] == swapped[second]).all() and (legend[second] == swapped[first]).all()
+    assert (legend[first] != as_index[first]).any()
 
 
 @pytest.mark.parametrize(

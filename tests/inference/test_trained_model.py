@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from conftest import assert_input_error, prediction_args
+from PIL import Image
 
 import leaderboard
 from core import run_folder
@@ -60,6 +61,14 @@ def test_loaded_model_takes_a_path_or_pixels_of_any_size(model, photograph):
 def test_loaded_model_rejects_other_arrays(model, pixels):
     with pytest.raises(ValueError, match="expected H×W×3 uint8 RGB, found"):
         model(pixels)
+
+
+def test_loaded_model_rejects_what_is_neither_a_path_nor_an_array(model, photograph):
+    for image in (None, [photograph], Image.fromarray(np.zeros((9, 9, 3), np.uint8))):
+        with pytest.raises(TypeError, match="expected a path or an array, found"):
+            model(image)
+    with pytest.raises(ValueError, match="threshold=0: must be between 0 and 1"):
+        model(photograph).with_threshold(0)
 
 
 def test_segmentation_with_another_threshold_changes_the_mask_only(model, photograph):

@@ -30,9 +30,9 @@ def test_half_size_unet_logits_have_the_size_of_the_images_and_all_weights_a_gra
 
 
 def test_build_smp_without_this_option_is_smps_own_unet_with_the_same_weights():
-    import segmentation_models_pytorch as smp
-
     network = build(SMP)
+    import segmentation_models_pytorch as smp  # needs patch_torchvision_ops() with a CPU-only torch
+
     torch.manual_seed(0)
     expected = smp.Unet("tu-mobilenetv3_small_050", encoder_weights=None)
     assert type(network) is smp.Unet

@@ -13,6 +13,14 @@ def test_model_summary_prints_layers_shapes_and_parameters(capsys):
     assert "encoder_blocks" in printed and "[1, 8, 256, 256]" in printed
 
 
+def test_model_summary_counts_the_operations_of_a_forward_pass(capsys):
+    model_summary.main(["channels=[8,16]", "size=[100,200]"])
+    top = 9 * (3 * 8 + 8 * 8) + 9 * (16 * 8 + 8 * 8) + 8  # encoder, decoder, head
+    bottom = 9 * (8 * 16 + 16 * 16) + 4 * 16 * 8  # a quarter of the pixels; 2×2 upsampling
+    tflop = 2 * 100 * 200 * (top + bottom / 4) / 1e12
+    assert f"forward pass of one image: {tflop:.3g} TFLOP" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("args", "size"),
     [

@@ -12,7 +12,7 @@ from tiny_datasets import remove_image
 import train
 from core.config import load_settings
 from core.errors import InputError
-from core.run_folder import read_run_settings, snapshot_dir, weights_path
+from core.run_folder import ensemble_path, read_run_settings, snapshot_dir, weights_path
 from data import datasets
 from data.fingerprint import dataset_fingerprint
 from models import checkpoint
@@ -182,6 +182,9 @@ def test_train_from_a_run_that_does_not_fit_raises_one_line(run_copy, change, ar
 def test_train_from_itself_or_a_missing_run_raises_one_line(run_copy):
     args = finer_args(run_copy)
     assert_input_error(train.main, [*args, "run=tiny2", "init_run=tiny2"], "is this run itself")
-    assert_input_error(
-        train.main, [*args, "init_run=no_such_run"], "init_run=no_such_run: ", "missing"
-    )
+    message = "init_run=tini: no such run in"
+    assert_input_error(train.main, [*args, "init_run=tini"], message, "did you mean tiny?")
+    (run_copy.output_dir / "a+b").mkdir()
+    ensemble_path(run_copy.output_dir / "a+b").touch()
+    message = "init_run=a+b: is an ensemble; choose one of its runs"
+    assert_input_error(train.main, [*args, "init_run=a+b"], message)

@@ -64,6 +64,33 @@ def test_lock_fold_rejects_settings_that_another_process_has_replaced(run_copy):
         pass
 
 
+def test_save_config_rejects_a_run_that_another_process_has_started_meanwhile(tmp_path):
+    args = ["recipe=carvana_small", f"output_dir={tmp_path}", "fold=1"]
+    settings = run_start.load_run_settings(args)
+    other = run_start.load_run_settings([*args, "fold=0", "lr=0.5"])
+    run_start.save_config(other)
+    run_start.save_config(settings)  # nothing has been trained with the other settings yet
+    run_start.save_config(other)
+    with (
+        run_start.lock_fold(other, 0),
+        pytest.raises(InputError, match=r"another process has started this run with lr=0\.5, not"),
+    ):
+        run_start.save_config(settings)
+    assert run_folder.read_run_settings(settings.run_dir)["lr"] == 0.5
+
+
+def test_resume_names_the_setting_of_a_stage_that_differs(tmp_path):
+    args = [f"output_dir={tmp_path}", "run=a", "stages=[{epochs: 1}, {epochs: 2, lr: 0.5}]"]
+    settings = run_start.load_run_settings(args)
+    run_start.save_config(settings)
+    run_folder.weights_path(settings.run_dir, 0).parent.mkdir()
+    run_folder.weights_path(settings.run_dir, 0).touch()
+    with pytest.raises(
+        InputError, match=r"this run has lr=0\.5 in stage 2, not 0\.25; leave it out"
+    ):
+        run_start.load_run_settings([*args, "resume=true", "lr=0.25"])
+
+
 def test_resume_of_a_moved_and_renamed_run_continues_there_with_its_settings(run_copy, tmp_path):
     (run_copy.output_dir / "tiny").rename(tmp_path / "renamed")
     args = [f"output_dir={tmp_path}", "run=renamed", "resume=true"]
