@@ -85,10 +85,9 @@ def test_resume_names_the_setting_of_a_stage_that_differs(tmp_path):
     run_start.save_config(settings)
     run_folder.weights_path(settings.run_dir, 0).parent.mkdir()
     run_folder.weights_path(settings.run_dir, 0).touch()
-    with pytest.raises(
-        InputError, match=r"this run has lr=0\.5 in stage 2, not 0\.25; leave it out"
-    ):
-        run_start.load_run_settings([*args, "resume=true", "lr=0.25"])
+    message = "this run has epochs=1 in stage 1, not 3; leave it out"
+    with pytest.raises(InputError, match=message):
+        run_start.load_run_settings([*args, "resume=true", "epochs=3"])
 
 
 def test_resume_of_a_moved_and_renamed_run_continues_there_with_its_settings(run_copy, tmp_path):
