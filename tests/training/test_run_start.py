@@ -85,9 +85,9 @@ def test_resume_names_the_setting_of_a_stage_that_differs(tmp_path):
     run_start.save_config(settings)
     run_folder.weights_path(settings.run_dir, 0).parent.mkdir()
     run_folder.weights_path(settings.run_dir, 0).touch()
-    message = "this run has epochs=1 in stage 1, not 3; leave it out"
+    message = r"this run has lr=0\.0005 in stage 1, not 0\.25; leave it out"
     with pytest.raises(InputError, match=message):
-        run_start.load_run_settings([*args, "resume=true", "epochs=3"])
+        run_start.load_run_settings([*args, "resume=true", "lr=0.25"])
 
 
 def test_resume_of_a_moved_and_renamed_run_continues_there_with_its_settings(run_copy, tmp_path):
