@@ -108,7 +108,7 @@ def _explain_unusable_gpu(driver: str) -> str:
 
 
 def pick_precision(settings: Settings, device: torch.device) -> str:
-    """Return 'bf16', 'fp16' or 'fp32'; auto: the fastest that the device computes natively."""
+    """Return 'bf16', 'fp16' or 'fp32'; auto: bf16 if the device computes it natively."""
     if settings.precision != "auto":
         if settings.precision == "fp16" and device.type == "cpu":
             raise InputError("precision=fp16: GPUs only; set precision=bf16 or precision=fp32")

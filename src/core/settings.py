@@ -119,8 +119,8 @@ class Settings:
     max_images: int = setting(0, "use only the first N images: of each fold in training, of the test images or photographs in prediction; 0: all", NON_NEGATIVE)
     output_dir: str = setting("output", "folder for runs and submissions", scope="invocation", is_path=True)
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "device of the network", scope="invocation")
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = setting("auto", "autocast dtype of the forward pass; auto: the fastest that the device supports natively, but fp16 for prediction on a GPU; fp32: convolutions in TF32 on GPUs that have it", scope="invocation")
-    compile: Literal["auto", "true", "false"] = setting("auto", "torch.compile the network and let cuDNN benchmark its kernels; auto: on a GPU, for training on 40 billion pixels or more, such as 6,400 steps of four 1024×1536 images, and for prediction of 10000 forward passes or more; true: on any device, for all training and for prediction of 10000 forward passes or more", scope="invocation")
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = setting("auto", "autocast dtype of the forward pass; auto: bf16 on a GPU or CPU that supports it natively, else fp16 on a GPU and fp32 on a CPU; in prediction on a GPU fp16; fp32: convolutions in TF32 on GPUs that have it", scope="invocation")
+    compile: Literal["auto", "true", "false"] = setting("auto", "torch.compile the network and let cuDNN benchmark its kernels; auto: on a GPU, for a stage of training that processes 40 billion pixels or more on it, such as 6,400 steps of four 1024×1536 images, and for prediction of 10,000 forward passes or more; true: on any device, for all training and for prediction of 10,000 forward passes or more", scope="invocation")
     num_workers: int | None = setting(None, "processes that load images; null: chosen from cores and shared memory", NON_NEGATIVE, scope="invocation")
 
     data_dir: str = setting("input/carvana", "dataset folder: train/, train_masks/, test/, sample_submission.csv, and test_masks/ to score predictions", scope="invocation", is_path=True)
