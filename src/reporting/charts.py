@@ -128,7 +128,7 @@ def draw_errors(axes: Axes, histories: dict[str, pd.DataFrame], title: str, metr
         (line,) = axes.plot(errors[f"val_{metric}"].dropna(), ".-", label=name)
         axes.plot(errors[f"train_{metric}"], "--", color=line.get_color(), linewidth=0.8)
     axes.set(title=title, xlabel="epoch", ylabel=f"1 − {metric}")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     set_log_scale(axes)
     largest = max(1 - h[f"val_{metric}"].min() for h in histories.values())
     axes.set_ylim(top=min(4 * max(largest, LOG_FLOOR), 1))
@@ -139,7 +139,7 @@ def draw_losses(axes: Axes, histories: dict[str, pd.DataFrame], title: str) -> N
     for name, history in histories.items():
         axes.plot(history["loss"].clip(lower=LOG_FLOOR), ".-", label=name)
     axes.set(title=title, xlabel="epoch", ylabel="training loss")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     set_log_scale(axes)
 
 
