@@ -62,6 +62,7 @@ def load_data(settings: Settings) -> tuple[Settings, list[Sample]]:
     samples = datasets.load_training_samples(settings)
     fold = min(s.fold for s in samples) if settings.fold is None else settings.fold
     _, sizes = preflight.check_data(settings, samples)
+    preflight.check_sizes(settings, sizes)
     if settings.size is None and len(sizes) > 1:
         raise InputError(f"{settings.data_dir}: has images of {len(sizes)} sizes; set size=h,w")
     settings = replace(settings, size=list(settings.size or min(sizes)), fold=fold)

@@ -43,7 +43,7 @@ def main(args: list[str]) -> None:
     # torchinfo counts transposed convolutions several times, torch does not.
     print(re.sub(r"Total mult-adds.*\n", "", str(summary)))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.network(torch.empty(1, 3, height, width, device="meta"))
+        model.network.eval()(torch.empty(1, 3, height, width, device="meta"))
     print(f"forward pass of one image: {counter.get_total_flops() / 1e12:.3g} TFLOP")
 
 

@@ -202,7 +202,7 @@ def main(args: list[str]) -> None:
     settings = load_runs.settings_for_prediction(args)
     if settings.images:
         if (count := distributed.count_processes()) > 1:
-            raise InputError(f"images: one process predicts them, not {count}; unset GPUS")
+            raise InputError(f"images: one process predicts them, not {count}; leave out GPUS")
         model = ensemble.load_trained_model(settings)
         print(describe_prediction(settings, settings.images, model.members, model.binarizer))
         end_with_errors(predict_photographs(settings, model))

@@ -25,10 +25,11 @@ def require_submission_of_runs(settings: Settings, args: list[str]) -> None:
     json_path = path.with_suffix(".json")
     if "submission_csv" in typed or not {"run", "runs", "recipe"} & typed or not json_path.exists():
         return
-    for run in settings.runs:
-        run_folder.read_run_settings(Path(settings.output_dir) / run)  # InputError if there is none
     runs = read_submission_json(json_path)["runs"]
-    if {*runs} != {*settings.runs}:
+    if {*runs} != {name for run in settings.runs for name in run.split("+")}:
+        for run_dir in (Path(settings.output_dir) / run for run in settings.runs):
+            if not run_dir.is_dir():
+                raise InputError(f"{run_dir}: no such run, and {path} was made by {','.join(runs)}")
         raise InputError(
             f"{path}: was made by {','.join(runs)}, not by {','.join(settings.runs)}; predict with "
             "these first, or set submission_csv=..."

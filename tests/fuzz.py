@@ -24,7 +24,7 @@ def main() -> None:
     what, folder = sys.argv.pop(1), Path(tempfile.mkdtemp())
     checks = {
         "folds": lambda data: test_csv_files.check_read_folds(folder / "folds.csv", data),
-        "submission": lambda data: test_fuzz.check_and_score_submission(folder, data),
+        "submission": lambda data: test_fuzz.check_submission(folder, data),
         "text": lambda data: test_rle.check_decode(data.decode("utf-8", "replace")),
         "recipe": lambda data: test_fuzz.check_recipe(folder / "mine.yaml", data),
     }

@@ -17,7 +17,7 @@ NAMES = ["a_01.jpg", "b_01.jpg", "c_01.jpg"]
 RECIPE = b"lr: 1e-3\nsize: [32, 48]\nbatch_size: 4\n"
 
 
-def check_and_score_submission(folder, data: bytes) -> None:
+def check_submission(folder, data: bytes) -> None:
     """Check `data` as a submission: it has errors, or one valid mask of each image."""
     path = folder / "submission.csv"
     path.write_bytes(data)
@@ -49,7 +49,7 @@ def check_recipe(path, data: bytes) -> None:
 
 @given(EDITS)
 def test_damaged_submission_is_rejected_or_valid(scratch_dir, edits):
-    check_and_score_submission(scratch_dir, apply_edits(SUBMISSION, edits))
+    check_submission(scratch_dir, apply_edits(SUBMISSION, edits))
 
 
 @given(EDITS | st.binary(max_size=40).map(lambda data: [(0, 10**6, data)]))

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import ROOT, assert_input_error, prediction_args
 from tiny_datasets import make_data, write_mask, write_test_masks
 
@@ -15,6 +16,7 @@ from core import config, process_env
 from core.run_folder import read_run_settings
 from data import mask_io, rle
 from inference.load_runs import settings_for_prediction
+from models import checkpoint
 
 FIRST_RELEASE_RUN = ROOT / "tests" / "first_release_run"
 
@@ -149,12 +151,18 @@ def test_predict_rejects_weights_of_another_fold_and_weights_that_were_not_score
     first, second = (run_dir / f"fold{fold}/best.safetensors" for fold in (0, 1))
     scored = second.read_bytes()
     second.write_bytes(first.read_bytes())
+    message = "fold1/best.safetensors: is in the wrong folder: it held out fold 0, not 1"
+    assert_input_error(predict.main, args, message)
+    settings = config.load_settings(run_copy.args)
+    model, _ = checkpoint.load_model(first, torch.device("cpu"))
+    checkpoint.save_model(second, model, settings, checkpoint.read_metadata(first) | {"fold": 1})
     assert_input_error(predict.main, args, "fold1/best.safetensors: has other weights than those")
     second.write_bytes(scored)
     (run_dir / "fold0").rename(run_dir / "fold")
     (run_dir / "fold1").rename(run_dir / "fold0")
     (run_dir / "fold").rename(run_dir / "fold1")
-    assert_input_error(predict.main, args, "fold1/best.safetensors: has other weights than those")
+    message = "fold0/best.safetensors: is in the wrong folder: it held out fold 1, not 0"
+    assert_input_error(predict.main, args, message)
     for fold in (0, 1):  # of a version that does not store their hash
         path = run_dir / f"fold{fold}/oof.npz"
         with np.load(path) as file:

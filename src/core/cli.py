@@ -38,8 +38,9 @@ def check_arguments() -> None:
 
 
 def _check_arguments(args: list[str]) -> None:
-    if {"help", "--help", "-h"} & {*args}:
-        print(help_text([arg for arg in args if arg not in ("help", "--help", "-h")]))
+    words = {"help", "--help", "-h"}
+    if words & {*args}:
+        print(help_text([arg for arg in args if arg not in words and "=" not in arg]))
         sys.exit(0)
     for one, next_one in pairwise(args):  # bash expands fold={0,1} to fold=0 fold=1
         name = one.partition("=")[0]

@@ -26,6 +26,7 @@ from core.settings import (
 )
 
 SRC = ROOT / "src"
+VERSION_HINT = "; the run is of another version: check out the commit in fold<k>/provenance.json"
 DEFAULTS = OmegaConf.structured(Settings)  # copied, as that is three times as fast as building it
 
 
@@ -71,8 +72,9 @@ def load_settings(
     base = read_recipe(recipe) if base is None else base
     located = _locate_in_repository({name: FIELDS[name].default for name in PATH_SETTINGS} | base)
     source = f"{base_path or f'recipe {recipe}'}: "  # where a message says a value is from
+    hint = HELP_HINT if base_path is None else VERSION_HINT
     for key, value in located.items():
-        _assign(conf, key, value, source)
+        _assign(conf, key, value, source, hint)
     for key, value in overrides.items():
         _assign(conf, key, value, "")
     settings = OmegaConf.to_object(_apply_stages(conf, overrides))
@@ -196,21 +198,20 @@ def read_recipe(name: str, derived: tuple[str, ...] = ()) -> dict[str, Any]:
     return inherited | values
 
 
-def _assign(conf: DictConfig, key: str, value: Any, source: str) -> None:
-    """Set one more value in `conf`, in place, after checking its key, type and range."""
+def _assign(conf: DictConfig, key: str, value: Any, source: str, hint: str = HELP_HINT) -> None:
+    """Set one more value in `conf`, in place, after checking its key, type and range. `hint`
+    follows the error for an unknown key to which none is similar."""
     if isinstance(value, bool) and key in FIELDS and get_origin(FIELDS[key].type) is Literal:
         value = str(value).lower()  # compile: true, in YAML a bool
     typed = f"{source}{key}={format_value(value)}"
     if key not in FIELDS:
-        hint = HELP_HINT
-        if source.endswith("/config.yaml: "):
-            hint = "this run is of another version: check out the commit in its provenance.json"
-        raise InputError(f"{typed}: no such setting{suggest_setting(str(key))}; {hint}")
+        similar = suggest_setting(str(key))
+        raise InputError(f"{typed}: no such setting{similar}{HELP_HINT if similar else hint}")
     try:
         OmegaConf.update(conf, key, value, merge=False)
         assigned = conf[key]  # fails for ${name}, which has a meaning in OmegaConf
     except OmegaConfBaseException as error:
-        raise InputError(f"{typed}: {_explain_type(key, error)}; {HELP_HINT}") from None
+        raise InputError(f"{typed}: {_explain_type(key, error)}{HELP_HINT}") from None
     check = FIELDS[key].metadata["check"]
     try:
         valid = not check or assigned is None or check.accepts(assigned)

@@ -5,14 +5,18 @@ from dataclasses import asdict
 from typing import Any, Literal, get_args, get_origin
 
 from core.config import recipe_names
+from core.errors import InputError
 from core.settings import FIELDS, HELP_SECTIONS, Settings, format_value
 
 
 def help_text(words: Sequence[str] = ()) -> str:
     """Format all settings, or those whose names contain one of `words`, with name, default, type
-    and help text."""
+    and help text. Raises InputError if there are none."""
+    if words and not any(word in name for word in words for name in FIELDS):
+        raise InputError(f"help {' '.join(words)}: no setting has this in its name; try help alone")
     lines = [
-        "usage: bash train.sh key=value ...   (predict.sh and src/*.py take the same settings)"
+        "usage: bash train.sh key=value ...   (predict.sh and src/*.py take the same settings)",
+        "       bash train.sh help size       lists only settings with `size` in their names",
     ]
     for name, default in asdict(Settings()).items():
         if words and not any(word in name for word in words):

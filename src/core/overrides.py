@@ -9,7 +9,7 @@ import yaml
 from core.errors import InputError
 from core.settings import FIELDS, find_paths
 
-HELP_HINT = "`bash train.sh help` lists all settings"
+HELP_HINT = "; `bash train.sh help` lists all settings"
 # PyYAML raises ValueError for 2001-99-99 and for binary input, RecursionError for [[[[...
 YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)
 
@@ -40,7 +40,7 @@ def parse_overrides(args: list[str]) -> dict[str, Any]:
     for arg in args:
         key, equals, text = arg.partition("=")
         if not equals:
-            raise InputError(f"{arg!r} is not key=value, as in epochs=10; {HELP_HINT}")
+            raise InputError(f"{arg!r} is not key=value, as in epochs=10{HELP_HINT}")
         if not text and key in ("fold", "images", "data_dir", "output_dir"):
             raise InputError(f"{key}=: is empty; perhaps a shell variable is unset")
         try:

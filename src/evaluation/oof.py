@@ -11,7 +11,6 @@ import pandas as pd
 from torch import Tensor
 from tqdm import tqdm
 
-from core import run_folder
 from core.distributed import map_sharded
 from core.errors import InputError
 from core.files import atomic_write
@@ -215,8 +214,8 @@ def load_scores(folders: list[Path]) -> Scores:
                 f"{folder}: oof.csv or oof.npz cannot be read ({error}); move the folder away, or "
                 "train the run again"
             ) from None
-        weights = run_folder.weights_path(folder.parent, tables[-1]["fold"].iloc[0])
-        require_scored_weights(weights, arrays[-1].pop("weights", None))
+        if (scored := arrays[-1].pop("weights", None)) is not None:
+            require_scored_weights(folder.parent, int(folder.name[4:]), str(scored))
     per_image = {name: np.concatenate([each[name] for each in arrays]) for name in arrays[0]}
     table = pd.concat(tables, ignore_index=True)
     twice = table["image_id"][table["image_id"].duplicated()]

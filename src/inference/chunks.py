@@ -14,6 +14,7 @@ from core.files import atomic_write, file_sha256, folder_lock, remove_stale_tmp_
 from core.settings import Settings
 from data.cache import files_hash
 from data.fingerprint import short_hash
+from data.preprocess import VERSION
 from data.sample import Sample
 from inference.members import EnsembleMember
 from inference.postprocess import Binarizer
@@ -126,7 +127,7 @@ class ChunkedPrediction:
 def prediction_key(settings: Settings, members: list[EnsembleMember], binarizer: Binarizer) -> str:
     """Return a hash of the settings and weights that a prediction depends on."""
     parts = [
-        (settings.tta, settings.tile_size, settings.tile_overlap, settings.batch_size),
+        (VERSION, settings.tta, settings.tile_size, settings.tile_overlap, settings.batch_size),
         (settings.precision, settings.save_masks, settings.max_images, binarizer),
     ]
     for member in members:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save
 from core.errors import InputError
 from core.files import atomic_write
 from core.old_settings import rename_old_settings
+from core.run_folder import weights_path
 from core.settings import FIELDS, Settings
 from data.fingerprint import is_same_dataset
 from models.build import build_model
@@ -89,10 +90,13 @@ def tensors_sha256(path: Path) -> str:
     return hashlib.sha256(data[8 + header_size :]).hexdigest()
 
 
-def require_scored_weights(path: Path, scored: Any) -> None:
-    """Raise InputError if the file's weights are not those whose tensors_sha256 is `scored`; None:
-    of an ensemble or an earlier version."""
-    if scored is not None and (not path.exists() or str(scored) != tensors_sha256(path)):
+def require_scored_weights(run_dir: Path, fold: int, scored: str) -> None:
+    """Raise InputError if the fold's weights held out another one, or are not those whose
+    tensors_sha256 is `scored`."""
+    path = weights_path(run_dir, fold)
+    if error := find_wrong_folder(path, fold):
+        raise InputError(error)
+    if scored != tensors_sha256(path):
         raise InputError(
             f"{path}: has other weights than those whose scores are in oof.npz; restore them, or "
             "move the folder away and train the fold again"

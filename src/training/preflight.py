@@ -24,32 +24,31 @@ from training.stages import has_begun_later_stage, split_stages
 def check_data(settings: Settings, samples: list[Sample]) -> tuple[int, set[Size]]:
     """Print a summary of the data; return the number of folds and the native sizes of all images.
 
-    Raises InputError for unreadable images, masks of another size, and images that cannot be
-    batched or are smaller than crop_size.
+    Raises InputError for unreadable images and masks of another size.
     """
     group_folds = {sample.group: sample.fold for sample in samples}
     listed = csv_files.read_folds(settings)
     n_folds = max(listed.values()) + 1
     sizes = datasets.read_checked_sizes(samples)
-    check_sizes(settings, sizes)
     shapes = list_names([f"{width}×{height}" for height, width in sorted(sizes)])
     per_fold = "+".join(str(list(group_folds.values()).count(k)) for k in range(n_folds))
     print(
         f"{settings.data_dir}: {len(samples)} images with masks, {shapes}; {len(group_folds)} of "
         f"the {len(listed)} groups in {settings.folds_csv}, {n_folds} folds of {per_fold} groups"
     )
+    return n_folds, sizes
+
+
+def check_sizes(settings: Settings, native_sizes: Collection[Size]) -> None:
+    """Raise InputError if images of these sizes cannot be batched or are smaller than crop_size;
+    print a warning if `size` seems to be width,height."""
     height, width = settings.size or (0, 0)
-    if all((height - width) * (high - wide) < 0 for high, wide in sizes):
+    if all((height - width) * (high - wide) < 0 for high, wide in native_sizes):
         shape = "taller than wide" if height > width else "wider than tall"
         print(
             f"warning: size={height},{width} is height,width, but no image is {shape}; try "
             f"size={width},{height}"
         )
-    return n_folds, sizes
-
-
-def check_sizes(settings: Settings, native_sizes: Collection[Size]) -> None:
-    """Raise InputError if images of these sizes cannot be batched or are smaller than crop_size."""
     if settings.train_size is None and len(native_sizes) > 1 and settings.batch_size > 1:
         found = f"has images of {len(native_sizes)} sizes"
         raise InputError(
@@ -170,6 +169,7 @@ def check_before_launch(settings: Settings) -> None:
     with process_env.silenced():
         samples, stages = datasets.load_training_samples(settings), split_stages(settings)
         n_folds, sizes = check_data(stages[0], samples)
+        check_sizes(stages[0], sizes)
         fingerprint = dataset_fingerprint(samples)
         for stage in stages:
             check_finished_folds(stage, fingerprint)

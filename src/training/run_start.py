@@ -58,7 +58,8 @@ def save_config(settings: Settings) -> None:
     started the run with other settings since this one has looked."""
     if not process_env.is_main_process():
         return
-    if is_continued(settings):
+    is_stage = "/" in settings.run  # compared as part of its run, of whose settings it consists
+    if is_continued(settings) and not is_stage:
         path = run_folder.config_path(settings.run_dir)
         started = config.load_settings([], read_stored_settings(settings), path)
         reason = "another process has started this run with"

@@ -13,6 +13,11 @@ def test_model_summary_prints_layers_shapes_and_parameters(capsys):
     assert "encoder_blocks" in printed and "[1, 8, 256, 256]" in printed
 
 
+def test_model_summary_of_an_architecture_that_pools_to_one_pixel(capsys):
+    model_summary.main(["model=smp", "arch=DeepLabV3Plus", "encoder=resnet18", "size=[64,64]"])
+    assert "forward pass of one image: " in capsys.readouterr().out
+
+
 def test_model_summary_counts_the_operations_of_a_forward_pass(capsys):
     model_summary.main(["channels=[8,16]", "size=[100,200]"])
     top = 9 * (3 * 8 + 8 * 8) + 9 * (16 * 8 + 8 * 8) + 8  # encoder, decoder, head

@@ -26,10 +26,11 @@ from training.trainer import FoldTrainer
 @pytest.mark.parametrize(
     ("size", "is_turned"), [("32,48", False), ("48,32", True), ("48,48", False), ("null", False)]
 )
-def test_check_data_warns_of_width_and_height_in_the_wrong_order(data_dir, capsys, size, is_turned):
+def test_check_sizes_warns_of_swapped_width_and_height(data_dir, capsys, size, is_turned):
     args = [*tiny_settings_args(data_dir, data_dir), f"size={size}"]  # of images 72 wide, 48 high
     settings = config.load_settings(args)
-    preflight.check_data(settings, datasets.load_training_samples(settings))
+    _, sizes = preflight.check_data(settings, datasets.load_training_samples(settings))
+    preflight.check_sizes(settings, sizes)
     lines = capsys.readouterr().out.splitlines()
     assert "12 images with masks, 72×48" in lines[0]
     warning = (
@@ -38,11 +39,10 @@ def test_check_data_warns_of_width_and_height_in_the_wrong_order(data_dir, capsy
     assert lines[1:] == [warning] * is_turned
 
 
-def test_check_data_rejects_a_crop_larger_than_the_images(data_dir):
-    args = [*tiny_settings_args(data_dir, data_dir), "size=null", "crop_size=48,80"]
-    settings = config.load_settings(args)
+def test_check_sizes_rejects_a_crop_larger_than_the_images():
+    settings = config.load_settings(["size=null", "crop_size=48,80"])
     with pytest.raises(InputError, match=r"crop_size=48,80: images are 48,72 \(height,width\);"):
-        preflight.check_data(settings, datasets.load_training_samples(settings))
+        preflight.check_sizes(settings, {(48, 72)})
 
 
 @pytest.mark.parametrize(
@@ -130,12 +130,13 @@ def test_fold_whose_weights_were_deleted_is_not_finished_by_its_old_scores(run_c
 # ---------------------------------------------------------------- data and folds
 
 
-def test_check_data_does_not_warn_if_an_image_is_turned_as_size_is(data_dir, capsys):
+def test_check_sizes_does_not_warn_if_an_image_is_turned_as_size_is(data_dir, capsys):
     turned, mask = draw_car(0, 9, (72, 48))
     cv2.imwrite(str(data_dir / "train/000000000000_09.jpg"), turned)
     write_mask(data_dir / "train_masks/000000000000_09_mask.gif", mask)
     settings = config.load_settings([*tiny_settings_args(data_dir, data_dir), "size=48,32"])
-    preflight.check_data(settings, datasets.load_training_samples(settings))
+    _, sizes = preflight.check_data(settings, datasets.load_training_samples(settings))
+    preflight.check_sizes(settings, sizes)
     out = capsys.readouterr().out
     assert "13 images with masks" in out and "warning" not in out
 

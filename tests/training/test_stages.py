@@ -34,6 +34,21 @@ def test_split_stages_gives_each_its_settings_folder_and_predecessor():
     assert stages[-1] is settings
 
 
+def test_folds_of_a_run_with_stages_are_trained_one_by_one_and_resumed(
+    shared_data_dir, tmp_path, capsys
+):
+    args = [*tiny_settings_args(shared_data_dir, tmp_path), "epochs=1"]
+    args.append("stages=[{size: [16,24], epochs: 1}, {size: [32,48], epochs: 1}]")
+    for fold in (0, 1):
+        train.main([*args, f"fold={fold}"])
+    assert "0 1" in capsys.readouterr().out
+    weights_path(tmp_path / "tiny", 1).unlink()  # as if interrupted in the last stage
+    (tmp_path / "tiny").rename(tmp_path / "renamed")
+    train.main([f"output_dir={tmp_path}", "run=renamed", "resume=true"])
+    assert "fold 1: out-of-fold dice" in capsys.readouterr().out
+    assert run_folder.finished_folds(tmp_path / "renamed") == [0, 1]
+
+
 def test_a_setting_of_one_stage_is_not_that_of_the_others():
     stages = "stages=[{epochs: 1}, {crop_size: [32,48]}, {size: null, epochs: 2}]"
     first, second, last = split_stages(config.load_settings(["recipe=carvana_small", stages]))
