@@ -68,7 +68,7 @@ def test_train_on_a_full_disk_ends_in_one_line_and_resumes_when_there_is_space(
 ):
     args = [*tiny_settings_args(data_dir, small_disk), "fold=0", "snapshot_seconds=0", "cache=ram"]
     (small_disk / "ballast").write_bytes(bytes(800_000))
-    assert_rejected(run_script("train.py", *args), "No space left on device")
+    assert_rejected(run_script("train.py", *args), "No space left on device", "free some space")
     assert not list(small_disk.rglob("*.tmp"))
     (small_disk / "ballast").unlink()
     train.main([*args, "resume=true"])

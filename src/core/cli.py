@@ -73,7 +73,10 @@ def run_main(main: Callable[[list[str]], object], resume_hint: str = "") -> None
         sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS | NOT_WRITABLE_ERRNOS:
-            process_env.report_error(f"{name}: {error.filename or 'writing'}: {error.strerror}")
+            is_full = error.errno in DISK_FULL_ERRNOS
+            fix = "free some space" if is_full else "make the folder writable, or choose another"
+            problem = f"{error.filename or 'writing'}: {error.strerror}; {fix}"
+            process_env.report_error(f"{name}: {problem}{resume_hint and f', then {resume_hint}'}")
             sys.exit(2)
         if not process_env.is_distributed():
             raise
