@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from core import cli, config, run_folder
-from core.errors import InputError
+from core.errors import InputError, did_you_mean
 from core.overrides import parse_overrides
 from core.settings import Settings
 
@@ -26,25 +26,25 @@ def require_submission_of_runs(settings: Settings, args: list[str]) -> None:
     if "submission_csv" in typed or not {"run", "runs", "recipe"} & typed or not json_path.exists():
         return
     runs = read_submission_json(json_path)["runs"]
-    if {*runs} != {name for run in settings.runs for name in run.split("+")}:
-        for run_dir in (Path(settings.output_dir) / run for run in settings.runs):
-            if not run_dir.is_dir():
-                raise InputError(f"{run_dir}: no such run, and {path} was made by {','.join(runs)}")
-        raise InputError(
-            f"{path}: was made by {','.join(runs)}, not by {','.join(settings.runs)}; predict with "
-            "these first, or set submission_csv=..."
-        )
+    if {*runs} != {*settings.runs}:
+        made_by = f"{path}: was made by {','.join(runs)}, not by {','.join(settings.runs)}"
+        folders = [folder.name for folder in Path(settings.output_dir).glob("*/")]
+        for run in settings.runs:
+            if run not in folders:
+                raise InputError(f"{made_by}; there is no run {run}{did_you_mean(run, folders)}")
+        raise InputError(f"{made_by}; predict with these first, or set submission_csv=...")
 
 
 def main(args: list[str]) -> None:
     settings = config.load_settings(args)
-    first_run = Path(settings.output_dir) / min(settings.runs)
+    runs = sorted({name for run in settings.runs for name in run.split("+")})  # of an ensemble
+    first_run = Path(settings.output_dir) / runs[0]
     if run_folder.finished_folds(first_run):
         stored = run_folder.read_run_settings(first_run)
         inherited = {name: stored[name] for name in INHERITED if name in stored}
         base = config.read_recipe(settings.recipe) | inherited
         settings = config.load_settings(args, base)
-    settings = replace(settings, run=run_folder.ensemble_name(settings.runs))
+    settings = replace(settings, runs=runs, run=run_folder.ensemble_name(runs))
     if len(get_class_map(settings).names) > 1:
         raise InputError(
             f"{settings.data_dir}: has several classes, of which there is no submission.csv; "

@@ -1,6 +1,7 @@
 """Prediction end to end: submission, masks, scores of a labeled test split, old runs."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -13,6 +14,7 @@ from tiny_datasets import make_data, write_mask, write_test_masks
 import predict
 import score
 from core import config, process_env
+from core.errors import InputError
 from core.run_folder import read_run_settings
 from data import mask_io, rle
 from inference.load_runs import settings_for_prediction
@@ -111,7 +113,13 @@ def test_score_of_another_run_than_the_submission_is_rejected(run_copy):
     path = run_copy.output_dir / "tiny/submission.json"
     path.write_text(path.read_text().replace('"tiny"', '"other"'))
     args = [f"output_dir={run_copy.output_dir}", "run=tiny"]
-    assert_input_error(score.main, args, "submission.csv: was made by other, not by tiny")
+    assert_input_error(score.main, args, "submission.csv: was made by other, not by tiny; predict")
+    message = "was made by other, not by tini; there is no run tini (did you mean tiny?)"
+    settings = config.load_settings(
+        [args[0], "run=tini", f"submission_csv={path.with_suffix('.csv')}"]
+    )
+    with pytest.raises(InputError, match=re.escape(message)):
+        score.require_submission_of_runs(settings, ["run=tini"])
 
 
 def test_predict_of_a_run_with_another_recipe_says_which_one_is_used(run_copy, capsys):

@@ -9,7 +9,8 @@ from core.settings import Settings
 from data.classes import IGNORE
 
 Size = tuple[int, int]  # height, width
-VERSION = 2  # part of the names of caches: raise it when the same file yields other pixels
+# Part of the names of caches and unfinished predictions: raise it when a file yields other pixels.
+VERSION = 2
 KMEANS_SAMPLES = 1000  # pixels from which k-means finds the colors
 
 

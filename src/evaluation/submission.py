@@ -49,7 +49,7 @@ def require_replaceable(settings: Settings, names: list[str]) -> None:
         runs = read_submission_json(path.with_suffix(".json"))["runs"]
         if runs != sorted(settings.runs):
             process_env.print_once(
-                f"{path}: replaces the submission of {', '.join(runs)}; to keep it, set "
+                f"{path}: will replace the submission of {', '.join(runs)}; to keep it, set "
                 "submission_csv=..."
             )
 

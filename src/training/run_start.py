@@ -38,7 +38,11 @@ def load_run_settings(args: list[str]) -> Settings:
         fix = "set resume=true for the settings of the run"
         _require_settings_of_run(settings, started, "this run has", fix)
         return settings
-    resumed = config.load_settings(args, stored, path)
+    changes = args
+    if settings.stages == config.load_settings([], stored, path).stages:
+        # Over config.yaml, settings that a typed stage lacks would be those of the last stage.
+        changes = [arg for arg in args if not arg.startswith("stages=")]
+    resumed = config.load_settings(changes, stored, path)
     _require_settings_of_run(resumed, started, "this run has", "leave it out")
     if not process_env.is_launched():
         report_kept_settings(args, started, path)
@@ -94,10 +98,11 @@ def report_kept_settings(args: list[str], started: dict[str, Any], path: Path) -
     if "recipe" not in overrides:
         return
     recipe = overrides["recipe"]
-    values = config.to_stored_settings(config.load_settings([f"recipe={recipe}"]))
-    names = config.read_recipe(recipe).keys() - MAY_DIFFER_ON_RESUME - overrides.keys()
+    values = config.to_stored_settings(config.load_settings(args))
+    names = {*config.read_recipe(recipe), "stages"} - MAY_DIFFER_ON_RESUME - overrides.keys()
     if kept := sorted(name for name in names if values[name] != started[name]):
         text = " ".join(f"{name}={format_value(started[name])}" for name in kept)
+        text = "its own stages" if "stages" in kept else text
         process_env.print_once(f"{path}: resuming with {text}, unlike recipe={recipe}")
 
 

@@ -230,7 +230,7 @@ def test_require_replaceable_names_the_runs_whose_submission_it_replaces(
     path.write_text("img,rle_mask\na.jpg,1 1\n")
     path.with_suffix(".json").write_text(f'{{"runs": {stored}}}')
     submission.require_replaceable(Settings(submission_csv=str(path), runs=["b"]), ["a.jpg"])
-    line = f"{path}: replaces the submission of a; to keep it, set submission_csv=...\n"
+    line = f"{path}: will replace the submission of a; to keep it, set submission_csv=...\n"
     assert capsys.readouterr().out == (line if printed else "")
 
 

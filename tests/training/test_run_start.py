@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import tiny_settings_args
 
-from core import config, run_folder
+from core import config, process_env, run_folder
 from core.errors import InputError
 from training import run_start
 
@@ -23,6 +23,19 @@ def test_resume_prints_what_the_recipe_has_changed_since(tmp_path, capsys):
     recipe.write_text("epochs: 80\nlr: 1.0e-3\n")
     assert run_start.load_run_settings([*args, "resume=true"]).epochs == 40
     assert f"resuming with epochs=40, unlike recipe={recipe}" in capsys.readouterr().out
+
+
+def test_resume_by_the_same_command_prints_no_difference_from_the_recipe(tmp_path, capsys):
+    args = ["recipe=carvana_small", f"output_dir={tmp_path}", "lr=0.5", "run=a"]
+    args.append("stages=[{epochs: 1}, {epochs: 2, size: [64,96]}]")
+    run_start.save_config(run_start.load_run_settings(args))
+    run_folder.weights_path(tmp_path / "a", 0).parent.mkdir()
+    run_folder.weights_path(tmp_path / "a", 0).touch()
+    run_start.load_run_settings([*args, "resume=true"])
+    assert not capsys.readouterr().out
+    process_env.print_once.cache_clear()
+    run_start.load_run_settings([*args[:-1], "resume=true"])
+    assert "resuming with its own stages, unlike recipe=carvana_small" in capsys.readouterr().out
 
 
 def test_same_command_resumes_a_run_with_weights_of_a_file(tmp_path, monkeypatch):
