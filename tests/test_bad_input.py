@@ -31,6 +31,7 @@ import train
 from core import config
 from core.errors import InputError
 from data import csv_files, rle
+from models import checkpoint
 
 # ---------------------------------------------------------------- the table
 
@@ -222,6 +223,19 @@ def change_weights(change: Callable[[dict, dict], object]) -> Corruption:
     return corrupt
 
 
+def score_again(corrupt: Corruption) -> Corruption:
+    """Return a corruption after which the scores are those of the corrupted weights."""
+
+    def corrupt_and_score(folder: Path) -> None:
+        corrupt(folder)
+        path = folder / WEIGHTS
+        with np.load(path.with_name("oof.npz")) as file:
+            arrays = dict(file) | {"weights": checkpoint.tensors_sha256(path)}
+        np.savez(path.with_name("oof.npz"), **arrays)
+
+    return corrupt_and_score
+
+
 def set_three_classes(tensors: dict, metadata: dict) -> None:
     metadata.update(classes=3, names=["a", "b", "c"])
 
@@ -353,7 +367,8 @@ CORRUPTIONS: dict[str, Corruption] = {
     "weights of another architecture": change_weights(widen_the_network),
     "weights of several classes": change_weights(set_three_classes),
     "weights that train.py did not write": change_weights(lambda _, metadata: metadata.clear()),
-    "weights with NaN": change_weights(set_a_weight_to_nan),
+    "weights with NaN": score_again(change_weights(set_a_weight_to_nan)),
+    "weights exchanged by hand": change_weights(set_a_weight_to_nan),
     "a pickle named best.safetensors": write_pickle(WEIGHTS),
     "a pickle as a snapshot": write_pickle_as_snapshot,
     "a recipe with a Python object": write_recipe(

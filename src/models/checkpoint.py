@@ -85,9 +85,10 @@ def find_wrong_folder(path: Path, fold: int) -> str:
 
 def tensors_sha256(path: Path) -> str:
     """Return the SHA-256 of the weights alone: after a resumed training the metadata differ."""
-    data = path.read_bytes()
-    header_size = int.from_bytes(data[:8], "little")
-    return hashlib.sha256(data[8 + header_size :]).hexdigest()
+    with open(path, "rb") as file:
+        header_size = int.from_bytes(file.read(8), "little")
+        file.seek(8 + header_size)
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def require_scored_weights(run_dir: Path, fold: int, scored: str) -> None:

@@ -39,7 +39,7 @@ def load_run_settings(args: list[str]) -> Settings:
         _require_settings_of_run(settings, started, "this run has", fix)
         return settings
     changes = args
-    if settings.stages == config.load_settings([], stored, path).stages:
+    if settings.stages == started["stages"]:
         # Over config.yaml, settings that a typed stage lacks would be those of the last stage.
         changes = [arg for arg in args if not arg.startswith("stages=")]
     resumed = config.load_settings(changes, stored, path)
