@@ -20,7 +20,6 @@ from inference.load_runs import load_members, load_oof_members
 from inference.predictor import Keep, Prediction, keep_mean, predict
 from inference.predictor_file import tile_settings, write_predictor
 from inference.trained_model import TrainedModel
-from models import checkpoint
 
 # ---------------------------------------------------------------- out-of-fold scores
 
@@ -52,28 +51,9 @@ def ensure_oof_scores(settings: Settings) -> oof.Scores:
         if process_env.is_distributed():  # processes would write the same files
             command = f"python src/leaderboard.py runs={','.join(settings.runs)}"
             raise InputError(f"{found}; start `{command}` first")
-        require_same_images(settings)
         print(f"{found}; predicting the training images")
         score_ensemble(settings)
     return oof.load_scores([run_dir])
-
-
-def require_same_images(settings: Settings) -> None:
-    """Raise InputError if the runs were trained on different images because of `max_images`."""
-    folders = [Path(settings.output_dir) / run for run in sorted(settings.runs)]
-    weights = [run_folder.finished_weights(folder)[0] for folder in folders]
-    if len({checkpoint.read_metadata(path).get("data") for path in weights}) == 1:
-        return
-    limits = [run_folder.read_run_settings(folder).get("max_images", 0) for folder in folders]
-    if len({*limits}) > 1:
-        found = ", ".join(
-            f"{folder.name} with max_images={limit}"
-            for folder, limit in zip(folders, limits, strict=True)
-        )
-        raise InputError(
-            f"runs={','.join(settings.runs)}: were trained on different images ({found}); train "
-            "one of them again, as another run, with the max_images of the others"
-        )
 
 
 def load_trained_model(settings: Settings) -> TrainedModel:

@@ -158,7 +158,7 @@ def load_oof_members(settings: Settings, fold: int, data_fingerprint: str) -> li
             if trained.max_images:
                 problem += f"; {run} was trained with max_images={trained.max_images}"
             if len(settings.runs) > 1:
-                problem += "; all runs of an ensemble need the same images and folds"
+                problem += "; all runs of an ensemble need the same images (max_images) and folds"
             raise InputError(problem)
         members.append(make_member(model, trained))
     return members

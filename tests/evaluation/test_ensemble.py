@@ -362,16 +362,6 @@ def test_out_of_fold_scores_of_an_ensemble_are_kept_for_other_flips_and_tiles(ru
     assert read_predictor(settings.run_dir).tta == "none"
 
 
-def test_out_of_fold_scores_of_runs_of_different_images_are_rejected(runs_copy, monkeypatch):
-    path = run_folder.config_path(runs_copy.output_dir / "b")
-    path.write_text(path.read_text().replace("max_images: 0", "max_images: 6"))
-    ensemble.require_same_images(runs_copy.ensemble_settings)  # 6 are all that there are
-    monkeypatch.setattr(checkpoint, "read_metadata", lambda path: {"data": path.parts[-3]})
-    message = r"different images \(a with max_images=0, b with max_images=6\); train one of them"
-    with pytest.raises(InputError, match=message):
-        ensemble.ensure_oof_scores(runs_copy.ensemble_settings)
-
-
 def test_settings_for_prediction_of_runs_of_other_classes_is_rejected(runs, monkeypatch):
     def read_metadata(path):
         return {"names": ("object",) if path.parts[-3] == "a" else ("road", "sky")}
