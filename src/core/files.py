@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -57,6 +57,18 @@ def atomic_write_text(path: Path, text: str) -> None:
 def atomic_write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, atomically."""
     atomic_write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: Path, keys: Collection[str], fix: str) -> dict[str, Any]:
+    """Read an object with these keys, and perhaps others, that a script has written as JSON; if it
+    is missing or damaged, InputError with the remedy `fix`."""
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if missing := {*keys} - {*stored}:
+            raise ValueError(f"it has no {min(missing)!r}")
+    except (OSError, ValueError, TypeError) as error:  # TypeError: a number is not iterable
+        raise InputError(f"{path}: cannot be read ({error}); {fix}") from None
+    return stored
 
 
 def remove_stale_tmp_files(path: Path) -> None:

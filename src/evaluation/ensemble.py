@@ -1,6 +1,5 @@
 """Ensembles of runs: out-of-fold scores and ensemble.json."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from core import process_env, provenance, run_folder
 from core.errors import InputError
-from core.files import atomic_write_json, file_sha256
+from core.files import atomic_write_json, file_sha256, read_json
 from core.settings import Settings
 from core.text import format_count
 from core.threads import map_in_threads
@@ -119,15 +118,8 @@ def predict_out_of_fold(
 
 def read_ensemble(ensemble_dir: Path) -> dict[str, Any]:
     """Read ensemble.json, as `score_ensemble` has written it."""
-    path = run_folder.ensemble_path(ensemble_dir)
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        missing = {"runs", "networks", "tta", "data", "commit"} - set(data)
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); delete its folder") from None
-    if missing:
-        raise InputError(f"{path}: has no {min(missing)!r}; delete its folder")
-    return data
+    keys = ["runs", "networks", "tta", "data", "commit"]
+    return read_json(run_folder.ensemble_path(ensemble_dir), keys, "delete its folder")
 
 
 def is_up_to_date(ensemble_dir: Path) -> bool:

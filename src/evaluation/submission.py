@@ -1,7 +1,6 @@
 """The submission: writing it, checking it strictly, and scoring it if the true masks are known."""
 
 import csv
-import json
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -14,7 +13,7 @@ from tqdm import tqdm
 
 from core import process_env
 from core.errors import InputError
-from core.files import atomic_write
+from core.files import atomic_write, read_json
 from core.settings import Settings
 from core.text import format_count
 from data import csv_files, datasets, image_io, rle
@@ -63,16 +62,8 @@ def write_submission(path: Path, masks: Iterable[tuple[str, str]]) -> None:
 
 
 def read_submission_json(path: Path) -> dict[str, Any]:
-    """Read submission.json; InputError if predict.py has not written it."""
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(stored, dict) or "runs" not in stored:
-            raise ValueError("it does not name runs")
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: was not written by predict.py ({error}); predict again"
-        ) from None
-    return stored
+    """Read submission.json, as predict.py has written it."""
+    return read_json(path, ["runs"], "predict again")
 
 
 def check_and_score_submission(settings: Settings) -> None:

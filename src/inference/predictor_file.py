@@ -1,37 +1,15 @@
 """output/<run>/predictor.json: networks of a run or ensemble, TTA, threshold, steps and tiles."""
 
-import json
 import os
 import shlex
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from core import run_folder
 from core.errors import InputError
-from core.files import atomic_write_json, file_sha256
+from core.files import atomic_write_json, file_sha256, read_json
 from core.settings import Settings
 from inference.postprocess import Binarizer
-
-
-@dataclass
-class StoredNetwork:
-    """The weights file of one network, relative to the folder of the run, and its weight."""
-
-    path: str
-    weight: float
-    sha256: str
-
-
-@dataclass
-class PredictorFile:
-    """Everything besides the weights that masks depend on."""
-
-    networks: list[StoredNetwork]
-    tta: str
-    threshold: float
-    postprocess: list[str]
-    tiles: dict[str, Any] = field(default_factory=dict)  # of tile_settings(); earlier files: {}
 
 
 def tile_settings(settings: Settings) -> dict[str, Any]:
@@ -48,14 +26,20 @@ def write_predictor(
 ) -> None:
     """Write predictor.json. `ensemble_weights`: weights file → its network's weight in the mean."""
     networks = [
-        StoredNetwork(os.path.relpath(path, run_dir), weight, file_sha256(path))
+        {"path": os.path.relpath(path, run_dir), "weight": weight, "sha256": file_sha256(path)}
         for path, weight in ensemble_weights.items()
     ]
-    stored = PredictorFile(networks, tta, binarizer.threshold, binarizer.steps, tiles)
-    atomic_write_json(run_folder.predictor_path(run_dir), asdict(stored))
+    stored = {
+        "networks": networks,
+        "tta": tta,
+        "threshold": binarizer.threshold,
+        "postprocess": binarizer.steps,
+        "tiles": tiles,
+    }
+    atomic_write_json(run_folder.predictor_path(run_dir), stored)
 
 
-def read_predictor(run_dir: Path) -> PredictorFile:
+def read_predictor(run_dir: Path) -> dict[str, Any]:
     """Read predictor.json; InputError if it is missing or if the run has been trained since."""
     path = run_folder.predictor_path(run_dir)
     command = ["python", "src/leaderboard.py", f"output_dir={run_dir.parent}"]
@@ -64,12 +48,8 @@ def read_predictor(run_dir: Path) -> PredictorFile:
     fix = f"write it with `{shlex.join(command)}`"
     if not path.exists():
         raise InputError(_explain_missing(run_dir, fix))
-    try:
-        stored = PredictorFile(**json.loads(path.read_text(encoding="utf-8")))
-        stored.networks = [StoredNetwork(**network) for network in stored.networks]
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); {fix}") from None
-    if not _is_current(run_dir, stored):
+    stored = read_json(path, ["networks", "tta", "threshold", "postprocess"], fix)
+    if not _is_current(run_dir, stored["networks"]):
         raise InputError(f"{path}: does not match the run's current networks; {fix}")
     return stored
 
@@ -86,9 +66,9 @@ def _explain_missing(run_dir: Path, fix: str) -> str:
     return f"{run_dir}: has no trained fold; train it with `bash train.sh`"
 
 
-def _is_current(run_dir: Path, stored: PredictorFile) -> bool:
+def _is_current(run_dir: Path, networks: list[dict[str, Any]]) -> bool:
     """Whether the weights are the stored ones, and their runs have finished no other fold."""
-    listed = {(run_dir / network.path).resolve(): network.sha256 for network in stored.networks}
+    listed = {(run_dir / stored["path"]).resolve(): stored["sha256"] for stored in networks}
     runs = {path.parent.parent for path in listed}
     finished = {path for run in runs for path in run_folder.finished_weights(run)}
     return finished <= listed.keys() and all(

@@ -359,7 +359,7 @@ def test_out_of_fold_scores_of_an_ensemble_are_kept_for_other_flips_and_tiles(ru
     ensemble.ensure_oof_scores(replace(settings, tta="none", tile_overlap=0.5))
     assert capsys.readouterr().out == "" and read_predictor(settings.run_dir) == stored
     leaderboard.main([f"output_dir={runs_copy.output_dir}", "runs=a,b", "tta=none"])
-    assert read_predictor(settings.run_dir).tta == "none"
+    assert read_predictor(settings.run_dir)["tta"] == "none"
 
 
 def test_settings_for_prediction_of_runs_of_other_classes_is_rejected(runs, monkeypatch):
@@ -378,7 +378,7 @@ def test_store_predictor_keeps_the_settings_of_the_run(runs_copy):
     run_folder.save_run_settings(replace(settings, threshold=0.25, postprocess="fill"))
     ensemble.store_predictor(settings.run_dir, scores, "none")
     stored = read_predictor(settings.run_dir)
-    assert (stored.threshold, stored.postprocess) == (0.25, ["fill"])
+    assert (stored["threshold"], stored["postprocess"]) == (0.25, ["fill"])
 
 
 def test_settings_for_prediction_keep_the_output_folder_of_a_recipe(runs_copy, tmp_path):

@@ -265,7 +265,7 @@ def test_report_with_a_damaged_submission_json_is_one_line(output_copy, text):
     path = output_copy / "a+b" / "submission.json"
     path.write_text(text)
     loaded = load(output_copy, "runs=[a,b]")
-    with pytest.raises(InputError, match=r"submission\.json: was not written by predict\.py"):
+    with pytest.raises(InputError, match=r"submission\.json: cannot be read"):
         loaded.disagreement_section()
 
 
