@@ -16,7 +16,7 @@ from core import config, distributed, process_env, provenance, run_folder
 from core.device import explain_out_of_memory, free_memory, pick_device, pick_precision
 from data import datasets
 from data.cache import Cache, make_cache
-from data.fingerprint import dataset_fingerprint, describe_dataset
+from data.fingerprint import dataset_fingerprint
 from data.preprocess import Size
 from data.sample import Sample
 from evaluation import leaderboard, oof, score_text
@@ -66,12 +66,12 @@ def train_fold(settings: Settings, fold: int, samples: list[Sample], cache: Cach
     """Train one fold, score its held-out images, and delete its snapshots."""
     device = pick_device(settings)
     if process_env.is_main_process():
-        data = describe_dataset(settings, samples)
         folder = run_folder.fold_dir(settings.run_dir, fold)
         # Left over if the weights were deleted. This file marks a fold as finished.
         (folder / "oof.npz").unlink(missing_ok=True)
         if not settings.resume and not run_folder.has_snapshot(settings.run_dir, fold):
             provenance.remove_run_records(folder)  # of an attempt that failed in its first steps
+        data = {"fingerprint": dataset_fingerprint(samples), "images": len(samples)}
         provenance.append_run_record(folder, device, data)
     FoldTrainer(settings, fold, samples, cache).fit()
     held_out = [sample for sample in samples if sample.fold == fold]

@@ -7,7 +7,6 @@ from typing import Any
 
 from core.errors import InputError
 from core.files import file_sha256
-from core.settings import Settings
 from core.threads import map_in_threads
 from data.sample import Sample
 
@@ -72,14 +71,3 @@ def file_size(path: Path) -> int:
     if not path.exists():
         raise InputError(f"{path}: is missing, or a link to a missing file")
     return path.stat().st_size
-
-
-def describe_dataset(settings: Settings, samples: Sequence[Sample]) -> dict[str, Any]:
-    """Return the number and total size of the images, and hashes of files and folds, for
-    provenance.json."""
-    return {
-        "fingerprint": dataset_fingerprint(samples),
-        "images": len(samples),
-        "bytes": sum(file_size(sample.image) for sample in samples),
-        "folds_csv": file_sha256(Path(settings.folds_csv)),
-    }

@@ -5,16 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import tiny_settings_args
 from PIL import Image
 
-from core import config
 from core.settings import Settings
 from data import datasets
 from data.fingerprint import (
     combine_fingerprints,
     dataset_fingerprint,
-    describe_dataset,
     is_same_dataset,
     mask_identity,
 )
@@ -69,15 +66,6 @@ def test_dataset_fingerprint_changes_with_the_masks_of_a_csv(tmp_path):
     csv.write_text("img,rle_mask\na.jpg,3 4\nb.jpg,1 2\n")  # of the same size
     os.utime(csv, ns=(1, 1))  # clocks of file systems may be coarse
     assert dataset_fingerprint(samples) != first
-
-
-def test_describe_dataset_counts_images_and_bytes(data_dir):
-    settings = config.load_settings(tiny_settings_args(data_dir, data_dir))
-    samples = datasets.load_training_samples(settings)
-    description = describe_dataset(settings, samples)
-    assert description["images"] == 12
-    assert description["bytes"] == sum(p.stat().st_size for p in (data_dir / "train").iterdir())
-    assert description["fingerprint"] == dataset_fingerprint(samples)
 
 
 @pytest.mark.parametrize("suffix", [".bmp", ".tif"])
