@@ -118,14 +118,8 @@ def image_statistics(prediction: Prediction) -> dict[str, np.ndarray]:
 
 def validation_scores(prediction: Prediction) -> dict[str, float]:
     """Return `val_dice` and `val_accuracy` of one prediction, at threshold 0.5."""
-    if "confusion" in prediction.values:
-        scores = score_columns({"confusion": prediction.values["confusion"].numpy()})
-        return {"val_dice": float(scores["dice"]), "val_accuracy": float(scores["accuracy"])}
-    histograms = prediction.values["histograms"].numpy()
-    outside, inside = histograms
-    correct = outside[:HALF_LEVEL].sum() + inside[HALF_LEVEL:].sum()
-    dice = metrics.dice_curve(histograms)[metrics.HALF_INDEX]
-    return {"val_dice": float(dice), "val_accuracy": float(correct / histograms.sum())}
+    columns = score_columns({k: v.numpy()[None] for k, v in prediction.values.items()})
+    return {f"val_{name}": columns[name].item() for name in ("dice", "accuracy")}
 
 
 def to_scores(samples: list[Sample], statistics: list[dict[str, np.ndarray]]) -> Scores:
@@ -159,11 +153,13 @@ def score_columns(statistics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         }
     histograms = statistics["histograms"]
     curve, pixels = metrics.dice_curve(histograms), histograms.sum(axis=(1, 2))
+    outside, inside = histograms[:, 0, :HALF_LEVEL], histograms[:, 1, HALF_LEVEL:]
     return {
         "dice": curve[:, metrics.HALF_INDEX],
         "dice_best_threshold": curve[:, metrics.best_threshold_index(curve.mean(axis=0))],
         "area": histograms[:, 1].sum(axis=1) / pixels,
         "predicted_area": histograms[:, :, HALF_LEVEL:].sum(axis=(1, 2)) / pixels,
+        "accuracy": (outside.sum(axis=1) + inside.sum(axis=1)) / pixels,
     }
 
 

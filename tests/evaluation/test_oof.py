@@ -120,9 +120,8 @@ def test_validation_scores_equal_out_of_fold_scores_at_half(n_classes):
     validation = pd.DataFrame([oof.validation_scores(prediction) for prediction in predictions])
     assert list(validation) == ["val_dice", "val_accuracy"]
     assert validation["val_dice"].tolist() == pytest.approx(scores.dice.tolist())
-    if n_classes > 1:
-        assert validation["val_accuracy"].tolist() == pytest.approx(scores.table["accuracy"])
-    else:
+    assert validation["val_accuracy"].tolist() == pytest.approx(scores.table["accuracy"])
+    if n_classes == 1:
         masks = [p.loaded.mask for p in predictions]
         right = [
             ((p.probability[0].numpy() >= 0.5) == mask).mean()
@@ -174,7 +173,7 @@ def test_load_scores_returns_what_save_scores_wrote(tmp_path, n_classes):
 def test_save_scores_names_columns_after_the_split(tmp_path, name):
     oof.save_scores(tmp_path, make_scores(2)[1], name)
     columns = pd.read_csv(tmp_path / f"{name}.csv").columns
-    scores = [f"{name}_dice", f"{name}_dice_best_threshold", "area", "predicted_area"]
+    scores = [f"{name}_dice", f"{name}_dice_best_threshold", "area", "predicted_area", "accuracy"]
     assert columns.tolist() == ["image_id", "group", "view", "fold", *scores]
 
 
