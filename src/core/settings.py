@@ -94,13 +94,8 @@ def setting(
     """Return a dataclass field with its help text, check and scope, which of its values are paths,
     and the only `model` that it is an option of."""
     help = f"{model}: {help}" if model else help
-    metadata = {
-        "help": help,
-        "check": check,
-        "scope": scope,
-        "is_path": is_path,
-        "only_for_model": model,
-    }
+    metadata = {"help": help, "check": check, "scope": scope, "is_path": is_path}
+    metadata["only_for_model"] = model
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -205,6 +200,11 @@ class Settings:
     def run_dir(self) -> Path:
         """output/<run>"""
         return Path(self.output_dir) / self.run
+
+    @property
+    def run_dirs(self) -> list[Path]:
+        """The folders of `runs`, in alphabetical order; prediction takes its settings from the first."""
+        return [Path(self.output_dir) / run for run in sorted(self.runs)]
 
     @property
     def submission_path(self) -> Path:

@@ -25,8 +25,7 @@ from inference.trained_model import TrainedModel
 
 def common_folds(settings: Settings) -> list[int]:
     """Return the folds that all runs have finished; InputError if there is none."""
-    output_dir = Path(settings.output_dir)
-    finished = {run: run_folder.finished_folds(output_dir / run) for run in settings.runs}
+    finished = {folder.name: run_folder.finished_folds(folder) for folder in settings.run_dirs}
     common = set.intersection(*map(set, finished.values()))
     if not common:
         by_run = ", ".join(f"{run}: {folds}" for run, folds in finished.items())
@@ -64,7 +63,7 @@ def load_trained_model(settings: Settings) -> TrainedModel:
 def load_scored_samples(settings: Settings) -> list[Sample]:
     """Return the training samples. Settings that prediction may change for the test images are
     those of the alphabetically first run."""
-    stored = run_folder.read_run_settings(Path(settings.output_dir) / min(settings.runs))
+    stored = run_folder.read_run_settings(settings.run_dirs[0])
     names = {"max_images", "mask_name", "mask_threshold"} & stored.keys()
     return load_training_samples(replace(settings, **{name: stored[name] for name in names}))
 

@@ -31,20 +31,19 @@ def settings_for_prediction(args: list[str]) -> Settings:
     """
     settings, overrides = config.load_settings(args), parse_overrides(args)
     check_prediction_overrides(overrides)
-    folders = [Path(settings.output_dir) / run for run in sorted(settings.runs)]
-    for folder in folders:
+    for folder in settings.run_dirs:
         if not run_folder.finished_folds(folder):
             trained = [run_dir.name for run_dir in run_folder.trained_runs(folder.parent)]
             found = f"has no trained fold{did_you_mean(folder.name, trained)}"
             raise InputError(f"{folder}: {found}; {how_to_train(settings, folder)}")
-    first_run = folders[0]
+    first_run = settings.run_dirs[0]
     stored = run_folder.read_run_settings(first_run)
     if {"run", "recipe"} <= overrides.keys():
         warn_of_another_recipe(first_run, stored.get("recipe", ""), settings.recipe)
     selected = {name: getattr(settings, name) for name in NOT_INHERITED_BY_PREDICTION}
     merged = config.load_settings(args, stored | selected, run_folder.config_path(first_run))
     check_options_of_one_class(merged)
-    for folder in folders:
+    for folder in settings.run_dirs:
         check_classes_match(merged, folder)
         if "tile_size" not in overrides:
             check_tiles_match(merged, folder)
@@ -151,12 +150,12 @@ def load_oof_members(settings: Settings, fold: int, data_fingerprint: str) -> li
     """Load the network of each run that held out `fold`; InputError if it was trained on other data
     or held out another fold, since its scores would not be out of fold."""
     members = []
-    for run in sorted(settings.runs):
-        path = run_folder.weights_path(Path(settings.output_dir) / run, fold)
+    for run_dir in settings.run_dirs:
+        path = run_folder.weights_path(run_dir, fold)
         model, trained = checkpoint.load_model(path, pick_device(settings))
         if problem := checkpoint.find_fold_mismatch(path, fold, data_fingerprint):
             if trained.max_images:
-                problem += f"; {run} was trained with max_images={trained.max_images}"
+                problem += f"; {run_dir.name} was trained with max_images={trained.max_images}"
             if len(settings.runs) > 1:
                 problem += "; all runs of an ensemble need the same images (max_images) and folds"
             raise InputError(problem)
@@ -167,13 +166,12 @@ def load_oof_members(settings: Settings, fold: int, data_fingerprint: str) -> li
 def load_members(settings: Settings) -> list[EnsembleMember]:
     """Load the networks of all runs. Runs have equal weights, and so have the folds of a run."""
     members = []
-    for run in sorted(settings.runs):
-        run_dir = Path(settings.output_dir) / run
+    for run_dir in settings.run_dirs:
         finished = run_folder.finished_folds(run_dir)
         folds = [fold for fold in finished if settings.fold in (None, fold)]
         if not folds:
             trained = list_names([*map(str, finished)])
-            command = train_sh_command(settings, f"run={run}", "resume=true")
+            command = train_sh_command(settings, f"run={run_dir.name}", "resume=true")
             raise InputError(
                 f"{run_dir}: lacks fold {settings.fold} (trained: {trained}); set one of these, or "
                 f"train it with `{command}`"
