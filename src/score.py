@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from core import cli, config, run_folder
-from core.errors import InputError, did_you_mean
+from core.errors import InputError
 from core.overrides import parse_overrides
 from core.settings import Settings
 
@@ -28,10 +28,10 @@ def require_submission_of_runs(settings: Settings, args: list[str]) -> None:
     runs = read_submission_json(json_path)["runs"]
     if {*runs} != {*settings.runs}:
         made_by = f"{path}: was made by {','.join(runs)}, not by {','.join(settings.runs)}"
-        folders = [folder.name for folder in Path(settings.output_dir).glob("*/")]
-        for run in settings.runs:
-            if run not in folders:
-                raise InputError(f"{made_by}; there is no run {run}{did_you_mean(run, folders)}")
+        for folder in settings.run_dirs:
+            if not folder.exists():
+                similar = run_folder.similar_run(folder)
+                raise InputError(f"{made_by}; there is no run {folder.name}{similar}")
         raise InputError(f"{made_by}; predict with these first, or set submission_csv=...")
 
 

@@ -93,6 +93,11 @@ def trained_runs(output_dir: Path) -> list[Path]:
     return sorted(folder for folder in output_dir.glob("*/") if finished_folds(folder))
 
 
+def similar_run(run_dir: Path) -> str:
+    """Return " (did you mean x?)" with the most similar name beside `run_dir`; "" if none is."""
+    return did_you_mean(run_dir.name, [folder.name for folder in run_dir.parent.glob("*/")])
+
+
 def has_started(run_dir: Path) -> bool:
     """Whether the run, or a stage of it, has weights or a snapshot of any fold, or is training."""
     folders = [*run_dir.glob("fold*"), *run_dir.glob("stage*/fold*")]
@@ -108,8 +113,7 @@ def read_run_settings(run_dir: Path) -> dict[str, Any]:
         if ensemble_path(run_dir).exists():
             raise InputError(f"{run_dir}: is an ensemble; set run= to one of its runs")
         if not run_dir.exists():
-            runs = [folder.name for folder in run_dir.parent.glob("*/")]
-            raise InputError(f"{run_dir}: no such run{did_you_mean(run_dir.name, runs)}")
+            raise InputError(f"{run_dir}: no such run{similar_run(run_dir)}")
     try:
         return rename_old_settings(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, AttributeError, *YAML_ERRORS):

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from core.errors import InputError, did_you_mean
-from core.run_folder import ensemble_path, has_snapshot, weights_path
+from core.errors import InputError
+from core.run_folder import ensemble_path, has_snapshot, similar_run, weights_path
 from core.settings import Settings
 from data.fingerprint import dataset_fingerprint
 from data.sample import Sample
@@ -32,8 +32,7 @@ def find_initial_weights(settings: Settings, fold: int, samples: list[Sample]) -
     if init_run == settings.run:
         problem = "is this run itself"
     elif not init_dir.is_dir():
-        runs = [folder.name for folder in init_dir.parent.glob("*/")]
-        problem = f"no such run in {init_dir.parent}{did_you_mean(init_run, runs)}"
+        problem = f"no such run in {init_dir.parent}{similar_run(init_dir)}"
     elif ensemble_path(init_dir).exists():
         problem = "is an ensemble; choose one of its runs"
     elif not path.is_file():

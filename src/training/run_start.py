@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from core import cli, config, process_env, run_folder
-from core.errors import InputError, did_you_mean
+from core.errors import InputError
 from core.files import folder_lock
 from core.overrides import parse_overrides
 from core.settings import MAY_DIFFER_ON_RESUME, Settings, format_value
@@ -83,12 +83,9 @@ def announce_start_from_scratch(settings: Settings) -> None:
     if process_env.is_distributed():
         return
     path, run_dir = run_folder.config_path(settings.run_dir), settings.run_dir
-    source, similar = f"recipe={settings.recipe}", ""
+    source, similar = f"recipe={settings.recipe}", run_folder.similar_run(run_dir)
     if path.exists():
-        source = f"the settings of {path}"
-    else:
-        runs = [folder.name for folder in run_dir.parent.glob("*/")]
-        similar = did_you_mean(run_dir.name, runs)
+        source, similar = f"the settings of {path}", ""
     print(f"{run_dir}: nothing to resume{similar}; training from scratch with {source}")
 
 
