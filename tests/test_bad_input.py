@@ -61,7 +61,7 @@ MAINS = {"train": train.main, "predict": predict.main, "score": score.main, "fol
 PATH_SETTINGS = {"recipe", "submission_csv", "truth_csv", "output_dir", "images"}
 REAL_COMMANDS = {
     *("truncated JPEG, training", "truncated JPEG, test, skipped"),
-    *("a recipe with a Python object", "a value out of range"),
+    *("a recipe with a Python object", "a value out of range", "an output folder that is a file"),
 }
 
 # ---------------------------------------------------------------- corruptions

@@ -74,7 +74,7 @@ def run_main(main: Callable[[list[str]], object], resume_hint: str = "") -> None
     except Exception as error:
         if isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS | NOT_WRITABLE_ERRNOS:
             is_full = error.errno in DISK_FULL_ERRNOS
-            fix = "free some space" if is_full else "make the folder writable, or choose another"
+            fix = "free some space" if is_full else "make its folder writable, or set another"
             problem = f"{error.filename or 'writing'}: {error.strerror}; {fix}"
             process_env.report_error(f"{name}: {problem}{resume_hint and f', then {resume_hint}'}")
             sys.exit(2)

@@ -6,7 +6,6 @@ import glob
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -16,17 +15,17 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from core import process_env
-from core.errors import DISK_FULL_ERRNOS, NOT_WRITABLE_ERRNOS, InputError
+from core.errors import InputError
 
 LOCK_WAIT_S = 2  # for a lock that another process holds
 NO_LOCKS_ERRNOS = {errno.ENOLCK, errno.EOPNOTSUPP}  # of some network file systems
 
 
 @contextmanager
-def atomic_write(path: Path | str, size: int = 0) -> Iterator[Path]:
+def atomic_write(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; rename it to `path` if the block succeeds.
 
-    Raises InputError if the disk is full or not writable. `size`: bytes needed, for its message.
+    An OSError, for example of a full disk, names `path`; cli.run_main() explains it.
     """
     path = Path(path)
     tmp_path = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -41,11 +40,9 @@ def atomic_write(path: Path | str, size: int = 0) -> Iterator[Path]:
         finally:
             tmp_path.unlink(missing_ok=True)
     except OSError as error:
-        our_paths = {None, str(tmp_path), *map(str, path.parents)}
-        expected = error.errno in DISK_FULL_ERRNOS | NOT_WRITABLE_ERRNOS
-        if not expected or error.filename not in our_paths:
-            raise
-        raise InputError(_write_error_message(path, error, size)) from None
+        if error.filename in (None, str(tmp_path)):
+            error.filename = str(path)
+        raise
 
 
 def atomic_write_text(path: Path, text: str) -> None:
@@ -99,15 +96,6 @@ def file_sha256(path: Path) -> str:
 def _file_sha256(path: Path, size: int, mtime_ns: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_error_message(path: Path, error: OSError, size: int) -> str:
-    if error.errno in NOT_WRITABLE_ERRNOS:
-        reason = f"cannot be written ({error.strerror})"
-        return f"{path}: {reason}; set another folder, such as output_dir=... or folds_csv=..."
-    free = shutil.disk_usage(path.parent).free / 2**20
-    needed = f"{size / 2**20:.1f} MiB are needed, " if size else ""
-    return f"{path}: {error.strerror}; {needed}{free:.1f} MiB are free: free some space"
 
 
 @contextmanager

@@ -211,5 +211,5 @@ def write_image(path: Path, image: np.ndarray) -> None:
     if not encoded:
         height, width = image.shape[:2]
         raise InputError(f"{path}: {width}×{height} pixels are too large for {path.suffix}")
-    with atomic_write(path, len(data)) as tmp_path:
+    with atomic_write(path) as tmp_path:
         tmp_path.write_bytes(data)

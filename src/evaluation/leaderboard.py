@@ -149,7 +149,7 @@ def write_leaderboard(output_dir: Path, run: str = "") -> None:
     for entry in entries:
         try:
             ensemble.store_predictor(output_dir / entry.name, entry.scores, entry.columns["tta"])
-        except InputError as error:  # the folder of another user, for example
+        except (InputError, OSError) as error:  # the folder of another user, for example
             print(error)
     tables = build_leaderboards(entries)
     with atomic_write(output_dir / "leaderboard.csv") as tmp_path:

@@ -40,9 +40,8 @@ def save_model(path: Path, model: Segmenter, settings: Settings, metadata: dict[
     tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
     # One entry only: safetensors writes several in random order.
     header = {"metadata": json.dumps({**metadata, "settings": asdict(settings)})}
-    data = save(tensors, metadata=header)
-    with atomic_write(path, len(data)) as tmp_path:
-        tmp_path.write_bytes(data)
+    with atomic_write(path) as tmp_path:
+        tmp_path.write_bytes(save(tensors, metadata=header))
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def save_snapshot(folder: Path, state: dict[str, Any]) -> None:
     torch.save(state, buffer)
     data = buffer.getvalue()  # of getbuffer(), Python 3.14 reports a view left open by an error
     name = f"{state['epoch']:05}-{state['step']:07}-{checksum(data)}.pt"
-    with atomic_write(folder / name, len(data)) as tmp_path:
+    with atomic_write(folder / name) as tmp_path:
         tmp_path.write_bytes(data)
     for path in sorted(folder.glob("*.pt"))[:-SNAPSHOTS_KEPT]:
         path.unlink()

@@ -131,5 +131,5 @@ def test_snapshot_writer_raises_the_error_of_its_thread(tmp_path, then):
     (tmp_path / "file").touch()
     writer = SnapshotWriter(tmp_path / "file", torch.device("cpu"))
     writer.start({"epoch": 0, "step": 1})
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(FileExistsError):
         writer.start({"epoch": 0, "step": 2}) if then == "start" else writer.wait()
