@@ -90,13 +90,9 @@ def load_settings(
 
 def check_options(settings: Settings, args: list[str]) -> None:
     """Raise InputError for settings that would have no effect in training: options of the other
-    model in `args`, or in their recipe unless they set `model`; `warmup` in `args` for a schedule
-    without one; tiles larger than the input. Options that are off are accepted."""
+    model in `args`, or in their recipe unless they set `model`; tiles larger than the input.
+    Options that are off are accepted."""
     overrides = parse_overrides(args)
-    if settings.lr_schedule == "plateau" and overrides.get("warmup") not in (None, 0):
-        raise InputError(
-            f"warmup={overrides['warmup']}: lr_schedule=plateau has no warmup; leave it out"
-        )
     tile_size, size = settings.tile_size, settings.size
     if tile_size and size and max(size) <= tile_size:
         raise InputError(

@@ -49,6 +49,8 @@ RENAMED = {
 }
 RENAMED_VALUES = {
     ("augmentation", "flip"): "hflip",
+    ("lr_schedule", "onecycle"): "cosine",  # for prediction: their snapshots are rejected
+    ("lr_schedule", "plateau"): "constant",
     ("upsampling", "nearest"): "nearest_conv",
 }
 REMOVED = {

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from core.settings import Settings
@@ -44,24 +44,8 @@ def scaled_learning_rate(settings: Settings) -> float:
     return settings.lr * (ratio if settings.lr_scaling == "linear" else math.sqrt(ratio))
 
 
-def make_schedule(
-    settings: Settings, optimizer: torch.optim.Optimizer, updates: int
-) -> LRScheduler | ReduceLROnPlateau:
-    """Return the learning rate schedule of the settings over `updates` updates.
-
-    Call step(metric) of ReduceLROnPlateau after each validation, step() of the others after each
-    update.
-    """
-    if settings.lr_schedule == "plateau":
-        return ReduceLROnPlateau(optimizer, mode="max", factor=0.5, patience=2, threshold=0)
-    if settings.lr_schedule == "onecycle":
-        return OneCycleLR(
-            optimizer,
-            max_lr=scaled_learning_rate(settings),
-            total_steps=updates + 1,  # step() is also called after the last update
-            pct_start=max(settings.warmup, 1 / updates),
-            cycle_momentum=False,  # RMSprop has no momentum to cycle
-        )
+def make_schedule(settings: Settings, optimizer: torch.optim.Optimizer, updates: int) -> LambdaLR:
+    """Return the learning rate schedule of the settings over `updates` updates."""
     warmup_updates = math.ceil(settings.warmup * updates)
 
     def factor(update: int) -> float:

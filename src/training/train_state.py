@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from core import process_env
 from core.device import pick_precision
+from core.errors import InputError
 from core.settings import Settings
 from models import checkpoint
 from models.build import build_model
@@ -90,16 +90,10 @@ class TrainState:
             nn.utils.clip_grad_norm_(self.wrapped_model.parameters(), self.settings.grad_clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if not isinstance(self.lr_schedule, ReduceLROnPlateau):
-            self.lr_schedule.step()
+        self.lr_schedule.step()
         if process_env.is_main_process():  # FoldTrainer.validate() copies it to the others
             self.ema.update(self.model)
         self.optimizer.zero_grad()
-
-    def report_metric(self, metric: float) -> None:
-        """Step ReduceLROnPlateau with a validation score; other schedules ignore it."""
-        if isinstance(self.lr_schedule, ReduceLROnPlateau):
-            self.lr_schedule.step(metric)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of all parts, for a snapshot."""
@@ -107,6 +101,11 @@ class TrainState:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what state_dict() returned. A run may resume in another precision."""
+        if "lr_lambdas" not in state["lr_schedule"]:
+            raise InputError(
+                "lr_schedule: the snapshot has onecycle or plateau, which were removed; resume it "
+                "with commit 73e9442, or set another run"
+            )
         for name in STATE_PARTS:
             # A disabled scaler has an empty state, which an enabled one does not load.
             if name != "scaler" or state[name]:

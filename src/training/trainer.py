@@ -185,7 +185,6 @@ class FoldTrainer:
         scores = distributed.map_sharded(self.score_samples, self.val_samples)
         means = pd.DataFrame(scores).mean().to_dict()
         metric = means[f"val_{self.settings.checkpoint_metric}"]
-        self.state.report_metric(metric)
         if metric > self.best_score:
             self.best_score = metric
             if process_env.is_main_process():

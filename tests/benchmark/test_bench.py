@@ -46,7 +46,7 @@ def output_dir(tmp_path_factory):
             patch.setattr(timer, "MIN_STEP_SECONDS", 0.01)
             patch.setattr(timer, "LOOP_SECONDS", 0.1)
             patch.setattr(baselines, "MATRIX_SIDE", {"cpu": 64})
-            bench.main([*args, "batch_size=2", "lr_schedule=onecycle"])
+            bench.main([*args, "batch_size=2"])
 
     return once_per_session(tmp_path_factory, "bench", run) / "output"
 

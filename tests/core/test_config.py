@@ -331,32 +331,23 @@ def test_check_options_rejects_an_option_of_the_other_model(args, message):
     config.check_options(replace(settings, model=other), [*args, f"model={other}"])
 
 
-PLATEAU = "lr_schedule=plateau"
-
-
 @pytest.mark.parametrize(
     "args",
     [
         ["recipe=carvana_small", "model=smp"],  # the recipe's options of model=unet
         ["encoder_weights=none"],
-        [PLATEAU],
-        [PLATEAU, "warmup=0"],
-        [PLATEAU, "size=256,513", "tile_size=512"],
+        ["size=256,513", "tile_size=512"],
     ],
 )
 def test_check_options_accepts_those_of_a_recipe_with_an_effect_or_switched_off(args):
     config.check_options(config.load_settings(args), args)
 
 
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (["warmup=0.1"], "warmup=0.1: lr_schedule=plateau has no warmup; leave it out"),
-        (["size=256,512", "tile_size=512"], "tile_size=512: the network's input, size=256,512, is"),
-    ],
-)
-def test_check_options_rejects_what_has_no_effect(args, message):
-    args = [PLATEAU, *args]
+def test_check_options_rejects_what_has_no_effect():
+    args, message = (
+        ["size=256,512", "tile_size=512"],
+        "tile_size=512: the network's input, size",
+    )
     with pytest.raises(InputError, match=message):
         config.check_options(config.load_settings(args), args)
 

@@ -77,12 +77,6 @@ RATES = {  # schedule, warmup → learning rates before update 0, 1, … and aft
     ("cosine", 0): [cosine(1, 0, i / 10) for i in range(11)],
     ("constant", 0.2): [0.5, *[1] * 10],
     ("constant", 0): [1] * 11,
-    # torch's defaults: from lr / 25 up to lr until position warmup × 11 − 1, down to lr / 250,000
-    ("onecycle", 3 / 11): [
-        *(cosine(1 / 25, 1, i / 2) for i in range(2)),
-        *(cosine(1, 4e-6, i / 8) for i in range(9)),
-    ],
-    ("onecycle", 0): [1 / 25, *(cosine(1, 4e-6, (i - 0.1) / 9.9) for i in range(1, 11))],
 }
 
 
@@ -93,38 +87,6 @@ def test_make_schedule_has_the_expected_learning_rate_at_each_update(optimizer, 
         [f"optimizer={optimizer}", f"lr_schedule={schedule}", f"warmup={warmup}"]
     )
     assert rates == pytest.approx(RATES[schedule, warmup], abs=1e-9)
-
-
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("schedule", ["cosine", "onecycle", "constant"])
-def test_make_schedule_leaves_the_momentum_to_the_optimizer(optimizer, schedule):
-    settings = load_settings([f"optimizer={optimizer}", f"lr_schedule={schedule}"])
-    optimizer = make_optimizer(settings, torch.nn.Conv2d(1, 1, 1))
-    momenta = [[(g.get("momentum"), g.get("betas")) for g in optimizer.param_groups]]
-    rule = make_schedule(settings, optimizer, updates=3)
-    for _ in range(2):
-        optimizer.step()
-        rule.step()
-        momenta.append([(g.get("momentum"), g.get("betas")) for g in optimizer.param_groups])
-    assert momenta[0] == momenta[1] == momenta[2]
-
-
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize(
-    ("dice", "expected"),
-    [
-        ((0.8, 0.9, 0.7, 0.9, 0.8, 0.95), [1, 1, 1, 1, 0.5, 0.5]),
-        ((0.995, 0.99501, 0.99502, 0.99503, 0.99504), [1] * 5),  # gains of any size count
-    ],
-)
-def test_make_schedule_plateau_halves_after_three_epochs_without_gain(optimizer, dice, expected):
-    settings = load_settings([f"optimizer={optimizer}", "lr=1", "lr_schedule=plateau"])
-    optimizer = make_optimizer(settings, torch.nn.Conv2d(1, 1, 1))
-    schedule, rates = make_schedule(settings, optimizer, updates=10), []
-    for score in dice:
-        schedule.step(score)
-        rates.append(optimizer.param_groups[0]["lr"])
-    assert rates == expected
 
 
 @pytest.mark.parametrize(
