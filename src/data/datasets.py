@@ -20,6 +20,7 @@ from data.formats.base import DatasetFormat
 from data.formats.carvana import Carvana
 from data.formats.cityscapes import Cityscapes, CityscapesPairs
 from data.formats.pets import Pets
+from data.image_files import IMAGE_SUFFIXES
 from data.sample import Sample
 
 FORMATS: dict[str, DatasetFormat] = {  # values of the setting dataset_format
@@ -83,7 +84,7 @@ def read_checked_sizes(samples: Sequence[Sample]) -> set[tuple[int, int]]:
 def exif_rotates_only_image(sample: Sample) -> bool:
     """Whether EXIF rotates or mirrors a sample's image, but not its mask, at an unchanged size."""
     orientation = image_io.read_orientation(sample.image)
-    if orientation == 1 or sample.mask.suffix == ".csv":
+    if orientation == 1 or sample.mask.suffix.lower() not in IMAGE_SUFFIXES:
         return False
     height, width = read_native_size(sample)
     swaps_sides = orientation >= 5  # 5 to 8: rotated by 90°

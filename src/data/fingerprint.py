@@ -8,6 +8,7 @@ from typing import Any
 from core.errors import InputError
 from core.files import file_sha256
 from core.threads import map_in_threads
+from data.image_files import IMAGE_SUFFIXES
 from data.sample import Sample
 
 
@@ -60,9 +61,9 @@ def complete_fingerprint(part: str, known: Sequence[str]) -> str:
 
 def mask_identity(path: Path) -> str:
     """Return the size of a mask's file, or its hash if other masks may have files of that size: in
-    uncompressed formats, and in a csv of all masks."""
+    uncompressed formats, and in a file of all masks, such as a csv."""
     size = file_size(path)
-    is_compressed = path.suffix.lower() not in (".bmp", ".tif", ".tiff", ".csv")
+    is_compressed = path.suffix.lower() in {*IMAGE_SUFFIXES} - {".bmp", ".tif", ".tiff"}
     return str(size) if is_compressed else file_sha256(path)
 
 

@@ -37,7 +37,7 @@ def settings_for_prediction(args: list[str]) -> Settings:
             found = f"has no trained fold{did_you_mean(folder.name, trained)}"
             raise InputError(f"{folder}: {found}; {how_to_train(settings, folder)}")
     first_run = settings.run_dirs[0]
-    stored = run_folder.read_run_settings(first_run)
+    stored = read_trained_settings(first_run)
     if {"run", "recipe"} <= overrides.keys():
         warn_of_another_recipe(first_run, stored.get("recipe", ""), settings.recipe)
     selected = {name: getattr(settings, name) for name in NOT_INHERITED_BY_PREDICTION}
@@ -48,6 +48,15 @@ def settings_for_prediction(args: list[str]) -> Settings:
         if "tile_size" not in overrides:
             check_tiles_match(merged, folder)
     return replace(merged, run=run_folder.ensemble_name(merged.runs))
+
+
+def read_trained_settings(run_dir: Path) -> dict[str, Any]:
+    """Return the settings in the run's config.yaml, without training settings that only another
+    version has: they have no effect on prediction."""
+    stored, training = run_folder.read_run_settings(run_dir), set()
+    for path in run_folder.finished_weights(run_dir):
+        training |= {*checkpoint.read_metadata(path).get("training_settings", [])}
+    return checkpoint.without_unknown_settings(stored, training)
 
 
 def check_prediction_overrides(overrides: dict[str, Any]) -> None:
@@ -120,11 +129,13 @@ def check_classes_match(settings: Settings, run_dir: Path) -> None:
         fixes = {
             "carvana": f"restore classes.csv in {settings.data_dir}",
             "pets": "set dataset_format= and trimap_border= as in training",
+            "cityscapes": "set dataset_format= and cityscapes_classes= as in training",
+            "pairs": "set dataset_format= and cityscapes_classes= as in training",
         }
-        default = "set dataset_format= and cityscapes_classes= as in training"
+        fix = fixes.get(settings.dataset_format, "set dataset_format= as in training")
         raise InputError(
             f"{path}: was trained with {_format_classes(trained)}, the settings select "
-            f"{_format_classes(names)}; {fixes.get(settings.dataset_format, default)}"
+            f"{_format_classes(names)}; {fix}"
         )
 
 
@@ -140,7 +151,7 @@ def check_tiles_match(settings: Settings, run_dir: Path) -> None:
 
 def _format_classes(names: tuple[str, ...]) -> str:
     count = "1 class" if len(names) == 1 else f"{len(names)} classes"
-    return f"{count} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+    return f"{count} ({list_names(names)})"
 
 
 # ---------------------------------------------------------------- members

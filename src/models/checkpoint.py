@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,10 @@ def save_model(path: Path, model: Segmenter, settings: Settings, metadata: dict[
     `metadata` must contain "classes", the number of classes.
     """
     tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    training = [name for name, field in FIELDS.items() if field.metadata["scope"] == "training"]
+    metadata = metadata | {"settings": asdict(settings), "training_settings": training}
     # One entry only: safetensors writes several in random order.
-    header = {"metadata": json.dumps({**metadata, "settings": asdict(settings)})}
+    header = {"metadata": json.dumps(metadata)}
     with atomic_write(path) as tmp_path:
         tmp_path.write_bytes(save(tensors, metadata=header))
 
@@ -58,8 +61,14 @@ def read_metadata(path: Path) -> dict[str, Any]:
     missing = {"settings", "classes"} - metadata.keys()
     if missing:
         raise InputError(f"{path}: no {min(missing)!r} in its metadata: not written by train.py")
-    metadata["settings"] = rename_old_settings(metadata["settings"])
-    return metadata
+    training = metadata.get("training_settings", [])
+    settings = rename_old_settings(metadata["settings"])
+    return metadata | {"settings": without_unknown_settings(settings, training)}
+
+
+def without_unknown_settings(stored: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Return stored settings without those of `names` that this version does not have."""
+    return {name: value for name, value in stored.items() if name in FIELDS or name not in names}
 
 
 def find_fold_mismatch(path: Path, fold: int, fingerprint: str) -> str:

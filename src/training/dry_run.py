@@ -18,6 +18,9 @@ from data.sampler import samples_per_step
 from models.segmenter import Segmenter
 from training.network_setup import needs_sync_batch_norm
 
+MEMORY_FACTOR = 1.5  # a step on a CPU took 1.2 to 1.5 times as much as activation_bytes()
+TRAINING_COPIES = 5  # weights, gradients, two moments of Adam, EMA
+
 
 def check_batches(
     settings: Settings,
@@ -67,22 +70,23 @@ def check_batches(
 
 
 def warn_of_memory(settings: Settings, model: Segmenter, size: Size) -> None:
-    """Print a warning if a training step on the CPU takes more memory than is available: the system
-    would kill the process without a message."""
-    needed = activation_bytes(model, size) * settings.batch_size
+    """Print a warning if a training step on the CPU may take more memory than is available: the
+    system would kill the process without a message."""
+    needed = MEMORY_FACTOR * activation_bytes(model, size) * settings.batch_size
     if pick_precision(settings, torch.device("cpu")) == "bf16":
-        needed //= 2
+        needed /= 2
+    needed += TRAINING_COPIES * sum(parameter.nbytes for parameter in model.parameters())
     if needed > (available := machine.available_memory()):
         print(
             f"warning: a step of batch_size={settings.batch_size} at size={size[0]},{size[1]} "
-            f"takes at least {needed / 2**30:.1f} GiB of memory, {available / 2**30:.1f} are "
+            f"may take {needed / 2**30:.1f} GiB of memory, {available / 2**30:.1f} are "
             f"available; if it is killed, try {smaller_for_training(settings)}"
         )
 
 
 def activation_bytes(model: Segmenter, size: Size) -> int:
     """Return a lower bound of the bytes that a training step in fp32 takes per image: those of the
-    tensors that the backward pass needs. Measured on a CPU, a step took 1.2 to 1.5 times as much.
+    tensors that the backward pass needs.
 
     Only shapes are computed, on torch's device `meta`; 0 if the network cannot run there.
     """

@@ -1,6 +1,7 @@
 """Optimizers, learning rate schedules, and the exponential moving average of weights."""
 
 import math
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
@@ -17,6 +18,10 @@ OPTIMIZERS = {  # class and options
     "rmsprop": (torch.optim.RMSprop, {}),
     # Not fused: torch 2.13 starts with uninitialized momentum if fp16 skips the first update.
     "sgd": (torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
+}
+SCHEDULES: dict[str, Callable[[float], float]] = {  # progress after warmup, 0…1 → factor of lr
+    "cosine": lambda progress: 0.5 + 0.5 * math.cos(math.pi * progress),
+    "constant": lambda progress: 1.0,
 }
 
 
@@ -51,10 +56,8 @@ def make_schedule(settings: Settings, optimizer: torch.optim.Optimizer, updates:
     def factor(update: int) -> float:
         if update < warmup_updates:
             return (update + 1) / warmup_updates
-        if settings.lr_schedule == "constant":
-            return 1.0
         progress = (update - warmup_updates) / max(updates - warmup_updates, 1)
-        return 0.5 + 0.5 * math.cos(math.pi * progress)
+        return SCHEDULES[settings.lr_schedule](progress)
 
     return LambdaLR(optimizer, factor)
 

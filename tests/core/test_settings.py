@@ -17,6 +17,7 @@ CHOICES = {
     "augmentation": augment.POLICIES,
     "dataset_format": datasets.FORMATS,
     "loss": losses.BINARY_LOSSES | losses.MULTICLASS_LOSSES,
+    "lr_schedule": optim.SCHEDULES,
     "optimizer": optim.OPTIMIZERS,
     "precision": {"auto", *device.DTYPES},
     "tta": predictor.TTA_FLIPS,

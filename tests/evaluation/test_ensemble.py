@@ -177,6 +177,20 @@ def test_settings_for_prediction_of_runs_with_other_tiles_asks_for_one_size(runs
     assert runs_copy.settings("runs=a,b", "tile_size=128").tile_size == 128
 
 
+def test_settings_for_prediction_ignore_training_settings_of_another_version(
+    runs_copy, monkeypatch
+):
+    path = run_folder.config_path(runs_copy.output_dir / "a")
+    path.write_text(f"{path.read_text()}new: 1\n")
+    with pytest.raises(InputError, match="new=1: no such setting; the run is of another version"):
+        runs_copy.settings("run=a")
+    read = checkpoint.read_metadata
+    monkeypatch.setattr(
+        checkpoint, "read_metadata", lambda path: read(path) | {"training_settings": ["new"]}
+    )
+    assert runs_copy.settings("run=a").lr == runs_copy.settings("run=b").lr
+
+
 def test_settings_for_prediction_of_hand_edited_config_is_checked(runs_copy):
     path = run_folder.config_path(runs_copy.output_dir / "a")
     path.write_text(path.read_text().replace("tta: hflip", "tta: sideways"))

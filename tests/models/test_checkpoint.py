@@ -1,5 +1,6 @@
 """Saved models load as they were; other files are rejected and never executed."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +85,8 @@ def test_load_model_of_the_first_release_saved_again_is_the_same_model(tmp_path)
     assert len(old) == len(new) and not any("network.down." in name for name in new)
     again, settings_again = checkpoint.load_model(path, CPU)
     metadata_again = checkpoint.read_metadata(path)
-    del metadata["settings"], metadata_again["settings"]  # the old file lacks today's
+    for name in ("settings", "training_settings"):  # the old file lacks today's
+        metadata.pop(name, None), metadata_again.pop(name)
     assert settings_again == settings and metadata_again == metadata
     tensors = again.state_dict()
     assert all(torch.equal(tensors[name], t) for name, t in model.state_dict().items())
@@ -119,6 +121,22 @@ def test_load_model_of_a_file_that_train_did_not_write_raises_one_line(tmp_path,
     with pytest.raises(InputError, match=reason) as error:
         checkpoint.load_model(path, CPU)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("training_settings", [["new"], []])
+def test_load_model_ignores_only_training_settings_of_another_version(tmp_path, training_settings):
+    settings = load_settings(["channels=[4,8]", "lr=0.5"])
+    model, path = build_model(settings), tmp_path / "best.safetensors"
+    checkpoint.save_model(path, model, settings, {"classes": 1})
+    stored = checkpoint.read_metadata(path)
+    assert "lr" in stored["training_settings"] and "channels" not in stored["training_settings"]
+    stored["settings"]["new"], stored["training_settings"] = 1, training_settings
+    save_file(load_file(path), path, {"metadata": json.dumps(stored)})
+    if training_settings:
+        assert checkpoint.load_model(path, CPU)[1] == settings
+    else:
+        with pytest.raises(InputError, match=r"settings of another version \(new\)"):
+            checkpoint.load_model(path, CPU)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -17,7 +17,9 @@ class DatasetFormat:
     """How the files of one dataset are found and read.
 
     A subclass implements the first two methods. The defaults of the others suit datasets
-    whose label files have the size of their images, and values that the class map lists.
+    whose label files have the size of their images, and values that the class map lists. If the
+    masks are not image files, override read_mask() and read_checked_size(), as Carvana does for a
+    csv.
     """
 
     def list_files(self, settings: Settings, split: str) -> FilePairs:
