@@ -1,7 +1,8 @@
 """Compare the out-of-fold scores of all runs and ensembles; write output/leaderboard.{csv,md}.
 
-With `runs=a,b` these runs are first scored as an ensemble, on all training images. Also writes the
-predictor.json of each run and ensemble, which inference.load() reads.
+Prints the tables of all datasets; with `run=a` only the one that contains the run. With `runs=a,b`
+these runs are first scored as an ensemble, on all training images. Also writes the predictor.json
+of each run and ensemble, which inference.load() reads.
 """
 
 from pathlib import Path
@@ -11,6 +12,7 @@ from core import cli, config
 if __name__ == "__main__":
     cli.check_arguments()  # before the imports that take seconds
 
+from core.overrides import parse_overrides
 from evaluation import ensemble, leaderboard
 from inference import load_runs
 
@@ -19,7 +21,8 @@ def main(args: list[str]) -> None:
     settings = config.load_settings(args)
     if len(settings.runs) > 1:
         ensemble.score_ensemble(load_runs.settings_for_prediction(args))
-    leaderboard.write_leaderboard(Path(settings.output_dir))
+    run = settings.run if "run" in parse_overrides(args) else ""
+    leaderboard.write_leaderboard(Path(settings.output_dir), run)
 
 
 if __name__ == "__main__":

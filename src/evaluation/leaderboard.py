@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from core.errors import InputError
+from core.errors import InputError, did_you_mean
 from core.files import atomic_write, atomic_write_text
 from core.text import format_count, to_markdown
 from evaluation import ensemble, metrics, oof, statistics
@@ -144,8 +144,11 @@ def format_costs(table: pd.DataFrame) -> pd.DataFrame:
 
 def write_leaderboard(output_dir: Path, run: str = "") -> None:
     """Write the tables of all runs and ensembles, and their predictor.json; print the
-    tables, or, if `run` is set, only the one that it is in."""
+    tables, or, if `run` is set, only the one that it is in; InputError if it is in none."""
     entries = load_entries(output_dir)
+    names = [entry.name for entry in entries]
+    if run and run not in names:
+        raise InputError(f"run={run}: has no scores in {output_dir}{did_you_mean(run, names)}")
     for entry in entries:
         try:
             ensemble.store_predictor(output_dir / entry.name, entry.scores, entry.columns["tta"])

@@ -70,7 +70,7 @@ def load(
     Args:
         device: "auto", "cpu" or "cuda".
         precision: "auto", "bf16", "fp16" or "fp32".
-        fold: Use only the networks of this fold; None: those of all folds.
+        fold: Use only the networks that held out this fold; None: those of all folds.
         tta: "none", "hflip" or "flips"; None: the test-time augmentation of the run. Each network
             runs once for each flip.
 

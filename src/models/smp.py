@@ -1,12 +1,13 @@
 """Networks of segmentation_models_pytorch (SMP), with encoders of SMP or timm."""
 
 import importlib.util
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
 import torch
 
-from core.errors import InputError
+from core.errors import InputError, did_you_mean
 from core.settings import Settings
 from models import pretrained
 from models.half_size_unet import HalfSizeUnet
@@ -29,8 +30,7 @@ def build_smp(settings: Settings, n_classes: int, is_pretrained: bool) -> Segmen
     name = pretrained.require_known("arch", settings.arch.lower(), architectures)
     if name != "unet" and settings.half_size_decoder:
         raise InputError(f"arch={settings.arch}: half_size_decoder is an option of arch=Unet")
-    if not settings.encoder.startswith("tu-"):
-        pretrained.require_known("encoder", settings.encoder, smp.encoders.encoders)
+    require_known_encoder(settings.encoder, smp.encoders.encoders)
     options = {"encoder_weights": None, "classes": n_classes}
     if name == "dpt":
         options["dynamic_img_size"] = True  # otherwise DPT accepts only its encoder's own size
@@ -51,6 +51,20 @@ def build_smp(settings: Settings, n_classes: int, is_pretrained: bool) -> Segmen
     if settings.half_size_decoder:
         network = HalfSizeUnet(network)
     return Segmenter(network, round_up_to_stride, **normalization)
+
+
+def require_known_encoder(name: str, smp_encoders: Iterable[str]) -> None:
+    """Raise InputError unless `name` is one of SMP's encoders, or tu-<name> of timm's. Names with a
+    colon, such as those of a hub, are not checked."""
+    import timm
+
+    if not name.startswith("tu-"):
+        if name not in smp_encoders and timm.is_model(name):
+            raise InputError(f"encoder={name}: is one of timm; set encoder=tu-{name}")
+        pretrained.require_known("encoder", name, smp_encoders)
+    elif ":" not in name and not timm.is_model(name.removeprefix("tu-")):
+        hint = did_you_mean(name, [f"tu-{model}" for model in timm.list_models()])
+        raise InputError(f"encoder={name}: timm has no such model{hint}")
 
 
 def round_up_to_stride(size: int) -> int:
