@@ -21,7 +21,8 @@ def main(args: list[str]) -> None:
     settings = config.load_settings(args)
     if len(settings.runs) > 1:
         ensemble.score_ensemble(load_runs.settings_for_prediction(args))
-    run = settings.run if "run" in parse_overrides(args) else ""
+    overrides = parse_overrides(args)
+    run = settings.run if "run" in overrides and "runs" not in overrides else ""
     leaderboard.write_leaderboard(Path(settings.output_dir), run)
 
 

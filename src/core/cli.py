@@ -18,7 +18,7 @@ sys.excepthook = environment.explain_missing_package  # before the first import 
 
 from core import machine, process_env, signals
 from core.config import SRC, load_settings
-from core.errors import DISK_FULL_ERRNOS, NOT_WRITABLE_ERRNOS, InputError
+from core.errors import WRITE_REMEDIES, InputError
 from core.help import help_text
 from core.settings import FIELDS
 from core.signals import StopRequested
@@ -57,10 +57,11 @@ def run_main(main: Callable[[list[str]], object], resume_hint: str = "") -> None
     name = Path(sys.argv[0]).name
     if "#" in sys.argv:  # an interactive zsh passes on what follows a command as its comment
         del sys.argv[sys.argv.index("#") :]
-    process_env.silence_other_ranks()
     sys.stdout.reconfigure(errors="backslashreplace")  # what the terminal cannot show, as \xd7
     signals.raise_on_signal()
     try:
+        process_env.require_all_variables()
+        process_env.silence_other_ranks()
         main(sys.argv[1:])
     except InputError as error:
         process_env.report_error(f"{name}: {error}")
@@ -72,10 +73,9 @@ def run_main(main: Callable[[list[str]], object], resume_hint: str = "") -> None
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS | NOT_WRITABLE_ERRNOS:
-            is_full = error.errno in DISK_FULL_ERRNOS
-            fix = "free some space" if is_full else "make its folder writable, or set another"
-            problem = f"{error.filename or 'writing'}: {error.strerror}; {fix}"
+        if isinstance(error, OSError) and error.errno in WRITE_REMEDIES:
+            remedy = WRITE_REMEDIES[error.errno]
+            problem = f"{error.filename or 'writing'}: {error.strerror}; {remedy}"
             process_env.report_error(f"{name}: {problem}{resume_hint and f', then {resume_hint}'}")
             sys.exit(2)
         if not process_env.is_distributed():

@@ -224,6 +224,8 @@ def _explain_type(key: str, error: OmegaConfBaseException) -> str:
         return "expected one fold; leave it out for all, or start the command once for each"
     if FIELDS[key].metadata["check"] is SIZE:
         return "expected height,width, in a recipe [height,width], or null for the native size"
+    if key == "postprocess":
+        return "expected names joined by commas, as in specks,fill"
     if "is not a ListConfig" in reason:
         return "expected a list, written a,b; in a recipe [a,b]"
     return "must have a value" if "is not Optional" in reason else reason

@@ -21,6 +21,10 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {similar[0]}?)" if similar else ""
 
 
-DISK_FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-NOT_WRITABLE_ERRNOS = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
-NOT_WRITABLE_ERRNOS |= {errno.ENAMETOOLONG}
+DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NOT_WRITABLE_ERRNOS = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
+WRITE_REMEDIES = {  # of errors in writing a file, by errno
+    **dict.fromkeys(DISK_FULL_ERRNOS, "free some space"),
+    **dict.fromkeys(NOT_WRITABLE_ERRNOS, "make its folder writable, or set another"),
+    errno.ENAMETOOLONG: "give the image a shorter name",
+}

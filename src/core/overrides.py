@@ -62,7 +62,8 @@ def _parse_value(annotation: Any, text: str) -> Any:
     brackets are a file name pattern."""
     if annotation is str or get_origin(annotation) is Literal:
         return text  # YAML would read run=1e3 as a number, and run=no as false
-    if "list" in str(annotation) and text != "null" and not text.startswith("{"):
+    is_mapping = text.startswith("{") and "dict" not in str(annotation)  # an error
+    if "list" in str(annotation) and text != "null" and not is_mapping:
         inner = text[1:-1] if text.startswith("[") and text.endswith("]") else text
         if annotation == list[str]:
             return [name.strip() for name in inner.split(",") if name.strip()]

@@ -9,7 +9,20 @@ from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from pathlib import Path
 
+from core.errors import InputError
+
 LAUNCHED = "CARVANA_LAUNCHED"  # set for the processes that launch_processes() starts
+
+
+def require_all_variables() -> None:
+    """Raise InputError if only some of torchrun's variables are set, for example by a scheduler."""
+    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in names if name not in os.environ]
+    if missing and (is_distributed() or world_size() > 1):
+        raise InputError(
+            f"the environment lacks {missing[0]}, but has other variables of torchrun; unset RANK "
+            "and WORLD_SIZE to run one process, or start several with GPUS= or torchrun"
+        )
 
 
 def is_distributed() -> bool:

@@ -1,6 +1,7 @@
 """Cache of decoded images and targets at network size, and of masks at native size."""
 
 import mmap
+import os
 import shutil
 import zlib
 from collections.abc import Iterator, Sequence
@@ -147,12 +148,12 @@ def write_disk_cache(
 
 
 def files_hash(samples: Sequence[Sample], preprocessing: Preprocessing | None = None) -> str:
-    """Return a hash of the files (name, size, modification time) and of their preprocessing."""
+    """Return a hash of the files (path, size, modification time) and of their preprocessing."""
     lines = [repr((VERSION, preprocessing, samples[0].dataset_format, samples[0].class_map))]
     for sample in samples:
         for path in filter(None, (sample.image, sample.mask)):
             stat = path.stat() if path.exists() else path.lstat()  # lstat: a dangling link
-            lines.append(f"{path.name},{stat.st_size},{stat.st_mtime_ns}")
+            lines.append(f"{os.path.realpath(path)},{stat.st_size},{stat.st_mtime_ns}")
     return short_hash("\n".join(lines), 12)
 
 

@@ -26,6 +26,7 @@ EXIF_ORIENTATION = 0x0112
 NEW_SUBFILE_TYPE, REDUCED_OR_MASK = 254, 1 | 4  # a tag of a TIFF's page, and two of its bits
 PNG_END = b"IEND\xaeB`\x82"  # with its checksum; other data may follow
 TO_OPENCV = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}  # by the number of channels
+MAX_JPEG_SIDE = 65_500  # pixels, of OpenCV and libjpeg
 MAX_12_BITS = 15  # highest byte of 16-bit values of which only 12 bits are used
 
 
@@ -204,7 +205,14 @@ def _to_8_bits(values: np.ndarray) -> np.ndarray:
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
-    """Write uint8 gray H×W, RGB H×W×3 or RGBA H×W×4 in the file format of the path's suffix."""
+    """Write uint8 gray H×W, RGB H×W×3 or RGBA H×W×4 in the file format of the path's suffix. An
+    image that is too large for a JPEG is scaled down."""
+    longest = max(image.shape[:2])
+    if path.suffix == ".jpg" and longest > MAX_JPEG_SIDE:
+        scale = MAX_JPEG_SIDE / longest
+        width, height = (max(1, int(scale * side)) for side in image.shape[1::-1])
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+        print(f"{path}: scaled down to {width}×{height} pixels, as JPEGs cannot be larger")
     if image.ndim == 3:
         image = cv2.cvtColor(image, TO_OPENCV[image.shape[2]])
     encoded, data = cv2.imencode(path.suffix, image)

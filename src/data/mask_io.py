@@ -167,7 +167,7 @@ def _check_palette(
     if not unlisted.size and (indices != values).any():
         raise InputError(
             f"{path}: its palette's colors and its palette indices mean different classes in "
-            "classes.csv; save it as RGB, or write the colors of its palette into classes.csv"
+            "classes.csv; save it as RGB, in a PNG, or write its palette's colors into classes.csv"
         )
 
 

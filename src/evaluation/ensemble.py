@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from core import process_env, provenance, run_folder
+from core.config import load_settings
 from core.errors import InputError
 from core.files import atomic_write_json, file_sha256, read_json
-from core.settings import Settings
+from core.settings import FIELDS, Settings
 from core.text import format_count
 from core.threads import map_in_threads
 from data.datasets import load_training_samples
 from data.fingerprint import dataset_fingerprint
 from data.sample import Sample
 from evaluation import oof, score_text
-from inference.load_runs import load_members, load_oof_members
+from inference.load_runs import load_members, load_oof_members, read_trained_settings
 from inference.predictor import Keep, Prediction, keep_mean, predict
 from inference.predictor_file import tile_settings, write_predictor
 from inference.trained_model import TrainedModel
@@ -37,8 +38,8 @@ def common_folds(settings: Settings) -> list[int]:
 
 def ensure_oof_scores(settings: Settings) -> oof.Scores:
     """Return the out-of-fold scores of the run, or of the mean of the runs; score an ensemble first
-    if that has not been done, or if a run has changed since. Flips and tiles may differ from those
-    of the settings: a trial with other ones does not replace the scores."""
+    if that has not been done, or if a run has changed since: with the data, flips and tiles of the
+    first run, whatever those of `settings`, which are for the images to predict."""
     run_dir = settings.run_dir
     if len(settings.runs) == 1:
         folders = [run_folder.fold_dir(run_dir, k) for k in run_folder.finished_folds(run_dir)]
@@ -50,8 +51,23 @@ def ensure_oof_scores(settings: Settings) -> oof.Scores:
             command = f"python src/leaderboard.py runs={','.join(settings.runs)}"
             raise InputError(f"{found}; start `{command}` first")
         print(f"{found}; predicting the training images")
-        score_ensemble(settings)
+        score_ensemble(settings_of_training(settings))
     return oof.load_scores([run_dir])
+
+
+def settings_of_training(settings: Settings) -> Settings:
+    """Return the settings with the data, flips and tiles of the alphabetically first run. The data
+    are those of `settings` if its data_dir is missing, and so are the tiles if the runs differ."""
+    run_dirs = settings.run_dirs
+    path = run_folder.config_path(run_dirs[0])
+    trained = load_settings([], read_trained_settings(run_dirs[0]), path)
+    names = {"tta"}
+    if Path(trained.data_dir).exists():
+        names |= {n for n, field in FIELDS.items() if field.metadata["scope"] == "run"}
+        names = names - {"run", "batch_size"} | {"data_dir", "folds_csv"}
+    if len({read_trained_settings(run_dir).get("tile_size", 0) for run_dir in run_dirs}) == 1:
+        names |= {"tile_size", "tile_overlap"}
+    return replace(settings, **{name: getattr(trained, name) for name in names})
 
 
 def load_trained_model(settings: Settings) -> TrainedModel:

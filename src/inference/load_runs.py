@@ -163,6 +163,11 @@ def load_oof_members(settings: Settings, fold: int, data_fingerprint: str) -> li
     members = []
     for run_dir in settings.run_dirs:
         path = run_folder.weights_path(run_dir, fold)
+        if not path.exists():
+            raise InputError(
+                f"{settings.folds_csv}: puts images that were scored into fold {fold}, which "
+                f"{run_dir} has not trained: the file has changed; restore it"
+            )
         model, trained = checkpoint.load_model(path, pick_device(settings))
         if problem := checkpoint.find_fold_mismatch(path, fold, data_fingerprint):
             if trained.max_images:

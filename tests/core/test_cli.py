@@ -1,5 +1,6 @@
 """Scripts in any terminal, without their packages, and on Windows."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -36,6 +37,15 @@ def test_run_main_ignores_a_comment_that_zsh_passes_on():
     command = [sys.executable, "-c", PRINT.replace("args[0]", "args"), "fold=0", "#", "one", "fold"]
     completed = subprocess.run(command, cwd=ROOT / "src", capture_output=True, text=True)
     assert completed.stdout == "['fold=0']\n"
+
+
+@pytest.mark.parametrize("variables", [{"RANK": "1"}, {"WORLD_SIZE": "2"}])
+def test_run_main_rejects_a_part_of_torchruns_variables(variables):
+    command = [sys.executable, "-c", PRINT, "printed"]
+    environment = {"cwd": ROOT / "src", "env": os.environ | variables}
+    completed = subprocess.run(command, capture_output=True, text=True, **environment)
+    assert completed.returncode == 2 and completed.stdout == ""
+    assert "the environment lacks " in completed.stderr
 
 
 def test_check_arguments_rejects_two_values_side_by_side():

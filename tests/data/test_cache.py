@@ -1,6 +1,7 @@
 """The cache: what it holds, where it is, and when it is written again."""
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -146,3 +147,11 @@ def test_files_hash_depends_on_files_preprocessing_classes_and_format(settings):
         os.utime(path, (1, 1))
         others.append(cache.files_hash(samples, preprocessing))
     assert len({key, *others}) == 7
+
+
+def test_files_hash_differs_between_folders_with_the_same_names_sizes_and_times(tmp_path, settings):
+    samples = datasets.load_training_samples(settings)
+    copied = shutil.copytree(settings.data_dir, tmp_path / "copy")  # keeps the times
+    others = datasets.load_training_samples(replace(settings, data_dir=str(copied)))
+    assert [s.image.name for s in others] == [s.image.name for s in samples]
+    assert cache.files_hash(others) != cache.files_hash(samples)

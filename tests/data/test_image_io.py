@@ -244,3 +244,13 @@ def test_read_image_of_damaged_file_has_the_declared_size_or_is_one_line(
         assert "\n" not in str(error) and str(path) in str(error)
     else:
         assert image.dtype == np.uint8 and image.shape == (*image_io.read_image_size(path), 3)
+
+
+def test_write_image_scales_down_what_is_too_large_for_a_jpeg(tmp_path, capfd):
+    pixels = np.full((20, 66_000, 3), 90, np.uint8)
+    image_io.write_image(tmp_path / "wide.jpg", pixels)
+    assert image_io.read_image_size(tmp_path / "wide.jpg") == (19, 65_500)
+    out, err = capfd.readouterr()
+    assert "wide.jpg: scaled down to 65500×19 pixels" in out and not err
+    image_io.write_image(tmp_path / "wide.png", pixels)
+    assert image_io.read_image_size(tmp_path / "wide.png") == (20, 66_000)

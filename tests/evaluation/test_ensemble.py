@@ -376,6 +376,35 @@ def test_out_of_fold_scores_of_an_ensemble_are_kept_for_other_flips_and_tiles(ru
     assert read_predictor(settings.run_dir)["tta"] == "none"
 
 
+def test_first_scoring_of_an_ensemble_does_not_use_the_flips_and_data_of_the_prediction(
+    runs_copy, tmp_path
+):
+    settings = runs_copy.ensemble_settings
+    expected = ensemble.score_ensemble(settings)
+    shutil.rmtree(settings.run_dir)
+    others = {"data_dir": str(tmp_path), "tta": "none", "tile_overlap": 0.5, "batch_size": 1}
+    ensemble.ensure_oof_scores(replace(settings, **others))
+    stored = ensemble.read_ensemble(settings.run_dir)
+    assert stored == expected and stored["tta"] == "hflip"
+
+
+def test_scoring_of_an_ensemble_whose_data_was_moved_uses_the_requested_folder(runs_copy, tmp_path):
+    settings = runs_copy.ensemble_settings
+    config_path = run_folder.config_path(runs_copy.output_dir / "a")
+    moved = config_path.read_text().replace(f"data_dir: {settings.data_dir}", "data_dir: gone")
+    config_path.write_text(moved)
+    assert "data_dir: gone" in moved
+    trained = ensemble.settings_of_training(replace(settings, tta="none"))
+    assert (trained.data_dir, trained.tta) == (settings.data_dir, "hflip")
+    assert len(ensemble.ensure_oof_scores(settings).dice) == 18
+
+
+def test_load_oof_members_of_a_fold_that_was_not_trained_names_folds_csv(runs_copy):
+    shutil.rmtree(runs_copy.output_dir / "a/fold2")
+    with pytest.raises(InputError, match=r"folds\.csv: puts images that were scored into fold 2"):
+        load_runs.load_oof_members(runs_copy.settings("run=a"), 2, "")
+
+
 def test_settings_for_prediction_of_runs_of_other_classes_is_rejected(runs, monkeypatch):
     def read_metadata(path):
         return {"names": ("object",) if path.parts[-3] == "a" else ("road", "sky")}
