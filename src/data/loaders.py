@@ -86,7 +86,7 @@ class LoadedSample:
 
 @dataclass
 class SubBatch:
-    """Consecutive samples of a batch whose images have one shape, and these images: none if the
+    """Consecutive samples of a batch whose images have one shape. There are no images if the
     samples could not be read."""
 
     samples: list[LoadedSample]
@@ -176,8 +176,7 @@ def prediction_loader(
 ) -> DataLoader:
     """Return a loader of lists of SubBatches, of `batch_size` samples, in the order of `samples`.
 
-    `cache`, if set, holds the masks of the samples, and their images for the only one of
-    `preprocessings`.
+    With a `cache`, `preprocessings` has one element, that of the cache.
     """
     workers = 0  # passing a cached image to this process takes longer than reading it
     if cache is None:

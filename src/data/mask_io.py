@@ -16,7 +16,7 @@ FULL_SCALES = (1, 255, 65535)  # of float, 8-bit and 16-bit files; above: the la
 
 
 def read_mask(path: Path, threshold: int = 0) -> np.ndarray:
-    """Read a mask as H×W bool: what a viewer shows in white, or in one other color, on black.
+    """Read a mask as H×W bool: True where it is not black. It must show one color on black.
 
     The value of the object may be 1 as well as 255. If all that is visible has one color, the
     alpha channel is the mask. In files with more values, and in lossy ones, the object is where the
@@ -154,8 +154,8 @@ def _check_palette(
     color_values: Sequence[tuple[int, int]],
     valid_values: Sequence[int],
 ) -> None:
-    """Raise InputError if the colors of a palette file mean other classes than its indices. Its
-    grays do if the palette was reordered, as by some programs that write GIFs."""
+    """Raise InputError if a palette file is ambiguous: its colors and its indices mean different
+    classes. Gray colors do so after some programs that write GIFs have reordered the palette."""
     gray = rgb[..., 0]
     are_values = (rgb == gray[..., None]).all() and np.isin(gray, list(valid_values)).all()
     if are_values and (gray != indices).any():

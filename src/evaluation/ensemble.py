@@ -158,8 +158,8 @@ def weight_file_hashes(output_dir: Path, runs: list[str]) -> dict[str, str]:
 
 
 def store_predictor(run_dir: Path, scores: oof.Scores, tta: str) -> None:
-    """Write predictor.json: all finished networks, and the threshold and post-processing of the
-    first run's settings, or those that choose_binarizer() selects."""
+    """Write predictor.json with all finished networks. Threshold and post-processing are those that
+    the first run's settings fix, else those that choose_binarizer() selects."""
     is_ensemble = run_folder.ensemble_path(run_dir).exists()
     data = read_ensemble(run_dir) if is_ensemble else {"runs": [run_dir.name]}
     runs, weights = sorted(data["runs"]), {}

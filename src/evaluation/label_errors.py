@@ -59,8 +59,8 @@ def typical_error(errors: np.ndarray, groups: np.ndarray) -> np.ndarray:
 
 
 def turntable_outliers(table: pd.DataFrame) -> np.ndarray:
-    """Return the robust z-score of each image's log area against its two neighboring views,
-    compared with the same view of the other groups; N values.
+    """Return how unusual the area of each mask is, N values: its logarithm minus the mean of those
+    of the two neighboring views, as a robust z-score over the same view of all groups.
 
     All 0 unless every group has views 1 … n, for at least 5 views and 8 groups.
     """

@@ -39,8 +39,8 @@ class ChunkedPrediction:
 
     File names start with the prediction's key, so chunks of other predictions stay in the folder
     and can be resumed. They end with a hash of the chunk's images: after one image is replaced,
-    only its chunk is predicted again. Without skip_unreadable, so are chunks with unreadable
-    images; and chunks of which a file of `mask_paths`, the PNG masks of a sample, is missing.
+    only its chunk is predicted again. So is a chunk of which a file of `mask_paths`, the PNG masks
+    of a sample, is missing, and, without skip_unreadable, one with unreadable images.
     """
 
     def __init__(

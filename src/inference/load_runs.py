@@ -27,7 +27,7 @@ def settings_for_prediction(args: list[str]) -> Settings:
     """Return the settings of the alphabetically first run, overridden by `args`, which may not
     change the model.
 
-    The `run` of several runs a and b is `a+b`, whatever their order in `runs`.
+    For an ensemble, `run` is the sorted names joined by +, such as `a+b`.
     """
     settings, overrides = config.load_settings(args), parse_overrides(args)
     check_prediction_overrides(overrides)

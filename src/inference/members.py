@@ -53,8 +53,8 @@ def fuse_batch_norms(model: Segmenter) -> Segmenter:
     """Return a copy of a model in evaluation mode whose convolutions include the batch
     normalization that follows them: the same function in fewer passes over memory.
 
-    Layers are paired by the order in which the model registers them. If it calls them in another
-    order, so that fusing changes its logits, it is returned unchanged.
+    Layers are paired by the order in which the model registers them. If fusing changes the logits,
+    because the model calls the layers in another order, it is returned unchanged.
     """
     fused, is_changed = deepcopy(model), False
     for parent in fused.modules():

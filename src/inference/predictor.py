@@ -49,8 +49,8 @@ TTA_FLIPS: dict[str, list[tuple[int, ...]]] = {
 }
 PREFETCHED_BATCHES = 2
 MAX_TUNED_SHAPES = 8  # cudnn.benchmark tunes for each new shape; it is off after these
-# Forward passes of single images. For fewer, compiling and cuDNN's benchmarks take longer than they
-# save. An estimate from training on an H200 (docs/speed.md).
+# Forward passes of single images from which compiling and cuDNN's benchmarks save more time than
+# they take. Estimated from training on an H200 (docs/speed.md).
 TUNE_MIN_PASSES = 10_000
 
 # Reduces the probabilities of an image to the tensors that are kept, by name, on the device. Must

@@ -100,8 +100,8 @@ def tensors_sha256(path: Path) -> str:
 
 
 def require_scored_weights(run_dir: Path, fold: int, scored: str) -> None:
-    """Raise InputError if the fold's weights held out another one, or are not those whose
-    tensors_sha256 is `scored`."""
+    """Raise InputError if the fold's weights held out another fold, or have been replaced since
+    they were scored: `scored` is tensors_sha256() of the scored weights."""
     path = weights_path(run_dir, fold)
     if error := find_wrong_folder(path, fold):
         raise InputError(error)

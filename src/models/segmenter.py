@@ -17,7 +17,7 @@ class Segmenter(nn.Module):
     Normalizes the images, pads them by reflection to a size that the network accepts, and crops
     the logits to the images' size. Each axis is padded equally on both sides; if the number of
     added pixels is odd, the bottom or right side gets one more. If it is even, an image and its
-    mirror image have the same alignment with the grid of the network's strides.
+    flip are aligned in the same way with the grid of the network's strides.
 
     Args:
         network: Maps normalized float images to logits, which may be smaller by the same number of

@@ -41,7 +41,7 @@ def check_batches(
             f"{count} training images are too few for {processes} processes; use {count} or fewer"
         )
     sizes = [tuple(settings.train_size)] if settings.train_size else native_sizes
-    # By the longer side: if the encoder shrinks any image to one pixel, it is the smallest.
+    # The one whose longer side is shortest: if the encoder shrinks any to one pixel, it is this.
     smallest, largest = min(sizes, key=max), max(sizes, key=prod)
     names = ["arch", "encoder"] if settings.model == "smp" else ["model", "channels", "norm"]
     network = " ".join(f"{name}={format_value(getattr(settings, name))}" for name in names)

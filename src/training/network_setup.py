@@ -57,14 +57,14 @@ def prepare_network(
 
 
 def has_one_size(settings: Settings) -> bool:
-    """Whether all training images have one size: train_size is set, or batch_size is above 1, which
-    check_sizes() allows only for images of one size."""
+    """Whether all training images have one size. They do if batch_size is above 1: check_sizes()
+    has rejected other images."""
     return settings.train_size is not None or settings.batch_size > 1
 
 
 def freeze_unused(model: nn.Module, settings: Settings) -> None:
     """Exclude parameters that the forward pass does not use from training, as in the last layer of
-    some encoders: DDP waits for the gradient of each that is not excluded."""
+    some encoders. DDP would wait for their gradients forever."""
     size = settings.train_size or (256, 256)
 
     def find_used(device: str) -> set[str]:

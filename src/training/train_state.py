@@ -28,9 +28,9 @@ class TrainState:
     `model` is the Segmenter; `wrapped_model` is what training calls: the same module, possibly
     compiled, and wrapped in DDP if there are several processes. Model and EMA start from the file
     `initial_weights`, else from random weights, with a pretrained encoder if `pretrained`.
-    `updates`, the number of updates in the whole training, determines the length of the learning
-    rate schedule; with `image_pixels`, height × width of the first training image, also whether to
-    compile.
+    `updates`, the number of updates in the whole training, is the length of the learning rate
+    schedule. `updates` and `image_pixels`, height × width of the first training image, together
+    decide whether to compile.
     """
 
     def __init__(

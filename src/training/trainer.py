@@ -111,8 +111,8 @@ class FoldTrainer:
         self.clock = time.monotonic()
 
     def save_if_due(self, signum: int) -> None:
-        """Save a snapshot after snapshot_seconds of training, or if a process got a signal, after
-        which StopRequested is raised: all ranks act after the same update."""
+        """Save a snapshot if one is due after snapshot_seconds, or if any process got a signal.
+        After a signal raise StopRequested. All ranks do so after the same update."""
         is_due = time.monotonic() - self.clock > self.settings.snapshot_seconds
         due, stopping = distributed.all_reduce_any([is_due, bool(signum)])
         if not (due or stopping):
