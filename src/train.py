@@ -14,6 +14,7 @@ import torch
 
 from core import config, distributed, process_env, provenance, run_folder
 from core.device import explain_out_of_memory, free_memory, pick_device, pick_precision
+from core.overrides import parse_overrides
 from data import datasets
 from data.cache import Cache, make_cache
 from data.fingerprint import dataset_fingerprint
@@ -119,6 +120,11 @@ def main(args: list[str]) -> None:
         runs.append(run_start.load_run_settings(run_args))
         run_start.prepare_data(runs[-1], run_args)
     device = pick_device(runs[0])
+    if device.type == "cpu" and not {"recipe", "size", "run"} & parse_overrides(args).keys():
+        process_env.print_once(
+            "warning: carvana, the default recipe, needs a GPU; for a CPU there are "
+            "recipe=carvana_small and recipe=carvana_lite"
+        )
     for settings in runs:
         pick_precision(settings, device)  # InputError before images are decoded
     torch.set_float32_matmul_precision("high")  # TF32 for fp32 matrix products
