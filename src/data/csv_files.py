@@ -65,7 +65,7 @@ def read_folds(settings: Settings) -> dict[str, int]:
     non_numeric = table["fold"][~table["fold"].str.fullmatch(r"\d{1,3}")]
     if len(non_numeric):
         raise InputError(
-            f"{path}: fold {non_numeric.iloc[0]!r} is not a number; folds are 0, 1, ..."
+            f"{path}: fold {non_numeric.iloc[0]!r}: folds must be numbers from 0"
         )
     folds = dict(zip(table["group"], table["fold"].astype(int), strict=True))
     missing_folds = sorted(set(range(max(folds.values()))) - set(folds.values()))

@@ -54,8 +54,9 @@ def read_trained_settings(run_dir: Path) -> dict[str, Any]:
     """Return the settings in the run's config.yaml, without training settings that only another
     version has: they have no effect on prediction."""
     stored, training = run_folder.read_run_settings(run_dir), set()
-    for path in run_folder.finished_weights(run_dir):
-        training |= {*checkpoint.read_metadata(path).get("training_settings", [])}
+    if stored.keys() - FIELDS.keys():
+        for path in run_folder.finished_weights(run_dir):
+            training |= {*checkpoint.read_metadata(path).get("training_settings", [])}
     return checkpoint.without_unknown_settings(stored, training)
 
 
