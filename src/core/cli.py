@@ -28,9 +28,10 @@ PEER_FAILURE = "gloo|NCCL|c10d|Connection (closed|reset)|Broken pipe"
 
 
 def check_arguments() -> None:
-    """Check the settings, or print the help, before the script imports torch, which takes seconds.
+    """Check the settings or print the help, before the slow import of torch.
 
-    Also sets the variables that torch's libraries read at import, and lets glibc keep freed memory.
+    Also sets the variables that torch's libraries read at import, and makes glibc keep freed
+    memory.
     """
     run_main(_check_arguments)
     machine.set_thread_defaults()
@@ -52,8 +53,11 @@ def _check_arguments(args: list[str]) -> None:
 
 
 def run_main(main: Callable[[list[str]], object], resume_hint: str = "") -> None:
-    """Run main(sys.argv[1:]). Exit with 2 and one line for errors that the user can fix, with
-    128 + signal number and `resume_hint` after a signal."""
+    """Run main(sys.argv[1:]) and turn errors into exit codes.
+
+    An error that the user can fix prints one line and exits with 2. A signal prints `resume_hint`
+    and exits with 128 + signal number.
+    """
     name = Path(sys.argv[0]).name
     if "#" in sys.argv:  # an interactive zsh passes on what follows a command as its comment
         del sys.argv[sys.argv.index("#") :]

@@ -27,12 +27,14 @@ from core.settings import (
 
 SRC = ROOT / "src"
 VERSION_HINT = "; the run is of another version: check out the commit in fold<k>/provenance.json"
-DEFAULTS = OmegaConf.structured(Settings)  # copied, as that is three times as fast as building it
+DEFAULTS = OmegaConf.structured(Settings)  # copying it is three times as fast as building it
 
 
 def _locate_in_repository(values: dict[str, Any]) -> dict[str, Any]:
-    """Return `values` with paths relative to the repository replaced by paths that are valid in the
-    current directory."""
+    """Return `values` with paths that are valid in the current directory.
+
+    Relative paths in `values` are relative to the repository.
+    """
     paths = {name: os.path.expanduser(path) for name, path in find_paths(values).items()}
     if Path.cwd() != ROOT:
         paths = {name: str(ROOT / path) for name, path in paths.items()}
@@ -40,8 +42,10 @@ def _locate_in_repository(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def to_stored_settings(settings: Settings) -> dict[str, Any]:
-    """Return the settings as a dict for a file: paths in the repository are relative to it, all
-    others absolute."""
+    """Return the settings as a dict for a file.
+
+    Paths in the repository become relative to it. All other paths become absolute.
+    """
     values = asdict(settings)
     if Path(settings.folds_csv) == Path(settings.data_dir) / "folds.csv":
         values["folds_csv"] = ""  # remains so if data_dir is moved
@@ -60,18 +64,18 @@ def output_dir_argument(settings: Settings) -> list[str]:
 def load_settings(
     args: list[str], base: dict[str, Any] | None = None, base_path: Path | None = None
 ) -> Settings:
-    """Return the settings of `args` over the recipe they name, or over `base`, the content of the
-    file `base_path`.
+    """Return the settings in `args`, applied to their recipe or to `base`.
 
-    Paths in `args` are relative to the current directory, all others to the repository. Raises
-    InputError for unknown keys and invalid values.
+    `base` replaces the recipe. `base_path` is the file that `base` was read from, for messages.
+    Paths in `args` are relative to the current directory. All other paths are relative to the
+    repository. Raises InputError for unknown keys and invalid values.
     """
     overrides = parse_overrides(args)
     conf = copy.deepcopy(DEFAULTS)
     recipe = overrides.get("recipe", FIELDS["recipe"].default)
     base = read_recipe(recipe) if base is None else base
     located = _locate_in_repository({name: FIELDS[name].default for name in PATH_SETTINGS} | base)
-    source = f"{base_path or f'recipe {recipe}'}: "  # where a message says a value is from
+    source = f"{base_path or f'recipe {recipe}'}: "  # start of a message about a value
     hint = HELP_HINT if base_path is None else VERSION_HINT
     for key, value in located.items():
         _assign(conf, key, value, source, hint)
@@ -91,8 +95,8 @@ def load_settings(
 def check_options(settings: Settings, args: list[str]) -> None:
     """Raise InputError for settings that would have no effect in training.
 
-    These are tiles larger than the input, and options of the other model: in `args`, and in their
-    recipe unless `args` set `model`. Options that are off are accepted.
+    These are tiles that are not smaller than the input, and options of the other model. The options
+    in the recipe are checked too, unless `args` set `model`. Options that are off are accepted.
     """
     overrides = parse_overrides(args)
     tile_size, size = settings.tile_size, settings.size
@@ -111,8 +115,11 @@ def check_options(settings: Settings, args: list[str]) -> None:
 
 
 def split_runs(args: list[str]) -> list[list[str]]:
-    """Return a list of arguments for each run of `runs`; a run is trained with the recipe of its
-    name. If `recipe` is a file, the recipes are files in its folder."""
+    """Return a list of arguments for each run in `runs`.
+
+    Each run is trained with the recipe of the same name. If `recipe` is a file, these recipes are
+    files in its folder. Raises InputError if `args` set both `run` and several `runs`.
+    """
     settings = load_settings(args)
     if settings.runs == [settings.run]:
         return [args]
@@ -127,8 +134,10 @@ def split_runs(args: list[str]) -> list[list[str]]:
 
 
 def _apply_stages(conf: DictConfig, overrides: dict[str, Any]) -> DictConfig:
-    """Return `conf` with the settings of the last of its stages, after checking those of all.
-    Settings in `overrides` apply to all stages."""
+    """Return `conf` with the settings of its last stage.
+
+    Checks the settings of all stages. Settings in `overrides` replace those of every stage.
+    """
     last, stages = conf, []
     keys = dict.fromkeys(key for stage in conf.stages for key in stage)
     for number, stage in enumerate(OmegaConf.to_container(conf.stages), 1):
@@ -136,8 +145,8 @@ def _apply_stages(conf: DictConfig, overrides: dict[str, Any]) -> DictConfig:
         for key, value in stage.items():
             if key not in overrides:
                 _assign(last, key, value, f"stage {number}: ")
-        # Converted to their types: YAML reads 1e-3 as text. Keys that only other stages set have
-        # their values in `conf`.
+        # Store the converted values, because YAML reads 1e-3 as text. A key that only another stage
+        # sets keeps its value in `conf`.
         stages.append({key: last[key] for key in keys})
     OmegaConf.update(last, "stages", stages, merge=False)
     return last
@@ -156,8 +165,8 @@ def recipe_names() -> list[str]:
 def read_recipe(name: str, derived: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return the settings of src/recipes/<name>.yaml, or of the .yaml file at the path `name`.
 
-    If it has a key `recipe`, it overrides the settings of that recipe, whose path is relative to
-    the file. `derived`: names of the recipes that led here, to detect cycles.
+    The key `recipe` names a base recipe, whose settings the file overrides. The path of a base is
+    relative to the file. `derived` lists the recipes that are based on this one, to detect cycles.
     """
     path = SRC / "recipes" / f"{name}.yaml"
     if is_recipe_file(name):
@@ -184,7 +193,7 @@ def read_recipe(name: str, derived: tuple[str, ...] = ()) -> dict[str, Any]:
     inherited.pop("runs", None)  # names the base itself
     stages = inherited.get("stages")
     if isinstance(stages, list) and all(isinstance(stage, dict) for stage in stages):
-        # As on the command line, values apply to all stages.
+        # This recipe's values replace those of all stages, as values on the command line do.
         inherited["stages"] = [{k: values.get(k, v) for k, v in stage.items()} for stage in stages]
     if "model" in values:  # without the options of the other model
         models = ("", values["model"])
@@ -197,10 +206,12 @@ def read_recipe(name: str, derived: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 def _assign(conf: DictConfig, key: str, value: Any, source: str, hint: str = HELP_HINT) -> None:
-    """Set one more value in `conf`, in place, after checking its key, type and range. `hint`
-    follows the error for an unknown key to which none is similar."""
+    """Set one more value in `conf`, in place, after checking its key, type and range.
+
+    Raises InputError if a check fails. `hint` ends the message about an unknown key if no setting
+    has a similar name."""
     if isinstance(value, bool) and key in FIELDS and get_origin(FIELDS[key].type) is Literal:
-        value = str(value).lower()  # compile: true, in YAML a bool
+        value = str(value).lower()  # YAML reads compile: true as a bool
     typed = f"{source}{key}={format_value(value)}"
     if key not in FIELDS:
         similar = suggest_setting(str(key))

@@ -21,7 +21,7 @@ from core.settings import Settings
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 GPU_FILE = Path("/dev/nvidia0")
 OLDEST_DRIVERS = {"12": 525, "13": 580}  # by major version of CUDA
-# In the messages of CUDA's allocator, cuDNN and cuBLAS, Windows and Linux.
+# Parts of the messages of CUDA's allocator, cuDNN, cuBLAS, Windows and Linux.
 OUT_OF_MEMORY_TEXTS = (
     "out of memory",
     "alloc_failed",
@@ -33,11 +33,11 @@ OUT_OF_MEMORY_TEXTS = (
 
 
 def pick_device(settings: Settings) -> torch.device:
-    """Return the requested device; auto: this process's GPU if there is one, which becomes the
-    current GPU of the calling thread.
+    """Return the device to compute on: the CPU, or this process's GPU.
 
-    Raises InputError if torch cannot use the GPU of this machine, instead of running on the CPU,
-    or if there are more processes than GPUs.
+    device=auto chooses the GPU if there is one. The GPU becomes the current GPU of the calling
+    thread. Raises InputError, instead of using the CPU, if torch cannot use the GPU of this
+    machine. Also raises InputError if there are more processes than GPUs.
     """
     if settings.device == "cpu":
         return torch.device("cpu")
@@ -70,8 +70,11 @@ def pick_device(settings: Settings) -> torch.device:
 
 @cache
 def can_run_kernels(index: int) -> bool:
-    """Whether torch was built for the architecture of this GPU, such as sm_86, or for one whose
-    code also runs on it: an earlier one of the same generation, or PTX of any earlier one."""
+    """Whether torch was built with code that runs on this GPU.
+
+    A GPU runs code built for its own architecture, such as sm_86, or for an earlier one of the same
+    generation. It also runs the PTX of any earlier architecture.
+    """
     major, minor = torch.cuda.get_device_capability(index)
     for arch in torch.cuda.get_arch_list():
         if not (match := re.match(r"(sm|compute)_(\d+)", arch)):
@@ -122,9 +125,10 @@ def pick_precision(settings: Settings, device: torch.device) -> str:
 
 
 def wants_compile(settings: Settings, device: torch.device, is_long: bool) -> bool:
-    """Whether to compile the network; `is_long`: there is enough work to make up for it.
+    """Whether to compile the network.
 
-    compile=auto does so on a GPU only: on a CPU it took a minute and steps were no faster.
+    `is_long`: there is enough work to repay the time for compiling. compile=auto compiles on a GPU
+    only: on a CPU, compiling took a minute and steps were no faster.
     """
     pays = device.type == "cuda" and is_long
     return settings.compile == "true" or (settings.compile == "auto" and pays)
@@ -151,19 +155,22 @@ def find_compile_error(device: torch.device) -> str:
 def compile_network(network: torch.nn.Module, has_one_size: bool) -> None:
     """Compile the network's forward pass in place, at its first call.
 
-    The networks of all folds share one graph, as parameters are inputs to it. A network that the
-    compiler fails on runs eagerly; torch logs the error.
+    The networks of all folds share one graph, because parameters are inputs to it. If the compiler
+    fails on a network, torch logs the error and runs the network eagerly.
     """
     torch._dynamo.config.suppress_errors = True
-    # Compiled with the forward graph, so that its errors are suppressed as well.
+    # Compile the backward graph with the forward graph, so that its errors are suppressed, too.
     functorch_config.force_non_lazy_backward_lowering = True
-    # The limit is for all networks together: of all stages and runs, training and validation.
+    # All networks share this limit: those of all stages and runs, in training and validation.
     torch._dynamo.config.recompile_limit = 64
     network.compile(dynamic=False if has_one_size else None)
 
 
 def free_memory(device: torch.device) -> None:
-    """Release the memory of unused networks, which are part of reference cycles."""
+    """Release the memory of unused networks.
+
+    Networks are part of reference cycles, so only the garbage collector frees them.
+    """
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -171,8 +178,10 @@ def free_memory(device: torch.device) -> None:
 
 @contextmanager
 def explain_out_of_memory(settings: Settings, is_training: bool = True) -> Iterator[None]:
-    """Turn an out-of-memory error into an InputError that suggests smaller settings: those of
-    training, or those that can be changed at prediction."""
+    """Turn an out-of-memory error into an InputError that suggests smaller settings.
+
+    These are training settings, or, if not `is_training`, settings that prediction can change.
+    """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -211,8 +220,10 @@ def smaller_for_training(settings: Settings) -> str:
 
 
 def _smaller_for_prediction(settings: Settings) -> str:
-    """Return settings that take less memory, also in validation: a run cannot resume with another
-    batch_size."""
+    """Return settings with which prediction or validation takes less memory.
+
+    A run cannot resume with another batch_size, so only predict.sh is told to change it.
+    """
     side = settings.tile_size or max(settings.size or (1024, 1536))
     smaller = f"tile_size={max(128, side // 2)}"
     if settings.batch_size > 1:

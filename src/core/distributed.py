@@ -48,7 +48,7 @@ def launch_processes(device: torch.device) -> None:
     if device.type == "cuda" and count > torch.cuda.device_count():
         n_gpus = torch.cuda.device_count()
         raise InputError(f"GPUS={count}: this machine has {n_gpus}; set GPUS={n_gpus} or less")
-    # A report of 40 lines, and a line on a signal; the second has a level of its own.
+    # Silence a report of 40 lines, and a line on a signal. The second logger has its own level.
     for name in ("torch.distributed", "torch.distributed.elastic.agent.server.api"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, machine.available_cores() // count)))
@@ -73,8 +73,8 @@ def launch_processes(device: torch.device) -> None:
 
 def _exit_with_first_failure(error: ChildFailedError, count: int) -> None:
     """Print the message of the process that failed first, and exit with its code."""
-    # The launcher ends the others by SIGTERM. A process that was killed, or that only noticed the
-    # failure of another one, has written no error file. Times are in whole seconds.
+    # The launcher ends the other processes by SIGTERM. A process that was killed, or that failed
+    # only because another process did, has written no error file. Times are in whole seconds.
     terminated = (128 + signal.SIGTERM, -signal.SIGTERM)
 
     def order(rank: int) -> tuple[Any, ...]:
@@ -110,8 +110,10 @@ def destroy_process_group() -> None:
 
 @cache
 def _long_timeout_group() -> dist.ProcessGroup:
-    """Return a process group with LONG_TIMEOUT: GPUs of different speed may finish 100,064 images
-    hours apart."""
+    """Return a process group with LONG_TIMEOUT.
+
+    GPUs of different speeds may finish predicting 100,064 images hours apart.
+    """
     return dist.new_group(backend="gloo", timeout=LONG_TIMEOUT)
 
 
@@ -150,7 +152,10 @@ def map_sharded(fn: Callable[[list[Any]], Iterable[T]], items: list[Any]) -> lis
 
 
 def all_reduce_any(flags: list[bool]) -> list[bool]:
-    """Return the logical OR over ranks, on CPU tensors so as not to synchronize with the GPU."""
+    """Return the logical OR of each flag over all ranks.
+
+    Uses CPU tensors, to avoid a synchronization with the GPU.
+    """
     if process_env.world_size() == 1:
         return flags
     tensor = torch.tensor(flags, dtype=torch.uint8)

@@ -26,7 +26,7 @@ QUICK_MODULES += ("tqdm", "psutil", "filelock")
 
 
 def reject_windows() -> None:
-    """Exit with code 2 on Windows, which lacks what locks, signals and worker processes need."""
+    """Exit with code 2 on Windows, where locks, signals and worker processes do not work."""
     if sys.platform == "win32":
         _exit("on Windows, use WSL: `wsl --install`, then the same commands in Ubuntu")
 
@@ -34,8 +34,10 @@ def reject_windows() -> None:
 def explain_missing_package(
     kind: type[BaseException], error: BaseException, traceback: TracebackType | None
 ) -> None:
-    """As sys.excepthook: exit with code 2 and one line if a package is missing, else print the
-    traceback."""
+    """Exit with code 2 and one line if a package is missing, else print the traceback.
+
+    This function replaces sys.excepthook.
+    """
     name = (getattr(error, "name", None) or "").partition(".")[0]
     is_ours = (ROOT / "src" / name).is_dir() or (ROOT / "src" / f"{name}.py").exists()
     if not isinstance(error, ModuleNotFoundError) or is_ours:
@@ -50,8 +52,11 @@ def explain_missing_package(
 
 
 def check_python() -> None:
-    """Exit with code 2 and one line if this Python lacks a package or is older than those known to
-    work; warn if it, or its torch, is newer."""
+    """Check the versions of this Python and of torch, and that no package is missing.
+
+    Exits with code 2 and one line if a package is missing or a version is too old. Prints a warning
+    if a version is newer than those known to work.
+    """
     _check_version("Python", sys.version_info[:2], OLDEST_PYTHON, NEWEST_PYTHON)
     problems = [problem for problem in map(_find_problem, SLOW_MODULES + QUICK_MODULES) if problem]
     if problems:

@@ -25,7 +25,7 @@ NO_LOCKS_ERRNOS = {errno.ENOLCK, errno.EOPNOTSUPP}  # of some network file syste
 def atomic_write(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; rename it to `path` if the block succeeds.
 
-    An OSError, for example of a full disk, names `path`; cli.run_main() explains it.
+    An OSError, for example on a full disk, names `path`. cli.run_main() explains the error.
     """
     path = Path(path)
     tmp_path = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -57,8 +57,10 @@ def atomic_write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, keys: Collection[str], fix: str) -> dict[str, Any]:
-    """Read an object with these keys, and perhaps others, that a script has written as JSON; if it
-    is missing or damaged, InputError with the remedy `fix`."""
+    """Read a JSON object with these keys, and perhaps others, that a script has written.
+
+    Raises InputError with the remedy `fix` if the file is missing or damaged.
+    """
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         if missing := {*keys} - {*stored}:
@@ -69,7 +71,7 @@ def read_json(path: Path, keys: Collection[str], fix: str) -> dict[str, Any]:
 
 
 def remove_stale_tmp_files(path: Path) -> None:
-    """Remove temporary files that killed processes left of atomic_write(path).
+    """Remove temporary files of atomic_write(path) that killed processes have left.
 
     The caller must hold the lock: another process may be writing.
     """
@@ -87,7 +89,10 @@ def fsync_path(path: Path) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, computed once per process until its size or time changes."""
+    """Return the SHA-256 of a file.
+
+    Each process computes it once, and again only if the file's size or modification time changes.
+    """
     stat = path.stat()
     return _file_sha256(path, stat.st_size, stat.st_mtime_ns)
 
@@ -102,8 +107,7 @@ def _file_sha256(path: Path, size: int, mtime_ns: int) -> str:
 def folder_lock(folder: Path, hint: str) -> Iterator[None]:
     """Keep other processes out of `folder`; raise InputError with `hint` if one is using it.
 
-    The operating system releases the lock of a process that dies; its temporary files are
-    removed here.
+    If a process dies, the operating system releases its lock. Its temporary files are removed here.
     """
     folder.mkdir(parents=True, exist_ok=True)
     # After a restart by torchrun the old process may still be exiting.
@@ -121,10 +125,10 @@ def folder_lock(folder: Path, hint: str) -> Iterator[None]:
 
 
 def acquire_lock(path: Path, timeout_s: float = -1) -> FileLock:
-    """Acquire the lock of a file and return it; raise Timeout after `timeout_s`, or, if that is
-    negative, wait indefinitely.
+    """Acquire the lock of a file and return it.
 
-    On a file system without locks, print a warning and return it unacquired.
+    Raises Timeout after `timeout_s` seconds. A negative `timeout_s` means to wait indefinitely. On
+    a file system without locks, prints a warning and returns the lock unacquired.
     """
     lock = FileLock(path)
     try:

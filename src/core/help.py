@@ -10,8 +10,10 @@ from core.settings import FIELDS, HELP_SECTIONS, Settings, format_value
 
 
 def help_text(words: Sequence[str] = ()) -> str:
-    """Format all settings, or those whose names contain one of `words`, with name, default, type
-    and help text. Raises InputError if there are none."""
+    """Return the help: the name, default, type and help text of each setting.
+
+    `words` selects the settings whose names contain one of them. Raises InputError if none does.
+    """
     if words and not any(word in name for word in words for name in FIELDS):
         raise InputError(f"help {' '.join(words)}: no setting has this in its name; try help alone")
     lines = [

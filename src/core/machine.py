@@ -1,6 +1,6 @@
 """Cores, memory and shared memory for this process, which a container or a job may limit.
 
-Imports no torch: set_thread_defaults() must run before.
+Imports no torch, because set_thread_defaults() must run before torch is imported.
 """
 
 import ctypes
@@ -17,12 +17,12 @@ from core import process_env
 
 CGROUPS, MY_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 SHARED_MEMORY = Path("/dev/shm")
-# Limit, use, and the part of the use in memory.stat that is file cache: cgroup versions 2 and 1.
+# Files of limit and use, and the name of the file cache in memory.stat: cgroup versions 2 and 1.
 MEMORY_FILES = [
     ("memory.max", "memory.current", "inactive_file"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 ]
-# Files that together hold quota and period.
+# Files that together hold the quota and the period of CPU time: cgroup versions 2 and 1.
 CPU_FILES = [("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")]
 MAX_CORES_USED = 16  # by a process that loads images or encodes masks
 # glibc's malloc.h: options of mallopt(), and the largest value that it takes.
@@ -30,13 +30,13 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, LARGEST_INT = -1, -3, 2**31 - 1
 
 
 def set_thread_defaults() -> None:
-    """Set OpenMP's variables where the user has not; libgomp reads them as torch is imported.
+    """Set OpenMP's environment variables, unless the user has set them.
 
-    Waiting threads spin for a fraction of a millisecond and then sleep. By default they spin
-    longer: two processes of convolution steps side by side on two cores then slowed each other
-    down 2.6 times (docs/speed.md). Training alone ran at 0.96 of its speed with endless
-    spinning, and without spinning at 0.87. Where a container's CPU time is limited, libgomp would
-    start a thread for each core of the machine.
+    libgomp reads them when torch is imported. They make waiting threads spin for a fraction of a
+    millisecond and then sleep. By default threads spin longer. This slowed down two processes of
+    convolution steps, side by side on two cores, by a factor of 2.6 (docs/speed.md). Training alone
+    ran at 0.97 of its speed with endless spinning, and at 0.87 without spinning. Where a
+    container's CPU time is limited, libgomp would start a thread for each core of the machine.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
@@ -47,9 +47,12 @@ def set_thread_defaults() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep freed buffers up to 2 GiB for the next allocation. By default it returns those
-    from 32 MiB on to the system, which clears the pages of each new one: a third of the time of
-    a large training step on a CPU (docs/speed.md). Other C libraries are left alone."""
+    """Let glibc keep freed buffers up to 2 GiB for the next allocation.
+
+    By default glibc returns buffers of 32 MiB or more to the system, which then clears the pages of
+    each new buffer. This took a third of the time of a large training step on a CPU
+    (docs/speed.md). Other C libraries are left alone.
+    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     # Before glibc 2.35 the largest mmap threshold is 32 MiB.
     if mallopt and (mallopt(M_MMAP_THRESHOLD, LARGEST_INT) or mallopt(M_MMAP_THRESHOLD, 2**25)):
@@ -57,7 +60,10 @@ def keep_freed_memory() -> None:
 
 
 def available_cores() -> int:
-    """Return how many cores the affinity of this process and its cgroup's CPU time allow."""
+    """Return how many cores this process may use.
+
+    Its CPU affinity and the CPU time of its cgroup limit the number.
+    """
     cores = _affinity_cores()
     for folder in _cgroup_folders("cpu"):
         for names in CPU_FILES:
@@ -79,8 +85,11 @@ def _affinity_cores() -> int:
 
 
 def available_memory() -> int:
-    """Return the bytes that this process may still allocate: those of the machine, or of its
-    cgroup if less. File cache, which the kernel can drop, counts as available."""
+    """Return how many bytes this process may still allocate.
+
+    This is the available memory of the machine, or of its cgroup if less. File cache counts as
+    available, because the kernel can drop it.
+    """
     available = psutil.virtual_memory().available
     for folder in _cgroup_folders("memory"):
         for limit_file, use_file, cache_name in MEMORY_FILES:
@@ -94,13 +103,15 @@ def available_memory() -> int:
 
 
 def free_shared_memory() -> int:
-    """Return the free bytes of /dev/shm, through which worker processes pass tensors. In a Docker
-    container it has 64 MB by default."""
+    """Return the free bytes of /dev/shm, through which worker processes pass tensors.
+
+    A Docker container has 64 MB of it by default.
+    """
     return shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.exists() else sys.maxsize
 
 
 def _cgroup_folders(controller: str) -> Iterator[Path]:
-    """Yield the folders of this process's cgroups and of those around them, versions 2 and 1."""
+    """Yield the folders of this process's cgroups and of their parents, versions 2 and 1."""
     lines = MY_CGROUPS.read_text().splitlines() if MY_CGROUPS.exists() else []
     for line in lines:
         _, controllers, path = line.split(":", 2)

@@ -15,8 +15,11 @@ YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)
 
 
 class DecimalLoader(yaml.SafeLoader):
-    """Reads 010 as 10, and rejects 1:30, 0x10 and a key that is set twice; in YAML 010 is octal,
-    1:30 is in base 60, and the last of several values counts."""
+    """Reads YAML with decimal numbers only, and each key once.
+
+    Reads 010 as 10, and rejects 1:30, 0x10 and a key that is set twice. In YAML, 010 is octal, 1:30
+    is in base 60, and the last of several values counts.
+    """
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)  # without the keys that << will merge
@@ -58,8 +61,10 @@ def parse_overrides(args: list[str]) -> dict[str, Any]:
 
 
 def _parse_value(annotation: Any, text: str) -> Any:
-    """Parse the text of a setting of this type: `a,b` or `[a,b]` for a list. In zsh, unquoted
-    brackets are a file name pattern."""
+    """Parse the text of a setting of type `annotation`.
+
+    A list is written `a,b` or `[a,b]`. In zsh, unquoted brackets are a file name pattern.
+    """
     if annotation is str or get_origin(annotation) is Literal:
         return text  # YAML would read run=1e3 as a number, and run=no as false
     is_mapping = text.startswith("{") and "dict" not in str(annotation)  # an error

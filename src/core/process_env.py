@@ -79,14 +79,17 @@ def print_once(line: str) -> None:
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Discard what is printed within the block, which may be printed again after it."""
+    """Discard what the block prints.
+
+    After the block, print_once() may print these lines again.
+    """
     with redirect_stdout(None):
         yield
     print_once.cache_clear()
 
 
 def report_error(message: str) -> None:
-    """Print why this process ends; under torchrun, leave that to the launcher.
+    """Print why this process ends; under torchrun, write it to the error file instead.
 
     The launcher reads the error files of all processes and prints the first failure only.
     """

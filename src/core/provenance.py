@@ -41,8 +41,11 @@ def equivalent_train_command() -> str:
 
 
 def train_command(fold_dir: Path) -> str:
-    """Return the command that repeats a fold's training from scratch: that of its first start or,
-    if that was by resume=true, of the run's first start in any stage or fold."""
+    """Return the command that repeats a fold's training from scratch.
+
+    This is the command of the fold's first start. If that command has resume=, it is the command of
+    the run's first start in any stage or fold, without resume=, and without fold= of another fold.
+    """
     [own, *_] = _read_records(fold_dir) or [{"command": equivalent_train_command()}]
     if "resume=" not in own["command"]:
         return own["command"]

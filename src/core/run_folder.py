@@ -56,12 +56,15 @@ def masks_dir(run_dir: Path) -> Path:
 
 
 def ensemble_name(runs: Sequence[str]) -> str:
-    """Return the name of the ensemble of runs in any order; for a single run, its own name."""
+    """Return an ensemble's name: its runs joined by + in alphabetical order."""
     return "+".join(sorted(runs))
 
 
 def photographs_dir(run_dir: Path, name: str) -> Path:
-    """output/<run>/<name>: masks and cutouts of photographs; InputError for a name in use."""
+    """Return output/<run>/<name>, the folder for masks and cutouts of photographs.
+
+    Raises InputError if the run uses this name for its own files.
+    """
     is_reserved = name in ("", ".", "..", masks_dir(run_dir).name) or (run_dir / name).is_file()
     if is_reserved or re.fullmatch(r"(fold|stage)\d+|.*\.chunks", name):
         raise InputError(
@@ -99,7 +102,7 @@ def similar_run(run_dir: Path) -> str:
 
 
 def has_started(run_dir: Path) -> bool:
-    """Whether the run, or a stage of it, has weights or a snapshot of any fold, or is training."""
+    """Whether the run or a stage of it is training, or has weights or a snapshot of any fold."""
     folders = [*run_dir.glob("fold*"), *run_dir.glob("stage*/fold*")]
     if config_path(run_dir).exists() and any(map(is_locked, folders)):
         return True

