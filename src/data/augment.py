@@ -59,7 +59,7 @@ POLICIES: dict[str, list[A.BasicTransform]] = {
     "hflip": [FLIP],
     "flips": [FLIP, A.VerticalFlip(p=0.5)],  # not for cars, which are upright
     "light": [FLIP, _affine(scale=0.1, shift=0.05, rotate=3, p=0.5), *_photometric(1)],
-    "paper": [  # each on its own, with a black border, as in a letterbox
+    "paper": [  # independent of each other; the border is black, as in a letterbox
         A.HorizontalFlip(p=PAPER_PROBABILITY),
         A.Affine(rotate=(-20, 20), p=PAPER_PROBABILITY),
         A.Affine(scale={"x": (0.8, 1.0), "y": (0.8, 1.0)}, p=PAPER_PROBABILITY),

@@ -33,8 +33,11 @@ ImageAndTarget = tuple[np.ndarray, np.ndarray]  # h×w×3 RGB and h×w, both uin
 def load_sample(
     sample: Sample, preprocessing: Preprocessing
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return a sample's image (h×w×3 uint8), its target (h×w uint8: coverage 0…255, or class ids),
-    and its mask at native size (H×W bool, or uint8 class ids)."""
+    """Return a sample's image, its target, and its mask at native size.
+
+    The image is h×w×3 uint8 RGB. The target is h×w uint8: coverage 0…255, or class ids. The mask is
+    H×W bool, or H×W uint8 class ids.
+    """
     image, mask = read_sample_image(sample), read_sample_mask(sample)
     return preprocess_image(image, preprocessing), preprocess_mask(mask, preprocessing), mask
 
@@ -70,7 +73,7 @@ class Cache:
 
 
 def pack_mask(mask: np.ndarray) -> bytes:
-    """Compress an H×W bool or uint8 mask; 16 kB for a mask of 1918×1280."""
+    """Compress an H×W bool or uint8 mask; a mask of 1918×1280 pixels takes 16 kB."""
     return zlib.compress(np.array(mask.shape, np.int32).tobytes() + mask.tobytes(), level=1)
 
 
@@ -97,7 +100,10 @@ def decode_all(
 
 
 def build_ram_cache(samples: Sequence[Sample], preprocessing: Preprocessing, size: Size) -> Cache:
-    """Decode all samples into anonymous shared memory (a container has only 64 MB of /dev/shm)."""
+    """Decode all samples into anonymous shared memory.
+
+    /dev/shm would be too small: a container has only 64 MB of it by default.
+    """
     shape = len(samples), 4 * size[0] * size[1]
     pixels = np.frombuffer(mmap.mmap(-1, int(np.prod(shape))), np.uint8).reshape(shape)
     masks = []
@@ -110,8 +116,10 @@ def build_ram_cache(samples: Sequence[Sample], preprocessing: Preprocessing, siz
 def open_disk_cache(
     samples: Sequence[Sample], preprocessing: Preprocessing, size: Size, path: Path
 ) -> Cache:
-    """Open the cache file `path` (.npy, pixels) and the .npz of the masks, and write them first if
-    they are missing. One process writes while the others wait."""
+    """Open the two files of a cache: pixels in `path` (.npy), and masks in a .npz beside it.
+
+    Writes the files first if they are missing. One process writes while the others wait.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = acquire_lock(path.with_suffix(".lock"))
     try:
@@ -131,8 +139,10 @@ def open_disk_cache(
 def write_disk_cache(
     samples: Sequence[Sample], preprocessing: Preprocessing, size: Size, path: Path
 ) -> None:
-    """Write both files of a cache. The .npy is renamed last, so its existence means that both are
-    complete."""
+    """Write both files of a cache.
+
+    The .npy is renamed last. Its existence therefore means that both files are complete.
+    """
     shape = len(samples), 4 * size[0] * size[1]
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     masks = []
@@ -161,8 +171,11 @@ def files_hash(samples: Sequence[Sample], preprocessing: Preprocessing | None = 
 
 
 def make_cache(settings: Settings, samples: Sequence[Sample]) -> Cache | None:
-    """Build or open the cache that the setting asks for, and print where it is; None: decode the
-    images in every epoch."""
+    """Build or open the cache that the settings ask for, and print where it is.
+
+    Returns None if images are to be decoded in every epoch. Raises InputError if there is too
+    little space, or if cache=ram or cache=disk is set for images of several sizes.
+    """
     preprocessing = preprocessing_from(settings)
     size, *others = {preprocessing.size} if preprocessing.size else read_checked_sizes(samples)
     if others and settings.cache in ("ram", "disk"):
@@ -184,8 +197,11 @@ def make_cache(settings: Settings, samples: Sequence[Sample]) -> Cache | None:
 
 
 def choose_location(cache: str, n_bytes: int, path: Path) -> str:
-    """Return "ram", "disk" or "none" for the setting `cache`. "auto" uses a cache file that exists
-    or is being written, else a place with more than twice the needed space."""
+    """Return "ram", "disk" or "none" for the setting `cache`.
+
+    "auto" uses a cache file that exists or is being written. Otherwise it uses a place with more
+    than twice the needed space.
+    """
     if cache != "auto":
         return cache
     if path.exists() or any(path.parent.glob(f".{path.name}.*.tmp")):

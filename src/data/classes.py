@@ -11,8 +11,10 @@ IGNORE = 255  # class id of pixels that are neither trained on nor scored
 
 
 def parse_color(text: str) -> tuple[int, ...] | None:
-    """Return the RGB values of a color such as #ff8000 or orange; None if `text` is not a color, is
-    out of range or has an opacity."""
+    """Return the RGB values of a color such as #ff8000 or orange.
+
+    Returns None if `text` is not a color, is out of range or has an opacity.
+    """
     try:
         color = ImageColor.getrgb(text)
     except ValueError:
@@ -28,7 +30,7 @@ class ClassMap:
     colors: tuple[tuple[int, int, int], ...]  # RGB of each class in pictures
     # Class (or IGNORE) of each value, or palette index, of a label file; -1: invalid value.
     value_to_class: tuple[int, ...] = ()
-    # RGB distance to the nearest palette color above which a pixel is ignored; 0: off.
+    # Pixels farther than this RGB distance from every palette color are ignored; 0: off.
     max_color_distance: int = 0
     mask_threshold: int = 0  # see mask_io.read_mask
     # Label value of each color 0xRRGGBB, for label files in colors; see mask_io.read_label_values.
@@ -68,8 +70,10 @@ def decode_values(values: np.ndarray, class_map: ClassMap, name: str) -> np.ndar
 
 
 def encode_values(classes: np.ndarray, class_map: ClassMap) -> np.ndarray:
-    """Convert H×W uint8 class ids to the values of a label file, H×W uint8: the inverse of
-    decode_values()."""
+    """Convert H×W uint8 class ids to the values of a label file, H×W uint8.
+
+    This is the inverse of decode_values().
+    """
     return np.array(class_map.label_values, np.uint8)[classes]
 
 
@@ -83,9 +87,9 @@ def decode_colors(
 ) -> np.ndarray:
     """Convert H×W×3 uint8 RGB label colors, as JPEG leaves them, to H×W uint8 class ids.
 
-    Each pixel takes the nearest color of `palette` (K×3; the first of equally near ones), whose
-    index `class_map.value_to_class` maps to a class. Raise InputError if too many pixels of label
-    file `name` are far from every color.
+    Each pixel takes the nearest color of `palette`, K×3. If several are equally near, it takes the
+    first one. `class_map.value_to_class` maps the index of the color to a class. Raises InputError
+    if too many pixels of the label file `name` are far from every color.
     """
     from scipy.cluster.vq import vq  # imported here, as it takes half a second
 

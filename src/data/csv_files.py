@@ -35,8 +35,11 @@ def require_distinct(path: Path | str, names: pd.Series) -> None:
 
 
 def read_car_metadata(settings: Settings) -> pd.DataFrame | None:
-    """Return the columns make and car ("year make model") of each group from the competition's
-    metadata.csv, or None if there is no such file, or one with other columns."""
+    """Return the make and car ("year make model") of each group, as a table.
+
+    They come from the competition's metadata.csv. Returns None if there is no such file, or if it
+    has other columns.
+    """
     path = Path(settings.data_dir) / "metadata.csv"
     columns = ["id", "year", "make", "model", "trim1", "trim2"]
     if not path.exists():
@@ -51,7 +54,10 @@ def read_car_metadata(settings: Settings) -> pd.DataFrame | None:
 
 
 def read_folds(settings: Settings) -> dict[str, int]:
-    """Return group → fold of this dataset in folds_csv; folds are 0…k−1 without gaps."""
+    """Return group → fold of this dataset in folds_csv.
+
+    Raises InputError unless the folds are 0…k−1 without gaps.
+    """
     path = settings.folds_csv
     require_paths(Path(path), remedy="; write it with `python src/folds.py`")
     table = read_csv_strict(path, ["dataset", "group", "fold"])
@@ -87,7 +93,10 @@ def read_submission_names(settings: Settings) -> list[str] | None:
 
 
 def decode_mask(text: str, size: tuple[int, int], source: str) -> np.ndarray:
-    """Decode the run lengths of a csv: H×W bool. Raises InputError that begins with `source`."""
+    """Decode the run lengths of a csv to an H×W bool mask.
+
+    Raises InputError for invalid run lengths. Its message begins with `source`.
+    """
     try:
         return rle.decode(text, size)
     except ValueError as error:
@@ -97,10 +106,8 @@ def decode_mask(text: str, size: tuple[int, int], source: str) -> np.ndarray:
 def read_class_map(path: Path) -> ClassMap:
     """Read classes.csv: the value in label files, name and color of each class.
 
-    Label files may hold the colors instead of the values.
-
-    Pixels of the class "ignore", which may lack a color, are neither trained on nor scored;
-    "background" is class 0.
+    Label files may hold the colors instead of the values. The class "background" gets id 0. Pixels
+    of the class "ignore" are neither trained on nor scored; this class needs no color.
     """
     table, rows = read_csv_strict(path, ["value", "name", "color"]), []
     for cells in table.itertuples(index=False):
@@ -126,7 +133,11 @@ def read_class_map(path: Path) -> ClassMap:
 
 
 def _parse_colors(path: Path, rows: list[tuple[int, str, str]]) -> dict[int, tuple[int, int, int]]:
-    """Return value → RGB of the rows (value, name, color) of classes.csv that have a color."""
+    """Return value → RGB for the rows (value, name, color) of classes.csv.
+
+    Leaves out the class "ignore" if it has no color. Raises InputError for other classes without a
+    valid color, and for a color that two classes have.
+    """
     rgb, name_of_color = {}, {}
     for value, name, text in rows:
         if name == "ignore" and not text:

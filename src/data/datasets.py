@@ -61,8 +61,9 @@ def read_native_size(sample: Sample) -> tuple[int, int]:
 def read_checked_sizes(samples: Sequence[Sample]) -> set[tuple[int, int]]:
     """Return all image sizes (h, w) from the files' headers.
 
-    Raises InputError with the first bad file, one that is not an image or whose mask has another
-    size, and with their number. Prints a warning if EXIF rotates images, but not their masks.
+    Raises InputError if a file is not an image, or if a mask and its image differ in size. The
+    message names the first such file and counts them. Prints a warning if EXIF rotates images, but
+    not their masks.
     """
     sizes, errors = set(), []
     for sample in samples:
@@ -82,7 +83,10 @@ def read_checked_sizes(samples: Sequence[Sample]) -> set[tuple[int, int]]:
 
 
 def exif_rotates_only_image(sample: Sample) -> bool:
-    """Whether EXIF rotates or mirrors a sample's image, but not its mask, at an unchanged size."""
+    """Whether EXIF rotates or mirrors a sample's image, but not its mask.
+
+    False if the rotation changes height and width: then the sizes of image and mask show it.
+    """
     orientation = image_io.read_orientation(sample.image)
     if orientation == 1 or sample.mask.suffix.lower() not in IMAGE_SUFFIXES:
         return False
@@ -102,8 +106,10 @@ def group_from_stem(stem: str, group_regex: str) -> str:
 
 
 def suggest_regex(group_regex: str, stems: list[str]) -> str:
-    """Return "group_regex=..., or " with an extended regex that matches these stems, to be put
-    into a message; "" if there is none."""
+    """Return "group_regex=..., or " with an extended regex that matches these stems.
+
+    The text is part of an error message. Returns "" if neither extension matches them all.
+    """
     for candidate in (f"{group_regex}.*", f".*{group_regex}.*"):
         if all(group_from_stem(stem, candidate) for stem in stems):
             return f"group_regex='{candidate}', or "
@@ -111,9 +117,10 @@ def suggest_regex(group_regex: str, stems: list[str]) -> str:
 
 
 def load_samples(settings: Settings, split: str) -> list[Sample]:
-    """Return all samples of the split "train" or "test", without folds; no image is opened.
+    """Return all samples of the split "train" or "test", without folds. Opens no image.
 
-    Raises InputError for training images whose names do not match group_regex.
+    Raises InputError for training images whose names do not match group_regex, and for two images
+    of one name.
     """
     class_map, regex = get_class_map(settings), settings.group_regex
     files = get_format(settings).list_files(settings, split)
@@ -146,10 +153,10 @@ def load_samples(settings: Settings, split: str) -> list[Sample]:
 
 
 def load_training_samples(settings: Settings) -> list[Sample]:
-    """Return the training samples with mask and fold: skip_empty leaves out those with empty masks,
-    max_images all but the first ones of each fold.
+    """Return the training samples with their masks and folds.
 
-    Raises InputError if folds_csv lacks the group of a sample.
+    skip_empty leaves out samples with empty masks. max_images keeps only the first samples of each
+    fold. Raises InputError if folds_csv lacks the group of a sample.
     """
     samples, folds = load_samples(settings, "train"), read_folds(settings)
     unknown = sorted({sample.group for sample in samples} - folds.keys())
@@ -174,8 +181,10 @@ def load_training_samples(settings: Settings) -> list[Sample]:
 
 
 def drop_empty_masks(samples: list[Sample]) -> list[Sample]:
-    """Return the samples whose masks show more than background, and print which do not. Every mask
-    is read."""
+    """Return the samples whose masks show more than background, and print how many do not.
+
+    Reads every mask. Raises InputError if no mask shows more than background.
+    """
     empty_values = [0, IGNORE] if samples[0].class_map.has_background else [IGNORE]
     masks = map_in_threads(read_sample_mask, samples)
     are_empty = [np.isin(mask, empty_values).all() for mask in masks]

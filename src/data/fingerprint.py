@@ -13,15 +13,16 @@ from data.sample import Sample
 
 
 def dataset_fingerprint(samples: Sequence[Sample]) -> str:
-    """Return "<h>-<m>-<i>": h is a hash of image names, groups, folds, sizes of mask files and
-    classes, m one of the content of the mask files, i one of the names and sizes of image files.
+    """Return the fingerprint "<h>-<m>-<i>" of a dataset.
 
-    Scores are comparable only if h and m are equal. A run trains all folds on equal h, m and i.
+    h is a hash of image names, groups, folds, sizes of mask files, and classes. m is a hash of the
+    content of the mask files. i is a hash of the names and sizes of the image files. Scores are
+    comparable only if h and m are equal. A run trains all folds on equal h, m and i.
     """
     lines = sorted(f"{s.image_id},{s.group},{s.fold},{mask_identity(s.mask)}" for s in samples)
     classes = samples[0].class_map
     if classes.value_to_class:
-        # With the names of the first release, where ClassMap was Scheme: its runs stay comparable.
+        # Keep the names of the first release, where ClassMap was Scheme: its runs stay comparable.
         lines.append(
             f"Scheme(names={classes.names}, colours={classes.colors}, "
             f"table={classes.value_to_class}, unsure={classes.max_color_distance})"
@@ -41,34 +42,43 @@ def short_hash(value: Any, n_digits: int = 6) -> str:
 
 
 def is_same_dataset(stored: str | None, fingerprint: str) -> bool:
-    """Whether a stored fingerprint is that of the same dataset. Earlier versions stored only its
-    first part."""
+    """Whether a stored fingerprint belongs to the dataset with this fingerprint.
+
+    Earlier versions stored only the first part, <h>.
+    """
     return stored in (fingerprint, fingerprint.partition("-")[0])
 
 
 def combine_fingerprints(stored: Sequence[str]) -> str:
-    """Return the "<h>-<m>" that the folds of a run share; if they differ, all of them, separated by
-    spaces."""
+    """Return the "<h>-<m>" that the folds of a run share.
+
+    If the folds differ, returns all of their "<h>-<m>", separated by spaces.
+    """
     parts = ["-".join(fingerprint.split("-")[:2]) for fingerprint in stored]
     return " ".join(sorted({complete_fingerprint(part, parts) for part in parts}))
 
 
 def complete_fingerprint(part: str, known: Sequence[str]) -> str:
-    """Return the first of the known fingerprints that begins with `part`, the <h> that earlier
-    versions stored; `part` itself if there is none."""
+    """Return the first known fingerprint that begins with `part`, or `part` if there is none.
+
+    Earlier versions stored only the part <h>.
+    """
     return next((f for f in known if f.startswith(f"{part}-")), part)
 
 
 def mask_identity(path: Path) -> str:
-    """Return the size of a mask's file, or its hash if other masks may have files of that size: in
-    uncompressed formats, and in a file of all masks, such as a csv."""
+    """Return the size of a mask's file, or its hash if the size says too little.
+
+    The hash is used where other masks may have files of the same size: in uncompressed formats, and
+    for a file that holds all masks, such as a csv.
+    """
     size = file_size(path)
     is_compressed = path.suffix.lower() in {*IMAGE_SUFFIXES} - {".bmp", ".tif", ".tiff"}
     return str(size) if is_compressed else file_sha256(path)
 
 
 def file_size(path: Path) -> int:
-    """Return the size in bytes; InputError if there is no such file."""
+    """Return the size of a file in bytes. Raises InputError if there is no such file."""
     if not path.exists():
         raise InputError(f"{path}: is missing, or a link to a missing file")
     return path.stat().st_size

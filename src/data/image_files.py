@@ -71,8 +71,10 @@ def _kind_of(path: Path) -> str:
 
 
 def foreign_file_remedy(path: Path) -> str:
-    """Return what to do about a HEIC photograph or a video, whatever its name, to be appended to a
-    message; "" for other files."""
+    """Return what to do about a HEIC or AVIF photograph or a video; "" for other files.
+
+    Recognizes a file by its first bytes, whatever its name. The text is appended to a message.
+    """
     try:
         with open(path, "rb") as file:
             start = file.read(12)
@@ -101,8 +103,10 @@ def list_names(names: Sequence[str]) -> str:
 
 
 def warn_of_other_files(folder: Path, pattern: str, written: set[str]) -> None:
-    """Print a warning if `folder` holds files of an earlier prediction, which are not in
-    `written`."""
+    """Print a warning if `folder` holds files of an earlier prediction.
+
+    These are the files that match `pattern` and are not in `written`.
+    """
     if others := sorted({path.name for path in folder.glob(pattern)} - written):
         print(
             f"warning: {folder} holds files of an earlier prediction: {list_names(others)}; delete "

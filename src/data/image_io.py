@@ -26,14 +26,17 @@ EXIF_ORIENTATION = 0x0112
 NEW_SUBFILE_TYPE, REDUCED_OR_MASK = 254, 1 | 4  # a tag of a TIFF's page, and two of its bits
 PNG_END = b"IEND\xaeB`\x82"  # with its checksum; other data may follow
 TO_OPENCV = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}  # by the number of channels
-MAX_JPEG_SIDE = 65_500  # pixels, of OpenCV and libjpeg
-MAX_12_BITS = 15  # highest byte of 16-bit values of which only 12 bits are used
+MAX_JPEG_SIDE = 65_500  # in pixels; a limit of OpenCV and libjpeg
+MAX_12_BITS = 15  # largest upper byte of 16-bit values that use only 12 bits
 
 
 @contextmanager
 def open_image(path: Path) -> Iterator[Image.Image]:
-    """Open a file with one picture without decoding it. Errors here and in the with block become an
-    InputError that names the file."""
+    """Open a file with one picture, without decoding it.
+
+    Errors here and in the with block become an InputError that names the file. Raises InputError
+    also for a file with several pictures or more than MAX_PIXELS pixels.
+    """
     try:
         # Not Image.open(path): Pillow 12.3 maps TIFFs into memory and garbles rotated ones.
         with open(path, "rb") as file, Image.open(file, formats=FORMATS_READ) as image:
@@ -60,8 +63,11 @@ def open_image(path: Path) -> Iterator[Image.Image]:
 
 
 def count_pictures(image: Image.Image) -> int:
-    """Return the number of frames or pages of a file, without what follows the first JPEG of an
-    MPO, and without the reduced copies and transparency masks of a TIFF, such as a GeoTIFF."""
+    """Return the number of frames or pages of a file.
+
+    Counts only the first JPEG of an MPO. Does not count the reduced copies and transparency masks
+    of a TIFF, such as a GeoTIFF.
+    """
     if image.format == "MPO" or not getattr(image, "is_animated", False):
         return 1
     n_copies = 0
@@ -96,7 +102,10 @@ def read_orientation(path: Path) -> int:
 
 
 def exif_orientation(image: Image.Image) -> int:
-    """Return 1…8, see turn_upright. Pillow itself turns a TIFF upright."""
+    """Return the EXIF orientation, 1…8; see turn_upright().
+
+    Returns 1 for a TIFF, because Pillow itself turns a TIFF upright.
+    """
     exif = Image.Exif()
     if image.format != "TIFF":
         with suppress(SyntaxError, struct.error):  # a damaged header of an intact image
@@ -118,15 +127,20 @@ def turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def find_photographs(path: Path) -> list[Path]:
-    """Return the image at `path`, or the images in the folder `path`, sorted by name; InputError if
-    there is none."""
+    """Return the image at `path`, or the images in the folder `path`, sorted by name.
+
+    Raises InputError if there is none.
+    """
     require_paths(path)
     return list_images(path) if path.is_dir() else [path]
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Read an image as H×W×3 uint8 RGB; an alpha channel is ignored. Raises InputError if the file
-    is damaged or truncated."""
+    """Read an image as H×W×3 uint8 RGB; an alpha channel is ignored.
+
+    Raises InputError if the file is damaged or truncated, or if its pixel values use 32 bits or
+    only 12 of 16 bits.
+    """
     with open_image(path) as image:
         orientation, is_16_bit = exif_orientation(image), has_16_bits(image)
         require_8_or_16_bits(path, image)
@@ -153,15 +167,19 @@ def require_8_or_16_bits(path: Path, image: Image.Image) -> None:
 
 
 def check_header(path: Path) -> None:
-    """Raise InputError if the file's header shows that `read_image` would fail; nothing is
-    decoded."""
+    """Raise InputError if the file's header shows that read_image() would fail.
+
+    Decodes nothing.
+    """
     with open_image(path) as image:
         require_8_or_16_bits(path, image)
 
 
 def _decode_by_opencv(data: bytes) -> np.ndarray:
-    """Decode a JPEG or PNG without rotating it. Raises ValueError if it is truncated, which OpenCV
-    does not report."""
+    """Decode a JPEG or PNG without rotating it.
+
+    Raises ValueError if it is damaged or truncated. OpenCV does not report a truncated file.
+    """
     is_jpeg = data.startswith(b"\xff\xd8")
     if not (_has_jpeg_end(data) if is_jpeg else PNG_END in data):
         raise ValueError("the file is truncated")
@@ -173,8 +191,11 @@ def _decode_by_opencv(data: bytes) -> np.ndarray:
 
 
 def _has_jpeg_end(data: bytes) -> bool:
-    """Whether an end marker follows the first scan. Phones append videos and other pictures after
-    it; the thumbnail before it has an end marker as well."""
+    """Whether an end marker follows the start of the first scan.
+
+    The header before it may hold a thumbnail, which has an end marker as well. Phones append videos
+    and other pictures after the marker.
+    """
     position = 2
     while (marker := data[position : position + 2]).startswith(b"\xff") and marker != b"\xff\xda":
         length = 2 + int.from_bytes(data[position + 2 : position + 4], "big")
@@ -183,13 +204,19 @@ def _has_jpeg_end(data: bytes) -> bool:
 
 
 def has_16_bits(image: Image.Image) -> bool:
-    """Whether a file, not decoded yet, has 16 bits a channel, of which Pillow keeps the upper 8."""
+    """Whether a file that is not decoded yet has 16 bits per channel.
+
+    Pillow keeps only the upper 8 of them.
+    """
     return ";16" in str(image.tile)
 
 
 def read_16_bits(path: Path) -> np.ndarray:
-    """Read a 16-bit file as H×W×4 uint8 RGBA: the lower bytes of the colors if the upper ones are
-    all 0, likewise of the alpha channel."""
+    """Read a 16-bit file as H×W×4 uint8 RGBA.
+
+    Takes the upper byte of each color value, or the lower byte if all upper bytes are 0. Does the
+    same for the alpha channel, independently of the colors.
+    """
     values = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
     if values is None:
         raise ValueError("an unsupported kind of 16-bit image")
@@ -205,8 +232,11 @@ def _to_8_bits(values: np.ndarray) -> np.ndarray:
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
-    """Write uint8 gray H×W, RGB H×W×3 or RGBA H×W×4 in the file format of the path's suffix. An
-    image that is too large for a JPEG is scaled down."""
+    """Write a uint8 image in the file format of the path's suffix.
+
+    The image is gray H×W, RGB H×W×3 or RGBA H×W×4. An image that is too large for a JPEG is scaled
+    down. Raises InputError if an image is too large for another format.
+    """
     longest = max(image.shape[:2])
     if path.suffix == ".jpg" and longest > MAX_JPEG_SIDE:
         scale = MAX_JPEG_SIDE / longest

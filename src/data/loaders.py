@@ -54,8 +54,10 @@ def collate(pairs: Sequence[ImageAndTarget]) -> list[Tensor]:
 
 
 def train_loader(samples: Sequence[Sample], settings: Settings, cache: Cache | None) -> DataLoader:
-    """Return a loader of (images B×3×h×w, targets B×1×h×w), uint8; set `epoch` and
-    `start` of its `batch_sampler` before each epoch."""
+    """Return a loader of uint8 batches: images B×3×h×w and targets B×1×h×w.
+
+    Set `epoch` and `start` of its `batch_sampler` before each epoch.
+    """
     height, width = settings.crop_size or network_size(samples[0], preprocessing_from(settings))
     sampler = EpochBatchSampler(len(samples), settings.batch_size, settings.seed)
     local_batch_size = sampler.step_size // process_env.world_size()
@@ -81,13 +83,15 @@ class LoadedSample:
     sample: Sample | None  # None: an array of pixels
     native_size: Size
     mask: np.ndarray | None  # H×W bool, or uint8 class ids
-    error: str = ""  # why the image could not be read; such a sample is in no sub-batch
+    error: str = ""  # why the image could not be read; its sub-batch has no images
 
 
 @dataclass
 class SubBatch:
-    """Consecutive samples of a batch whose images have one shape. There are no images if the
-    samples could not be read."""
+    """Consecutive samples of a batch whose images have the same shape.
+
+    `images` is empty if the samples could not be read.
+    """
 
     samples: list[LoadedSample]
     images: dict[Preprocessing, Tensor]  # B×3×h×w uint8, channels-last in memory
@@ -101,7 +105,7 @@ class SubBatch:
         return self
 
 
-Images = dict[Preprocessing, np.ndarray]  # an image h×w×3 uint8 as each of the networks takes it
+Images = dict[Preprocessing, np.ndarray]  # one image, h×w×3 uint8, preprocessed for each network
 
 
 def collate_samples(loaded: Sequence[tuple[LoadedSample, Images]]) -> list[SubBatch]:
@@ -119,7 +123,10 @@ def collate_samples(loaded: Sequence[tuple[LoadedSample, Images]]) -> list[SubBa
 
 
 def stack_images(images: Sequence[np.ndarray]) -> Tensor:
-    """Stack images h×w×3 to B×3×h×w, channels-last; in a worker directly into shared memory."""
+    """Stack images h×w×3 to a tensor B×3×h×w, channels-last in memory.
+
+    A worker process stacks them directly into shared memory.
+    """
     # Copies only arrays that torch cannot use.
     arrays = [np.require(image, requirements=["C_CONTIGUOUS", "WRITEABLE"]) for image in images]
     return default_collate(arrays).permute(0, 3, 1, 2)
@@ -149,13 +156,18 @@ class PredictionDataset(Dataset):
             return LoadedSample(self.samples[i], (0, 0), None, str(error)), {}
 
     def __getitems__(self, indices: list[int]) -> list[tuple[LoadedSample, Images]]:
-        """Return the samples of a batch, read in threads. DataLoader calls this in place of
-        __getitem__()."""
+        """Return the samples of a batch, read in threads.
+
+        DataLoader calls this instead of __getitem__().
+        """
         with ThreadPoolExecutor(self.n_threads) as pool:
             return list(pool.map(self.__getitem__, indices))
 
     def read(self, sample: Sample) -> tuple[LoadedSample, Images]:
-        """Read a sample from the cache or its files; InputError if a file is unreadable."""
+        """Read a sample from the cache or its files.
+
+        Raises InputError if a file is unreadable, or if mask and image differ in size.
+        """
         if self.cache:
             image, mask = self.cache.image_and_target(sample)[0], self.cache.mask(sample)
             return LoadedSample(sample, mask.shape, mask), {self.cache.preprocessing: image}
@@ -174,9 +186,10 @@ def prediction_loader(
     with_mask: bool,
     cache: Cache | None = None,
 ) -> DataLoader:
-    """Return a loader of lists of SubBatches, of `batch_size` samples, in the order of `samples`.
+    """Return a loader whose batches are lists of SubBatches, in the order of `samples`.
 
-    With a `cache`, `preprocessings` has one element, that of the cache.
+    A batch has up to `batch_size` samples. With a `cache`, `preprocessings` must hold only the
+    preprocessing of the cache.
     """
     workers = 0  # passing a cached image to this process takes longer than reading it
     if cache is None:
@@ -202,8 +215,11 @@ def prediction_loader(
 
 
 def network_size(sample: Sample, preprocessing: Preprocessing) -> Size:
-    """Return the size of a preprocessed image: at native size that of `sample`, or that of the
-    competition's images if it is unreadable, which is reported when it is loaded."""
+    """Return the network size of a sample.
+
+    At native size this is the size of the image. If the image is unreadable, returns the size of
+    the competition's images; the error is reported when the image is loaded.
+    """
     try:
         return preprocessing.size or read_native_size(sample)
     except InputError:

@@ -11,17 +11,17 @@ from data.image_files import list_names
 from data.image_io import exif_orientation, has_16_bits, open_image, read_16_bits, turn_upright
 
 GRAY_MODES = ("1", "L", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
-MAX_CLASS_VALUES = 64  # a mask of more values is taken for one with soft edges
-FULL_SCALES = (1, 255, 65535)  # of float, 8-bit and 16-bit files; above: the largest value
+MAX_CLASS_VALUES = 64  # a mask with more values probably has soft edges
+FULL_SCALES = (1, 255, 65535)  # of float, 8-bit and 16-bit files; beyond: the maximum
 
 
 def read_mask(path: Path, threshold: int = 0) -> np.ndarray:
-    """Read a mask as H×W bool: True where it is not black. It must show one color on black.
+    """Read a mask as H×W bool: True where it is not black.
 
-    The value of the object may be 1 as well as 255. If all that is visible has one color, the
-    alpha channel is the mask. In files with more values, and in lossy ones, the object is where the
-    brightest channel reaches `threshold`, 1…255; without a threshold, more values raise
-    InputError.
+    The mask must show one color on black. The value of the object may be 1 as well as 255. If all
+    visible pixels have one color, the alpha channel is the mask. In lossy files, and in files with
+    more values, the object is where the brightest channel reaches `threshold`, 1…255. Without a
+    threshold, more values raise InputError.
     """
     with open_image(path) as image:
         orientation, pixels = exif_orientation(image), _shown_pixels(path, image)
@@ -54,8 +54,11 @@ def _to_rgba(path: Path, image: Image.Image) -> np.ndarray:
 
 
 def _to_mask(path: Path, values: np.ndarray, threshold: int) -> np.ndarray:
-    """Convert H×W values, 0 for black, to bool. Where there is more than black and one other value,
-    the object is where `threshold` is reached, and InputError is raised without a threshold."""
+    """Convert H×W values, 0 for black, to bool.
+
+    If there are more values than black and one other, the object is where `threshold` is reached.
+    Without a threshold, such values raise InputError.
+    """
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise InputError(f"{path}: contains NaN or inf; replace them with 0")
     mask, largest = values != 0, values.max()
@@ -72,8 +75,10 @@ def _to_mask(path: Path, values: np.ndarray, threshold: int) -> np.ndarray:
 
 
 def _explain_values(found: np.ndarray) -> str:
-    """Return an error message for a mask with the sorted values `found`, more than black and one
-    other; uint32 are colors as bytes R, G, B, 0."""
+    """Return an error message for a mask that shows more than black and one other value.
+
+    `found` are its sorted values. uint32 values are colors with the bytes R, G, B, 0.
+    """
     is_gray = found.dtype != np.uint32
     names = [f"{v:g}" if is_gray else f"#{v.to_bytes(3, 'little').hex()}" for v in found.tolist()]
     classes = "list them in classes.csv if they are classes"
@@ -96,8 +101,12 @@ def _explain_values(found: np.ndarray) -> str:
 
 
 def _rgba_mask(path: Path, rgba: np.ndarray, threshold: int) -> np.ndarray:
-    """Convert H×W×4 to bool from the alpha channel if all visible colors are equal, from the colors
-    if alpha is constant, else from both, which must agree."""
+    """Convert H×W×4 RGBA to an H×W bool mask.
+
+    If alpha is constant and above 0, the mask comes from the colors. If all visible colors are
+    equal, it comes from alpha. Otherwise colors and alpha must show the same mask. Raises
+    InputError if they disagree.
+    """
     rgb, colors, alpha = rgba[..., :3], rgba.view("<u4")[..., 0] & 0xFFFFFF, rgba[..., 3]
     is_gray = (rgb == rgb[..., :1]).all()
     values = rgb.max(axis=2) if threshold or is_gray else colors
@@ -126,11 +135,12 @@ def _is_constant(values: np.ndarray) -> bool:
 def read_label_values(
     path: Path, color_values: Sequence[tuple[int, int]] = (), valid_values: Sequence[int] = ()
 ) -> np.ndarray:
-    """Read a label file as H×W integers: its gray values, its palette indices or, if all its colors
-    are among `color_values`, pairs of 0xRRGGBB and value, the values of these colors.
+    """Read a label file as H×W integers: its gray values or its palette indices.
 
-    Raises InputError for other colors, and for a palette file whose colors are listed with other
-    values than its indices, or are grays among `valid_values` that differ from its indices.
+    If all colors of the file are in `color_values`, pairs of 0xRRGGBB and value, returns the values
+    of these colors. Raises InputError for other colors. Raises InputError also for a palette file
+    if the values of its colors in `color_values` differ from its indices, or if its colors are
+    grays among `valid_values` that differ from its indices.
     """
     with open_image(path) as image:
         if is_lossy(path, image):
@@ -154,8 +164,11 @@ def _check_palette(
     color_values: Sequence[tuple[int, int]],
     valid_values: Sequence[int],
 ) -> None:
-    """Raise InputError if a palette file is ambiguous: its colors and its indices mean different
-    classes. Gray colors do so after some programs that write GIFs have reordered the palette."""
+    """Raise InputError if colors and indices of a palette file mean different classes.
+
+    Such a file is ambiguous. Gray levels and indices differ if a program that writes GIFs has
+    reordered the palette.
+    """
     gray = rgb[..., 0]
     are_values = (rgb == gray[..., None]).all() and np.isin(gray, list(valid_values)).all()
     if are_values and (gray != indices).any():
@@ -192,8 +205,11 @@ def _look_up_colors(
 def _values_of_colors(
     path: Path, rgb: np.ndarray, color_values: Sequence[tuple[int, int]]
 ) -> np.ndarray:
-    """Return the H×W values of an RGB file: those of its colors if all are listed, else its gray
-    levels."""
+    """Return the H×W values of an RGB file.
+
+    These are the values of its colors if `color_values` lists all of them, else its gray levels.
+    Raises InputError for unlisted colors that are not gray.
+    """
     values, unlisted = _look_up_colors(rgb, color_values)
     if not unlisted.size:
         return values

@@ -9,7 +9,7 @@ from core.settings import Settings
 from data.classes import IGNORE
 
 Size = tuple[int, int]  # height, width
-# Part of the names of caches and unfinished predictions: raise it when a file yields other pixels.
+# Part of the names of caches and unfinished predictions. Increase it if files yield other pixels.
 VERSION = 2
 KMEANS_SAMPLES = 1000  # pixels from which k-means finds the colors
 
@@ -45,8 +45,11 @@ def preprocess_image(image: np.ndarray, preprocessing: Preprocessing) -> np.ndar
 
 
 def preprocess_mask(mask: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """Resize an H×W mask to the h×w uint8 target. A bool mask becomes the covered fraction of each
-    pixel, 0…255; class ids are sampled by nearest neighbor, with IGNORE in letterbox padding."""
+    """Resize an H×W mask to the h×w uint8 target.
+
+    A bool mask becomes the covered fraction of each pixel, 0…255. Class ids are sampled by nearest
+    neighbor, and letterbox padding is IGNORE.
+    """
     if mask.dtype == bool:
         return _resize(mask.astype(np.uint8) * 255, preprocessing, interpolation=None, fill=0)
     return _resize(mask, preprocessing, cv2.INTER_NEAREST_EXACT, IGNORE)
@@ -55,8 +58,10 @@ def preprocess_mask(mask: np.ndarray, preprocessing: Preprocessing) -> np.ndarra
 def _resize(
     pixels: np.ndarray, preprocessing: Preprocessing, interpolation: int | None, fill: int
 ) -> np.ndarray:
-    """Resize to the preprocessing's size; interpolation None: area for an axis that shrinks,
-    bilinear for one that grows."""
+    """Resize H×W or H×W×C pixels to the network size; a letterbox is padded with `fill`.
+
+    interpolation=None means area for an axis that shrinks and bilinear for one that grows.
+    """
     size = preprocessing.size
     if size is None or pixels.shape[:2] == size:
         return pixels
@@ -75,8 +80,11 @@ def _resize(
 
 
 def reduce_colors(image: np.ndarray, n_colors: int) -> np.ndarray:
-    """Replace each pixel of an H×W×3 uint8 image with the nearest of `n_colors` colors: the centers
-    of k-means over 1,000 random pixels. The result depends on the image alone."""
+    """Replace each pixel of an H×W×3 uint8 image with the nearest of `n_colors` colors.
+
+    The colors are the centers of k-means over 1,000 random pixels. The result depends on the image
+    alone.
+    """
     from scipy.cluster.vq import vq  # imported here, as it takes half a second
 
     pixels = image.reshape(-1, 3).astype(np.float32)

@@ -5,7 +5,7 @@ import re
 import numpy as np
 
 RLE_PATTERN = re.compile(r"[0-9]+ [0-9]+(?: [0-9]+ [0-9]+)*", re.ASCII)
-# Least vertical_continuity() of a mask that is not scattered: columns of 5 pixels on average.
+# A mask with a lower vertical_continuity() is scattered. 0.8: columns of 5 pixels on average.
 MIN_CONTINUITY = 0.8
 MAX_DIGITS = 18  # a number with more may overflow int64
 
@@ -29,8 +29,8 @@ def encode(mask: np.ndarray) -> str:
 def parse_runs(text: str, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Return 0-indexed starts and lengths, int64, of the runs in a frame of `size` pixels.
 
-    ValueError names the broken rule: pairs of plain numbers, positive, increasing without
-    overlap, inside the frame.
+    Runs must be pairs of plain numbers, positive, increasing without overlap, and inside the frame.
+    Raises ValueError that names the broken rule.
     """
     if text == "":
         return np.empty(0, np.int64), np.empty(0, np.int64)
@@ -56,7 +56,7 @@ def parse_runs(text: str, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def decode(text: str, shape: tuple[int, int]) -> np.ndarray:
-    """Return the H×W bool mask of a text; ValueError if it is invalid, see parse_runs()."""
+    """Return the H×W bool mask of a text. Raises ValueError if it is invalid, see parse_runs()."""
     size = shape[0] * shape[1]
     starts, lengths = parse_runs(text, size)
     bounds = np.column_stack([starts, starts + lengths]).ravel()  # outside, inside, outside, ...
@@ -65,9 +65,12 @@ def decode(text: str, shape: tuple[int, int]) -> np.ndarray:
 
 
 def is_counted_down_columns(text: str, shape: tuple[int, int]) -> bool:
-    """Whether the run lengths look column-major, as in other competitions: the mask is scattered if
-    decoded row by row, but not if decoded column by column. False for objects of up to 4 pixels in
-    width or height, which look the same both ways. shape: (H, W)."""
+    """Whether the run lengths look column-major, as in other competitions.
+
+    They do if the mask is scattered when decoded row by row, but not when decoded column by column.
+    False for objects of up to 4 pixels in width or height, which look the same both ways. `shape`
+    is (H, W).
+    """
     size = shape[0] * shape[1]
     if not vertical_continuity(*parse_runs(text, size), shape) < MIN_CONTINUITY:  # NaN: unknown
         return False
@@ -78,11 +81,11 @@ def is_counted_down_columns(text: str, shape: tuple[int, int]) -> bool:
 
 
 def vertical_continuity(starts: np.ndarray, lengths: np.ndarray, shape: tuple[int, int]) -> float:
-    """Return the fraction of a mask's pixels above the bottom row whose lower neighbor is in the
-    mask, too; NaN if there are none.
+    """Return the fraction of a mask's pixels whose lower neighbor is in the mask, too.
 
-    0.996 or more in the competition's masks, below 0.31 if their pixels are counted down the
-    columns. starts, lengths: as from parse_runs(); shape: (H, W) of the mask.
+    Pixels of the bottom row do not count. Returns NaN if there are no other pixels. The fraction is
+    0.996 or more in the competition's masks, and below 0.31 if their pixels are counted down the
+    columns. `starts` and `lengths` are those of parse_runs(); `shape` is (H, W).
     """
     height, width = shape
     bounds = np.column_stack([starts, starts + lengths]).ravel()

@@ -9,8 +9,11 @@ from core import process_env
 
 
 def samples_per_step(count: int, batch_size: int, processes: int) -> int:
-    """Return the number of samples of a step over all ranks: `batch_size`, or all `count` samples
-    if there are fewer, rounded down to a multiple of `processes`."""
+    """Return the number of samples of a step over all ranks.
+
+    This is `batch_size`, or `count` if there are fewer samples, rounded down to a multiple of
+    `processes`.
+    """
     return min(batch_size, count) // processes * processes
 
 
@@ -18,9 +21,10 @@ class EpochBatchSampler(Sampler):
     """This rank's part of each training step, as a list of keys (epoch, i).
 
     The order is a permutation drawn from (seed, epoch). All steps have the same number of samples,
-    the same on each rank. The samples left at the end of the permutation, fewer than a step needs
-    and different ones in each epoch, are left out. Keys contain the epoch, because worker processes
-    outlive it. The first `start` steps, which an interrupted epoch has done, are skipped.
+    split equally among the ranks. Samples at the end of the permutation that do not fill a step are
+    left out; they are different ones in each epoch. Keys contain the epoch, because worker
+    processes outlive it. The first `start` steps are skipped, because an interrupted epoch has
+    already done them.
     """
 
     def __init__(self, n_samples: int, batch_size: int, seed: int):

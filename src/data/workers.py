@@ -9,19 +9,20 @@ from core import machine, process_env, signals
 from core.device import pick_device
 from core.settings import Settings
 
-# Forked processes share the cache in memory. Those of the default method, since Python 3.14 another
-# one, would each receive a copy of it, and outlive this process if it is killed. macOS has no safe
-# fork.
+# Forked processes share the cache in memory. Since Python 3.14, fork is not the default any more.
+# Processes of the new default would each receive a copy of the cache. They would also outlive this
+# process if it is killed. macOS has no safe fork.
 START_METHOD = "fork" if sys.platform == "linux" else None
 
 
 def choose_num_workers(settings: Settings, batch_bytes: int, is_cheap: bool) -> int:
-    """Return the number of worker processes: `num_workers`, or one per core, but none if the
-    network runs on the same cores and loading is cheap.
+    """Return the number of worker processes.
 
-    Prints a message if the batches of fewer processes fit into shared memory.
+    This is `num_workers`, or by default one per core. The default is 0 if loading is cheap and the
+    network runs on the same cores. If the batches do not fit into shared memory, prints a message
+    and returns a smaller number.
 
-    Measured with the carvana_small network on 1918×1280 JPEGs, 2 cores, batches of 4: 18.2 ms an
+    Measured with the carvana_small network on 1918×1280 JPEGs, 2 cores, batches of 4: 18.2 ms per
     image with threads that decode between two forward passes, 20.2 ms with neither threads nor
     workers, 23.3 ms with 2 workers.
     """

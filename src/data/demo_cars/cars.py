@@ -12,7 +12,8 @@ import numpy as np
 
 from data.demo_cars.designs import MATERIALS, NOSE, SPOKES, TAIL, WHEEL, Body
 
-Part = tuple[str, np.ndarray]  # material, grid: rows×columns×3, outside where rows × columns points
+# Material, and grid rows×columns×3. The cross product of its row and column steps points outside.
+Part = tuple[str, np.ndarray]
 Surface = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (x or across, z) -> points
 
 

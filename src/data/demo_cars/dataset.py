@@ -43,7 +43,7 @@ def draw_cars(count: int, seed: int) -> list[DemoCar]:
 
 
 def write_mask_gif(path: Path, mask: np.ndarray) -> None:
-    """Write an H×W bool mask as a palette GIF with pixels 0 and 1, as the competition's masks."""
+    """Write an H×W bool mask as a palette GIF with pixels 0 and 1, like the competition's masks."""
     image = Image.frombytes("P", mask.shape[::-1], mask.astype(np.uint8).tobytes())
     image.putpalette([0, 0, 0, 255, 255, 255])
     image.save(path)
@@ -52,8 +52,10 @@ def write_mask_gif(path: Path, mask: np.ndarray) -> None:
 def write_view(
     folder: Path, demo_car: DemoCar, view: int, split: str, seed: int, size: tuple[int, int]
 ) -> tuple[str, str]:
-    """Render one view (1 to 16) and write its image, and for training its mask, to `folder`; return
-    the name of the image file and the run-length mask."""
+    """Render one view (1 to 16) and write its image to `folder`, for training also its mask.
+
+    Returns the name of the image file and the run-length mask.
+    """
     cv2.setNumThreads(1)  # the processes already use all cores
     rng = np.random.default_rng([seed, demo_car.number, 1])
     car = build_car(rng, BODIES[demo_car.body], PAINTS[demo_car.color])

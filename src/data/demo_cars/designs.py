@@ -71,8 +71,8 @@ MAKES_AND_MODELS = {  # fictitious
     "sedan": ("Albion", "Corso"), "coupe": ("Vento", "Lince"), "hatchback": ("Piko", "Uno Due"),
     "suv": ("Nordvik", "Fjell"), "pickup": ("Granger", "Hauler"), "van": ("Albion", "Familia"),
 }
-# Linear blue, green, red; reflectance at normal incidence; depth bias in meters, which makes a part
-# win over the part it lies on although the centers of their quads differ slightly.
+# Linear blue, green, red; reflectance at normal incidence; depth bias in meters. The bias draws a
+# part over the part that it lies on, although the centers of their quads differ slightly.
 MATERIALS = {
     "tread": (0.012, 0.012, 0.012, 0.01, 0.0), "gap": (0.006, 0.006, 0.006, 0.0, 0.10),
     "plastic": (0.014, 0.014, 0.014, 0.03, 0.10), "glass": (0.016, 0.014, 0.012, 0.035, 0.16),

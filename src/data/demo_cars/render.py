@@ -36,8 +36,11 @@ def camera_axes(view: int) -> np.ndarray:
 def shade(
     materials: np.ndarray, normals: np.ndarray, rays: np.ndarray, z: np.ndarray
 ) -> np.ndarray:
-    """Return Q×3 linear light of quads with these rows of MATERIALS, unit normals, unit rays from
-    the camera and heights."""
+    """Return the linear light of quads, Q×3.
+
+    `materials` are rows of MATERIALS. `normals` and `rays`, from the camera, are unit vectors. `z`
+    are heights.
+    """
     facing = np.clip(-(normals * rays).sum(1), 0, 1)
     reflected_z = rays[:, 2] + 2 * facing * normals[:, 2]
     environment = np.interp(
@@ -131,8 +134,8 @@ def render_view(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Render view 1..16 (22.5° apart; 1: front, 5: left side) at `size` (height, width).
 
-    Returns the image, H×W×3 uint8 BGR, and the mask, H×W bool: the car covers at least half the
-    pixel.
+    Returns the image, H×W×3 uint8 BGR, and the mask, H×W bool. The mask is True where the car
+    covers at least half the pixel.
     """
     height, width = size
     image, noise = render_backdrop(size, tuple(car.exposure), car.seed)

@@ -16,15 +16,16 @@ FilePairs = list[tuple[Path, Path | None]]  # image and mask file (None: unknown
 class DatasetFormat:
     """How the files of one dataset are found and read.
 
-    A subclass implements the first two methods. The defaults of the others suit datasets
-    whose label files have the size of their images, and values that the class map lists. If the
-    masks are not image files, override read_mask() and read_checked_size(), as Carvana does for a
-    csv.
+    A subclass implements the first two methods. The defaults of the other methods suit label files
+    that have the size of their images and hold values of the class map. If the masks are not image
+    files, override read_mask() and read_checked_size(), as Carvana does for a csv.
     """
 
     def list_files(self, settings: Settings, split: str) -> FilePairs:
-        """Return the files of each sample of the split "train" or "test", in order; no image is
-        opened."""
+        """Return the files of each sample of the split "train" or "test", in order.
+
+        Opens no image.
+        """
         raise NotImplementedError
 
     def make_class_map(self, settings: Settings) -> ClassMap:
@@ -53,7 +54,10 @@ class DatasetFormat:
         return image_io.read_image_size(sample.image)
 
     def read_checked_size(self, sample: Sample) -> tuple[int, int]:
-        """Return (height, width) from the headers; InputError if image and mask differ in size."""
+        """Return (height, width) from the headers.
+
+        Raises InputError if image and mask differ in size.
+        """
         size, mask_size = self.read_native_size(sample), image_io.read_image_size(sample.mask)
         if mask_size != size:
             hint = "; save both at one size, the mask without interpolation"

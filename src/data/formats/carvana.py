@@ -1,8 +1,9 @@
 """The Carvana Image Masking Challenge, and any dataset in its layout.
 
-train/<car>_<view>.jpg with train_masks/<car>_<view>_mask.gif, test/, sample_submission.csv. Other
-names and image types are accepted, train_masks.csv in place of train_masks/, likewise the masks of
-test/, and with a classes.csv masks of several classes.
+The layout is train/<car>_<view>.jpg, train_masks/<car>_<view>_mask.gif, test/ and
+sample_submission.csv. Images may have other names and types. train_masks.csv may replace
+train_masks/. The masks of test/ may be in test_masks/ or test_masks.csv. With a classes.csv, masks
+have several classes.
 """
 
 import unicodedata
@@ -36,8 +37,10 @@ DOWNLOAD_REMEDY = (
 
 class Carvana(DatasetFormat):
     def list_files(self, settings: Settings, split: str) -> FilePairs:
-        """Pair the images with their masks, which test/ need not have; list test/ in the order of
-        sample_submission.csv, or by name if there is no such file."""
+        """Pair the images with their masks; test/ may have no masks.
+
+        Lists test/ in the order of sample_submission.csv, or by name if there is no such file.
+        """
         images_dir, masks = images_dir_of(settings, split), masks_path(settings, split)
         if split == "train":
             require_paths(images_dir, masks, remedy=download_remedy(settings))
@@ -109,7 +112,10 @@ def masks_path(settings: Settings, split: str) -> Path:
 
 
 def download_remedy(settings: Settings) -> str:
-    """Return what to do if data_dir lacks files; the download only for the competition's folder."""
+    """Return what to do if data_dir lacks files.
+
+    Suggests a download only for the competition's folder.
+    """
     is_default = Path(settings.data_dir).absolute() == ROOT / FIELDS["data_dir"].default
     if is_default and settings.dataset_name == "carvana":
         return DOWNLOAD_REMEDY
@@ -122,8 +128,10 @@ def download_remedy(settings: Settings) -> str:
 def pair_images_with_masks(
     images: list[Path], masks: Path, mask_name: str, remedy: str = ""
 ) -> FilePairs:
-    """Return (image, mask) of each image; InputError that counts the unpaired files, with
-    `remedy`."""
+    """Return (image, mask) for each image.
+
+    Raises InputError if files are unpaired. The message counts them and ends with `remedy`.
+    """
     if masks.suffix == ".csv":
         patterns, unused = ["{stem}"], dict.fromkeys(read_encoded_masks(masks), masks)
     else:
@@ -163,7 +171,7 @@ def to_nfc(name: str) -> str:
 
 
 def order_by_names(images: list[Path], names: list[str]) -> list[Path]:
-    """Return the images in the order of `names`; InputError if the two differ."""
+    """Return the images in the order of `names`. Raises InputError if the two differ."""
     by_name = {image.name: image for image in images}
     missing = [name for name in names if name not in by_name]
     extra = by_name.keys() - set(names)

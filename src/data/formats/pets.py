@@ -32,8 +32,10 @@ class Pets(DatasetFormat):
         return list(zip(images, trimaps, strict=True))
 
     def make_class_map(self, settings: Settings) -> ClassMap:
-        """Return the class map of trimaps: 1 pet, 2 background, 3 border, whose class trimap_border
-        sets."""
+        """Return the class map of trimaps: 1 is pet, 2 is background, 3 is border.
+
+        The setting trimap_border chooses the class of the border.
+        """
         if settings.trimap_border in ("pet", "background"):
             border = int(settings.trimap_border == "pet")
             return ClassMap(("pet",), (PET_COLOR,), (-1, 1, 0, border))
