@@ -12,8 +12,9 @@ from models.unet import UNet
 def build_model(settings: Settings, n_classes: int = 1, pretrained: bool = True) -> Segmenter:
     """Return the model of the settings, with weights in channels-last memory format.
 
-    Set `pretrained=False` if its weights are loaded afterwards: pretrained ones of an encoder are
-    then neither downloaded nor read. Raises InputError if the settings do not fit together.
+    Set `pretrained=False` if its weights are loaded afterwards. The pretrained weights of an
+    encoder are then neither downloaded nor read. Raises InputError if the settings do not fit
+    together.
     """
     if settings.model == "unet":
         unet = build_unet(settings, n_classes)
@@ -24,7 +25,7 @@ def build_model(settings: Settings, n_classes: int = 1, pretrained: bool = True)
 
 
 def build_unet(settings: Settings, n_classes: int) -> UNet:
-    """Return the U-Net of the settings; InputError if they do not fit together."""
+    """Return the U-Net of the settings. Raises InputError if they do not fit together."""
     n_levels = len(settings.channels)
     for name, n_expected in (
         ("dropout", n_levels),

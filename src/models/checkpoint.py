@@ -20,8 +20,8 @@ from data.fingerprint import is_same_dataset
 from models.build import build_model
 from models.segmenter import Segmenter
 
-# Names in files of the first release → today's: the header's key, metadata keys, and prefixes of
-# parameter names of the U-Net.
+# Names in files of the first release → current names. They are the key of the header, keys of the
+# metadata, and prefixes of the U-Net's parameter names.
 FIRST_RELEASE_NAMES = {
     "about": "metadata",
     "dice": "val_dice",
@@ -67,13 +67,16 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 
 def without_unknown_settings(stored: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """Return stored settings without those of `names` that this version does not have."""
+    """Return the stored settings, without any in `names` that this version does not have."""
     return {name: value for name, value in stored.items() if name in FIELDS or name not in names}
 
 
 def find_fold_mismatch(path: Path, fold: int, fingerprint: str) -> str:
-    """Return "" if the network in `path` was trained on the data with this fingerprint and held out
-    `fold`; otherwise an error message: its scores on `fold` would not be out of fold."""
+    """Return an error message if scores of the network in `path` on `fold` are not out of fold.
+
+    They are out of fold if the network held out `fold`, and was trained on the data with this
+    fingerprint. Returns "" in this case.
+    """
     if error := find_wrong_folder(path, fold):
         return error
     if not is_same_dataset(read_metadata(path).get("data"), fingerprint):
@@ -92,7 +95,10 @@ def find_wrong_folder(path: Path, fold: int) -> str:
 
 
 def tensors_sha256(path: Path) -> str:
-    """Return the SHA-256 of the weights alone: after a resumed training the metadata differ."""
+    """Return the SHA-256 of a file's weights, without its metadata.
+
+    The metadata differ after a resumed training.
+    """
     with open(path, "rb") as file:
         header_size = int.from_bytes(file.read(8), "little")
         file.seek(8 + header_size)
@@ -100,8 +106,10 @@ def tensors_sha256(path: Path) -> str:
 
 
 def require_scored_weights(run_dir: Path, fold: int, scored: str) -> None:
-    """Raise InputError if the fold's weights held out another fold, or have been replaced since
-    they were scored: `scored` is tensors_sha256() of the scored weights."""
+    """Raise InputError if the fold's weights held out another fold or are not those scored.
+
+    `scored` is tensors_sha256() of the scored weights.
+    """
     path = weights_path(run_dir, fold)
     if error := find_wrong_folder(path, fold):
         raise InputError(error)
@@ -129,8 +137,8 @@ def load_model(path: Path, device: torch.device) -> tuple[Segmenter, Settings]:
 def load_weights(path: Path, model: Segmenter, description: str) -> None:
     """Copy the weights of a file that `save_model` wrote into `model`.
 
-    Raises InputError if they are of another network than `model`, which the message calls
-    `description`.
+    Raises InputError if they do not fit `model` or are not finite. `description` says in the
+    message what they do not fit.
     """
     tensors = _rename_keys(load_file(path))
     if not all(tensor.isfinite().all() for tensor in tensors.values()):

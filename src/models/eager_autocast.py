@@ -21,12 +21,13 @@ def forward_context(device: torch.device, precision: str, is_compiled: bool) -> 
 
 
 class EagerAutocast(TorchFunctionMode):
-    """Context under autocast in which
+    """Make two operations faster under autocast, as a context.
 
-    - nearest upsampling keeps the dtype of its input: autocast would convert it to fp32, and
-      back for the next convolution. The values are the same; a compiler would fuse the conversions.
-    - in training on a CPU, depthwise convolutions run in fp32: with stride 2 or a 5×5 kernel,
-      oneDNN's backward pass in bf16 takes three to seven times as long.
+    - Nearest upsampling keeps the dtype of its input. Autocast would convert the input to fp32, and
+      the output back for the next convolution. The values are the same. A compiler would fuse the
+      conversions.
+    - In training on a CPU, depthwise convolutions run in fp32. With stride 2 or a 5×5 kernel,
+      oneDNN's backward pass takes three to seven times as long in bf16.
 
     Measured in docs/speed.md.
     """

