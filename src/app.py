@@ -76,7 +76,7 @@ def build_page(model: TrainedModel, title: str) -> "Blocks":
             color = gr.ColorPicker("#ffffff", label="Color")
         drawing = {"fn": draw, "inputs": [result, threshold, background, color]}
         drawing["outputs"] = [mask, cutout]
-        # Without Gradio's preprocessing: files are read as everywhere else, bad ones explained.
+        # Skip Gradio's preprocessing, so that our code reads the files and explains bad ones.
         photograph.change(segment_or_explain, photograph, result, preprocess=False).then(**drawing)
         for control, event in ((threshold, "release"), (background, "change"), (color, "change")):
             getattr(control, event)(**drawing)

@@ -40,7 +40,7 @@ MAX_LOOP_IMAGES = 64  # images that the training and prediction loops repeat
 
 
 def recipes_to_measure(args: list[str]) -> dict[str, Settings]:
-    """Return the settings of `args` with each of the recipes, by name."""
+    """Return recipe name → settings of `args` with this recipe."""
     settings = load_settings(args)
     default = DEFAULT_RECIPES[pick_device(settings).type]
     named = [settings.recipe] if "recipe" in parse_overrides(args) else default
@@ -52,10 +52,10 @@ def recipes_to_measure(args: list[str]) -> dict[str, Settings]:
 
 
 def load_data(settings: Settings) -> tuple[Settings, list[Sample]]:
-    """Return the settings of a recipe, with the images' size for size=null and the first fold for
-    fold=null, and its samples.
+    """Return the settings of a recipe, and its training samples.
 
-    Raises InputError if it cannot be trained on them, or measured.
+    size=null becomes the size of the images, and fold=null the first fold. Raises InputError if the
+    recipe cannot be trained on the samples or cannot be measured.
     """
     if settings.cache == "none":
         raise InputError("cache=none: bench.py measures training on decoded images; leave it out")
@@ -81,7 +81,7 @@ def measure_all(recipes: dict[str, tuple[Settings, list[Sample]]], report: dict[
         chosen = samples[:: max(1, len(samples) // MAX_LOOP_IMAGES)][:MAX_LOOP_IMAGES]
         result = measurements.measure_recipe(settings, chosen, n_training)
         if pick_device(settings).type == "cpu" and report["recipes"]:
-            result = result | {"peak_gib": None}  # the peak of the process is that of all recipes
+            result = result | {"peak_gib": None}  # the process has one peak for all recipes
         report["recipes"][name] = result
 
 

@@ -1,7 +1,7 @@
 """Write the networks of a run to one ONNX file: output/<run>/<run>.onnx.
 
-The graph holds the mean over folds and flips, with normalization and padding. It maps uint8 RGB
-images B×3×H×W, resized as for training, to probabilities. `fold=0 tta=none` exports one network.
+The graph maps uint8 RGB images B×3×H×W, resized as for training, to probabilities. It normalizes
+and pads the images, and averages over folds and flips. `fold=0 tta=none` exports one network.
 """
 
 from dataclasses import replace

@@ -65,7 +65,7 @@ def mean_mask_area(samples: list[Sample]) -> pd.Series:
 
 
 def foreground_fraction(sample: Sample) -> float:
-    """Return the fraction of the image that is not background (or class 0), in [0, 1]."""
+    """Return the fraction of the image that is neither class 0 (background) nor IGNORE."""
     return float(np.mean(~np.isin(datasets.read_sample_mask(sample), [0, IGNORE])))
 
 
@@ -74,9 +74,9 @@ def assign_folds(
 ) -> pd.Series:
     """Return group → fold, stratified by `stratify_by(group)` and mask area.
 
-    The folds take turns in snake order (0 1 2, 2 1 0, 0 1 2, ...) over the groups sorted by stratum
-    and area, so that no fold always gets the larger area. The result depends on names and areas
-    alone.
+    Sorts the groups by stratum and area, and assigns them to the folds in snake order (0 1 2, 2 1
+    0, 0 1 2, ...), so that no fold always gets the larger area. The result depends on names and
+    areas alone.
     """
     groups = sorted(areas.index, key=lambda group: (stratify_by(group), areas[group], group))
     snake = [*range(n_folds), *reversed(range(n_folds))]

@@ -1,8 +1,8 @@
 """Compare the out-of-fold scores of all runs and ensembles; write output/leaderboard.{csv,md}.
 
-Prints the tables of all datasets; with `run=a` only the one that contains the run. With `runs=a,b`
-these runs are first scored as an ensemble, on all training images. Also writes the predictor.json
-of each run and ensemble, which inference.load() reads.
+Prints the tables of all datasets, or with `run=a` only the table that contains this run. With
+`runs=a,b`, first scores these runs as an ensemble on all training images. For inference.load(),
+also writes the predictor.json of each run and ensemble.
 """
 
 from pathlib import Path

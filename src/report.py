@@ -146,8 +146,10 @@ class Report:
 
 
 def load_test_images(settings: Settings) -> list[Sample]:
-    """Return the test samples; print why, and return none, if there are none or some are not on
-    this machine."""
+    """Return the test samples, or print why there are none and return [].
+
+    Also returns [] if some of them are not on this machine.
+    """
     folder = datasets.get_format(settings).find_test_images_dir(settings)
     try:
         if folder.exists():

@@ -1,4 +1,4 @@
-"""Check submission.csv strictly. Also score it with truth_csv=, or if test images have masks."""
+"""Check submission.csv strictly, and score it if truth_csv= is set or test images have masks."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ INHERITED += ["mask_name", "mask_threshold", "trimap_border", "truth_csv"]
 
 
 def require_submission_of_runs(settings: Settings, args: list[str]) -> None:
-    """Raise InputError if `args` name runs, but predict.py has made the submission with others."""
+    """Raise InputError if predict.py made the submission with other runs than `args` name."""
     path, typed = settings.submission_path, parse_overrides(args).keys()
     json_path = path.with_suffix(".json")
     if "submission_csv" in typed or not {"run", "runs", "recipe"} & typed or not json_path.exists():
