@@ -38,9 +38,10 @@ class ChunkedPrediction:
     """Samples split into chunks of whole batches, and the folder of the finished chunks.
 
     File names start with the prediction's key, so chunks of other predictions stay in the folder
-    and can be resumed. They end with a hash of the chunk's images: after one image is replaced,
-    only its chunk is predicted again. So is a chunk of which a file of `mask_paths`, the PNG masks
-    of a sample, is missing, and, without skip_unreadable, one with unreadable images.
+    and can be resumed. File names end with a hash of the chunk's images: after one image is
+    replaced, only its chunk is predicted again. A stored chunk is also predicted again if a file of
+    `mask_paths` (a sample's masks and overlays) is missing, or if an image was unreadable and
+    skip_unreadable is off.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class ChunkedPrediction:
         return self.samples[i * self.chunk_size : (i + 1) * self.chunk_size]
 
     def chunk_path(self, i: int) -> Path:
-        """Return the path of chunk `i`, which exists only if the chunk is finished."""
+        """Return the path of chunk `i`; the file exists once the chunk has been written."""
         return self.folder / f"{self.prefix}_{i:06}_{self.images_hashes[i]}.json"
 
     def pending(self) -> list[int]:
@@ -84,7 +85,7 @@ class ChunkedPrediction:
         return [i for i in range(len(self)) if not self.is_finished(i)]
 
     def is_finished(self, i: int) -> bool:
-        """Whether chunk `i` is stored and can be used."""
+        """Whether chunk `i` is stored and none of its masks has to be predicted again."""
         if not self.chunk_path(i).exists():
             return False
         for sample, result in zip(self.chunk(i), self.read_chunk(i), strict=True):

@@ -1,4 +1,4 @@
-"""From the members' probabilities at network size to those of the ensemble at native size."""
+"""Combine the members' probabilities (network size) into the ensemble's (native size)."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ MemberProbability = tuple[EnsembleMember, Tensor]  # float32 C×h×w in [0, 1], 
 
 @dataclass
 class ImageProbabilities:
-    """The probabilities of one image by each of M members, on the device of their networks.
+    """The probabilities that M members predict for one image, on the device of the networks.
 
     C is 1 for binary segmentation; the probabilities of several classes add up to 1.
     """
@@ -48,9 +48,10 @@ class ImageProbabilities:
     def agreement(self, mean: Tensor) -> Tensor:
         """Return how much the members agree with the ensemble: a scalar in [0, 1], on the device.
 
-        It is the weighted mean, over members, of the Dice between the member's mask and the mask of
-        the ensemble's `mean` (C×H×W), both at threshold 0.5; for several classes, of the fraction
-        of pixels with the same class. Compared at each member's network size.
+        For each member, compare its mask with the mask of `mean` (C×H×W, the ensemble) at the
+        member's network size. One class: the Dice of the two masks at threshold 0.5. Several
+        classes: the fraction of pixels with the same class. The result is the weighted mean over
+        the members.
         """
         agreement, total = 0.0, sum(member.weight for member, _ in self.probabilities)
         for member, probability in self.probabilities:

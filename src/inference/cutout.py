@@ -19,8 +19,8 @@ EDGE_WIDTH = 2  # of the soft edge on each side of the outline, in pixels of the
 def edge_radius(native_size: Size, preprocessings: Iterable[Preprocessing]) -> float:
     """Return the width in native pixels of the soft edge on each side of the outline.
 
-    It is EDGE_WIDTH pixels of the coarsest network's input: a network locates the outline only to
-    within a few pixels of its input.
+    The width is EDGE_WIDTH pixels of the coarsest network's input, because a network locates the
+    outline only to within a few of its input pixels.
     """
     scale = 1.0
     for preprocessing in preprocessings:
@@ -33,15 +33,15 @@ def edge_radius(native_size: Size, preprocessings: Iterable[Preprocessing]) -> f
 def soft_alpha(
     probability: np.ndarray, mask: np.ndarray, threshold: float, radius: float
 ) -> np.ndarray:
-    """Return the opacity of each pixel, H×W uint8: 255 inside the mask and 0 outside, but near the
-    outline the probability, which fades into the mask over `radius` pixels on each side.
+    """Return the opacity of each pixel, H×W uint8: 255 inside the mask, 0 outside, with soft edges.
 
-    An opacity of one half corresponds to the threshold.
+    On the outline the opacity follows the probability, and the threshold maps to one half. Over
+    `radius` pixels on each side, it fades into the mask's 255 or 0.
 
     Args:
         probability: H×W float32 in [0, 1].
         mask: H×W bool.
-        threshold: Of the mask, above 0 and below 1.
+        threshold: The threshold that produced the mask, above 0 and below 1.
         radius: Width of the soft edge on each side, in native pixels.
     """
     # Piecewise linear: probability 0 → opacity 0, threshold → 0.5, 1 → 1.
@@ -53,8 +53,10 @@ def soft_alpha(
 
 
 def _distance_to_outline(mask: np.ndarray) -> np.ndarray:
-    """Return the distance of each pixel to the outline, which runs between two pixels: H×W float32
-    in pixels."""
+    """Return each pixel's distance to the outline, in pixels: H×W float32.
+
+    The outline runs between pixels, so a pixel next to it has a distance of 0.5.
+    """
     distances = [
         cv2.distanceTransform(side.view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
         for side in (mask, ~mask)
@@ -63,10 +65,10 @@ def _distance_to_outline(mask: np.ndarray) -> np.ndarray:
 
 
 def clean_edge_colors(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Return the image, H×W×3 uint8 RGB, in which the colors of the soft edge contain less of the
-    old background: a pixel of opacity a is a · its color + (1 − a) · the nearest opaque color.
+    """Remove the old background's color from the soft edge; return H×W×3 uint8 RGB.
 
-    Transparent pixels are black.
+    A pixel of opacity a becomes a · its color + (1 − a) · the nearest opaque color. Transparent
+    pixels become black.
     """
     opaque = alpha == 255
     clean = np.where(alpha[..., None] > 0, image, 0)
@@ -88,10 +90,10 @@ def clean_edge_colors(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 
 def read_background(background: str | os.PathLike, size: Size) -> np.ndarray:
-    """Return a background of `size`, H×W×3 uint8 RGB: a color, or a picture that is scaled to
-    cover the size and cropped around its center.
+    """Return a background of `size`, H×W×3 uint8 RGB, from a color or a picture file.
 
-    Raises InputError if it is neither the name or #rrggbb of a color nor a picture file.
+    A picture is scaled to cover `size` and cropped around its center. Raises InputError if
+    `background` is neither a color (#rrggbb or a name) nor a picture file.
     """
     text = os.path.expanduser(background)
     if color := parse_color(text):
@@ -106,8 +108,10 @@ def read_background(background: str | os.PathLike, size: Size) -> np.ndarray:
 
 
 def put_on_background(cutout: np.ndarray, background: np.ndarray) -> np.ndarray:
-    """Blend a cutout, H×W×4 RGBA, over H×W×3 RGB, both uint8: a · object + (1 − a) · background,
-    on the sRGB values as they are."""
+    """Blend a cutout (H×W×4 RGBA) over a background (H×W×3 RGB), both uint8; return H×W×3 uint8.
+
+    Computes a · object + (1 − a) · background on the sRGB values, without linearizing them.
+    """
     opacity = cutout[..., 3:].astype(np.float32) / 255
     blended = opacity * cutout[..., :3] + (1 - opacity) * background
     return blended.round().astype(np.uint8)

@@ -24,10 +24,10 @@ NOT_INHERITED_BY_PREDICTION |= {"images", "background"}
 
 
 def settings_for_prediction(args: list[str]) -> Settings:
-    """Return the settings of the alphabetically first run, overridden by `args`, which may not
-    change the model.
+    """Return the settings of the alphabetically first run, overridden by `args`.
 
-    For an ensemble, `run` is the sorted names joined by +, such as `a+b`.
+    For an ensemble, `run` becomes the sorted names joined by +, such as `a+b`. Raises InputError if
+    a run has no trained fold, or if `args` set the model or a setting that only training uses.
     """
     settings, overrides = config.load_settings(args), parse_overrides(args)
     check_prediction_overrides(overrides)
@@ -51,8 +51,8 @@ def settings_for_prediction(args: list[str]) -> Settings:
 
 
 def read_trained_settings(run_dir: Path) -> dict[str, Any]:
-    """Return the settings in the run's config.yaml, without training settings that only another
-    version has: they have no effect on prediction."""
+    """Return the settings in the run's config.yaml, without training settings unknown to this
+    version: they have no effect on prediction."""
     stored, training = run_folder.read_run_settings(run_dir), set()
     if stored.keys() - FIELDS.keys():
         for path in run_folder.finished_weights(run_dir):
@@ -69,7 +69,7 @@ def check_prediction_overrides(overrides: dict[str, Any]) -> None:
 
 
 def warn_of_another_recipe(run_dir: Path, trained: str, requested: str) -> None:
-    """Print a warning if the run was trained with another recipe than the requested one."""
+    """Print a warning if the run was not trained with the requested recipe."""
     if trained and Path(trained).stem != Path(requested).stem:
         process_env.print_once(
             f"warning: {run_dir} was trained with recipe={trained}, which is used, not with "
@@ -78,8 +78,11 @@ def warn_of_another_recipe(run_dir: Path, trained: str, requested: str) -> None:
 
 
 def how_to_train(settings: Settings, run_dir: Path) -> str:
-    """Return the remedy for a run without a trained fold: resume it, or train it or choose another
-    one."""
+    """Return the remedy that an error message gives for a run without a trained fold.
+
+    If the run has started, the remedy is to resume it. Otherwise it is to train it, or to choose a
+    trained run.
+    """
     if "+" in run_dir.name:  # an ensemble, as the leaderboard names it
         return f"set runs={run_dir.name.replace('+', ',')}"
     if run_folder.config_path(run_dir).exists() or run_folder.has_started(run_dir):
@@ -101,8 +104,8 @@ def train_sh_command(settings: Settings, *args: str) -> str:
 
 
 def check_options_of_one_class(settings: Settings) -> None:
-    """Raise InputError if the settings have a threshold, post-processing or a csv of true masks for
-    several classes, on which they would have no effect."""
+    """Raise InputError if several classes are combined with `threshold`, `postprocess` or
+    `truth_csv`: these have an effect only for one class."""
     names = get_class_map(settings).names
     if len(names) == 1:
         return
@@ -159,8 +162,11 @@ def _format_classes(names: tuple[str, ...]) -> str:
 
 
 def load_oof_members(settings: Settings, fold: int, data_fingerprint: str) -> list[EnsembleMember]:
-    """Load the network of each run that held out `fold`; InputError if it was trained on other data
-    or held out another fold, since its scores would not be out of fold."""
+    """Load from each run the network that held out `fold`.
+
+    Raises InputError if a run has not trained this fold, or if a network was trained on other data
+    or held out another fold: its scores would not be out of fold.
+    """
     members = []
     for run_dir in settings.run_dirs:
         path = run_folder.weights_path(run_dir, fold)
@@ -181,7 +187,11 @@ def load_oof_members(settings: Settings, fold: int, data_fingerprint: str) -> li
 
 
 def load_members(settings: Settings) -> list[EnsembleMember]:
-    """Load the networks of all runs. Runs have equal weights, and so have the folds of a run."""
+    """Load the networks of all runs, or only those of `settings.fold` if it is set.
+
+    All runs have the same weight, divided equally among the folds of a run. Raises InputError if a
+    run lacks the fold, if weights are in the wrong folder, or if no network is larger than a tile.
+    """
     members = []
     for run_dir in settings.run_dirs:
         finished = run_folder.finished_folds(run_dir)

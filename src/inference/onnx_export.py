@@ -17,12 +17,15 @@ from models.segmenter import Segmenter
 
 MAX_BYTES = 2**31 - 2**20  # of weights: ONNX files are protobuf, which is limited to 2 GiB
 MAX_DIFFERENCE = 1e-3  # of a probability between onnxruntime and torch
-EXAMPLE_SHAPE = (2, 3, 512, 544)  # the exporter takes a size of 1 for a constant
+EXAMPLE_SHAPE = (2, 3, 512, 544)  # the exporter would treat a dimension of size 1 as constant
 
 
 class MeanProbability(nn.Module):
-    """Maps uint8 RGB images B×3×H×W to the weighted mean of the members' probabilities over the
-    test-time augmentation, float32 B×C×H×W."""
+    """Module that maps uint8 RGB images B×3×H×W to probabilities, float32 B×C×H×W.
+
+    A probability is the mean over the flips of test-time augmentation, then the weighted mean over
+    the members.
+    """
 
     def __init__(self, members: list[EnsembleMember], settings: Settings):
         super().__init__()
@@ -75,8 +78,9 @@ def export_onnx(
 ) -> float:
     """Write the model to `path` with dynamic batch, height and width.
 
-    Compares its output with torch's on `images`, each B×3×h×w uint8, and returns the largest
-    difference; above MAX_DIFFERENCE nothing is written and InputError is raised.
+    Runs the file in onnxruntime on `images` (each B×3×h×w uint8) and returns the largest difference
+    from torch's probabilities. Raises InputError, and writes nothing, if the difference is above
+    MAX_DIFFERENCE or if all `images` are too small.
     """
     side = max(smallest_side(member) for member in model.models)
     images = [batch for batch in images if min(batch.shape[2:]) >= side]
@@ -85,8 +89,8 @@ def export_onnx(
             f"{path}: is for images of {side} pixels or more on each side, and the photograph to "
             "check it has fewer; set images= to a larger one"
         )
-    # Tracing assumes at least two pixels at every level and fails for a smaller minimum. The graph
-    # takes all images with sides of `side` pixels or more.
+    # Tracing needs two pixels or more at every level, so it fails for a smaller minimum size. The
+    # exported graph still accepts all images whose sides have `side` pixels or more.
     traced = max(side, *(member.input_size(1) + 1 for member in model.models))
     sizes = {0: ("batch", 1), 2: ("height", traced), 3: ("width", traced)}
     # The exporter warns about its own code.
@@ -114,10 +118,10 @@ def export_onnx(
 
 
 def with_static_padding(model: nn.Module) -> nn.Module:
-    """Return a copy of `model` with padding that does not depend on the size of the images.
+    """Return a copy of `model` in which each Conv2dSame of timm has a constant padding.
 
-    timm's Conv2dSame computes its padding from its input's size, which makes an export take ten
-    times as long. Segmenter pads images to multiples of all strides, so this padding is constant.
+    Conv2dSame computes its padding from the input size, which makes an export take ten times as
+    long. The padding is in fact constant: Segmenter pads images to multiples of all strides.
     """
     model = deepcopy(model)
     for parent in [*model.modules()]:
@@ -128,7 +132,7 @@ def with_static_padding(model: nn.Module) -> nn.Module:
 
 
 def _pad_then_convolve(conv: nn.Conv2d) -> nn.Module:
-    """Return the "same" convolution of inputs whose sides are multiples of its stride."""
+    """Return `conv` with constant "same" padding, for sides that are multiples of its stride."""
     sides = zip(conv.kernel_size, conv.dilation, conv.stride, strict=True)
     rows, columns = ((size - 1) * dilation + 1 - stride for size, dilation, stride in sides)
     pad = nn.ZeroPad2d((columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))

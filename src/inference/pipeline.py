@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-# The thread in which predict() runs networks: cuDNN chooses its kernels anew in each thread.
+# predict() runs all networks in this one thread: cuDNN chooses its kernels anew in each thread.
 NETWORK_THREAD = ThreadPoolExecutor(1, "networks")
 
 
@@ -20,13 +20,13 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 def to_host(tensor: Tensor) -> Tensor:
     """Copy a tensor to pinned memory of the host; on a CPU, return it.
 
-    Its values are valid after a call of what record_event() returns.
+    To wait until the values are valid, call the function that record_event() returns.
     """
     return tensor.to("cpu", non_blocking=True)
 
 
 def record_event(device: torch.device) -> Callable[[], None]:
-    """Return a function that waits until the device has done all that is queued now."""
+    """Return a function that waits until the device has finished all work queued so far."""
     if device.type == "cpu":
         return lambda: None
     event = torch.cuda.Event(blocking=True)  # the waiting thread sleeps

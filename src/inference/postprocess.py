@@ -36,7 +36,7 @@ class Binarizer:
         return probability[0] >= self.threshold
 
     def postprocess(self, mask: Tensor) -> np.ndarray:
-        """Return what to_mask() has returned, after post-processing; `mask` on the host."""
+        """Apply the steps to a mask of to_mask(), on the host; class ids are returned unchanged."""
         array = mask.numpy()
         return apply_steps(array, self.steps) if array.dtype == bool else array
 
@@ -55,8 +55,10 @@ def apply_steps(mask: np.ndarray, names: list[str]) -> np.ndarray:
 
 
 def region_of(mask: np.ndarray) -> tuple[slice, slice]:
-    """Return the bounding box of an H×W bool mask, plus 1 pixel. No step changes a pixel outside of
-    it, and on a part of the image the steps take less time."""
+    """Return the bounding box of an H×W bool mask, plus 1 pixel on each side.
+
+    No step changes a pixel outside this box, so steps run on the box alone, which is faster.
+    """
     x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
     return slice(max(y - 1, 0), y + height + 1), slice(max(x - 1, 0), x + width + 1)
 

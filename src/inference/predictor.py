@@ -7,9 +7,9 @@ Apart from overlapping and precision, this is what predict() does:
         for i, image in enumerate(batch):
             yield keep(image, [p[i] for p in probabilities])
 
-On a GPU three stages overlap: worker processes, or one thread for cached images, load batches;
-the network thread runs the networks, up to two batches ahead; the caller consumes the results, with
-map_in_threads() if that is slow. Only the caller waits for the GPU.
+On a GPU three stages overlap. Worker processes load batches; one thread loads cached images. The
+network thread runs the networks, up to two batches ahead of the caller. The caller consumes the
+results, with map_in_threads() if that is slow. Only the caller waits for the GPU.
 """
 
 from collections.abc import Callable, Iterator
@@ -48,13 +48,13 @@ TTA_FLIPS: dict[str, list[tuple[int, ...]]] = {
     "flips": [(), (-1,), (-2,), (-1, -2)],
 }
 PREFETCHED_BATCHES = 2
-MAX_TUNED_SHAPES = 8  # cudnn.benchmark tunes for each new shape; it is off after these
-# Forward passes of single images from which compiling and cuDNN's benchmarks save more time than
-# they take. Estimated from training on an H200 (docs/speed.md).
+MAX_TUNED_SHAPES = 8  # cudnn.benchmark tunes for each new shape; after so many it is turned off
+# Compiling and cuDNN's benchmarks save more time than they take from this number of forward passes
+# (of single images) on. Estimated from training on an H200 (docs/speed.md).
 TUNE_MIN_PASSES = 10_000
 
-# Reduces the probabilities of an image to the tensors that are kept, by name, on the device. Must
-# not synchronize with the device, for example through .item().
+# A Keep function reduces the probabilities of an image to named tensors on the device; only these
+# are copied to the host. It must not synchronize with the device, for example through .item().
 Keep = Callable[[ImageProbabilities], dict[str, Tensor]]
 
 
@@ -71,7 +71,7 @@ class Prediction:
 
     @property
     def probability(self) -> Tensor:
-        """What keep_mean() or keep_each() kept: C×H×W, or M×C×H×W of each member."""
+        """C×H×W if keep_mean() was used, M×C×H×W (one per member) if keep_each() was used."""
         return self.values["probability"]
 
 
@@ -101,7 +101,7 @@ def predict(
     Args:
         keep: What is kept of an image's probabilities; by default the mean of the members.
         with_mask: Also load the masks, for `keep` and for Prediction.loaded.mask.
-        cache: Where to read images and masks of the members' common preprocessing.
+        cache: Read images and masks from here; all members must have the cache's preprocessing.
     """
     preprocessings = {member.preprocessing for member in members}
     loader = prediction_loader(samples, preprocessings, settings, with_mask, cache)
@@ -116,7 +116,7 @@ def predict(
     pending = prefetch(results, PREFETCHED_BATCHES, NETWORK_THREAD)
     try:
         if is_long:
-            # In the thread that compiles: since torch 2.12 compiler settings are those of a thread.
+            # Tune in the thread that compiles: compiler settings are per thread since torch 2.12.
             NETWORK_THREAD.submit(predictor.tune).result()
         with explain_out_of_memory(settings, False), closing(batches), closing(pending):
             for collect in pending:
@@ -136,8 +136,8 @@ class BatchPredictor:
 
     def set_precision(self, precision: str) -> None:
         """Predict in 'bf16', 'fp16' or 'fp32' from the next batch on."""
-        # The models first: threads that call a TrainedModel read them after the precision, and
-        # fused ones must not run in bf16.
+        # Set the models before the precision. Other threads that call a TrainedModel read the
+        # precision first, so they never run a fused model in bf16.
         self.models = [member.model_for(precision) for member in self.members]
         self.precision = precision
 
@@ -179,7 +179,7 @@ class BatchPredictor:
         def collect() -> list[Prediction]:
             wait()
             if not all(are_finite):
-                # In the networks' thread, between two batches.
+                # Predict again in the network thread, between two batches.
                 return NETWORK_THREAD.submit(self.start_without_fp16, batch).result()()
             samples = [sample for part in batch for sample in part.samples]
             return [Prediction(*pair) for pair in zip(samples, kept, strict=True)]
@@ -189,7 +189,7 @@ class BatchPredictor:
     def split_images(
         self, part: SubBatch, probabilities: list[Tensor]
     ) -> Iterator[ImageProbabilities]:
-        """Yield the probabilities of each image of a sub-batch, from those of each member."""
+        """Yield the ImageProbabilities of each image. `probabilities` has a tensor per member."""
         for i, loaded in enumerate(part.samples):
             pairs = [(member, p[i]) for member, p in zip(self.members, probabilities, strict=True)]
             mask = loaded.mask
@@ -198,9 +198,11 @@ class BatchPredictor:
             yield ImageProbabilities(loaded.sample, loaded.native_size, pairs, mask)
 
     def run_members(self, images: dict[Preprocessing, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the probabilities of each member, float32 B×C×h×w on the device, for images
-        B×3×h×w uint8 by preprocessing; and a bool for each forward pass in fp16: whether the
-        logits are finite."""
+        """Run all members on uint8 images B×3×h×w, given by preprocessing; return device tensors.
+
+        The first list has each member's probabilities, float32 B×C×h×w. The second list has one
+        bool for each forward pass in fp16: whether its logits are finite.
+        """
         probabilities, are_finite = [], []
 
         def checked(model: Segmenter, images: Tensor) -> Tensor:
@@ -222,21 +224,20 @@ class BatchPredictor:
         return probabilities, are_finite
 
     def start_without_fp16(self, batch: list[SubBatch]) -> Callable[[], list[Prediction]]:
-        """Start predicting a batch, after changing to the precision that training uses, or to fp32
-        if that is fp16 as well."""
+        """Change to the precision of training (to fp32 if that is fp16); start the batch again."""
         if self.precision == "fp16":
             precision = pick_precision(replace(self.settings, precision="auto"), self.device)
             if precision == "fp16":
                 precision = "fp32"
             self.set_precision(precision)
-            if precision == "bf16":  # takes the networks before fusing, which are not compiled
+            if precision == "bf16":  # runs the networks without fusing, which are not compiled
                 self.is_compiled = False
             print(f"precision=fp16 overflows in this network: predicting in {precision}")
         return self.start(batch)
 
 
 def pick_inference_precision(settings: Settings, device: torch.device) -> str:
-    """Return 'bf16', 'fp16' or 'fp32'; auto: on a GPU fp16, as fast as bf16 and more exact."""
+    """Return 'bf16', 'fp16' or 'fp32'. On a GPU auto is fp16: as fast as bf16 and more exact."""
     if settings.precision == "auto" and device.type == "cuda":
         return "fp16"
     return pick_precision(settings, device)

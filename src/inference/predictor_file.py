@@ -13,7 +13,7 @@ from inference.postprocess import Binarizer
 
 
 def tile_settings(settings: Settings) -> dict[str, Any]:
-    """Return the settings of the tiles in which images are predicted."""
+    """Return the settings for prediction in tiles, as a dict."""
     return {"tile_size": settings.tile_size, "tile_overlap": settings.tile_overlap}
 
 
@@ -40,7 +40,7 @@ def write_predictor(
 
 
 def read_predictor(run_dir: Path) -> dict[str, Any]:
-    """Read predictor.json; InputError if it is missing or if the run has been trained since."""
+    """Read predictor.json. Raises InputError if it is missing or does not match the networks."""
     path = run_folder.predictor_path(run_dir)
     command = ["python", "src/leaderboard.py", f"output_dir={run_dir.parent}"]
     if run_folder.ensemble_path(run_dir).exists():
@@ -67,7 +67,7 @@ def _explain_missing(run_dir: Path, fix: str) -> str:
 
 
 def _is_current(run_dir: Path, networks: list[dict[str, Any]]) -> bool:
-    """Whether the weights are the stored ones, and their runs have finished no other fold."""
+    """Whether `networks` lists every finished fold of their runs, with the current weights."""
     listed = {(run_dir / stored["path"]).resolve(): stored["sha256"] for stored in networks}
     runs = {path.parent.parent for path in listed}
     finished = {path for run in runs for path in run_folder.finished_weights(run)}

@@ -18,30 +18,30 @@ class Segmentation:
     """A photograph with its prediction; its properties are computed on first use."""
 
     image: np.ndarray  # H×W×3 uint8 RGB, turned as EXIF requires
-    probability: np.ndarray  # float32 in [0, 1]: H×W of the object; C×H×W of several classes
+    probability: np.ndarray  # float32 in [0, 1]: H×W for one class, C×H×W for several classes
     binarizer: Binarizer
     edge_radius: float  # see cutout.edge_radius()
 
     @cached_property
     def mask(self) -> np.ndarray:
-        """H×W bool; of several classes, H×W uint8 class ids."""
+        """H×W bool for one class; H×W uint8 class ids for several classes."""
         several = self.probability.ndim == 3
         probability = self.probability if several else self.probability[None]
         return self.binarizer(torch.from_numpy(probability))
 
     @cached_property
     def alpha(self) -> np.ndarray:
-        """H×W uint8 opacity: soft within a few pixels of the mask's outline."""
+        """H×W uint8 opacity, soft within a few pixels of the mask's outline; for one class only."""
         if self.probability.ndim > 2:
             raise InputError("a cutout needs a run of one class; this run has several")
         threshold = self.binarizer.threshold
         return soft_alpha(self.probability, self.mask, threshold, self.edge_radius)
 
     def cutout(self, background: str | os.PathLike | None = None) -> np.ndarray:
-        """Return the object as H×W×4 uint8 RGBA, not premultiplied; on another background as H×W×3
-        RGB.
+        """Return the object as H×W×4 uint8 RGBA, not premultiplied.
 
-        `background` is a color (#rrggbb or a name) or the path of a picture.
+        With a `background`, return the object on it as H×W×3 uint8 RGB. `background` is a color
+        (#rrggbb or a name) or the path of a picture. Raises InputError for several classes.
         """
         cutout = np.dstack([clean_edge_colors(self.image, self.alpha), self.alpha])
         if not background:

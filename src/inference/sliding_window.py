@@ -15,9 +15,9 @@ def sliding_window_logits(
 ) -> Tensor:
     """Return logits: uint8 B×3×h×w → float32 B×C×h×w.
 
-    Images larger than `tile_size` pixels a side are predicted in tiles; 0 disables it. Neighbors
-    share the fraction `overlap` of a tile and are blended by Gaussian windows, so that no seam is
-    visible. As for whole images, the Segmenter pads each tile by reflection.
+    An image is divided into tiles if a side is longer than `tile_size` pixels; 0 disables tiles.
+    Neighboring tiles share about the fraction `overlap`. Gaussian windows blend them, so that no
+    seam is visible. The Segmenter pads each tile by reflection, as it pads whole images.
     """
     height, width = images.shape[-2:]
     if not tile_size or (height <= tile_size and width <= tile_size):

@@ -35,8 +35,8 @@ class TrainedModel:
     def __call__(self, image: str | os.PathLike | np.ndarray) -> Segmentation:
         """Return the probability and the mask of a photograph at its own size.
 
-        Raises InputError if the file is not an image, TypeError or ValueError if `image` is neither
-        a path nor an H×W×3 uint8 array.
+        Raises InputError if the file is not an image, TypeError if `image` is neither a path nor an
+        array, and ValueError if an array is not H×W×3 uint8.
         """
         if not isinstance(image, str | os.PathLike | np.ndarray):
             raise TypeError(f"expected a path or an array, found {type(image).__name__}")
@@ -65,14 +65,15 @@ def load(
     fold: int | None = None,
     tta: str | None = None,
 ) -> TrainedModel:
-    """Return the networks of the run output/<run>, or of the ensemble output/<run>+<run>.
+    """Load a trained run (folder output/<run>) or an ensemble (folder output/<run>+<run>).
 
     Args:
+        run_dir: The folder of the run or ensemble.
         device: "auto", "cpu" or "cuda".
         precision: "auto", "bf16", "fp16" or "fp32".
-        fold: Use only the networks that held out this fold; None: those of all folds.
-        tta: "none", "hflip" or "flips"; None: the test-time augmentation of the run. Each network
-            runs once for each flip.
+        fold: Use only the networks that held out this fold; None uses all networks.
+        tta: Test-time augmentation: "none", "hflip" or "flips"; None uses the setting of the run.
+            Each network runs once for each flip.
 
     Raises InputError for other values, or if the folder holds no trained run.
     """
@@ -89,7 +90,7 @@ def load(
             trained.append(settings)
     if not members:
         raise InputError(f"{run_dir}: has no network of fold {fold}")
-    # Of earlier versions, without tiles, those of the first network.
+    # Earlier versions stored no tiles; then the settings of the first network apply.
     tiles = stored.get("tiles", {})
     settings = replace(trained[0], device=device, precision=precision, tta=tta, **tiles)
     return TrainedModel(members, Binarizer(stored["threshold"], stored["postprocess"]), settings)
