@@ -25,7 +25,7 @@ from inference.trained_model import TrainedModel
 
 
 def common_folds(settings: Settings) -> list[int]:
-    """Return the folds that all runs have finished; InputError if there is none."""
+    """Return the folds that all runs have finished. Raises InputError if there is none."""
     finished = {folder.name: run_folder.finished_folds(folder) for folder in settings.run_dirs}
     common = set.intersection(*map(set, finished.values()))
     if not common:
@@ -37,9 +37,12 @@ def common_folds(settings: Settings) -> list[int]:
 
 
 def ensure_oof_scores(settings: Settings) -> oof.Scores:
-    """Return the out-of-fold scores of the run, or of the mean of the runs; score an ensemble first
-    if that has not been done, or if a run has changed since: with the data, flips and tiles of the
-    first run, whatever those of `settings`, which are for the images to predict."""
+    """Return the out-of-fold scores of the run, or of the mean of the runs (an ensemble).
+
+    Scores an ensemble first if it has no scores, or if one of its runs has changed since. The data,
+    flips and tiles for this are those of training (see settings_of_training), because `settings`
+    describe the images to predict. Raises InputError if several processes would have to score it.
+    """
     run_dir = settings.run_dir
     if len(settings.runs) == 1:
         folders = [run_folder.fold_dir(run_dir, k) for k in run_folder.finished_folds(run_dir)]
@@ -56,8 +59,11 @@ def ensure_oof_scores(settings: Settings) -> oof.Scores:
 
 
 def settings_of_training(settings: Settings) -> Settings:
-    """Return the settings with the data, flips and tiles of the alphabetically first run. The data
-    are those of `settings` if its data_dir is missing, and so are the tiles if the runs differ."""
+    """Return `settings` with the data, flips and tiles of the alphabetically first run.
+
+    Keeps the data of `settings` if the data_dir of that run is missing. Keeps the tiles of
+    `settings` if the runs have different tile sizes.
+    """
     run_dirs = settings.run_dirs
     path = run_folder.config_path(run_dirs[0])
     trained = load_settings([], read_trained_settings(run_dirs[0]), path)
@@ -77,15 +83,18 @@ def load_trained_model(settings: Settings) -> TrainedModel:
 
 
 def load_scored_samples(settings: Settings) -> list[Sample]:
-    """Return the training samples. Settings that prediction may change for the test images are
-    those of the alphabetically first run."""
+    """Return the training samples, with max_images and mask settings of the alphabetically first
+    run: prediction may have changed these settings for the test images."""
     stored = run_folder.read_run_settings(settings.run_dirs[0])
     names = {"max_images", "mask_name", "mask_threshold"} & stored.keys()
     return load_training_samples(replace(settings, **{name: stored[name] for name in names}))
 
 
 def score_ensemble(settings: Settings) -> dict[str, Any]:
-    """Score the mean of the runs out of fold; write ensemble.json and return its content."""
+    """Score the mean of the runs out of fold; write ensemble.json and return its content.
+
+    Also writes the scores and predictor.json. Raises InputError if a run has the ensemble's name.
+    """
     if run_folder.config_path(settings.run_dir).exists():
         raise InputError(
             f"{settings.run_dir}: this name is reserved for the ensemble; rename the run"
@@ -119,8 +128,10 @@ def score_ensemble(settings: Settings) -> dict[str, Any]:
 def predict_out_of_fold(
     settings: Settings, samples: list[Sample], data_fingerprint: str, keep: Keep = keep_mean
 ) -> Iterator[Prediction]:
-    """Predict the samples and load their masks, fold by fold, each with the networks of the runs
-    that held it out."""
+    """Yield out-of-fold predictions of the samples, with their masks, fold by fold.
+
+    For each fold, the ensemble has one network from each run: the one that held out this fold.
+    """
     for fold in sorted({sample.fold for sample in samples}):
         members = load_oof_members(settings, fold, data_fingerprint)
         held_out = [sample for sample in samples if sample.fold == fold]
@@ -158,8 +169,11 @@ def weight_file_hashes(output_dir: Path, runs: list[str]) -> dict[str, str]:
 
 
 def store_predictor(run_dir: Path, scores: oof.Scores, tta: str) -> None:
-    """Write predictor.json with all finished networks. Threshold and post-processing are those that
-    the first run's settings fix, else those that choose_binarizer() selects."""
+    """Write predictor.json with the networks of all finished folds.
+
+    If the first run's settings fix the threshold or the post-processing steps, these are stored;
+    otherwise choose_binarizer() selects them.
+    """
     is_ensemble = run_folder.ensemble_path(run_dir).exists()
     data = read_ensemble(run_dir) if is_ensemble else {"runs": [run_dir.name]}
     runs, weights = sorted(data["runs"]), {}

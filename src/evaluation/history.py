@@ -9,8 +9,10 @@ from core.errors import InputError
 
 
 def load_histories(run_dir: Path) -> dict[int, pd.DataFrame]:
-    """Return fold → history.csv, indexed by epoch, of the finished folds that have this file.
-    Column names of the first release are renamed."""
+    """Return fold → table of history.csv, indexed by epoch, for all finished folds with this file.
+
+    Renames columns of the first release. Raises InputError if a file is damaged.
+    """
     renamed = {"dice": "val_dice", "accuracy": "val_accuracy"}
     histories = {}
     for fold in run_folder.finished_folds(run_dir):
@@ -26,8 +28,11 @@ def load_histories(run_dir: Path) -> dict[int, pd.DataFrame]:
 
 
 def training_costs(run_dir: Path) -> dict[str, float]:
-    """Return the seconds of all finished folds, in all stages of training, and the median of the
-    images per second in the last stage; NaN if the history.csv of a fold is missing."""
+    """Return the training time of a run in seconds, and its images per second.
+
+    The time is the sum over all finished folds and all stages. The speed is the median over the
+    epochs of the last stage. Both are NaN if the history.csv of a finished fold is missing.
+    """
     histories = load_histories(run_dir)
     if len(histories) < len(run_folder.finished_folds(run_dir)):
         return {"seconds": float("nan"), "images_per_second": float("nan")}

@@ -13,8 +13,10 @@ MIN_GROUP_SIZE = 5  # images in a group for a group median
 
 
 def find_label_errors(scores: Scores) -> pd.DataFrame:
-    """Return images on which mask and network disagree strongly, most suspicious first: columns
-    image_id, group, view, fold, dice and reason."""
+    """Return the images on which mask and network disagree strongly, most suspicious first.
+
+    The table has columns image_id, group, view, fold, dice and reason.
+    """
     errors, z_scores = confident_errors(scores.histograms), turntable_outliers(scores.table)
     ratios = errors.sum(axis=1) / typical_error(errors.sum(axis=1), scores.groups)
     reasons = []
@@ -38,20 +40,25 @@ def find_label_errors(scores: Scores) -> pd.DataFrame:
 
 
 def confident_errors(histograms: np.ndarray) -> np.ndarray:
-    """Return confident false positives and false negatives relative to the true area, or to 1% of
-    the image if that is more: N×2×256 histograms (see pixel_counts.probability_histograms) → N×2
-    float64."""
+    """Return confident false positives and false negatives, relative to the true area.
+
+    Takes N×2×256 histograms (see pixel_counts.probability_histograms) and returns N×2 float64. If
+    the true area is below 1% of the image, 1% of the image takes its place.
+    """
     false_positives = histograms[:, 0, -CONFIDENT_LEVELS:].sum(axis=1)
     false_negatives = histograms[:, 1, :CONFIDENT_LEVELS].sum(axis=1)
-    # Without it, a single wrong pixel on an empty mask would be the largest error.
+    # Without a minimum, a single wrong pixel on an empty mask would be the largest error.
     least_area = 0.01 * histograms.sum(axis=(1, 2))
     true_area = np.maximum(histograms[:, 1].sum(axis=1), least_area)
     return np.stack([false_positives, false_negatives], axis=1) / true_area[:, None]
 
 
 def typical_error(errors: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Return the typical confident error of each image: the overall median or that of its group,
-    whichever is larger. A car that is hard in every view is not a label error."""
+    """Return the typical confident error for each image, N values.
+
+    This is the larger of two medians: over all images, and over the image's group (if it has at
+    least MIN_GROUP_SIZE images). A car that is hard in every view is not a label error.
+    """
     series = pd.Series(errors)
     median, size = (series.groupby(groups).transform(name) for name in ("median", "size"))
     group_median = median.where(size >= MIN_GROUP_SIZE, 0)
@@ -59,10 +66,12 @@ def typical_error(errors: np.ndarray, groups: np.ndarray) -> np.ndarray:
 
 
 def turntable_outliers(table: pd.DataFrame) -> np.ndarray:
-    """Return how unusual the area of each mask is, N values: its logarithm minus the mean of those
-    of the two neighboring views, as a robust z-score over the same view of all groups.
+    """Return how unusual the area of each mask is: N robust z-scores.
 
-    All 0 unless every group has views 1 … n, for at least 5 views and 8 groups.
+    The deviation of a mask is the logarithm of its area, minus the mean logarithm of the two
+    neighboring views of the same group. The z-score compares it with the deviations of the same
+    view in all groups. All values are 0 unless every group has views 1 … n, with at least 5 views
+    and 8 groups.
     """
     views = pd.to_numeric(table["view"], errors="coerce")
     numbered = table.assign(view=views, log_area=np.log(table["area"].clip(lower=1e-6)))

@@ -35,11 +35,11 @@ def to_row(entry: LeaderboardEntry) -> dict[str, Any]:
 
 
 def task_columns(scores: oof.Scores) -> dict[str, Any]:
-    """Return what the threshold and post-processing add to the Dice at 0.5; for several classes,
-    the scores of all pixels together.
+    """Return the columns of leaderboard.csv that only one class has, or only several classes.
 
-    Threshold and steps of a fold are the best ones of the other folds. The gains of several steps
-    are added up.
+    One class: the chosen threshold and post-processing steps, and what each adds to the Dice at
+    threshold 0.5. These gains are cross-fitted: each fold takes the best choice on the other folds.
+    The gains of several steps are added up. Several classes: the scores of all pixels together.
     """
     if not scores.is_binary:
         pooled = metrics.dataset_scores(scores.confusion)
@@ -59,8 +59,10 @@ def task_columns(scores: oof.Scores) -> dict[str, Any]:
 
 
 def compare_to(entry: LeaderboardEntry, best: LeaderboardEntry) -> dict[str, float]:
-    """Return the mean Dice difference of `entry` from `best` on the images that both scored,
-    with its 95% interval, clustered by group."""
+    """Return the mean Dice of `entry` minus that of `best`, on the images that both scored.
+
+    Also returns the 95% interval of the difference, clustered by group, and the number of images.
+    """
     shared = entry.scores.table.merge(best.scores.table, on="image_id", suffixes=("", "_best"))
     difference = shared["dice"] - shared["dice_best"]  # a Series: without images its mean is NaN
     low, high = statistics.prediction_interval(difference, shared["group"].to_numpy(str))
@@ -73,14 +75,17 @@ def compare_to(entry: LeaderboardEntry, best: LeaderboardEntry) -> dict[str, flo
 
 
 def sort_entries(entries: list[LeaderboardEntry]) -> list[LeaderboardEntry]:
-    """Sort the entries of one dataset, best first. Runs with fewer images are below complete ones:
-    their folds may be the easy ones."""
+    """Sort the entries of one dataset, best first.
+
+    An entry that scored fewer images than another comes after all complete entries: its folds may
+    be the easy ones.
+    """
     most = max(e.scores.dice.size for e in entries)
     return sorted(entries, key=lambda e: (e.scores.dice.size < most, -e.scores.dice.mean(), e.name))
 
 
 def build_leaderboards(entries: list[LeaderboardEntry]) -> list[pd.DataFrame]:
-    """Return a leaderboard for each dataset, the largest first: its entries, best first."""
+    """Return one table for each dataset, the largest dataset first; rows are sorted best first."""
     tables = []
     for data in dict.fromkeys(entry.data for entry in entries):
         same = sort_entries([entry for entry in entries if entry.data == data])
@@ -143,8 +148,11 @@ def format_costs(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_leaderboard(output_dir: Path, run: str = "") -> None:
-    """Write the tables of all runs and ensembles, and their predictor.json; print the
-    tables, or, if `run` is set, only the one that it is in; InputError if it is in none."""
+    """Write leaderboard.csv and leaderboard.md, and predictor.json of every run and ensemble.
+
+    Prints all tables, or only the table that contains `run` if it is set. Raises InputError if no
+    table contains `run`.
+    """
     entries = load_entries(output_dir)
     names = [entry.name for entry in entries]
     if run and run not in names:

@@ -23,7 +23,7 @@ class LeaderboardEntry:
     name: str
     scores: oof.Scores
     columns: dict[str, Any]  # further columns of leaderboard.csv: TTA, costs and origin
-    data: str  # of combine_fingerprints(); scores are comparable only if it is equal
+    data: str  # from combine_fingerprints(); only entries with equal data are comparable
 
 
 def load_run(run_dir: Path) -> LeaderboardEntry:
@@ -47,8 +47,10 @@ def load_run(run_dir: Path) -> LeaderboardEntry:
 
 
 def load_ensemble(ensemble_dir: Path, runs: list[LeaderboardEntry]) -> LeaderboardEntry:
-    """Load an ensemble, with the sums of its runs' parameters and training time; InputError if one
-    of them is not among `runs`, or has changed since."""
+    """Load an ensemble; its parameters and training time are the sums over its runs.
+
+    Raises InputError if one of its runs is not among `runs`, or has changed since the scoring.
+    """
     stored = ensemble.read_ensemble(ensemble_dir)
     is_complete = {*stored["runs"]} <= {run.name for run in runs}
     if not is_complete or not ensemble.is_up_to_date(ensemble_dir):
@@ -73,10 +75,10 @@ def load_ensemble(ensemble_dir: Path, runs: list[LeaderboardEntry]) -> Leaderboa
 
 
 def load_entries(output_dir: Path) -> list[LeaderboardEntry]:
-    """Load all runs and ensembles in `output_dir`; InputError if no run has a finished fold.
+    """Load all runs and ensembles in `output_dir`.
 
-    Runs with a damaged file, and ensembles whose runs have changed since they were scored, are left
-    out with a message.
+    Leaves out, with a message, runs with a damaged file and ensembles whose runs have changed since
+    the scoring. Raises InputError if no run is left.
     """
     trained = run_folder.trained_runs(output_dir)
     runs = load_intact(load_run, trained)
@@ -92,7 +94,7 @@ def load_entries(output_dir: Path) -> list[LeaderboardEntry]:
 def load_intact(
     load: Callable[[Path], LeaderboardEntry], folders: list[Path]
 ) -> list[LeaderboardEntry]:
-    """Load each folder; print why one cannot be loaded, and leave it out."""
+    """Load each folder. Leave out a folder that cannot be loaded, and print the reason."""
     entries = []
     for folder in sorted(folders):
         try:

@@ -10,7 +10,7 @@ HALF_INDEX = int(np.searchsorted(THRESHOLDS, 0.5))  # THRESHOLDS[HALF_INDEX] is 
 def dice_from_counts(
     intersection: np.ndarray, predicted: np.ndarray, true: np.ndarray
 ) -> np.ndarray:
-    """Return 2·|A∩B| / (|A| + |B|) from pixel counts of any one shape; 1 if both are empty.
+    """Return 2·|A∩B| / (|A| + |B|), element by element, from pixel counts; 1 if both are empty.
 
     Dice 1945, Measures of the amount of ecologic association between species.
     """
@@ -39,27 +39,32 @@ def dice_curve(histograms: np.ndarray) -> np.ndarray:
 
 
 def threshold_index(threshold: float) -> int:
-    """Return the index of the one of THRESHOLDS that is nearest to `threshold`."""
+    """Return the index of the value in THRESHOLDS that is nearest to `threshold`."""
     return int(np.abs(THRESHOLDS - threshold).argmin())
 
 
 def best_threshold(histograms: np.ndarray) -> tuple[float, float]:
-    """Return the threshold with the highest mean Dice, and that Dice, of N×2×256 histograms."""
+    """Return the threshold with the highest mean Dice on N×2×256 histograms, and this Dice."""
     mean_curve = dice_curve(histograms).mean(axis=0)
     best = best_threshold_index(mean_curve)
     return float(THRESHOLDS[best]), float(mean_curve[best])
 
 
 def best_threshold_index(mean_curve: np.ndarray) -> int:
-    """Return the index of the highest of 255 values, one for each of THRESHOLDS. Ties go to the
-    threshold nearest to 0.5."""
+    """Return the index of the highest value in a curve over THRESHOLDS (255 values).
+
+    Among equal values, the threshold nearest to 0.5 wins.
+    """
     ties = np.flatnonzero(mean_curve == mean_curve.max())
     return int(ties[np.argmin(np.abs(ties - HALF_INDEX))])
 
 
 def cross_fitted_dice(histograms: np.ndarray, folds: np.ndarray) -> np.ndarray:
-    """Return the Dice of N images, each at the threshold that is best on the other folds, so that
-    no image has helped to choose it. N×2×256 histograms → N float64; NaN for a single fold."""
+    """Return the cross-fitted Dice of N images: N×2×256 histograms → N float64.
+
+    Each image is scored at the threshold that is best on the other folds, so no image helps to
+    choose its own threshold. All values are NaN if there is only one fold.
+    """
     curve, scores = dice_curve(histograms), np.full(len(histograms), np.nan)
     for fold in np.unique(folds):
         others = folds != fold
@@ -69,8 +74,10 @@ def cross_fitted_dice(histograms: np.ndarray, folds: np.ndarray) -> np.ndarray:
 
 
 def choose_threshold(histograms: np.ndarray, folds: np.ndarray) -> tuple[float, float]:
-    """Return the best threshold and its mean cross-fitted gain over 0.5, NaN for a single fold; 0.5
-    and 0 if there is no gain."""
+    """Return the best threshold and its mean cross-fitted gain in Dice over threshold 0.5.
+
+    Returns 0.5 and 0 if there is no gain. The gain is NaN if there is only one fold.
+    """
     at_half = dice_curve(histograms)[:, HALF_INDEX]
     gain = (cross_fitted_dice(histograms, folds) - at_half).mean()
     return (0.5, 0.0) if gain <= 0 else (best_threshold(histograms)[0], gain)
@@ -82,7 +89,8 @@ def choose_threshold(histograms: np.ndarray, folds: np.ndarray) -> tuple[float, 
 def per_class(confusion: np.ndarray) -> dict[str, np.ndarray]:
     """Return "accuracy" (recall), "iou" and "dice" (F1) of each class: …×C×C → …×C float64.
 
-    NaN: iou and dice of a class neither present nor predicted, accuracy of one that is not present.
+    Accuracy is NaN for a class that is not present. IoU and Dice are NaN for a class that is
+    neither present nor predicted.
     """
     correct = np.diagonal(confusion, axis1=-2, axis2=-1).astype(np.float64)
     true, predicted = confusion.sum(axis=-1), confusion.sum(axis=-2)
@@ -95,8 +103,10 @@ def per_class(confusion: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def mean_over_classes(confusion: np.ndarray, score: str) -> np.ndarray:
-    """Return the mean of a score of per_class() over the classes for which it is not NaN:
-    …×C×C → …; NaN if there is none."""
+    """Return the mean of a per_class() score over the classes, ignoring NaN: …×C×C → …
+
+    The mean is NaN if the score of every class is NaN.
+    """
     values = per_class(confusion)[score]
     n_valid = (~np.isnan(values)).sum(-1)
     return np.where(n_valid > 0, np.nansum(values, -1) / np.maximum(n_valid, 1), np.nan)
@@ -110,10 +120,10 @@ def pixel_accuracy(confusion: np.ndarray) -> np.ndarray:
 
 
 def dataset_scores(confusion: np.ndarray) -> dict[str, float]:
-    """Return pixel accuracy, the means of per_class() over the classes that have one, and
-    frequency-weighted IoU of a C×C confusion matrix; all NaN if no pixel is counted.
+    """Return the scores of a C×C confusion matrix; all are NaN if no pixel is counted.
 
-    Long, Shelhamer & Darrell 2015, Fully Convolutional Networks, section 5.
+    The scores are pixel accuracy, the three means over classes (see mean_over_classes), and
+    frequency-weighted IoU: Long, Shelhamer & Darrell 2015, Fully Convolutional Networks, section 5.
     """
     total, iou = confusion.sum(), per_class(confusion)["iou"]
     return {

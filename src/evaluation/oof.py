@@ -1,4 +1,4 @@
-"""Scores at native size of predictions whose masks are known: out of fold, or of a test split."""
+"""Score predictions against known masks at native size: out of fold, or on a test split."""
 
 import zlib
 from collections.abc import Iterable, Iterator
@@ -81,7 +81,10 @@ def score_out_of_fold(
     title: str,
     cache: Cache | None = None,
 ) -> Scores:
-    """Predict and score samples of groups that no member was trained on; ranks share them."""
+    """Predict and score samples from groups that no member was trained on.
+
+    The ranks share the work; each of them returns all scores.
+    """
 
     def measure_shard(shard: list[Sample]) -> Iterator[dict[str, np.ndarray]]:
         predictions = predict(
@@ -99,7 +102,7 @@ def with_progress_bar(items: Iterable, samples: list[Sample], title: str) -> Ite
 
 
 def keep_statistics(image: ImageProbabilities) -> dict[str, Tensor]:
-    """Keep what image_statistics() and validation_scores() need of an image whose mask is known."""
+    """Keep the pixel counts that image_statistics() and validation_scores() need."""
     return count_pixels(image.mean(), image.mask)
 
 
@@ -125,7 +128,8 @@ def validation_scores(prediction: Prediction) -> dict[str, float]:
 def to_scores(samples: list[Sample], statistics: list[dict[str, np.ndarray]]) -> Scores:
     """Combine the statistics of N images into Scores, in the order of `samples`.
 
-    Leaves out images of which all pixels are ignored, and prints which; InputError if all are.
+    Leaves out images whose masks show only ignored pixels, and prints their names. Raises
+    InputError if no image is left.
     """
     per_image = {name: np.stack([image[name] for image in statistics]) for name in statistics[0]}
     attributes = ["image_id", "group", "view", "fold"]
@@ -142,8 +146,10 @@ def to_scores(samples: list[Sample], statistics: list[dict[str, np.ndarray]]) ->
 
 
 def score_columns(statistics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the scores of N images by column of oof.csv; Dice and IoU of several classes are
-    means over an image's classes."""
+    """Return the columns of oof.csv with scores, each N values.
+
+    For several classes, Dice and IoU are means over the classes of an image.
+    """
     if "confusion" in statistics:
         confusion = statistics["confusion"]
         return {
@@ -164,11 +170,11 @@ def score_columns(statistics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def choose_binarizer(settings: Settings, scores: Scores) -> Binarizer:
-    """Return the threshold and steps of the settings.
+    """Return the threshold and steps of the settings, or choose them by out-of-fold scores.
 
-    By default the threshold has the highest mean out-of-fold Dice, or is 0.5 if such a choice gains
-    nothing on other folds; a step is used if it raises the mean Dice on every fold. Several
-    classes: 0.5, which is not used, and no steps.
+    threshold=null takes the threshold with the highest mean out-of-fold Dice, or 0.5 if such a
+    choice gains nothing on the other folds. postprocess=auto takes the steps of choose_steps().
+    For several classes there are no steps, and the threshold of 0.5 is not used.
     """
     if not scores.is_binary:
         return Binarizer(0.5, [])
@@ -199,7 +205,11 @@ def save_scores(
 
 
 def load_scores(folders: list[Path]) -> Scores:
-    """Load and concatenate the scores in several folders: a run's folds, or one ensemble."""
+    """Load and concatenate the scores in `folders`: the folds of a run, or one ensemble.
+
+    Raises InputError if a file is damaged, if weights have changed since they were scored, or if an
+    image is held out in two folds.
+    """
     tables, arrays = [], []
     for folder in folders:
         try:
@@ -239,9 +249,9 @@ def _read_arrays(path: Path, image_ids: list[str]) -> dict[str, np.ndarray]:
             raise ValueError("oof.csv lists other images, or in another order")
         arrays = {name: file[name] for name in file.files if name != "image_id"}
     if arrays.keys() == {"counts", "trials"}:
-        # The first release: N×16 Dice of all subsets of the 4 steps, bit s of the index is step s.
+        # First release: N×16 Dice, one for each subset of 4 steps. Bit s of the index is step s.
         arrays = {"histograms": arrays["counts"], "step_dice": arrays["trials"][:, [0, 1, 2, 4]]}
-    if "step_dice" in arrays:  # earlier versions had another step, the last one
+    if "step_dice" in arrays:  # earlier versions had one more step, in the last column
         arrays["step_dice"] = arrays["step_dice"][:, : 1 + len(STEPS)]
     if arrays.keys() - {"weights"} not in ({"histograms", "step_dice"}, {"confusion"}):
         raise ValueError(f"oof.npz holds {', '.join(arrays)}")

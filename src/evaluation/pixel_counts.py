@@ -23,8 +23,8 @@ def count_pixels(probability: Tensor, true: Tensor) -> dict[str, Tensor]:
 def probability_histograms(levels: Tensor, true: Tensor) -> Tensor:
     """Count pixels by level, outside and inside the true H×W bool mask: 2×256 int64.
 
-    As `levels`, H×W uint8, are floor(256·probability) (255 for 1), `probability >= i/256` is
-    exactly `levels >= i`, and the histograms give the exact Dice at all 255 thresholds.
+    `levels`, H×W uint8, is floor(256·probability), at most 255. Then `levels >= i` if and only if
+    `probability >= i/256`, so the histograms give the exact Dice at all 255 thresholds.
     """
     pairs = levels.to(torch.int16) + BINS * true.to(torch.int16)
     return count_values(pairs, 2 * BINS).view(2, BINS)

@@ -1,7 +1,8 @@
 """Choice of the post-processing steps by out-of-fold scores.
 
-`step_dice` is N×(1+S) float64, the Dice of N images: without post-processing, then after each of
-the S steps alone, in the order of STEPS. `folds` are the N folds of the images.
+`step_dice`, N×(1+S) float64, holds the Dice of N images. Column 0 is without post-processing; each
+other column is after one of the S steps alone, in the order of STEPS. `folds` holds the fold of
+each image.
 """
 
 import numpy as np
@@ -15,8 +16,7 @@ ALTERNATIVES = ("specks", "largest")
 
 
 def dice_after_each_step(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """Return the Dice of two H×W bool masks without post-processing, then after each step alone:
-    1+S float64."""
+    """Return one row of `step_dice` (1+S float64) from two H×W bool masks."""
     region, true_area = region_of(predicted), np.count_nonzero(true)
     predicted, true = np.ascontiguousarray(predicted[region]), true[region]
     masks = [predicted, *(step(predicted) for step in STEPS.values())]
@@ -41,8 +41,8 @@ def gains_per_fold(step_dice: np.ndarray, folds: np.ndarray) -> pd.DataFrame:
 def choose_steps(step_dice: np.ndarray, folds: np.ndarray) -> list[str]:
     """Return the steps whose mean gain is positive on every fold; none if there is one fold.
 
-    Of specks and largest, which remove the same components, only the better one. The gains of the
-    chosen steps can therefore be added up.
+    The steps specks and largest remove the same components, so only the better one is returned.
+    The gains of the returned steps can therefore be added up.
     """
     gains = gains_per_fold(step_dice, folds)
     chosen = [name for name in STEPS if len(gains) > 1 and gains[name].min() > 0]
@@ -52,7 +52,7 @@ def choose_steps(step_dice: np.ndarray, folds: np.ndarray) -> list[str]:
 
 
 def cross_fitted_gain(step_dice: np.ndarray, folds: np.ndarray) -> float:
-    """Return what the steps add to the mean Dice if each fold takes those chosen on the others."""
+    """Return the gain in mean Dice if each fold takes the steps chosen on the other folds."""
     gains = pd.DataFrame(step_dice[:, 1:] - step_dice[:, :1], columns=list(STEPS))
     total = 0.0
     for fold in np.unique(folds):

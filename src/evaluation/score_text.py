@@ -1,4 +1,4 @@
-"""What the scripts print of scores: means, and warnings of masks that are probably wrong."""
+"""Text about scores that the scripts print: means, and warnings about probably wrong masks."""
 
 import numpy as np
 

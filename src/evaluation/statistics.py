@@ -6,7 +6,8 @@ import numpy as np
 def clustered_standard_error(scores: np.ndarray, groups: np.ndarray) -> float:
     """Return the cluster-robust standard error of the mean of N scores; NaN for a single group.
 
-    sqrt(G/(G-1) · Σ_g (Σ_{i∈g} (x_i − mean))²) / N, as the images of a group are not independent.
+    For G groups, it is sqrt(G/(G-1) · Σ_g (Σ_{i∈g} (x_i − mean))²) / N. Deviations are summed over
+    each group before squaring, because the images of a group are not independent.
     Cameron & Miller 2015, A Practitioner's Guide to Cluster-Robust Inference.
     """
     group_ids, group_index = np.unique(groups, return_inverse=True)
@@ -21,8 +22,9 @@ def prediction_interval(
 ) -> tuple[float, float]:
     """Return the 95% prediction interval of the mean score of `n_new_groups` unseen groups.
 
-    mean ± t·error·sqrt(1 + G/n_new_groups), t of G−1 degrees of freedom; for infinitely many
-    groups it is the interval of the mean itself. (NaN, NaN) for a single group.
+    The interval is mean ± t·error·sqrt(1 + G/n_new_groups), where t has G−1 degrees of freedom.
+    For infinitely many new groups, it is the confidence interval of the mean. For a single group,
+    it is (NaN, NaN).
     """
     from scipy.special import stdtrit  # imported here, as it takes a third of a second
 

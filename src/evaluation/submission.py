@@ -28,8 +28,8 @@ MAX_LISTED = 20  # errors or warnings that are printed; the others are only coun
 
 
 def require_replaceable(settings: Settings, names: list[str]) -> None:
-    """Raise InputError if the csv exists and has masks of other images than `names`. Print a notice
-    if its masks are those of other runs."""
+    """Raise InputError if an existing csv is unreadable or has masks of images not in `names`.
+    Print a notice if its masks come from other runs."""
     path = settings.submission_path
     if not path.exists():
         return
@@ -87,8 +87,8 @@ def check_and_score_submission(settings: Settings) -> None:
 
 
 def expected_file_names(settings: Settings) -> list[str]:
-    """Return the file names that the csv must hold: those of sample_submission.csv, else of the
-    test images, or of `truth_csv` if these are not on this machine."""
+    """Return the file names that the csv must hold: those in sample_submission.csv if it exists,
+    else those of the test images. Without test images on this machine, use those in `truth_csv`."""
     names = csv_files.read_submission_names(settings)
     folder = datasets.get_format(settings).find_test_images_dir(settings)
     if names is None and settings.truth_csv and not folder.exists():
@@ -99,8 +99,11 @@ def expected_file_names(settings: Settings) -> list[str]:
 
 
 def read_image_sizes(settings: Settings, names: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """Read (height, width) of the test images from their headers; IMAGE_SIZE for images of the
-    competition that are not on this machine and, with skip_unreadable=true, unreadable ones."""
+    """Read (height, width) of the test images from their headers.
+
+    The size is IMAGE_SIZE for an image that is not on this machine and, with skip_unreadable=true,
+    for an unreadable image. Only with dataset_name=carvana may the images' folder be missing.
+    """
     folder = datasets.get_format(settings).find_test_images_dir(settings)
     if settings.dataset_name != "carvana":
         require_paths(folder, remedy="; masks are checked against the size of their images")
@@ -130,8 +133,11 @@ def name_errors(table: pd.DataFrame, names: list[str]) -> list[str]:
 def mask_errors(
     table: pd.DataFrame, sizes: dict[str, tuple[int, int]]
 ) -> tuple[list[str], pd.DataFrame]:
-    """Return a line for each invalid mask, and of each mask its area as a fraction of the image and
-    its rle.vertical_continuity() in columns `area` and `continued`, NaN if invalid."""
+    """Return an error line for each invalid mask, and a table with a row for each mask.
+
+    Column `area` is the fraction of the image that the mask covers. Column `continued` is
+    rle.vertical_continuity(). Both are NaN for an invalid mask.
+    """
     errors, statistics = [], np.full((len(table), 2), np.nan)
     masks = zip(table["img"], table["rle_mask"], strict=True)
     bar = tqdm(masks, "check", len(table), leave=False, unit="row", disable=None)
@@ -147,8 +153,11 @@ def mask_errors(
 
 
 def suspicious_masks(table: pd.DataFrame, statistics: pd.DataFrame) -> list[str]:
-    """Return a line for each mask that is empty, covers nearly all or an unusual part of the image,
-    looks scattered, or is repeated; of a repeated mask only for the first row."""
+    """Return a line for each suspicious mask; a repeated mask gets one line, for its first row.
+
+    A mask is suspicious if it is empty, covers nearly all or an unusual fraction of the image,
+    looks scattered, or is repeated.
+    """
     areas, continued = statistics["area"], statistics["continued"]
     low, median, high = areas.quantile([0.25, 0.5, 0.75])
     is_outlier = (np.abs(areas - median) > 4 * max(high - low, 0.01)) | (areas > 0.99)
@@ -188,8 +197,8 @@ def print_limited(title: str, lines: list[str], file: TextIO | None = None) -> N
 def read_true_masks(
     settings: Settings, names: pd.Series, sizes: dict[str, tuple[int, int]]
 ) -> Iterator[np.ndarray] | None:
-    """Iterate over the true masks, H×W bool, of the images `names`: from `truth_csv`, else from the
-    masks of the test split; None if there are none."""
+    """Return an iterator over the true masks (H×W bool) of the images `names`, from `truth_csv` if
+    it is set, else from the test split. Return None if the test split has no masks."""
     if settings.truth_csv:
         truth, path = read_truth(settings, names), settings.truth_csv
         return (csv_files.decode_mask(truth[n], sizes[n], f"{path}: {n}") for n in names)
@@ -205,7 +214,8 @@ def score_submission(
     sizes: dict[str, tuple[int, int]],
     true_masks: Iterator[np.ndarray],
 ) -> None:
-    """Print the mean Dice of the submission, its standard error, and the ten worst images."""
+    """Print the mean Dice of the submission, its standard error, and the ten worst images.
+    Raise InputError if a true mask and its image differ in size."""
     dice = []
     for name, text, true in zip(table["img"], table["rle_mask"], true_masks, strict=True):
         if text and true.shape != sizes[name]:
@@ -223,7 +233,10 @@ def score_submission(
 
 
 def read_truth(settings: Settings, names: pd.Series) -> pd.Series:
-    """Read the encoded true masks by file name; InputError if they are not of these images."""
+    """Read the encoded true masks from `truth_csv`, by file name.
+
+    Raises InputError if a mask of `names` is missing or, without max_images, if there are others.
+    """
     path = settings.truth_csv
     table = csv_files.read_csv_strict(path, SUBMISSION_COLUMNS)
     csv_files.require_distinct(path, table["img"])

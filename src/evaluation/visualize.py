@@ -31,7 +31,7 @@ def draw_overlay(
         overlay[predicted & ~true] = FALSE_POSITIVE_COLOR
     mask, width = predicted.astype(np.uint8), max(1, round(image.shape[0] / 600))
     inner = cv2.erode(mask, np.ones((3, 3), np.uint8), iterations=width)
-    # No outline along the image's border: erode() takes what is outside for mask.
+    # There is no outline along the image's border: erode() counts pixels outside as mask.
     overlay[inner < mask] = OUTLINE_COLOR
     return overlay
 
@@ -60,8 +60,10 @@ def error_map(image: np.ndarray, predicted: np.ndarray, true: np.ndarray) -> np.
 
 
 def largest_error_window(predicted: np.ndarray, true: np.ndarray) -> tuple[slice, slice]:
-    """Return (rows, columns) around the largest connected region of wrong pixels, in the image's
-    aspect ratio and at least 1/MAX_ZOOM of its height."""
+    """Return (rows, columns) of a window around the largest connected region of wrong pixels.
+
+    The window has the image's aspect ratio and at least 1/MAX_ZOOM of its height.
+    """
     wrong = (predicted ^ true).view(np.uint8)
     height, width = wrong.shape
     _, _, stats, _ = cv2.connectedComponentsWithStats(wrong, connectivity=8)
@@ -84,10 +86,11 @@ def zoom_on_error(image: np.ndarray, predicted: np.ndarray, true: np.ndarray) ->
 
 
 def disagreement_heatmap(image: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """Draw on the dimmed image how evenly the members of an ensemble are divided; yellow: most.
+    """Draw how evenly the members of an ensemble are divided, on the dimmed image.
 
-    `share` is the fraction of members that agree, H×W in [0, 1]: that predict foreground, or for
-    several classes the class of the ensemble.
+    Yellow marks pixels on which the members are divided in half. `share`, H×W in [0, 1], is the
+    fraction of members, by weight, that predict foreground (one class) or the class of the ensemble
+    (several classes).
     """
     division = (4 * share * (1 - share) * 255).astype(np.uint8)
     heat = cv2.cvtColor(cv2.applyColorMap(division, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
@@ -130,8 +133,11 @@ def jpeg_data_uri(image: np.ndarray) -> tuple[str, int, int]:
 
 
 def draw_batch(images: Tensor, targets: Tensor, class_map: ClassMap) -> np.ndarray:
-    """Draw the first 16 images of a training batch, uint8 B×3×h×w and B×1×h×w, four in a row: one
-    class bright on dark, several classes in color over the image."""
+    """Draw the first 16 images of a training batch with their targets, four in a row.
+
+    images: uint8 B×3×h×w. targets: uint8 B×1×h×w. One class is drawn by darkening everything else,
+    several classes are drawn in color over the image.
+    """
     pictures = []
     for image, target in zip(
         images[:16].movedim(1, 3).numpy(), targets[:16, 0].numpy(), strict=True
@@ -148,8 +154,10 @@ def draw_batch(images: Tensor, targets: Tensor, class_map: ClassMap) -> np.ndarr
 
 
 def thumbnail(prediction: Prediction) -> np.ndarray:
-    """Draw a prediction at most THUMBNAIL_WIDTH pixels wide: the outline and the errors of its
-    mask, or its class ids in color."""
+    """Draw a prediction, at most THUMBNAIL_WIDTH pixels wide.
+
+    One class: outline and errors of the mask over the image. Several classes: class ids in color.
+    """
     sample, predicted = prediction.sample, Binarizer(0.5, [])(prediction.probability)
     if sample.class_map.is_binary:
         image = draw_overlay(read_sample_image(sample), predicted, prediction.loaded.mask)
