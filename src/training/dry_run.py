@@ -1,5 +1,4 @@
-"""Check before training that a network can be trained on the batches of an epoch, and estimate the
-memory of a step."""
+"""Check, before training, that a network can be trained on all batches. Estimate its memory."""
 
 from collections.abc import Collection
 from copy import deepcopy
@@ -41,7 +40,7 @@ def check_batches(
             f"{count} training images are too few for {processes} processes; use {count} or fewer"
         )
     sizes = [tuple(settings.train_size)] if settings.train_size else native_sizes
-    # The one whose longer side is shortest: if the encoder shrinks any to one pixel, it is this.
+    # Smallest by longer side: if any size shrinks to one pixel in the encoder, this one does.
     smallest, largest = min(sizes, key=max), max(sizes, key=prod)
     names = ["arch", "encoder"] if settings.model == "smp" else ["model", "channels", "norm"]
     network = " ".join(f"{name}={format_value(getattr(settings, name))}" for name in names)
@@ -70,8 +69,10 @@ def check_batches(
 
 
 def warn_of_memory(settings: Settings, model: Segmenter, size: Size) -> None:
-    """Print a warning if a training step on the CPU may take more memory than is available: the
-    system would kill the process without a message."""
+    """Print a warning if a training step on the CPU may take more memory than is available.
+
+    The system kills a process that takes too much, without a message.
+    """
     needed = MEMORY_FACTOR * activation_bytes(model, size) * settings.batch_size
     if pick_precision(settings, torch.device("cpu")) == "bf16":
         needed /= 2
@@ -85,10 +86,10 @@ def warn_of_memory(settings: Settings, model: Segmenter, size: Size) -> None:
 
 
 def activation_bytes(model: Segmenter, size: Size) -> int:
-    """Return a lower bound of the bytes that a training step in fp32 takes per image: those of the
-    tensors that the backward pass needs.
+    """Return a lower bound of the memory that a training step in fp32 takes per image, in bytes.
 
-    Only shapes are computed, on torch's device `meta`; 0 if the network cannot run there.
+    Counts the tensors that the forward pass saves for the backward pass. Runs on torch's device
+    `meta`, which computes only shapes. Returns 0 if the network cannot run there.
     """
     saved = {}
 
@@ -112,8 +113,8 @@ def activation_bytes(model: Segmenter, size: Size) -> int:
 def find_training_error(model: Segmenter, n_images: int, size: tuple[int, int]) -> str:
     """Return why `model` cannot be trained on a batch of `n_images` of `size` (h, w); '' if it can.
 
-    Tries it on torch's device `meta`, which computes only shapes, and on the CPU if that lacks an
-    operation.
+    Runs a forward pass on torch's device `meta`, which computes only shapes. If `meta` lacks an
+    operation, runs it on the CPU.
     """
     reason = ""
     for device in ("meta", "cpu"):

@@ -17,8 +17,10 @@ from evaluation import visualize
 
 
 class EpochLog:
-    """Rows of history.csv so far and the TensorBoard writer of a fold (main process only), and its
-    progress bar (all processes)."""
+    """The log of one fold: history.csv, TensorBoard and console lines, and a progress bar.
+
+    Only the main process writes rows. Every process has a progress bar.
+    """
 
     def __init__(self, settings: Settings, fold: int):
         self.settings, self.fold, self.rows = settings, fold, []

@@ -19,7 +19,7 @@ class EpochMetrics:
     def __init__(self, device: torch.device):
         self.sums = torch.zeros(3, device=device)  # loss, Dice, accuracy, each summed over images
         self.images, self.seconds = 0, 0.0
-        self.lr = math.nan  # of the latest update
+        self.lr = math.nan  # learning rate of the latest step
 
     def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
         """Add a step of this rank; `loss` is the mean over its images."""
@@ -51,8 +51,9 @@ class EpochMetrics:
 def batch_metrics(logits: Tensor, targets: Tensor) -> Tensor:
     """Return Dice and accuracy summed over a batch, as a tensor of 2 on the device.
 
-    logits: B×C×h×w; C = 1: binary. targets: B×1×h×w uint8, coverage 0…255 (binary) or class ids,
-    255 ignored. Dice of several classes is the mean over those in the target or predicted.
+    logits: B×C×h×w, C = 1 for one class. targets: B×1×h×w uint8, coverage 0…255 for one class, else
+    class ids or IGNORE. For several classes, the Dice of an image is the mean over the classes that
+    its target or its prediction contains.
     """
     if logits.shape[1] == 1:
         predicted, true = logits > 0, targets > 127
@@ -73,8 +74,10 @@ def batch_metrics(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def seconds_since(start: float, device: torch.device) -> float:
-    """Return the seconds since `start`, of time.monotonic(), when the GPU has done all that is
-    queued."""
+    """Wait until the GPU has finished all queued work; return the seconds since `start`.
+
+    `start` is a value of time.monotonic().
+    """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.monotonic() - start

@@ -12,17 +12,20 @@ from training.stages import find_init_run
 
 
 def needs_pretrained(settings: Settings, fold: int) -> bool:
-    """Whether training of `fold` starts from pretrained weights of the encoder: neither from a
-    snapshot nor from another run, which replace all weights."""
+    """Whether pretrained encoder weights, if the settings name any, have an effect on `fold`.
+
+    They have none if training starts from a snapshot or from another run: both replace all weights.
+    """
     return not has_snapshot(settings.run_dir, fold) and not find_init_run(settings)
 
 
 def find_initial_weights(settings: Settings, fold: int, samples: list[Sample]) -> Path | None:
-    """Return the weights of `fold` of the stage before, or of the run `init_run`; None if there
-    is neither, or if the fold resumes from a snapshot, which replaces them.
+    """Return the weights file from which training of `fold` starts.
 
-    Raises InputError unless that run held out the same fold of the same samples: otherwise its
-    network was trained on images that this one is scored on.
+    It belongs to the previous stage or, without one, to the run `init_run`. Returns None if there
+    is neither, or if the fold resumes from a snapshot, which replaces the weights. Raises
+    InputError unless that run has finished the same fold on the same samples: otherwise its network
+    was trained on images that this run is scored on.
     """
     init_run = find_init_run(settings)
     if not init_run or has_snapshot(settings.run_dir, fold):

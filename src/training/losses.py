@@ -1,8 +1,8 @@
 """Segmentation losses: functions of logits and targets that return an fp32 scalar.
 
-Binary losses take logits B×1×H×W and targets B×1×H×W in [0, 1]; targets may be soft, as a mask
-resized by area is. Multiclass losses take logits B×C×H×W and targets B×1×H×W of uint8 class ids,
-with IGNORE_INDEX where a pixel has no class.
+Binary losses take logits B×1×H×W and targets B×1×H×W in [0, 1]. Targets may be soft: resizing a
+mask by area gives values between 0 and 1. Multiclass losses take logits B×C×H×W and targets
+B×1×H×W of uint8 class ids; a pixel without a class has the value IGNORE_INDEX.
 """
 
 from collections.abc import Callable
@@ -26,10 +26,10 @@ def bce_loss(logits: Tensor, targets: Tensor) -> Tensor:
 def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Return 1 − soft Dice of each image, averaged over the images.
 
-    The squares in the denominator follow Milletari et al. 2016, V-Net,
-    https://arxiv.org/abs/1606.04797: for a soft target the minimum is then at the target itself,
-    not at its rounded version. With 1 added to numerator and denominator, the loss of two empty
-    masks is 0.
+    The denominator sums squares, as in Milletari et al. 2016, V-Net,
+    https://arxiv.org/abs/1606.04797. With squares, a soft target has its minimum at the target
+    itself, not at the rounded target. Numerator and denominator have 1 added, so that the loss of
+    two empty masks is 0.
     """
     p, t = logits.float().sigmoid().flatten(1), targets.float().flatten(1)
     numerator = 2 * (p * t).sum(1) + 1
@@ -53,11 +53,11 @@ def edge_bce_dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
 def edge_weights(targets: Tensor) -> Tensor:
     """Return pixel weights, B×1×H×W with mean 1 in each image.
 
-    Pixels within EDGE_RADIUS of an object's boundary weigh EDGE_WEIGHT times as much as the others:
-    most errors are among them.
+    A pixel within EDGE_RADIUS of an object's boundary weighs EDGE_WEIGHT times as much as another
+    pixel, because most errors are near boundaries.
     """
-    # The average over the square around each pixel: first over columns, then over rows, as that is
-    # faster than over the whole square.
+    # Average over the square around each pixel. Two passes, one for each axis, are faster than one
+    # pass over the whole square.
     side, pad = 2 * EDGE_RADIUS + 1, EDGE_RADIUS
     rows = F.avg_pool2d(targets, (side, 1), 1, (pad, 0), count_include_pad=False)
     foreground = F.avg_pool2d(rows, (1, side), 1, (0, pad), count_include_pad=False)
@@ -88,11 +88,11 @@ def lovasz_hinge_loss(logits: Tensor, targets: Tensor) -> Tensor:
     errors = 1 - torch.where(is_foreground, logits, -logits)  # above 0: wrong, or within the margin
     errors, order = errors.sort(dim=1, descending=True)
     foreground = is_foreground.gather(1, order).float()
-    # 1 − IoU if the first pixel, the first two, … of this order were wrong and all others right.
+    # Value k of iou_loss is 1 − IoU if the first k + 1 pixels were wrong and all others correct.
     intersection = foreground.sum(1, keepdim=True) - foreground.cumsum(1)
     union = foreground.sum(1, keepdim=True) + (1 - foreground).cumsum(1)
     iou_loss = 1 - intersection / union
-    # An error is weighted by what its pixel adds to that loss.
+    # Each error is weighted by the increase of iou_loss at its pixel.
     gradient = torch.diff(iou_loss, dim=1, prepend=torch.zeros_like(iou_loss[:, :1]))
     return (F.relu(errors) * gradient).sum(1).mean()
 
@@ -108,8 +108,11 @@ def cross_entropy_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def cross_entropy_dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the sum of cross-entropy and 1 − soft Dice. Dice is computed for each class over the
-    batch and averaged over the classes in the targets."""
+    """Return the sum of cross-entropy and 1 − soft Dice.
+
+    Dice is computed for each class over the whole batch, then averaged over the classes that the
+    targets contain.
+    """
     valid = (targets != IGNORE_INDEX).float()  # B×1×H×W
     p = logits.float().softmax(1) * valid
     classes = torch.arange(logits.shape[1], device=logits.device).view(-1, 1, 1)

@@ -11,22 +11,23 @@ from core import process_env
 from core.device import compile_network, find_compile_error, wants_compile
 from core.settings import Settings
 
-# With fewer pixels per GPU and step than four images of 1024×1024, batch normalization takes its
-# statistics from all GPUs, which then wait for each other in every layer.
+# Batch normalization takes its statistics from all GPUs if a step has fewer pixels per GPU than
+# this (four images of 1024×1024). The GPUs then wait for each other in every layer.
 SYNC_BN_BELOW = 2**22
-# Training on fewer pixels, summed over all steps of a GPU, takes less time than compiling and
-# cuDNN's benchmarks: an estimate from an H200 (docs/speed.md), 6,400 steps of four images of
-# 1024×1536.
+# Compiling and cuDNN's benchmarks save more time than they take if training has at least this many
+# pixels, summed over all steps of a GPU: 6,400 steps of four images of 1024×1536. Estimated on an
+# H200 (docs/speed.md).
 TUNE_MIN_PIXELS = 40e9
 
 
 def prepare_network(
     model: nn.Module, settings: Settings, device: torch.device, updates: int, image_pixels: int
 ) -> tuple[nn.Module, bool]:
-    """Return `model` compiled if the settings ask for it, and wrapped by DDP if there are several
-    processes; and whether it is compiled. It shares the parameters of `model`.
+    """Return the network that training calls, and whether it is compiled.
 
-    `updates`: number of updates of the training; `image_pixels`: height × width of its first image.
+    The network shares the parameters of `model`. It is compiled if the settings ask for it, and
+    wrapped in DDP if there are several processes. `updates` is the number of updates in the whole
+    training. `image_pixels` is height × width of the first training image.
     """
     n_processes = process_env.world_size()
     step_pixels = settings.batch_size // n_processes * image_pixels
@@ -57,14 +58,16 @@ def prepare_network(
 
 
 def has_one_size(settings: Settings) -> bool:
-    """Whether all training images have one size. They do if batch_size is above 1: check_sizes()
-    has rejected other images."""
+    """Whether all training images have the same size. With batch_size above 1 they have, because
+    check_sizes() rejects images of several sizes."""
     return settings.train_size is not None or settings.batch_size > 1
 
 
 def freeze_unused(model: nn.Module, settings: Settings) -> None:
-    """Exclude parameters that the forward pass does not use from training, as in the last layer of
-    some encoders. DDP would wait for their gradients forever."""
+    """Freeze the parameters that the forward pass does not use, such as some encoders' last layer.
+
+    DDP would wait for their gradients forever.
+    """
     size = settings.train_size or (256, 256)
 
     def find_used(device: str) -> set[str]:
@@ -84,13 +87,15 @@ def freeze_unused(model: nn.Module, settings: Settings) -> None:
 
 
 def needs_sync_batch_norm(device: torch.device, n_processes: int, step_pixels: int) -> bool:
-    """Whether each of several GPUs has too few pixels for batch normalization on its own."""
+    """Whether several GPUs train and each has too few pixels for its own batch statistics."""
     return device.type != "cpu" and n_processes > 1 and step_pixels < SYNC_BN_BELOW
 
 
 def convert_sync_batch_norm(model: nn.Module) -> nn.Module:
-    """Replace batch normalization by one with the statistics of all GPUs. torch's conversion would
-    drop the activations that timm's layers include."""
+    """Replace batch normalization layers by SyncBatchNorm, which uses the statistics of all GPUs.
+
+    Layers of timm need timm's own conversion: torch's would drop the activations they include.
+    """
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     if all(type(norm) is nn.BatchNorm2d for norm in norms):
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)

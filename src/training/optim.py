@@ -39,10 +39,12 @@ def make_optimizer(settings: Settings, network: nn.Module) -> torch.optim.Optimi
 
 
 def scaled_learning_rate(settings: Settings) -> float:
-    """Return `lr`, scaled from lr_reference_batch, if set, to the actual images per update.
+    """Return the peak learning rate: `lr`, scaled if lr_reference_batch is set.
 
-    Scales linearly (Goyal et al. 2017, https://arxiv.org/abs/1706.02677) or by the square root,
-    which suits Adam (Malladi et al. 2022, https://arxiv.org/abs/2205.10287).
+    `lr` then holds for lr_reference_batch images per update, and is scaled by the ratio of the
+    actual number to this number. The scaling is linear (Goyal et al. 2017,
+    https://arxiv.org/abs/1706.02677) or by the square root of the ratio, which suits Adam
+    (Malladi et al. 2022, https://arxiv.org/abs/2205.10287).
     """
     images_per_update = settings.batch_size * settings.grad_accumulation
     ratio = images_per_update / (settings.lr_reference_batch or images_per_update)
@@ -65,9 +67,9 @@ def make_schedule(settings: Settings, optimizer: torch.optim.Optimizer, updates:
 class ModelEMA:
     """Exponential moving average of a network's weights and normalization statistics.
 
-    Update 0 copies the weights; update n uses the decay min(`decay`, (1 + n) / (10 + n)).
-    `num_updates` is an int on the CPU: that of torch's AveragedModel is a tensor, and reading it
-    waits for the GPU.
+    Update 0 copies the weights. Update n uses the decay min(`decay`, (1 + n) / (10 + n)).
+    `num_updates` is a Python int. torch's AveragedModel counts updates in a tensor instead, and
+    reading that tensor waits for the GPU.
     """
 
     def __init__(self, network: nn.Module, decay: float):

@@ -65,8 +65,12 @@ def check_sizes(settings: Settings, native_sizes: Collection[Size]) -> None:
 
 
 def folds_to_train(settings: Settings, n_folds: int) -> list[int]:
-    """Return the requested folds that neither this stage nor a later one has finished; InputError
-    for folds with files unless resume=true, so that weights are never overwritten."""
+    """Return the requested folds that this stage still has to train.
+
+    Leaves out folds that this stage has finished or that a later stage has begun. Raises InputError
+    if a fold does not exist. Also raises InputError if a fold has weights or a snapshot and resume
+    is false, so that weights are never overwritten, or if its files cannot be resumed.
+    """
     if settings.fold is not None and settings.fold >= n_folds:
         last = n_folds - 1
         raise InputError(f"fold={settings.fold}: {settings.folds_csv} has folds 0 to {last}")
@@ -114,8 +118,10 @@ def check_folds(
 
 
 def check_finished_folds(settings: Settings, fingerprint: str) -> None:
-    """Raise InputError if a finished fold of the run was trained on other data: an image could be
-    held out in two folds, or in none."""
+    """Raise InputError if a finished fold of the run was trained on other data.
+
+    An image could otherwise be held out in two folds, or in none.
+    """
     for fold in run_folder.finished_folds(settings.run_dir):
         path = run_folder.weights_path(settings.run_dir, fold)
         if problem := checkpoint.find_fold_mismatch(path, fold, fingerprint):
@@ -123,8 +129,10 @@ def check_finished_folds(settings: Settings, fingerprint: str) -> None:
 
 
 def require_labels(held_out: list[Sample], fold: int) -> None:
-    """Raise InputError if the masks that a fold holds out show only ignored pixels: it would have
-    no score. Reads masks until another pixel is found."""
+    """Raise InputError if all held-out masks of a fold show only ignored pixels.
+
+    Such a fold would have no score. Reads masks only until a pixel with a class is found.
+    """
     if all((datasets.read_sample_mask(sample) == IGNORE).all() for sample in held_out):
         raise InputError(
             f"fold={fold}: its masks, such as {held_out[0].mask.name}, show only ignored pixels; "
@@ -133,8 +141,8 @@ def require_labels(held_out: list[Sample], fold: int) -> None:
 
 
 def require_two_classes(samples: list[Sample]) -> None:
-    """Raise InputError if all masks show one and the same class. Reads masks until another one is
-    seen."""
+    """Raise InputError if all masks together show fewer than two classes. Reads masks only until
+    two classes are found."""
     seen = set()
     for sample in samples:
         seen |= {*np.unique(datasets.read_sample_mask(sample)).tolist()} - {IGNORE}
@@ -149,8 +157,8 @@ def require_two_classes(samples: list[Sample]) -> None:
 
 
 def check_batch_and_loss(settings: Settings, class_map: ClassMap) -> None:
-    """Raise InputError if the images of a batch cannot be divided among the processes, or if the
-    loss does not fit the number of classes."""
+    """Raise InputError if batch_size is not a multiple of the number of processes, or if the loss
+    does not fit the number of classes."""
     processes = distributed.count_processes()
     if settings.batch_size % processes:
         raise InputError(
@@ -164,8 +172,11 @@ def check_batch_and_loss(settings: Settings, class_map: ClassMap) -> None:
 
 
 def check_before_launch(settings: Settings) -> None:
-    """Run all checks silently, before several processes start that would repeat each error, or
-    before an earlier run or stage trains for hours."""
+    """Run all checks of all stages, without printing anything.
+
+    Several processes would each report the same error, so the checks run before these start. A run
+    or stage that starts late is also checked here, before an earlier one trains for hours.
+    """
     with process_env.silenced():
         samples, stages = datasets.load_training_samples(settings), split_stages(settings)
         n_folds, sizes = check_data(stages[0], samples)

@@ -16,9 +16,10 @@ from inference import load_runs
 
 
 def load_run_settings(args: list[str]) -> Settings:
-    """Return the settings of `args`; on resume, over those the run was started with.
+    """Return the settings of a run; on resume, `args` override the settings it was started with.
 
-    A restart by torchrun resumes. Raises InputError if the run exists with other settings.
+    A restart by torchrun counts as resume=true. Raises InputError if the run exists and `args`
+    change a setting that must stay the same.
     """
     args = [*args, "resume=true"] if process_env.restart_count() else args
     settings = config.load_settings(args)
@@ -40,7 +41,8 @@ def load_run_settings(args: list[str]) -> Settings:
         return settings
     changes = args
     if settings.stages == started["stages"]:
-        # Over config.yaml, settings that a typed stage lacks would be those of the last stage.
+        # Leave out stages=, which has not changed. config.yaml holds the settings of the last
+        # stage: a typed stage that lacks a setting would get the last stage's value.
         changes = [arg for arg in args if not arg.startswith("stages=")]
     resumed = config.load_settings(changes, stored, path)
     _require_settings_of_run(resumed, started, "this run has", "leave it out")
@@ -50,19 +52,21 @@ def load_run_settings(args: list[str]) -> Settings:
 
 
 def read_stored_settings(settings: Settings) -> dict[str, Any]:
-    """Read the run's config.yaml; run and output_dir are those of `settings`, as the run may have
-    been moved or renamed."""
+    """Read the run's config.yaml. Take `run` and `output_dir` from `settings`, because the run may
+    have been moved or renamed."""
     here = config.to_stored_settings(settings)
     stored = run_folder.read_run_settings(settings.run_dir)
     return stored | {"run": here["run"], "output_dir": here["output_dir"]}
 
 
 def save_config(settings: Settings) -> None:
-    """Write the run's config.yaml (main process only). Raises InputError if another process has
-    started the run with other settings since this one has looked."""
+    """Write the run's config.yaml (main process only).
+
+    Raises InputError if another process has meanwhile started the run with other settings.
+    """
     if not process_env.is_main_process():
         return
-    is_stage = "/" in settings.run  # compared as part of its run, of whose settings it consists
+    is_stage = "/" in settings.run  # a stage is checked with its run, which holds its settings
     if is_continued(settings) and not is_stage:
         path = run_folder.config_path(settings.run_dir)
         started = config.load_settings([], read_stored_settings(settings), path)
@@ -72,8 +76,10 @@ def save_config(settings: Settings) -> None:
 
 
 def is_continued(settings: Settings) -> bool:
-    """Whether the run has started, or resumes with a config.yaml alone, which it has from the start
-    of training to the first snapshot."""
+    """Whether this command continues a run: the run has started, or it resumes from a config.yaml.
+
+    Between the start of training and the first snapshot, a run has only its config.yaml.
+    """
     has_config = run_folder.config_path(settings.run_dir).exists()
     return run_folder.has_started(settings.run_dir) or (settings.resume and has_config)
 
@@ -90,7 +96,7 @@ def announce_start_from_scratch(settings: Settings) -> None:
 
 
 def report_kept_settings(args: list[str], started: dict[str, Any], path: Path) -> None:
-    """Print the settings with which a run resumes although the recipe in `args` has others."""
+    """Print the settings that a resumed run keeps although the recipe in `args` differs."""
     overrides = parse_overrides(args)
     if "recipe" not in overrides:
         return
@@ -125,10 +131,11 @@ def _describe_difference(name: str, stored: Any, value: Any) -> str:
 
 
 def prepare_data(settings: Settings, args: list[str]) -> None:
-    """Run the recipe's prepare_scripts if data_dir is missing, folds.py if only folds_csv is.
+    """Run the recipe's prepare_scripts if data_dir is missing.
 
-    Not for a run that is continued, whose settings `args` need not contain, and not under torchrun,
-    which expects the data to exist.
+    If only folds_csv is missing, run folds.py alone, if the recipe lists it. Run nothing for a
+    continued run, because `args` need not contain its settings, and nothing under torchrun, where
+    the data must exist. Raises InputError if `args` set another n_folds than folds_csv has.
     """
     if not process_env.is_distributed() and not is_continued(settings):
         has_data, has_folds = Path(settings.data_dir).exists(), Path(settings.folds_csv).exists()
@@ -146,7 +153,10 @@ def prepare_data(settings: Settings, args: list[str]) -> None:
 
 @contextmanager
 def lock_fold(settings: Settings, fold: int) -> Iterator[None]:
-    """Keep other processes out of the fold's folder (main process only)."""
+    """Keep other processes out of the fold's folder (main process only).
+
+    Raises InputError if another process has finished the fold or has changed the run's settings.
+    """
     if not process_env.is_main_process():
         yield
         return

@@ -28,8 +28,11 @@ class SnapshotWriter:
         self.pending.set_result(None)
 
     def start(self, state: dict[str, Any]) -> None:
-        """Wait until the previous snapshot is saved, copy `state` to the host, and save it in the
-        background. Updates that are queued after this call do not change the copy."""
+        """Copy `state` to the host and save it in the background.
+
+        Waits first until the previous snapshot is saved. Updates queued after this call do not
+        change the copy.
+        """
         self.wait()
         copied = copy_to_host(state)
         self.pending = self.thread.submit(self._save, copied, record_event(self.device))
@@ -44,7 +47,7 @@ class SnapshotWriter:
 
 
 def copy_to_host(state: Any) -> Any:
-    """Copy nested dicts and lists; tensors of a GPU to pinned memory, without waiting for it."""
+    """Copy nested dicts and lists. Copy GPU tensors to pinned host memory, without waiting."""
     if isinstance(state, dict):
         return {key: copy_to_host(value) for key, value in state.items()}
     if isinstance(state, list):
@@ -61,7 +64,7 @@ def save_snapshot(folder: Path, state: dict[str, Any]) -> None:
     """
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    data = buffer.getvalue()  # of getbuffer(), Python 3.14 reports a view left open by an error
+    data = buffer.getvalue()  # after an error, Python 3.14 complains about an open getbuffer() view
     name = f"{state['epoch']:05}-{state['step']:07}-{checksum(data)}.pt"
     with atomic_write(folder / name) as tmp_path:
         tmp_path.write_bytes(data)
@@ -72,8 +75,9 @@ def save_snapshot(folder: Path, state: dict[str, Any]) -> None:
 def load_snapshot(folder: Path, fingerprint: str) -> dict[str, Any] | None:
     """Load the latest intact snapshot on the CPU; return None if there is no snapshot at all.
 
-    Prints which ones are damaged. Raises InputError if all are, or if the data has another
-    fingerprint now: the network would have seen held-out images. Runs no code from the file.
+    Prints the damaged snapshots that it skips. Raises InputError if all snapshots are damaged, or
+    if the data now has another fingerprint: the network would have seen held-out images. Loading
+    never runs code from the file.
     """
     paths = sorted(folder.glob("*.pt"), reverse=True)
     for path in paths:

@@ -8,9 +8,11 @@ from core.settings import Settings
 
 
 def split_stages(settings: Settings) -> list[Settings]:
-    """Return the settings of each stage. `settings` already contains those of the last stage
-    (core/config.py), which is the run itself; each one before it is a run of its own in the folder
-    output/<run>/stage<n>."""
+    """Return the settings of each stage, in order.
+
+    The last stage is the run itself: core/config.py has merged its settings into `settings`. Each
+    earlier stage is a run of its own, in the folder output/<run>/stage<n>.
+    """
     stages, init_run = [], settings.init_run
     for number, overrides in enumerate(settings.stages[:-1], 1):
         run = f"{settings.run}/stage{number}"
@@ -26,8 +28,10 @@ def find_init_run(settings: Settings) -> str:
 
 
 def has_begun_later_stage(settings: Settings, fold: int) -> bool:
-    """Whether a later stage of the same run has a snapshot of the fold or has finished it, so that
-    the weights of this stage are not needed. False for the last stage, which is the run itself."""
+    """Whether a later stage of the same run has finished the fold or has a snapshot of it.
+
+    The weights of this stage are then no longer needed. False for the last stage, the run itself.
+    """
     run, _, number = settings.run.partition("/stage")
     if not number:
         return False

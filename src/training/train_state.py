@@ -25,12 +25,15 @@ STATE_PARTS = ("model", "ema", "optimizer", "lr_schedule", "scaler")  # saved in
 class TrainState:
     """Model, EMA, optimizer, learning rate schedule and gradient scaler.
 
-    `model` is the Segmenter; `wrapped_model` is what training calls: the same module, possibly
-    compiled, and wrapped in DDP if there are several processes. Model and EMA start from the file
-    `initial_weights`, else from random weights, with a pretrained encoder if `pretrained`.
-    `updates`, the number of updates in the whole training, is the length of the learning rate
-    schedule. `updates` and `image_pixels`, height × width of the first training image, together
-    decide whether to compile.
+    `model` is the Segmenter. `wrapped_model` is the same module as training calls it: possibly
+    compiled, and wrapped in DDP if there are several processes.
+
+    Args:
+        updates: Number of updates in the whole training, the length of the learning rate schedule.
+        image_pixels: Height × width of the first training image. With `updates`, it decides whether
+            compiling pays.
+        initial_weights: Weights file from which model and EMA start; None: random weights.
+        pretrained: Load the pretrained encoder weights that the settings name, if any.
     """
 
     def __init__(
@@ -68,9 +71,9 @@ class TrainState:
     ) -> tuple[Tensor, Tensor]:
         """Run forward and backward of a step; if `is_update`, also update the weights.
 
-        images: B×3×h×w uint8; targets: B×1×h×w uint8, 0…255 for one class, else class ids.
-        `loss_weight`: 1 / steps per update. Returns loss and logits, detached. Does not wait for
-        the GPU, except with RMSprop or SGD in fp16.
+        images: B×3×h×w uint8. targets: B×1×h×w uint8, coverage 0…255 for one class, else class ids.
+        loss_weight: 1 / (steps per update). Returns the loss and the logits, detached. Does not
+        wait for the GPU, except with RMSprop or SGD in fp16.
         """
         # DDP averages gradients over the ranks in a backward pass: once for an update is enough.
         skips_averaging = isinstance(self.wrapped_model, DistributedDataParallel) and not is_update

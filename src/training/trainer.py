@@ -1,7 +1,7 @@
 """FoldTrainer: the training loop of one fold, with validation, snapshots and exact resume.
 
-A step is a forward and backward pass over one batch; an update is a step of the optimizer, after
-`grad_accumulation` such steps. Without accumulation, snapshots, signals and DDP, for one class:
+A step is a forward and backward pass over one batch. An update changes the weights, after every
+`grad_accumulation` steps. For one class, without accumulation, snapshots, signals and DDP:
 
     for epoch in range(epochs):
         for images, targets in loader:              # uint8, B×3×h×w and B×1×h×w
@@ -78,7 +78,7 @@ class FoldTrainer:
                 row = self.train_epoch(bar)
                 is_last = self.epoch + 1 == epochs
                 if is_last or (self.epoch + 1) % self.settings.validate_every_epochs == 0:
-                    self.save_snapshot()  # a run killed while validating repeats only that
+                    self.save_snapshot()  # if killed while validating, repeat only the validation
                     row |= self.validate()
                 if process_env.is_main_process():
                     self.log.add_epoch(row)
@@ -102,7 +102,7 @@ class FoldTrainer:
                 if self.train_batch(images, targets, bar):  # no gradients are pending
                     self.save_if_due(stop.signum)
             self.count_seconds()
-            self.save_if_due(stop.signum)  # a signal while the GPU finished its queue
+            self.save_if_due(stop.signum)  # a signal may have come while the GPU was finishing
         return self.epoch_summary()
 
     def count_seconds(self) -> None:
@@ -111,8 +111,8 @@ class FoldTrainer:
         self.clock = time.monotonic()
 
     def save_if_due(self, signum: int) -> None:
-        """Save a snapshot if one is due after snapshot_seconds, or if any process got a signal.
-        After a signal raise StopRequested. All ranks do so after the same update."""
+        """Save a snapshot if snapshot_seconds have passed or if any process got a signal. After a
+        signal, also raise StopRequested. All ranks save and stop after the same update."""
         is_due = time.monotonic() - self.clock > self.settings.snapshot_seconds
         due, stopping = distributed.all_reduce_any([is_due, bool(signum)])
         if not (due or stopping):
@@ -179,8 +179,8 @@ class FoldTrainer:
     # ---------------------------------------------------------------- validation
 
     def validate(self) -> dict[str, float]:
-        """Return mean Dice and accuracy of the EMA network on the held-out images, at native size
-        and without TTA; save the network if checkpoint_metric has improved."""
+        """Score the EMA network on the held-out images, at native size and without TTA. Save it if
+        checkpoint_metric has improved. Return the mean Dice and accuracy."""
         distributed.broadcast_module(self.state.ema.module)
         scores = distributed.map_sharded(self.score_samples, self.val_samples)
         means = pd.DataFrame(scores).mean().to_dict()
