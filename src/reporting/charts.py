@@ -99,8 +99,11 @@ def draw_confusion_matrix(axes: Axes, matrix: np.ndarray, names: tuple[str, ...]
 
 
 def learning_curves(settings: Settings, entries: list[LeaderboardEntry]) -> list[Chart]:
-    """Draw scores and loss by epoch: folds of each of the report's runs, then all runs; those
-    without a history.csv are left out."""
+    """Draw scores and loss by epoch, for each run of `settings` and then for all runs together.
+
+    Charts of one run have a curve for each fold. Charts of all runs have a curve for each run, the
+    mean of its folds. Leaves out runs and folds without a history.csv.
+    """
     histories = {e.name: load_histories(Path(settings.output_dir) / e.name) for e in entries}
     histories = {run: folds for run, folds in histories.items() if folds}  # without ensembles
     panels = {
@@ -147,7 +150,10 @@ def draw_losses(axes: Axes, histories: dict[str, pd.DataFrame], title: str) -> N
 
 
 def breakdown_charts(table: pd.DataFrame, cars: pd.DataFrame | None) -> list[Chart]:
-    """Draw Dice by view, fold, mask area and make (of `cars`), where these are known."""
+    """Draw Dice by view, by fold, as a histogram, by mask area, and by make of car.
+
+    Leaves out charts whose data are unknown. `cars` is a table of makes by group, if there is one.
+    """
     by_view = mean_dice_by(table, "view")
     numbered = 2 < len(by_view) <= 36 and by_view.index.str.isdecimal().all()
     charts = [draw_views(by_view)] if numbered else []

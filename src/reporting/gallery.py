@@ -92,7 +92,10 @@ def disagreement_cards(
     samples: list[Sample],
     agreement: dict[str, float],
 ) -> list[Card]:
-    """Predict test images by each network alone; return cards that show where they differ."""
+    """Predict test images by each network alone; return cards that show where networks differ.
+
+    `agreement` maps the file name of an image to ImageProbabilities.agreement().
+    """
     weights = np.array([member.weight for member in members])
     weights /= weights.sum()
     # One image at a time: the probabilities of all networks are in memory together.
@@ -104,7 +107,10 @@ def disagreement_cards(
 
 
 def disagreement_card(prediction: Prediction, weights: np.ndarray, agreement: float) -> Card:
-    """Show where the M networks with these weights differ; `probability` is M×C×H×W."""
+    """Return a card that shows where M networks differ. `prediction.probability` is M×C×H×W.
+
+    `weights` are the M weights of the networks; they add up to 1.
+    """
     sample, each = prediction.sample, prediction.probability
     image = datasets.read_sample_image(sample)
     mean = torch.einsum("mchw,m->chw", each, torch.tensor(weights).to(each))

@@ -23,7 +23,7 @@ from inference.segmentation import Segmentation
 from inference.trained_model import TrainedModel
 
 SKIP_HINT = "; or set skip_unreadable=true"
-# Each holds up to three predictions, of 170 MB for a photograph of 24 megapixels.
+# Each thread keeps up to three predictions in memory. A prediction of 24 megapixels takes 170 MB.
 WRITER_THREADS = 2
 PICTURES = ("mask.png", "label.png", "cutout.png", "overlay.jpg", "background.jpg")
 SOURCE_NAME = "source.txt"  # the path of the photographs
@@ -32,7 +32,8 @@ SOURCE_NAME = "source.txt"  # the path of the photographs
 def predict_photographs(settings: Settings, model: TrainedModel) -> list[str]:
     """Predict the photographs of the setting `images`, write their pictures and print where.
 
-    Returns an error message for each unreadable one; without skip_unreadable, InputError is raised.
+    Returns an error message for each unreadable photograph that skip_unreadable=true skips. Raises
+    InputError if a photograph is unreadable and skip_unreadable=false.
     """
     path, class_map = Path(settings.images), get_class_map(settings)
     photographs = find_photographs(path)[: settings.max_images or None]
@@ -52,7 +53,7 @@ def predict_photographs(settings: Settings, model: TrainedModel) -> list[str]:
     def write(predicted: tuple[Path, Segmentation | None]) -> str:
         """Write the pictures of a photograph; return its name if its mask is empty, else ""."""
         photograph, result = predicted
-        for ending in PICTURES:  # of an earlier prediction
+        for ending in PICTURES:  # delete the pictures of an earlier prediction
             (folder / f"{photograph.stem}_{ending}").unlink(missing_ok=True)
         if result is None:
             return ""
@@ -78,8 +79,11 @@ def predict_photographs(settings: Settings, model: TrainedModel) -> list[str]:
 def predict_each(
     settings: Settings, model: TrainedModel, photographs: list[Path], errors: list[str]
 ) -> Iterator[tuple[Path, Segmentation | None]]:
-    """Yield each photograph with its prediction: None for an unreadable one, whose error message is
-    added to `errors`; without skip_unreadable, InputError is raised."""
+    """Yield each photograph with its prediction, or with None if the photograph is unreadable.
+
+    Appends the error message of an unreadable photograph to `errors`. Raises InputError instead if
+    skip_unreadable=false.
+    """
     for photograph in tqdm(photographs, "predict", unit="image", disable=None):
         try:
             image = read_image(photograph)
@@ -93,8 +97,11 @@ def predict_each(
 
 
 def claim_folder(folder: Path, photographs: Path) -> None:
-    """Record in `folder` the path of its photographs; InputError if it holds pictures of another
-    path, which would be overwritten or mixed."""
+    """Record in `folder` the path of its photographs.
+
+    Raises InputError if `folder` holds pictures of another path: they would be overwritten or
+    mixed.
+    """
     note, source = folder / SOURCE_NAME, str(photographs.resolve())
     if not note.exists():
         atomic_write_text(note, source + "\n")
@@ -116,7 +123,11 @@ def check_background(settings: Settings, class_map: ClassMap) -> None:
 def draw_pictures(
     result: Segmentation, class_map: ClassMap, background: str
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield file name ending and pixels of each picture; cutouts need a mask of one class."""
+    """Yield the file name ending and the pixels of each picture.
+
+    One class: mask, cutout, overlay and, if `background` is set, the object on the background.
+    Several classes: mask in color, label file and overlay.
+    """
     if not class_map.is_binary:
         colored = colorize(result.mask, class_map)
         yield "mask.png", colored
