@@ -38,15 +38,19 @@ class PlainDataset(Dataset):
 def plain_images_per_second(
     settings: Settings, samples: list[Sample], device: torch.device
 ) -> float | None:
-    """Train the settings' network in a textbook loop: float32, NCHW, eager, without a cache,
-    reading the loss at every step. None if the memory of a GPU is too small for it."""
-    torch.backends.cudnn.benchmark = False  # torch's default, which measurements have changed
+    """Return the images per second of a textbook loop that trains the network of the settings.
+
+    The loop is float32, NCHW, eager and without a cache, and it reads the loss at every step.
+    Returns None if a GPU has too little memory for it.
+    """
+    torch.backends.cudnn.benchmark = False  # torch's default; earlier measurements changed it
     model = build_model(settings, pretrained=False)
     network = model.network.to(device, memory_format=torch.contiguous_format)
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr)
     height, width = map(model.input_size, settings.train_size)
     batch_bytes = 16 * settings.batch_size * height * width
-    fitting = machine.free_shared_memory() // batch_bytes // 3  # as each worker prepares two
+    # Each worker prepares two batches in advance, so count three batches for each worker.
+    fitting = machine.free_shared_memory() // batch_bytes // 3
     workers = min(machine.available_cores(), fitting)
     dataset = PlainDataset(samples, height, width)
     loader = DataLoader(dataset, settings.batch_size, num_workers=workers, shuffle=True)
@@ -73,7 +77,7 @@ def plain_images_per_second(
 
 
 def matrix_product_tflops(device: torch.device, precision: str) -> float:
-    """Return the TFLOP/s of the device's product of two large matrices in a precision."""
+    """Return the TFLOP/s that the device reaches in a large matrix product in `precision`."""
     side = MATRIX_SIDE[device.type]
     matrix = torch.rand(side, side, device=device, dtype=DTYPES[precision])
     return 2 * side**3 / timer.median_seconds(lambda m: m @ m, [matrix]) / 1e12

@@ -38,16 +38,16 @@ def make_trial(settings: Settings, folder: str) -> Settings:
 
 
 def measure_recipe(settings: Settings, samples: list[Sample], n_training: int) -> dict[str, Any]:
-    """Measure training and prediction of a recipe on `samples`. Training is compiled if training
-    on `n_training` images would be.
+    """Measure training and prediction of a recipe on `samples`.
 
-    `training_busy` and `prediction_busy`: the time per image of steps on data that is already on
-    the device, divided by the time per image in the loop.
+    Training is compiled if the recipe's training on `n_training` images would be. `training_busy`
+    and `prediction_busy` are the time per image of the steps alone (on data that is already on the
+    device), divided by the time per image of the loop.
     """
     steps, repeated = StepTimer(), samples * math.ceil(MIN_LOOP_IMAGES / len(samples))
     with TemporaryDirectory() as folder, explain_out_of_memory(settings):
         trial = make_trial(settings, folder)
-        # As many updates as the recipe makes: enough of them, and training is compiled.
+        # Make as many updates as the recipe: their number decides whether training is compiled.
         trial.epochs = max(1, round(settings.epochs * n_training / len(repeated)))
         cache = make_cache(trial, samples)
         if cache is None:
@@ -84,7 +84,7 @@ def measure_recipe(settings: Settings, samples: list[Sample], n_training: int) -
 
 
 def measure_training(steps: StepTimer, trainer: FoldTrainer, batch: list[Tensor]) -> float:
-    """Return images/s of the training loop; time its step on a batch on the device."""
+    """Return the training loop's images/s. Also time a step on `batch`, already on the device."""
 
     def train_epoch() -> None:
         trainer.train_epoch(loop)
@@ -97,7 +97,7 @@ def measure_training(steps: StepTimer, trainer: FoldTrainer, batch: list[Tensor]
     before = step_ms()
     loop = LoopTimer(trainer.device, timer.LOOP_SECONDS)
     loop.run(train_epoch)
-    # A drifting clock speed affects both.
+    # Time the step before and after the loop, so that a drifting clock speed affects both.
     steps.ms["training step"] = (before + step_ms()) / 2
     return loop.images_per_second
 
@@ -126,10 +126,10 @@ def measure_prediction(trainer: FoldTrainer, samples: list[Sample]) -> float:
 
 @torch.no_grad()
 def count_training_flops(settings: Settings, n_classes: int) -> float:
-    """Return the floating point operations of a training step for one image, two for each
-    multiplication and addition: three times those of the forward pass.
+    """Return the floating point operations of a training step for one image.
 
-    torch counts those of the backward pass as if no convolution had groups.
+    A multiplication with an addition counts as two. The result is three times the forward pass: the
+    backward pass is not counted, because torch would count it as if no convolution had groups.
     """
     model = build_model(settings, n_classes, pretrained=False).to("meta")
     images = torch.empty(2, 3, *settings.train_size, dtype=torch.uint8, device="meta")

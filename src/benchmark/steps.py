@@ -38,15 +38,17 @@ def time_loading(timer: StepTimer, trainer: FoldTrainer, samples: list[Sample]) 
 
 @torch.inference_mode()
 def time_prediction(timer: StepTimer, trainer: FoldTrainer, samples: list[Sample]) -> float:
-    """Time the steps from a batch of images on the device to RLE; return the milliseconds that the
-    device takes for an image."""
+    """Time the steps of prediction, from a batch of images on the device to RLE.
+
+    Returns the milliseconds per image of the steps that run on the device.
+    """
     settings = trainer.settings
     chosen = (samples * settings.batch_size)[: settings.batch_size]
     native_size = datasets.read_native_size(samples[0])
     images = collate([trainer.cache.image_and_target(s) for s in chosen])[0].to(trainer.device)
     member = trainer.ema_member()
     predictor = BatchPredictor([member], settings, keep_mean)
-    predictor.tune()  # as for all test images
+    predictor.tune()  # as when predict.py predicts all test images
 
     def forward(images: Tensor) -> Tensor:
         [probability], _ = predictor.run_members({member.preprocessing: images})

@@ -21,16 +21,16 @@ class StepTimer:
     def measure(
         self, name: str, fn: Callable, inputs: Sequence, images_per_input: int = 1
     ) -> list[Any]:
-        """Time fn(x) for x in `inputs` in turn, on all cores; return the results of one round."""
+        """Time fn(x) on all cores, see median_seconds(). Return the results for all inputs."""
         self.ms[name] = 1000 * median_seconds(fn, inputs) / images_per_input
         return [fn(x) for x in inputs]
 
 
 def median_seconds(fn: Callable, inputs: Sequence) -> float:
-    """Return the median time of fn(x), x in `inputs` in turn; includes the work of a GPU.
+    """Return the median time of fn(x) in seconds, including its work on a GPU.
 
-    The first call, which may compile, is not timed: from it, Timer would derive too few calls
-    between two waits for the GPU.
+    The calls cycle through `inputs`. The first call is not timed, because it may compile: Timer
+    would conclude that calls are slow, and make too few calls between two waits for the GPU.
     """
     fn(inputs[0])
     names = {"fn": fn, "inputs": cycle(inputs)}
@@ -45,8 +45,8 @@ class LoopDone(Exception):
 class LoopTimer(tqdm):
     """Hidden progress bar that counts a loop's images and ends the loop after `seconds`.
 
-    The clock starts at the end of the first step, which starts workers and fills pipelines. At both
-    ends it waits for a GPU, in between it does not.
+    The clock starts after the first step, because this step starts workers and fills pipelines. The
+    timer waits for a GPU when the clock starts and when it stops, but not in between.
     """
 
     def __init__(self, device: torch.device, seconds: float):
