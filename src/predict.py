@@ -1,6 +1,7 @@
 """Predict the test images with all trained folds of the runs; write and check submission.csv.
 
-Multiclass runs write PNG masks instead. If the test split has labels, scores are printed.
+Multiclass runs write PNG masks instead. If the test images have labels, scores are printed. With
+images=..., photographs are predicted instead of the test images.
 """
 
 import sys
@@ -90,8 +91,8 @@ def predict_pending_chunks(
 
 
 def mask_paths(settings: Settings, sample: Sample) -> list[Path]:
-    """Return the paths of a sample's mask and overlay, if save_masks is set; for several classes
-    always, of its mask in color and as label file."""
+    """Return the paths of the pictures of a sample. One class: mask (0/255) and overlay, only if
+    save_masks is set. Several classes: mask in color and label file, always."""
     folder, name = run_folder.masks_dir(settings.run_dir), sample.image_id
     if not sample.class_map.is_binary:
         return [folder / f"{name}.png", folder / "labels" / f"{name}.png"]
@@ -101,12 +102,11 @@ def mask_paths(settings: Settings, sample: Sample) -> list[Path]:
 
 
 def to_result(settings: Settings, binarizer: Binarizer, prediction: Prediction) -> ImageResult:
-    """Binarize and encode a prediction. Save its mask as PNG: several classes in color and as the
-    values of a label file, one class as 0/255 with an overlay if save_masks is set."""
+    """Binarize and encode a prediction; write its pictures, see mask_paths()."""
     sample = prediction.sample
     paths = mask_paths(settings, sample)
     if error := prediction.loaded.error:
-        for path in paths:  # of an earlier prediction
+        for path in paths:  # delete the files of an earlier prediction
             path.unlink(missing_ok=True)
         return ImageResult(sample.image.name, rle="", area=0.0, agreement=float("nan"), error=error)
     mask = binarizer.postprocess(prediction.values["mask"])
@@ -128,8 +128,8 @@ def to_result(settings: Settings, binarizer: Binarizer, prediction: Prediction) 
 
 
 def merge_chunks(settings: Settings, chunks: ChunkedPrediction) -> list[ImageResult]:
-    """Write submission.csv (binary) or the legend of the colors (multiclass), and
-    submission_stats.csv; return the results without their RLE."""
+    """Write submission_stats.csv, and submission.csv (one class) or the legend of the colors
+    (several classes). Return the results without their run lengths."""
     path, class_map = settings.submission_path, chunks.samples[0].class_map
     results = [replace(result, rle="") for result in chunks.read()]
     if class_map.is_binary:
@@ -178,8 +178,8 @@ def write_submission_json(
 
 
 def check_and_report(settings: Settings, samples: list[Sample], results: list[ImageResult]) -> None:
-    """Score the probabilities of the test images if their masks are known (test.csv and test.npz in
-    the run's folder), check and score the submission, and list unreadable images."""
+    """If the test masks are known, score the probabilities (test.csv and test.npz in the run's
+    folder). For one class, check and score the submission. List unreadable images."""
     if results[0].scores:
         scores = oof.to_scores(samples, [result.scores for result in results])
         oof.save_scores(settings.run_dir, scores, "test")
@@ -213,7 +213,7 @@ def main(args: list[str]) -> None:
 
 
 def load_checked_samples(settings: Settings) -> list[Sample]:
-    """Return the test images; InputError if their predictions could not be written or scored."""
+    """Return the test images. Raise InputError if predictions could not be written or scored."""
     samples = datasets.load_test_samples(settings)
     if settings.truth_csv:
         submission.read_truth(settings, pd.Series([sample.image.name for sample in samples]))
@@ -232,7 +232,7 @@ def predict_test_images(settings: Settings, samples: list[Sample]) -> None:
     """Predict the test images in the requested processes; write and check the submission."""
     device = pick_device(settings)
     scores = ensemble.ensure_oof_scores(settings)
-    free_memory(device)  # of the networks that scored the ensemble
+    free_memory(device)  # taken by the networks that scored the ensemble
     if distributed.requested_processes() > 1:
         distributed.launch_processes(device)
         return

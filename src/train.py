@@ -29,7 +29,7 @@ from training.trainer import FoldTrainer
 
 
 def train_stages(settings: Settings) -> None:
-    """Train the folds of each stage of a run; without stages, those of the run."""
+    """Train the folds of a run; with several stages, train the folds of each stage in turn."""
     stages, samples = split_stages(settings), datasets.load_training_samples(settings)
     n_folds, sizes = preflight.check_data(stages[0], samples)
     distributed.init_process_group(pick_device(settings))
@@ -68,7 +68,7 @@ def train_fold(settings: Settings, fold: int, samples: list[Sample], cache: Cach
     device = pick_device(settings)
     if process_env.is_main_process():
         folder = run_folder.fold_dir(settings.run_dir, fold)
-        # Left over if the weights were deleted. This file marks a fold as finished.
+        # oof.npz marks a fold as finished. One is left over if only the weights were deleted.
         (folder / "oof.npz").unlink(missing_ok=True)
         if not settings.resume and not run_folder.has_snapshot(settings.run_dir, fold):
             provenance.remove_run_records(folder)  # of an attempt that failed in its first steps
@@ -82,7 +82,7 @@ def train_fold(settings: Settings, fold: int, samples: list[Sample], cache: Cach
 
 
 def remove_snapshots(settings: Settings) -> None:
-    """Delete the snapshots of finished folds, including those of a run killed just before this."""
+    """Delete the snapshots of finished folds, also if an earlier run was killed before doing so."""
     if process_env.is_main_process():
         for fold in run_folder.finished_folds(settings.run_dir):
             shutil.rmtree(run_folder.snapshot_dir(settings.run_dir, fold), ignore_errors=True)
@@ -105,7 +105,7 @@ def score_fold(settings: Settings, fold: int, held_out: list[Sample], cache: Cac
 
 
 def suggest_prediction(runs: list[Settings]) -> str:
-    """Return the command that predicts with the runs: the test images, or else photographs."""
+    """Return the command that predicts test images with the runs, or else photographs."""
     names = ",".join(settings.run for settings in runs)
     words = ["bash", "predict.sh", f"run={names}" if len(runs) == 1 else f"runs={names}"]
     words += config.output_dir_argument(runs[0])
