@@ -70,9 +70,7 @@ def read_folds(settings: Settings) -> dict[str, int]:
     require_distinct(path, table["group"])
     non_numeric = table["fold"][~table["fold"].str.fullmatch(r"\d{1,3}")]
     if len(non_numeric):
-        raise InputError(
-            f"{path}: fold {non_numeric.iloc[0]!r}: folds must be numbers from 0"
-        )
+        raise InputError(f"{path}: fold {non_numeric.iloc[0]!r}: folds must be numbers from 0")
     folds = dict(zip(table["group"], table["fold"].astype(int), strict=True))
     missing_folds = sorted(set(range(max(folds.values()))) - set(folds.values()))
     if missing_folds:
