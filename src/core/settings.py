@@ -186,7 +186,7 @@ class Settings:
     tile_overlap: float = setting(0.25, "fraction of a tile that overlaps its neighbor", TILE_OVERLAP, scope="invocation")
     threshold: float | None = setting(None, "foreground threshold; null: the threshold with the best score out of fold, or 0.5 if choosing it on some folds gains nothing on the others", OPEN_UNIT_INTERVAL, scope="invocation")
     postprocess: str = setting("auto", "mask post-processing: none, or any of specks (remove specks), largest (keep only the largest component), fill (fill holes); auto: the steps that raise the score on every fold, but only the better one of specks and largest", POSTPROCESS, scope="invocation")
-    skip_unreadable: bool = setting(False, "write empty masks for unreadable test images without labels, list these images at the end, and exit with code 3", scope="invocation")
+    skip_unreadable: bool = setting(False, "skip unreadable images: test images without labels get empty masks, photographs none; list them at the end, and exit with code 3", scope="invocation")
     save_masks: bool = setting(False, "predict.py, one class: also write PNG masks and JPEG overlays; masks of several classes are always written", scope="invocation")
     submission_csv: str = setting("", "csv to write or check; empty: submission.csv, in output_dir if dataset_name=carvana, else in the run's folder", CSV_FILE, scope="invocation", is_path=True)
     truth_csv: str = setting("", "predict.py, score.py: csv of the true masks (img,rle_mask), to score the submission; empty: the masks of the test split, if it has any", scope="invocation", is_path=True)
