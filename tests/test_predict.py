@@ -17,6 +17,7 @@ from core import config, process_env
 from core.errors import InputError
 from core.run_folder import read_run_settings
 from data import mask_io, rle
+from inference import chunks, postprocess
 from inference.load_runs import settings_for_prediction
 from models import checkpoint
 
@@ -49,6 +50,33 @@ def test_predict_writes_a_valid_submission_and_masks(run_copy, tmp_path, capsys)
     predict.main(prediction_args(run_copy.args))
     warning = f"warning: {path.parent} holds files of an earlier prediction: 000000000004_01_mask"
     assert warning in capsys.readouterr().out
+
+
+def test_predict_in_several_chunks_writes_what_it_writes_in_one(run_copy, tmp_path, monkeypatch):
+    write_test_masks(run_copy.data_dir)
+    args, tables = prediction_args(run_copy.args), []
+    for batches in (16, 1):  # 6 images of batches of 4
+        monkeypatch.setattr(chunks, "BATCHES_PER_CHUNK", batches)
+        path = tmp_path / f"{batches}.csv"
+        predict.main([*args, f"submission_csv={path}"])
+        scores = pd.read_csv(run_copy.output_dir / "tiny/test.csv")
+        tables.append((path.read_bytes(), scores))
+    assert tables[0][0] == tables[1][0] and tables[0][1].equals(tables[1][1])
+    assert scores["test_dice"].nunique() > 1
+
+
+def test_predict_applies_threshold_and_steps_of_the_settings(run_copy, tmp_path, monkeypatch):
+    def clear(mask):
+        return mask & False
+
+    args, path = prediction_args(run_copy.args), tmp_path / "s.csv"
+    sizes = []
+    for more in (["threshold=0.2"], ["threshold=0.8"], ["threshold=0.2", "postprocess=fill"]):
+        monkeypatch.setitem(postprocess.STEPS, "fill", clear)
+        predict.main([*args, f"submission_csv={path}", "postprocess=none", *more])
+        masks = [rle.decode(text, (48, 72)) for text in read_submission(path)["rle_mask"]]
+        sizes.append(sum(mask.sum() for mask in masks))
+    assert sizes[0] > sizes[1] and sizes[0] > sizes[2] == 0
 
 
 def last_mean_dice(printed):

@@ -21,7 +21,10 @@ from core import config
 from core.errors import InputError
 from core.signals import StopRequested
 from data import csv_files
-from evaluation import metrics
+from data.datasets import load_training_samples
+from data.fingerprint import dataset_fingerprint
+from evaluation import metrics, oof
+from inference.load_runs import load_oof_members
 from models import checkpoint
 from training.optim import ModelEMA
 from training.trainer import FoldTrainer
@@ -89,6 +92,20 @@ def test_train_writes_the_files_of_a_run(trained_run):
         assert history["loss"].iloc[-1] < history["loss"].iloc[0]
         assert history["val_dice"].between(0, 1).all()
         assert f"fold {fold}: out-of-fold dice" in trained_run.printed
+
+
+def test_out_of_fold_scores_are_those_of_the_network_that_held_out_the_fold_with_flips(trained_run):
+    settings = config.load_settings(trained_run.args)
+    samples = load_training_samples(settings)
+    fingerprint = dataset_fingerprint(samples)
+    for fold in (0, 1):
+        held_out = [sample for sample in samples if sample.fold == fold]
+        members = load_oof_members(settings, fold, fingerprint)
+        with np.load(trained_run.output_dir / f"tiny/fold{fold}/oof.npz") as file:
+            stored = file["histograms"]
+        for tta, is_equal in (("hflip", True), ("none", False)):
+            scores = oof.score_out_of_fold(members, held_out, replace(settings, tta=tta), "")
+            assert np.array_equal(scores.histograms, stored) == is_equal
 
 
 def test_stages_start_when_the_main_process_has_written_the_one_before(

@@ -1,6 +1,8 @@
 """Atomic writes and folder locks, also after a process is killed and on a full disk."""
 
 import errno
+import hashlib
+import os
 import subprocess
 import sys
 import time
@@ -10,7 +12,7 @@ from conftest import ROOT
 
 from core import files, process_env
 from core.errors import InputError
-from core.files import atomic_write, folder_lock
+from core.files import atomic_write, atomic_write_text, file_sha256, folder_lock
 
 
 def test_atomic_write_keeps_the_old_file_if_the_block_fails(tmp_path):
@@ -103,3 +105,31 @@ def test_is_locked_while_another_process_holds_the_lock(tmp_path):
         command = [sys.executable, "-c", code, str(tmp_path)]
         assert subprocess.check_output(command, cwd=ROOT / "src", text=True) == "True\n"
     assert not files.is_locked(tmp_path)
+
+
+def test_atomic_write_replaces_the_file_that_a_reader_has_open(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("before")
+    with open(path) as reader:
+        atomic_write_text(path, "now")
+        assert reader.read() == "before"
+    assert path.read_text() == "now"
+
+
+def test_atomic_write_flushes_the_file_to_disk_before_it_is_renamed(tmp_path, monkeypatch):
+    calls, rename = [], os.replace
+    monkeypatch.setattr(files, "fsync_path", lambda path: calls.append(path.name))
+    monkeypatch.setattr(files.os, "replace", lambda a, b: (calls.append("rename"), rename(a, b))[1])
+    atomic_write_text(tmp_path / "a.txt", "now")
+    assert calls == [f".a.txt.{os.getpid()}.tmp", "rename", tmp_path.name]
+
+
+@pytest.mark.parametrize(("text", "time"), [("two", 2), ("longer", 1)])
+def test_file_sha256_is_computed_again_after_a_change_of_time_or_size(tmp_path, text, time):
+    path = tmp_path / "a"
+    path.write_text("one")
+    os.utime(path, ns=(1, 1))
+    before = file_sha256(path)
+    path.write_text(text)
+    os.utime(path, ns=(time, time))
+    assert file_sha256(path) == hashlib.sha256(text.encode()).hexdigest() != before

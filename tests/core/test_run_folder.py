@@ -31,3 +31,12 @@ def test_photographs_dir_rejects_the_files_of_the_run_itself(tmp_path, name):
     run_folder.config_path(tmp_path).touch()
     with pytest.raises(InputError, match="is reserved for"):
         run_folder.photographs_dir(tmp_path, name)
+
+
+def test_finished_folds_are_sorted_by_number_and_have_weights(tmp_path):
+    for fold in (0, 2, 10, 11):
+        run_folder.fold_dir(tmp_path, fold).mkdir()
+        (run_folder.fold_dir(tmp_path, fold) / "oof.npz").touch()
+        if fold != 11:
+            run_folder.weights_path(tmp_path, fold).touch()
+    assert run_folder.finished_folds(tmp_path) == [0, 2, 10]

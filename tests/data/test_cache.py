@@ -96,6 +96,16 @@ def test_make_cache_auto_uses_memory_then_disk_then_nothing(settings, monkeypatc
         make_cache(settings, samples)
 
 
+@pytest.mark.parametrize(("factor", "place"), [(2.01, "disk"), (2, "none"), (1.5, "none")])
+def test_choose_location_takes_a_place_of_more_than_twice_the_bytes(
+    tmp_path, monkeypatch, factor, place
+):
+    monkeypatch.setattr(cache, "free_disk_bytes", lambda folder: factor * 1000)
+    for free_memory, expected in ((0, place), (factor * 1000, place.replace("disk", "ram"))):
+        monkeypatch.setattr(cache, "available_ram", lambda free=free_memory: free)
+        assert cache.choose_location("auto", 1000, tmp_path / "a.npy") == expected
+
+
 def test_make_cache_auto_prefers_the_disk_for_several_processes(settings, monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     samples = datasets.load_training_samples(settings)

@@ -430,3 +430,23 @@ def test_load_test_samples_with_max_images_takes_the_first(shared_data_dir):
     samples = datasets.load_test_samples(tiny_settings(shared_data_dir))
     first = datasets.load_test_samples(tiny_settings(shared_data_dir, "max_images=2"))
     assert len(samples) > 2 and first == samples[:2]
+
+
+@pytest.mark.parametrize(("first", "is_kept"), [("background", False), ("road", True)])
+def test_drop_empty_masks_keeps_masks_of_class_0_unless_it_is_background(tmp_path, first, is_kept):
+    class_map = ClassMap((first, "car"), ((0, 0, 0), (9, 9, 9)), (0, 1))
+    samples = []
+    for value in (0, 1):
+        path = tmp_path / f"{value}.png"
+        Image.fromarray(np.full((4, 6), value, np.uint8)).save(path)
+        samples.append(Sample(path, path.stem, path, 0, "carvana", class_map))
+    kept = [sample.image_id for sample in datasets.drop_empty_masks(samples)]
+    assert kept == (["0", "1"] if is_kept else ["1"])
+
+
+def test_masks_in_a_folder_are_preferred_to_those_of_a_csv(tmp_path):
+    settings = tiny_settings(tmp_path)
+    (tmp_path / "train_masks.csv").touch()
+    assert carvana.masks_path(settings, "train") == tmp_path / "train_masks.csv"
+    (tmp_path / "train_masks").mkdir()
+    assert carvana.masks_path(settings, "train") == tmp_path / "train_masks"

@@ -77,3 +77,29 @@ def test_mask_identity_of_an_uncompressed_file_is_that_of_its_content(tmp_path, 
         Image.fromarray(mask).save(tmp_path / f"a{suffix}")
         identities.add(mask_identity(tmp_path / f"a{suffix}"))
     assert len(identities) == 2
+
+
+def test_dataset_fingerprint_changes_if_two_masks_of_equal_size_are_swapped(tmp_path):
+    class_map, samples = datasets.get_class_map(Settings()), []
+    for name in ("a", "b"):
+        image, mask = tmp_path / f"{name}.jpg", tmp_path / f"{name}.png"
+        image.write_bytes(b"image")
+        mask.write_bytes(name.encode())
+        samples.append(Sample(image, name, mask, 0, "carvana", class_map))
+    first = dataset_fingerprint(samples)
+    samples[0].mask.write_bytes(b"b")
+    samples[1].mask.write_bytes(b"a")
+    for sample in samples:
+        os.utime(sample.mask, ns=(1, 1))  # clocks of file systems may be coarse
+    assert combine_fingerprints([dataset_fingerprint(samples)]) != combine_fingerprints([first])
+
+
+def test_dataset_fingerprint_changes_with_mask_threshold(tmp_path):
+    fingerprints = set()
+    for threshold in (0, 1, 128):
+        class_map = datasets.get_class_map(Settings(mask_threshold=threshold))
+        sample = Sample(tmp_path / "a.jpg", "a", tmp_path / "a.png", 0, "carvana", class_map)
+        sample.image.write_bytes(b"image")
+        sample.mask.write_bytes(b"mask")
+        fingerprints.add(combine_fingerprints([dataset_fingerprint([sample])]))
+    assert len(fingerprints) == 3

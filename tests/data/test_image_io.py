@@ -185,6 +185,14 @@ def test_read_image_rejects_12_bits_in_16(tmp_path, suffix, n_channels):
                 image_io.read_image(path)
 
 
+def test_read_image_rejects_all_12_bits_in_16(tmp_path):
+    values = gray_photograph().astype(np.uint16) * 16
+    values[0, 0] = 4095
+    cv2.imwrite(str(tmp_path / "a.png"), values)
+    with pytest.raises(InputError, match=r"a\.png: its 16-bit values use 12 bits or fewer"):
+        image_io.read_image(tmp_path / "a.png")
+
+
 def test_read_image_rejects_values_of_32_bits(tmp_path):
     Image.fromarray(gray_photograph().astype(np.float32)).save(tmp_path / "a.tif")
     for read in (image_io.read_image, image_io.check_header):
@@ -254,3 +262,10 @@ def test_write_image_scales_down_what_is_too_large_for_a_jpeg(tmp_path, capfd):
     assert "wide.jpg: scaled down to 65500×19 pixels" in out and not err
     image_io.write_image(tmp_path / "wide.png", pixels)
     assert image_io.read_image_size(tmp_path / "wide.png") == (20, 66_000)
+
+
+@pytest.mark.parametrize("n_channels", [1, 3, 4])
+def test_write_image_keeps_colors_and_opacity(tmp_path, n_channels):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, n_channels), np.uint8).squeeze()
+    image_io.write_image(tmp_path / "a.png", pixels)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), pixels)

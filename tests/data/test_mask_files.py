@@ -237,6 +237,27 @@ def test_mask_threshold_1_keeps_every_numbered_object(tmp_path, dtype):
     assert mask_io.read_mask(path, 1).tolist() == [[False, True, True, True]]
 
 
+def test_mask_threshold_1_keeps_every_numbered_object_of_more_than_255(tmp_path):
+    numbers = np.array([[0, 1, 2, 300]], np.uint16)
+    path = save(tmp_path, "numbers.tif", Image.fromarray(numbers))
+    assert mask_io.read_mask(path, 1).tolist() == [[False, True, True, True]]
+
+
+@pytest.mark.parametrize("scale", [1, 257])  # 8 and 16 bits
+@pytest.mark.parametrize("threshold", [100, 128, 255])
+def test_read_mask_of_several_values_includes_the_threshold(tmp_path, scale, threshold):
+    values = [0, 50 * scale, threshold * scale - 1, threshold * scale, 255 * scale]
+    pixels = np.array([values], np.uint8 if scale == 1 else np.uint16)
+    path = save(tmp_path, "a.png", Image.fromarray(pixels))
+    assert mask_io.read_mask(path, threshold).tolist() == [[False, False, False, True, True]]
+
+
+def test_read_mask_of_a_lossy_file_takes_the_brightest_channel(tmp_path):
+    large = np.kron(paint(BLACK, BLUE), np.ones((8, 8, 1), np.uint8))
+    path = save(tmp_path, "m.jpg", Image.fromarray(large), quality=95, subsampling=0)
+    assert (mask_io.read_mask(path, 128) == (large[..., 2] > 0)).mean() > 0.995
+
+
 def test_mask_threshold_of_32_bits_is_a_part_of_the_largest_value(tmp_path):
     values = np.array([[0, 40_000, 90_000, 100_000]], np.int32)
     path = save(tmp_path, "a.tif", Image.fromarray(values))

@@ -96,3 +96,21 @@ def test_letterbox_of_an_image_of_one_row_or_column_keeps_a_pixel(native_size):
     image = np.full((*native_size, 3), 200, np.uint8)
     boxed = preprocess.preprocess_image(image, Preprocessing((64, 64), letterbox=True))
     assert (boxed == 200).all(-1).sum() == 64
+
+
+def test_target_of_classes_is_the_class_at_the_center_of_each_pixel():
+    classes = np.arange(81, dtype=np.uint8).reshape(9, 9)
+    target = preprocess.preprocess_mask(classes, Preprocessing((3, 3)))
+    assert np.array_equal(target, classes[1::3, 1::3])
+
+
+def test_letterbox_puts_an_odd_padding_row_at_the_bottom():
+    rows, columns = preprocess.letterbox_region((6, 12), Preprocessing((9, 12), letterbox=True))
+    assert (rows, columns) == (slice(1, 7), slice(0, 12))
+
+
+def test_preprocess_image_reduces_the_colors_of_the_resized_image():
+    image, _ = draw_car(1, 1, (80, 120))
+    small = preprocess.preprocess_image(image, Preprocessing((16, 24)))
+    reduced = preprocess.preprocess_image(image, Preprocessing((16, 24), n_colors=8))
+    assert np.array_equal(reduced, preprocess.reduce_colors(small, 8))

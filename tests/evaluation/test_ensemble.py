@@ -22,7 +22,7 @@ from core.errors import InputError
 from data.datasets import load_training_samples
 from data.fingerprint import dataset_fingerprint
 from evaluation import ensemble, oof
-from evaluation.leaderboard_entries import load_entries
+from evaluation.leaderboard_entries import load_entries, load_run
 from inference import load_runs
 from inference.predictor_file import read_predictor
 from models import checkpoint
@@ -226,6 +226,18 @@ def test_load_members_weighs_runs_equally_and_so_the_folds_of_a_run(runs_copy):
     assert weights == pytest.approx([1 / 6] * 3 + [1 / 4] * 2)
 
 
+def test_members_of_an_ensemble_take_images_of_the_size_of_their_run(runs_copy):
+    path = runs_copy.weights_path("b", 0)
+    network, trained = checkpoint.load_model(path, torch.device("cpu"))
+    metadata = checkpoint.read_metadata(path)
+    checkpoint.save_model(path, network, replace(trained, size=[16, 24]), metadata)
+    settings = runs_copy.settings("runs=[a,b]", "fold=0")
+    fingerprint = dataset_fingerprint(runs_copy.samples)
+    oof_members = load_runs.load_oof_members(settings, 0, fingerprint)
+    for members in (load_runs.load_members(settings), oof_members):
+        assert [m.preprocessing.size for m in members] == [(32, 48), (16, 24)]
+
+
 def test_load_members_loads_only_the_fold_of_the_settings(runs):
     for fold in (0, 1):
         members = load_runs.load_members(runs.settings("runs=[a,b]", f"fold={fold}"))
@@ -424,6 +436,16 @@ def test_store_predictor_keeps_the_settings_of_the_run(runs_copy):
     assert (stored["threshold"], stored["postprocess"]) == (0.25, ["fill"])
 
 
+def test_store_predictor_weighs_runs_equally_and_so_the_folds_of_a_run(runs_copy):
+    (runs_copy.output_dir / "b/fold1/oof.npz").unlink()
+    settings = runs_copy.ensemble_settings
+    ensemble.score_ensemble(settings)
+    stored = read_predictor(settings.run_dir)["networks"]
+    weights = [network["weight"] for network in stored]
+    total = sum(weights)
+    assert [weight / total for weight in weights] == pytest.approx([1 / 6] * 3 + [1 / 4] * 2)
+
+
 def test_settings_for_prediction_keep_the_output_folder_of_a_recipe(runs_copy, tmp_path):
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(f"output_dir: {runs_copy.output_dir}\n")
@@ -480,6 +502,19 @@ def test_leaderboard_has_runs_and_ensemble_with_costs_of_its_runs(runs_copy, cap
     assert all(f"| {run} |" in text for run in table.index)
     assert text.startswith("# Out-of-fold leaderboard\n\n## 18 images of 6 groups (data and folds ")
     assert "- a: `bash train.sh`\n  - specks: " in text
+
+
+def test_leaderboard_weighs_folds_by_their_images_in_the_gain_of_flips(runs_copy):
+    path, folder = runs_copy.weights_path("a", 0), runs_copy.output_dir / "a/fold0"
+    network, trained = checkpoint.load_model(path, torch.device("cpu"))
+    metadata = checkpoint.read_metadata(path) | {"val_dice": 0.8}
+    checkpoint.save_model(path, network, trained, metadata)
+    scores = oof.load_scores([folder])
+    fewer = {name: values[:2] for name, values in scores.per_image.items()}
+    oof.save_scores(folder, oof.Scores(scores.table[:2], fewer))  # of 6 images
+    entry = load_run(runs_copy.output_dir / "a")
+    without_flips = (2 * 0.8 + 6 * 0.5 + 6 * 0.5) / 14
+    assert entry.columns["tta_gain"] == pytest.approx(entry.scores.dice.mean() - without_flips)
 
 
 def test_leaderboard_leaves_out_ensemble_whose_run_has_changed(runs_copy, capsys):

@@ -90,3 +90,17 @@ def test_turntable_outliers_without_numbered_views_are_zero(change):
     table = turntable_scores().table
     table.loc[20, "area"] *= 1.5
     assert not label_errors.turntable_outliers(table.assign(**change)).any()
+
+
+def test_confident_errors_begin_at_one_sixteenth():
+    histograms = np.zeros((1, 2, 256), int)
+    histograms[0, 0, [239, 240, 255]] = 1000, 10, 20
+    histograms[0, 1, [0, 15, 16]] = 30, 40, 930
+    assert label_errors.confident_errors(histograms).tolist() == [[0.03, 0.07]]
+
+
+def test_turntable_outliers_compare_with_the_views_on_both_sides():
+    table = turntable_scores().table
+    table.loc[20, "area"] *= 1.5
+    z = np.abs(label_errors.turntable_outliers(table))
+    assert z[19] == pytest.approx(z[21], rel=0.2) and z[19] > 1.5

@@ -95,6 +95,16 @@ def test_best_threshold_of_ties_is_nearest_to_half():
     assert metrics.best_threshold(histograms_of_levels(levels, true)[None]) == (0.5, 1.0)
 
 
+def test_cross_fitted_dice_takes_the_threshold_of_all_other_folds_together():
+    histograms = np.random.default_rng(0).integers(0, 50, (9, 2, 256))
+    folds = np.array([0, 0, 1, 2, 2, 2, 1, 0, 1])
+    curve = metrics.dice_curve(histograms)
+    expected = [
+        curve[i, curve[folds != fold].mean(axis=0).argmax()] for i, fold in enumerate(folds)
+    ]
+    assert metrics.cross_fitted_dice(histograms, folds).tolist() == pytest.approx(expected)
+
+
 def test_cross_fitted_dice_uses_the_threshold_of_the_other_fold():
     """On fold 0 the best threshold is low, on fold 1 high: each is scored at the other's."""
     true = np.repeat([True, False], 50)[None]

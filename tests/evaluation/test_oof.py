@@ -77,6 +77,14 @@ def test_report_test_scores_warns_of_empty_and_inverted_true_masks(capsys, area,
     assert (f"warning: the true masks cover {area:.0%} of the test images" in printed) == warns
 
 
+def test_report_test_scores_averages_the_iou_of_the_images(capsys):
+    _, scores = make_scores(3)
+    scores.table["dice"] = [0.2, 0.5, 1.0]
+    score_text.report_test_scores(scores)
+    iou = np.mean([0.2 / 1.8, 0.5 / 1.5, 1.0])
+    assert f"IoU {iou:.5f};" in capsys.readouterr().out
+
+
 def test_warn_of_constant_masks_compares_all_classes(capsys):
     _, scores = make_scores(3, n_classes=3)
     scores.per_image["confusion"][:] = [[0, 9, 0], [0, 5, 0], [0, 1, 0]]
@@ -261,6 +269,18 @@ def test_choose_binarizer_takes_settings_before_the_best_out_of_fold():
     assert (chosen.threshold, chosen.steps) == (0.25, ["fill"])
 
 
+def test_choose_binarizer_takes_one_half_if_a_threshold_gains_nothing_on_other_folds():
+    """Each fold has another best threshold, which loses on the other fold."""
+    histograms = np.zeros((4, 2, 256), int)
+    for i, level in enumerate((60, 60, 200, 200)):
+        histograms[i, 0, [0, level - 1]], histograms[i, 1, [level, 255]] = (100, 50), (50, 100)
+    _, scores = make_scores(4)
+    scores.per_image["histograms"] = histograms
+    scores.table["fold"] = [0, 0, 1, 1]
+    assert best_threshold(histograms)[0] != 0.5
+    assert oof.choose_binarizer(Settings(postprocess="none"), scores).threshold == 0.5
+
+
 def test_choose_binarizer_of_several_classes_has_no_steps():
     _, scores = make_scores(4, n_classes=3)
     assert oof.choose_binarizer(Settings(postprocess="fill"), scores).steps == []
@@ -276,3 +296,13 @@ def test_image_statistics_apply_the_steps_to_the_prediction():
     step_dice = oof.image_statistics(prediction)["step_dice"]
     expected = dict.fromkeys(STEPS, mask_dice(predicted, true)) | {"fill": 1.0}
     assert step_dice[1:].tolist() == pytest.approx([expected[name] for name in STEPS])
+
+
+def test_load_scores_keeps_names_that_pandas_takes_for_missing_values(tmp_path):
+    _, scores = make_scores(3)
+    scores.table["group"] = ["NA", "null", "None"]
+    scores.table["image_id"] = ["NA_1", "null", "nan"]
+    oof.save_scores(tmp_path, scores)
+    loaded = oof.load_scores([tmp_path])
+    assert loaded.groups.tolist() == ["NA", "null", "None"]
+    assert loaded.table["image_id"].tolist() == ["NA_1", "null", "nan"]

@@ -1,16 +1,20 @@
 """submission.py finds every error of a submission, and its score is the competition's."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from conftest import REAL, assert_input_error, needs_real_data
+from PIL import Image
 from tiny_datasets import draw_car, write_mask, write_test_masks
 
 import score
-from core import config
+from core import config, run_folder
 from core.errors import InputError
 from core.settings import Settings
-from data import csv_files, rle
+from data import csv_files, mask_io, rle
 from evaluation import submission
 from evaluation.metrics import mask_dice
 
@@ -159,6 +163,10 @@ def test_suspicious_masks_cover_the_whole_image():
     masks = [np.ones((48, 72), bool) for _ in range(3)]
     masks[1][0, 0] = masks[2][-1, -1] = False
     assert warnings_of(masks) == dict.fromkeys(range(3), "covers 100.0%")
+    for i, mask in enumerate(masks):
+        mask[0, : 20 + i] = False  # 0.6% of 3,456 pixels
+    assert {*warnings_of(masks).values()} <= {"covers 99.4%", "covers 99.3%"}
+    assert len(warnings_of(masks)) == 3
 
 
 def test_suspicious_masks_are_repeated():
@@ -269,6 +277,45 @@ def test_score_is_the_mean_dice_of_the_masks(csv_path, args, data_dir, capsys):
     score.main([*args, f"truth_csv={data_dir / 'test_truth.csv'}"])
     dice = np.mean([mask_dice(a, b) for a, b in zip(shifted, masks, strict=True)])
     assert 0.8 < dice < 0.99 and f"mean dice {dice:.6f} ± " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("truth", ["csv", "masks"])
+def test_score_of_rows_in_another_order_is_that_of_their_images(
+    csv_path, args, data_dir, capsys, truth
+):
+    if truth == "csv":
+        args = [*args, f"truth_csv={data_dir / 'test_truth.csv'}"]
+    else:
+        write_test_masks(data_dir)
+    pd.read_csv(csv_path)[::-1].to_csv(csv_path, index=False)
+    score.main(args)
+    assert "mean dice 1.000000" in capsys.readouterr().out
+
+
+def test_score_lists_the_worst_images_first(csv_path, args, data_dir, capsys):
+    table = pd.read_csv(csv_path, keep_default_na=False)
+    table.loc[3, "rle_mask"] = "1 5"
+    table.to_csv(csv_path, index=False)
+    score.main([*args, f"truth_csv={data_dir / 'test_truth.csv'}"])
+    lines = capsys.readouterr().out.split("worst images (6):\n")[1].splitlines()
+    assert lines[0].endswith(f" {table['img'][3]}") and lines[1].startswith("  1.00000 ")
+
+
+def test_score_reads_masks_and_groups_as_the_run_does(run_copy, capsys):
+    run_dir, data_dir = run_copy.output_dir / "tiny", run_copy.data_dir
+    path, text = run_folder.config_path(run_dir), run_folder.config_path(run_dir).read_text()
+    settings = yaml.safe_load(text) | {"mask_threshold": 128, "group_regex": "(.+)"}
+    path.write_text(yaml.safe_dump(settings))
+    write_test_masks(data_dir)
+    for mask in (data_dir / "test_masks").iterdir():
+        soft = np.where(mask_io.read_mask(mask), 200, 60).astype(np.uint8)
+        soft[0, 0] = 0
+        mask.unlink()
+        Image.fromarray(soft).save(mask.with_suffix(".png"))
+    shutil.copy(data_dir / "test_truth.csv", run_dir / "submission.csv")
+    score.main([f"output_dir={run_copy.output_dir}", "run=tiny", f"data_dir={data_dir}"])
+    expected = "mean dice 1.000000 ± 0.000000 of the submission, on 6 images of 6 groups"
+    assert expected in capsys.readouterr().out
 
 
 def test_score_against_a_mask_of_another_size_is_rejected(csv_path, args, data_dir):

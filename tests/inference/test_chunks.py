@@ -9,6 +9,7 @@ from core.settings import Settings
 from data.classes import ClassMap
 from data.preprocess import Preprocessing
 from data.sample import Sample
+from inference import chunks
 from inference.chunks import (
     BATCHES_PER_CHUNK,
     ChunkedPrediction,
@@ -147,14 +148,21 @@ def test_prediction_key_depends_on_weights_settings_and_binarizer(tmp_path):
     before = key()
     assert key() == before == key(skip_unreadable=True)
     changed = [
-        *(key(tta="flips"), key(tile_size=128), key(batch_size=3)),
+        *(key(tta="flips"), key(tile_size=128), key(tile_overlap=0.5), key(batch_size=3)),
         *(key(precision="bf16"), key(save_masks=True), key(max_images=8)),
         key(member=replace(member, weight=0.5)),
+        key(member=replace(member, preprocessing=Preprocessing((32, 48), letterbox=True))),
         *(key(binarizer=Binarizer(0.4, [])), key(binarizer=Binarizer(0.5, ["fill"]))),
     ]
     (tmp_path / "weights").write_text("others")
     changed.append(key())
     assert before not in changed and len(set(changed)) == len(changed)
+
+
+def test_prediction_key_changes_with_the_version_of_preprocessing(monkeypatch):
+    before = prediction_key(SETTINGS, [], Binarizer(0.5, []))
+    monkeypatch.setattr(chunks, "VERSION", chunks.VERSION + 1)
+    assert prediction_key(SETTINGS, [], Binarizer(0.5, [])) != before
 
 
 def test_files_hash_depends_on_names_and_content(tmp_path):

@@ -7,6 +7,8 @@ from PIL import Image
 from core.errors import InputError
 from data.preprocess import Preprocessing
 from inference import cutout
+from inference.postprocess import Binarizer
+from inference.segmentation import Segmentation
 
 EDGE = np.arange(40) >= 20  # a mask whose outline runs between the columns 19 and 20
 
@@ -93,6 +95,9 @@ def test_put_on_background_blends_linearly():
     object_pixel = np.array([[[200, 100, 0, 51]]], np.uint8)  # opacity 0.2
     blended = cutout.put_on_background(object_pixel, np.array([[[0, 100, 250]]], np.uint8))
     assert blended.tolist() == [[[40, 100, 200]]]
+    object_pixel[..., 3] = 255
+    blended = cutout.put_on_background(object_pixel, np.zeros((1, 1, 3), np.uint8))
+    assert blended.tolist() == [[[200, 100, 0]]]
 
 
 @pytest.mark.parametrize("text", ["#ff8000", "#FF8000", "#f80", "darkorange"])
@@ -128,3 +133,10 @@ def test_clean_edge_colors_takes_the_nearest_opaque_color():
     clean = cutout.clean_edge_colors(photograph, alpha)[:, 20:22, 0].astype(int)
     expected = 255 * 128 / 255 + (1 - 128 / 255) * colors[:, 20:22]
     assert np.abs(clean - expected).max() <= 1
+
+
+def test_alpha_of_a_segmentation_is_one_half_where_the_probability_is_the_threshold():
+    probability = np.full((1, 40), 0.9, np.float32)
+    probability[0, 20], probability[0, 21:] = 0.8, 0.1
+    result = Segmentation(np.zeros((1, 40, 3), np.uint8), probability, Binarizer(0.8, []), 1e6)
+    assert result.mask[0, 20] and abs(int(result.alpha[0, 20]) - 128) <= 1

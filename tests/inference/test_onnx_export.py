@@ -47,7 +47,7 @@ def build_members(settings, weights=(1.0,)):
 def test_export_writes_the_mean_over_the_flips(run_copy, capsys):
     photograph = run_copy.data_dir / "test/000000000004_01.jpg"
     args = [*prediction_args(run_copy.args), f"images={photograph}", "fold=0"]
-    export.main(args)
+    export.main([*args, "threshold=0.3", "postprocess=fill"])
     run_dir = run_copy.output_dir / "tiny"
     path = run_dir / "tiny_fold0.onnx"
     printed = capsys.readouterr().out
@@ -63,7 +63,18 @@ def test_export_writes_the_mean_over_the_flips(run_copy, capsys):
 
     metadata = {prop.key: prop.value for prop in onnx.load(path).metadata_props}
     assert (metadata["size"], metadata["tta"], metadata["classes"]) == ("32x48", "hflip", "object")
-    assert 0 < float(metadata["threshold"]) < 1
+    assert (metadata["threshold"], metadata["postprocess"]) == ("0.3", "fill")
+
+
+def test_mean_probability_weighs_the_members():
+    settings = config.load_settings(["channels=[4,8]", "tta=none", "device=cpu"])
+    members = build_members(settings, weights=(1.0, 3.0))
+    images = torch.from_numpy(random_images(1, 3, 16, 24))
+    with torch.inference_mode():
+        first, second = (predict_probability_tta(m.model, images, settings) for m in members)
+        mean = MeanProbability(members, settings)(images)
+    assert (first - second).abs().max() > 0.01
+    torch.testing.assert_close(mean, 0.25 * first + 0.75 * second)
 
 
 @pytest.mark.slow

@@ -40,6 +40,13 @@ def test_keep_largest_component_keeps_one():
     assert np.array_equal(postprocess.keep_largest_component(mask), expected)
 
 
+@pytest.mark.parametrize("step", ["specks", "largest"])
+def test_components_are_connected_along_diagonals(step):
+    mask = np.zeros((60, 60), bool)
+    mask[:50, :50] = mask[50, 50] = True
+    assert np.array_equal(STEPS[step](mask), mask)
+
+
 @given(random_levels)
 def test_fill_holes_equals_scipy(levels):
     mask = levels >= 128

@@ -16,6 +16,7 @@ from core import run_folder
 from data import datasets, image_io
 from evaluation import ensemble, oof
 from inference import load, load_runs, predictor
+from inference.postprocess import Binarizer
 
 
 @pytest.fixture
@@ -141,6 +142,15 @@ def test_load_of_an_ensemble_uses_the_networks_of_its_runs(run_copy, photograph)
     assert sum(member.weight for member in model.members) == pytest.approx(1)
     alone = load(output_dir / "tiny", device="cpu")(photograph)
     np.testing.assert_allclose(model(photograph).probability, alone.probability, atol=1e-6)
+
+
+def test_load_takes_threshold_and_steps_of_the_predictor(run_copy, photograph):
+    path = run_folder.predictor_path(run_copy.output_dir / "tiny")
+    stored = json.loads(path.read_text()) | {"threshold": 0.3, "postprocess": ["largest", "fill"]}
+    path.write_text(json.dumps(stored))
+    result = load(run_copy.output_dir / "tiny", "cpu")(photograph)
+    assert result.binarizer == Binarizer(0.3, ["largest", "fill"])
+    assert result.with_threshold(0.6).binarizer == Binarizer(0.6, ["largest", "fill"])
 
 
 def test_load_predicts_with_the_tiles_of_the_run_or_ensemble(run_copy):

@@ -82,3 +82,14 @@ def test_reflect_pad_repeats_the_last_pixel_of_an_axis_that_is_too_short():
     # By three pixels, the whole axis.
     assert reflect_pad(x, 3, 0, 0, 0).flatten().tolist() == [1, 1, 1, 1, 2, 3]
     assert reflect_pad(x.mT, 0, 0, 3, 0).flatten().tolist() == [1, 1, 1, 1, 2, 3]
+
+
+@pytest.mark.parametrize("extra", [6, 7, 10])
+def test_segmenter_puts_the_logits_of_a_network_that_crops_in_their_place(extra):
+    class Crop(torch.nn.Module):
+        def forward(self, x):
+            return x[:, :1, 3:-3, 3:-3]
+
+    segmenter = Segmenter(Crop(), lambda size: size + extra, mean=(0, 0, 0), std=(1, 1, 1))
+    images = torch.randint(0, 256, (2, 3, 12, 17), dtype=torch.uint8)
+    assert torch.equal(segmenter(images), images[:, :1] / 255)

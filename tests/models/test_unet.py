@@ -126,6 +126,18 @@ def test_center_crop_keeps_the_center():
 # ---------------------------------------------------------------- unpadded convolutions
 
 
+@pytest.mark.parametrize("axis", [-1, -2])
+def test_unet_of_valid_padding_with_symmetric_weights_mirrors_its_logits(axis):
+    """Skip connections are cropped equally on both sides."""
+    torch.manual_seed(0)
+    unet = UNet([4, 8, 16], norm="none", padding="valid")
+    for weight in unet.parameters():
+        if weight.ndim == 4:
+            weight.data = (weight.data + weight.data.flip(axis)) / 2
+    images = torch.rand(1, 3, unet.input_size(12), unet.input_size(12))
+    torch.testing.assert_close(unet(images.flip(axis)), unet(images).flip(axis))
+
+
 def test_input_size_of_valid_padding_is_the_papers():
     network = UNet(PAPER_CHANNELS, norm="none", padding="valid")
     assert network.input_size(388) == network.input_size(387) == 572

@@ -16,13 +16,14 @@ import predict
 from core.errors import InputError
 from core.settings import Settings
 from data import image_io, mask_io
-from data.classes import decode_values
+from data.classes import ClassMap, decode_values
 from data.datasets import get_class_map
 from inference.members import make_member
 from inference.postprocess import Binarizer
+from inference.segmentation import Segmentation
 from inference.trained_model import TrainedModel
 from models.build import build_model
-from reporting.pictures import predict_photographs
+from reporting.pictures import draw_pictures, predict_photographs
 
 
 @pytest.fixture
@@ -164,6 +165,17 @@ def test_photographs_of_several_classes_are_colored_and_have_no_cutout(tmp_path,
         result.cutout()
     with pytest.raises(InputError, match="background=white: needs a run of one class; pets has 3"):
         predict_photographs(replace(settings, background="white"), model)
+
+
+def test_label_of_several_classes_holds_the_values_of_the_label_files():
+    class_map = ClassMap(("cat", "dog"), ((9, 0, 0), (0, 9, 0)), (-1, 1, -1, 0))  # dog 1, cat 3
+    probability = np.zeros((2, 1, 2), np.float32)
+    probability[0, 0, 0] = probability[1, 0, 1] = 1  # cat, dog
+    image = np.zeros((1, 2, 3), np.uint8)
+    result = Segmentation(image, probability, Binarizer(0.5, []), 1.0)
+    pictures = dict(draw_pictures(result, class_map, ""))
+    assert pictures["label.png"].tolist() == [[3, 1]]
+    assert pictures["mask.png"].tolist() == [[[9, 0, 0], [0, 9, 0]]]
 
 
 # ---------------------------------------------------------------- bad input

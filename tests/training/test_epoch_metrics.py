@@ -43,9 +43,11 @@ def test_epoch_metrics_weight_each_step_by_its_images():
     epoch.add(torch.tensor(4.0), empty, target[:1])
     sums, images = epoch.reduced()
     assert images == 3 and sums.tolist() == pytest.approx([2 * 1 + 4, 2, 2])
+    epoch.seconds, epoch.lr = 7.5, 0.01
     restored = EpochMetrics(torch.device("cpu"))
     restored.load_state_dict(epoch.state_dict())
     assert restored.reduced()[1] == 3 and torch.equal(restored.reduced()[0], sums)
+    assert (restored.seconds, restored.lr) == (7.5, 0.01)
 
 
 @pytest.mark.parametrize(("platform", "maxrss"), [("linux", 3 * 2**20), ("darwin", 3 * 2**30)])

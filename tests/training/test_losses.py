@@ -206,3 +206,8 @@ def test_edge_weights_of_a_single_pixel_make_an_edge_around_it():
         weights = edge_weights(target)[0, 0]
         is_edge = weights > weights[0, 0]
         assert is_edge.sum() == 11 * 11 and is_edge[11:22, 11:22].all()
+
+
+def test_default_losses_are_edge_bce_dice_and_ce_dice():
+    assert BINARY_LOSSES["auto"] is BINARY_LOSSES["edge_bce_dice"]
+    assert MULTICLASS_LOSSES["auto"] is MULTICLASS_LOSSES["ce_dice"]

@@ -111,7 +111,7 @@ def test_model_ema_averages_with_a_decay_that_rises_to_its_limit():
         ema.update(network)
         decay = min(0.5, (1 + i) / (10 + i)) if i else 0.0
         expected = decay * expected + (1 - decay) * value
-    assert ema.module.weight.item() == pytest.approx(expected, rel=1e-6)
+        assert ema.module.weight.item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_model_ema_averages_normalization_statistics_and_keeps_no_gradients():

@@ -32,6 +32,14 @@ def test_save_snapshot_keeps_the_latest_two_and_load_snapshot_returns_the_last(t
     assert state["step"] == 12 and torch.equal(state["network"]["w"], torch.full((50,), 12))
 
 
+@pytest.mark.parametrize("positions", [[(9, 0), (10, 0)], [(99, 7), (100, 3)], [(1, 9), (1, 1000)]])
+def test_load_snapshot_returns_the_latest_position_also_of_more_digits(tmp_path, positions):
+    for epoch, step in positions:
+        snapshots.save_snapshot(tmp_path, {"epoch": epoch, "step": step, "fingerprint": ""})
+    state = snapshots.load_snapshot(tmp_path, "")
+    assert (state["epoch"], state["step"]) == positions[-1]
+
+
 def test_load_snapshot_with_a_flipped_bit_or_cut_off_returns_the_one_before(tmp_path, capsys):
     save(tmp_path, 1)
     save(tmp_path, 2)

@@ -201,3 +201,18 @@ def test_train_step_hands_the_loss_targets_from_0_to_1_for_one_class():
 
 def test_train_state_takes_the_ema_decay_of_the_settings():
     assert make_state("ema_decay=0.9").ema.decay == 0.9
+
+
+def test_gradients_are_clipped_without_the_scale_of_fp16(monkeypatch):
+    norms = []
+    for precision in ("fp32", "fp16"):
+        monkeypatch.setattr(train_state, "pick_precision", lambda *args, p=precision: p)
+        state = make_state("optimizer=sgd", "lr=1", "warmup=0", "weight_decay=0", "grad_clip=10")
+        state.precision = "fp32"  # of the forward pass
+        assert state.scaler.is_enabled() is (precision == "fp16")
+        before = [p.detach().clone() for p in state.model.parameters()]
+        torch.manual_seed(1)
+        train_steps(state)
+        pairs = zip(state.model.parameters(), before, strict=True)
+        norms.append(torch.cat([(p - b).detach().flatten() for p, b in pairs]).norm().item())
+    assert norms[1] == pytest.approx(norms[0], rel=1e-3) and norms[0] < 0.99 * 19

@@ -31,6 +31,14 @@ def make_trainer(shared_data_dir, tmp_path):
     return make
 
 
+def test_trainer_trains_on_the_other_folds_and_validates_on_its_own(make_trainer):
+    fold = make_trainer()
+    assert {sample.fold for sample in fold.train_samples} == {1}
+    assert {sample.fold for sample in fold.val_samples} == {0}
+    assert fold.loader.dataset.samples == fold.train_samples
+    assert not {s.group for s in fold.train_samples} & {s.group for s in fold.val_samples}
+
+
 def step_seed(seed=0, fold=0, epoch=0, step=0):
     position = SimpleNamespace(
         settings=SimpleNamespace(seed=seed), fold=fold, epoch=epoch, step=step
@@ -116,6 +124,18 @@ def test_steps_of_each_update_weigh_one_together_also_in_the_last_update(make_tr
     assert steps == [(1 / 4, False)] * 3 + [(1 / 4, True), (1 / 2, False), (1 / 2, True)]
 
 
+def test_learning_rate_ends_at_zero_if_the_last_update_of_an_epoch_has_fewer_steps(make_trainer):
+    args = ["batch_size=2", "grad_accumulation=2", "epochs=2", "warmup=0"]  # 2 updates an epoch
+    fold, rates = make_trainer(*args), []
+    fold.state.lr_schedule.step = lambda: rates.append(None)
+    assert len(fold.loader) == 3
+    for _ in range(2):
+        fold.train_epoch(tqdm(disable=True))
+        fold.next_epoch()
+    factor = fold.state.lr_schedule.lr_lambdas[0]
+    assert len(rates) == 4 and factor(4) == pytest.approx(0) and factor(3) > 0.1
+
+
 # ---------------------------------------------------------------- validation
 
 
@@ -179,6 +199,28 @@ def test_resume_with_an_image_moved_to_another_fold_is_rejected(make_trainer):
     moved = [replace(first, fold=1 - first.fold), *others]
     with pytest.raises(InputError, match="other images, masks or folds"):
         FoldTrainer(fold.settings, 0, moved, None).resume()
+
+
+def test_resumed_run_keeps_a_network_that_no_later_epoch_improves(make_trainer, monkeypatch):
+    def score(fold, value):
+        scores = {"val_dice": value, "val_accuracy": value}
+        monkeypatch.setattr(fold, "score_samples", lambda samples: iter([scores] * len(samples)))
+
+    fold = make_trainer()
+    score(fold, 0.9)
+    fold.validate()
+    fold.next_epoch()
+    fold.save_snapshot()
+    fold.snapshots.wait()
+    resumed = make_trainer()
+    resumed.resume()
+    score(resumed, 0.8)
+    resumed.validate()
+    path = run_folder.weights_path(fold.settings.run_dir, 0)
+    assert checkpoint.read_metadata(path)["epoch"] == 1
+    score(resumed, 0.95)
+    resumed.validate()
+    assert checkpoint.read_metadata(path)["epoch"] == 2
 
 
 # ---------------------------------------------------------------- time and memory
