@@ -36,7 +36,7 @@ from core.errors import InputError
 REJOIN = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 # Batch normalization takes the statistics of each process; without it the results are equal. An
 # epoch takes 12 of the fold's 14 images in three steps: an update of two steps and one of one.
-TRAIN_ARGS = ["norm=none", "fold=0", "grad_accumulation=2", "dropout=[]", "lr=3e-3"]
+TRAIN_ARGS = ["norm=none", "fold=0", "grad_accumulation=2", "dropout=[]", "lr=3e-3", "epochs=10"]
 
 
 def start(processes, script, *args, before=()):
