@@ -12,6 +12,7 @@ from core import cli, config
 if __name__ == "__main__":
     cli.check_arguments()  # before the imports that take seconds
 
+from core.errors import InputError, did_you_mean
 from core.overrides import parse_overrides
 from evaluation import ensemble, leaderboard
 from inference import load_runs
@@ -23,7 +24,10 @@ def main(args: list[str]) -> None:
         ensemble.score_ensemble(load_runs.settings_for_prediction(args))
     overrides = parse_overrides(args)
     run = settings.run if "run" in overrides and "runs" not in overrides else ""
-    leaderboard.write_leaderboard(Path(settings.output_dir), run)
+    names = leaderboard.write_leaderboard(Path(settings.output_dir), run)
+    if run and run not in names:
+        similar = did_you_mean(run, names)
+        raise InputError(f"run={run}: has no scores in {settings.output_dir}{similar}")
 
 
 if __name__ == "__main__":

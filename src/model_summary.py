@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data.datasets import get_class_map
 from data.formats.carvana import IMAGE_SIZE
+from inference import load_runs
 from models.build import build_model
 
 
@@ -27,7 +28,7 @@ def main(args: list[str]) -> None:
     if "runs" in overrides:
         raise InputError("runs: this shows a single network; set run=")
     if "run" in overrides:
-        stored = run_folder.read_run_settings(settings.run_dir)
+        stored = load_runs.read_trained_settings(settings.run_dir)
         settings = load_settings(args, stored, run_folder.config_path(settings.run_dir))
     model = build_model(settings, len(get_class_map(settings).names), pretrained=False)
     height, width = map(model.input_size, settings.size or IMAGE_SIZE)

@@ -120,8 +120,9 @@ def main(args: list[str]) -> None:
         runs.append(run_start.load_run_settings(run_args))
         run_start.prepare_data(runs[-1], run_args)
     device = pick_device(runs[0])
-    if device.type == "cpu" and not {"recipe", "size", "run"} & parse_overrides(args).keys():
-        process_env.print_once(
+    is_default = not {"recipe", "runs", "size", "resume"} & parse_overrides(args).keys()
+    if device.type == "cpu" and is_default and not process_env.is_launched():
+        print(
             "warning: carvana, the default recipe, needs a GPU; for a CPU there are "
             "recipe=carvana_small and recipe=carvana_lite"
         )

@@ -255,3 +255,12 @@ def test_resume_with_other_settings_of_the_machine_is_allowed(
     assert_input_error(train.main, [*args, "resume=true", "lr=0.02"], "has lr=0.01, not 0.02")
     train.main([*args, "resume=true", "num_workers=1", "cache=none", "snapshot_seconds=60"])
     assert (tmp_path / "tiny/fold0/oof.csv").read_bytes() == (expected / "oof.csv").read_bytes()
+
+
+def test_train_on_a_cpu_warns_that_the_default_recipe_needs_a_gpu(data_dir, tmp_path, capsys):
+    args = tiny_settings_args(data_dir, tmp_path)
+    others = [arg for arg in args if not arg.startswith("size=")]
+    for words, is_warned in ((others, True), (args, False), ([*others, "recipe=carvana"], False)):
+        with pytest.raises(InputError):
+            train.main([*words, "fold=9"])
+        assert ("carvana, the default recipe, needs a GPU" in capsys.readouterr().out) == is_warned

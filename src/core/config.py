@@ -220,7 +220,7 @@ def _assign(conf: DictConfig, key: str, value: Any, source: str, hint: str = HEL
         OmegaConf.update(conf, key, value, merge=False)
         assigned = conf[key]  # fails for ${name}, which has a meaning in OmegaConf
     except OmegaConfBaseException as error:
-        raise InputError(f"{typed}: {_explain_type(key, error)}{HELP_HINT}") from None
+        raise InputError(f"{typed}: {_explain_type(key, error)}{hint}") from None
     check = FIELDS[key].metadata["check"]
     try:
         valid = not check or assigned is None or check.accepts(assigned)

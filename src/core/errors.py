@@ -22,9 +22,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-NOT_WRITABLE_ERRNOS = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
+NOT_WRITABLE_ERRNOS = (errno.EROFS, errno.EACCES, errno.EPERM)
+NOT_A_FOLDER_ERRNOS = (errno.ENOTDIR, errno.EEXIST)
 WRITE_REMEDIES = {  # of errors in writing a file, by errno
     **dict.fromkeys(DISK_FULL_ERRNOS, "free some space"),
     **dict.fromkeys(NOT_WRITABLE_ERRNOS, "make its folder writable, or set another"),
-    errno.ENAMETOOLONG: "give the image a shorter name",
+    **dict.fromkeys(NOT_A_FOLDER_ERRNOS, "a file has the name of a folder; rename it"),
+    errno.ENAMETOOLONG: "use a shorter name",
 }

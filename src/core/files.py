@@ -40,7 +40,7 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
         finally:
             tmp_path.unlink(missing_ok=True)
     except OSError as error:
-        if error.filename in (None, str(tmp_path)):
+        if error.errno and error.filename in (None, str(tmp_path)):
             error.filename = str(path)
         raise
 
@@ -63,9 +63,11 @@ def read_json(path: Path, keys: Collection[str], fix: str) -> dict[str, Any]:
     """
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        if missing := {*keys} - {*stored}:
+        if not isinstance(stored, dict):
+            raise ValueError("it is not an object")
+        if missing := {*keys} - stored.keys():
             raise ValueError(f"it has no {min(missing)!r}")
-    except (OSError, ValueError, TypeError) as error:  # TypeError: a number is not iterable
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}); {fix}") from None
     return stored
 

@@ -49,8 +49,6 @@ RENAMED = {
 }
 RENAMED_VALUES = {
     ("augmentation", "flip"): "hflip",
-    ("lr_schedule", "onecycle"): "cosine",  # to predict; snapshots of these are rejected
-    ("lr_schedule", "plateau"): "constant",
     ("upsampling", "nearest"): "nearest_conv",
 }
 REMOVED = {

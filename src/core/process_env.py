@@ -17,7 +17,7 @@ LAUNCHED = "CARVANA_LAUNCHED"  # set for the processes that launch_processes() s
 def require_all_variables() -> None:
     """Raise InputError if only some of torchrun's variables are set, for example by a scheduler."""
     names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    missing = [name for name in names if name not in os.environ]
+    missing = [name for name in names if not os.environ.get(name)]
     if missing and (is_distributed() or world_size() > 1):
         raise InputError(
             f"the environment lacks {missing[0]}, but has other variables of torchrun; unset RANK "
@@ -27,7 +27,7 @@ def require_all_variables() -> None:
 
 def is_distributed() -> bool:
     """Whether torchrun or launch_processes() started this process."""
-    return "RANK" in os.environ
+    return bool(os.environ.get("RANK"))
 
 
 def is_launched() -> bool:
@@ -37,12 +37,12 @@ def is_launched() -> bool:
 
 def rank() -> int:
     """Return the rank of this process among all processes."""
-    return int(os.environ.get("RANK", "0"))
+    return int(os.environ.get("RANK") or 0)
 
 
 def world_size() -> int:
     """Return the number of processes."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return int(os.environ.get("WORLD_SIZE") or 1)
 
 
 def local_rank() -> int:

@@ -1,7 +1,6 @@
 """Cache of decoded images and targets at network size, and of masks at native size."""
 
 import mmap
-import os
 import shutil
 import zlib
 from collections.abc import Iterator, Sequence
@@ -158,12 +157,16 @@ def write_disk_cache(
 
 
 def files_hash(samples: Sequence[Sample], preprocessing: Preprocessing | None = None) -> str:
-    """Return a hash of the files (path, size, modification time) and of their preprocessing."""
+    """Return a hash of the files and of their preprocessing.
+
+    A file is identified by name, inode, size and modification time: files with the same name, size
+    and time in different folders are different ones, and a folder may be moved.
+    """
     lines = [repr((VERSION, preprocessing, samples[0].dataset_format, samples[0].class_map))]
     for sample in samples:
         for path in filter(None, (sample.image, sample.mask)):
             stat = path.stat() if path.exists() else path.lstat()  # lstat: a dangling link
-            lines.append(f"{os.path.realpath(path)},{stat.st_size},{stat.st_mtime_ns}")
+            lines.append(f"{path.name},{stat.st_ino},{stat.st_size},{stat.st_mtime_ns}")
     return short_hash("\n".join(lines), 12)
 
 

@@ -121,8 +121,9 @@ def require_paths(*paths: Path, remedy: str = "") -> None:
     """
     missing = [path.absolute() for path in paths if not path.exists()]
     if missing:
-        if missing[0].is_symlink():
-            raise InputError(f"{missing[0]}: is a link to a missing file")
+        for path in (missing[0], *missing[0].parents):
+            if path.is_symlink() and not path.exists():
+                raise InputError(f"{path}: is a link to a missing file or folder")
         folder = next(parent for parent in missing[0].parents if parent.exists())
         missing = [path for path in missing if path.is_relative_to(folder)]
         common, found = folder, "is not a folder"

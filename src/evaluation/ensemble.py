@@ -13,13 +13,14 @@ from core.settings import FIELDS, Settings
 from core.text import format_count
 from core.threads import map_in_threads
 from data.datasets import load_training_samples
-from data.fingerprint import dataset_fingerprint
+from data.fingerprint import dataset_fingerprint, is_same_dataset
 from data.sample import Sample
 from evaluation import oof, score_text
 from inference.load_runs import load_members, load_oof_members, read_trained_settings
 from inference.predictor import Keep, Prediction, keep_mean, predict
 from inference.predictor_file import tile_settings, write_predictor
 from inference.trained_model import TrainedModel
+from models import checkpoint
 
 # ---------------------------------------------------------------- out-of-fold scores
 
@@ -61,19 +62,31 @@ def ensure_oof_scores(settings: Settings) -> oof.Scores:
 def settings_of_training(settings: Settings) -> Settings:
     """Return `settings` with the data, flips and tiles of the alphabetically first run.
 
-    Keeps the data of `settings` if the data_dir of that run is missing. Keeps the tiles of
-    `settings` if the runs have different tile sizes.
+    Keeps the data of `settings` if the folder of that run's data no longer holds them. Keeps the
+    tiles of `settings` if the runs have different tile sizes.
     """
     run_dirs = settings.run_dirs
     path = run_folder.config_path(run_dirs[0])
     trained = load_settings([], read_trained_settings(run_dirs[0]), path)
     names = {"tta"}
-    if Path(trained.data_dir).exists():
-        names |= {n for n, field in FIELDS.items() if field.metadata["scope"] == "run"}
-        names = names - {"run", "batch_size"} | {"data_dir", "folds_csv"}
     if len({read_trained_settings(run_dir).get("tile_size", 0) for run_dir in run_dirs}) == 1:
         names |= {"tile_size", "tile_overlap"}
-    return replace(settings, **{name: getattr(trained, name) for name in names})
+    settings = replace(settings, **{name: getattr(trained, name) for name in names})
+    names = {name for name, field in FIELDS.items() if field.metadata["scope"] == "run"}
+    names = names - {"run", "batch_size", "tta"} | {"data_dir", "folds_csv"}
+    with_its_data = replace(settings, **{name: getattr(trained, name) for name in names})
+    return with_its_data if holds_training_data(with_its_data) else settings
+
+
+def holds_training_data(settings: Settings) -> bool:
+    """Whether data_dir and folds_csv hold what the alphabetically first run was trained on."""
+    try:
+        with process_env.silenced():
+            fingerprint = dataset_fingerprint(load_scored_samples(settings))
+    except InputError:
+        return False
+    path = run_folder.finished_weights(settings.run_dirs[0])[0]
+    return is_same_dataset(checkpoint.read_metadata(path).get("data"), fingerprint)
 
 
 def load_trained_model(settings: Settings) -> TrainedModel:

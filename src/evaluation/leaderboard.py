@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from core.errors import InputError, did_you_mean
+from core.errors import InputError
 from core.files import atomic_write, atomic_write_text
 from core.text import format_count, to_markdown
 from evaluation import ensemble, metrics, oof, statistics
@@ -147,21 +147,20 @@ def format_costs(table: pd.DataFrame) -> pd.DataFrame:
 # ---------------------------------------------------------------- output/leaderboard.{csv,md}
 
 
-def write_leaderboard(output_dir: Path, run: str = "") -> None:
+def write_leaderboard(output_dir: Path, run: str = "") -> list[str]:
     """Write leaderboard.csv and leaderboard.md, and predictor.json of every run and ensemble.
 
-    Prints all tables, or only the table that contains `run` if it is set. Raises InputError if no
-    table contains `run`.
+    Prints all tables, or only the table that contains `run` if it is set. Returns the names of the
+    runs and ensembles.
     """
     entries = load_entries(output_dir)
-    names = [entry.name for entry in entries]
-    if run and run not in names:
-        raise InputError(f"run={run}: has no scores in {output_dir}{did_you_mean(run, names)}")
     for entry in entries:
         try:
             ensemble.store_predictor(output_dir / entry.name, entry.scores, entry.columns["tta"])
-        except (InputError, OSError) as error:  # the folder of another user, for example
+        except InputError as error:
             print(error)
+        except OSError as error:  # the folder of another user, for example
+            print(f"{error.filename}: {error.strerror}")
     tables = build_leaderboards(entries)
     with atomic_write(output_dir / "leaderboard.csv") as tmp_path:
         pd.concat(tables).to_csv(tmp_path, index=False, float_format="%.6f")
@@ -183,3 +182,4 @@ def write_leaderboard(output_dir: Path, run: str = "") -> None:
             print(f"\npost-processing of {shown['run']}, gain per fold:")
             print("  " + shown["postprocess_why"].replace("; ", "\n  "))
     atomic_write_text(output_dir / "leaderboard.md", page)
+    return [entry.name for entry in entries]

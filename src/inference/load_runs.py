@@ -51,13 +51,18 @@ def settings_for_prediction(args: list[str]) -> Settings:
 
 
 def read_trained_settings(run_dir: Path) -> dict[str, Any]:
-    """Return the settings in the run's config.yaml, without training settings unknown to this
-    version: they have no effect on prediction."""
+    """Return the settings in the run's config.yaml, except those that only training uses.
+
+    These have no effect on prediction, and another version of this repository, such as a branch,
+    may have other ones.
+    """
     stored, training = run_folder.read_run_settings(run_dir), set()
     if stored.keys() - FIELDS.keys():
         for path in run_folder.finished_weights(run_dir):
             training |= {*checkpoint.read_metadata(path).get("training_settings", [])}
-    return checkpoint.without_unknown_settings(stored, training)
+    known = {name: field.metadata["scope"] for name, field in FIELDS.items()}
+    stored = checkpoint.without_unknown_settings(stored, training)
+    return {name: value for name, value in stored.items() if known.get(name) != "training"}
 
 
 def check_prediction_overrides(overrides: dict[str, Any]) -> None:

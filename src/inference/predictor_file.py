@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,26 @@ from core.errors import InputError
 from core.files import atomic_write_json, file_sha256, read_json
 from core.settings import Settings
 from inference.postprocess import Binarizer
+
+
+@dataclass
+class StoredNetwork:
+    """The weights file of one network, relative to the folder of the run, and its weight."""
+
+    path: str
+    weight: float
+    sha256: str
+
+
+@dataclass
+class PredictorFile:
+    """Everything besides the weights that masks depend on."""
+
+    networks: list[StoredNetwork]
+    tta: str
+    threshold: float
+    postprocess: list[str]
+    tiles: dict[str, Any] = field(default_factory=dict)  # of tile_settings(); earlier files: {}
 
 
 def tile_settings(settings: Settings) -> dict[str, Any]:
@@ -26,20 +47,14 @@ def write_predictor(
 ) -> None:
     """Write predictor.json. `ensemble_weights`: weights file → its network's weight in the mean."""
     networks = [
-        {"path": os.path.relpath(path, run_dir), "weight": weight, "sha256": file_sha256(path)}
+        StoredNetwork(os.path.relpath(path, run_dir), weight, file_sha256(path))
         for path, weight in ensemble_weights.items()
     ]
-    stored = {
-        "networks": networks,
-        "tta": tta,
-        "threshold": binarizer.threshold,
-        "postprocess": binarizer.steps,
-        "tiles": tiles,
-    }
-    atomic_write_json(run_folder.predictor_path(run_dir), stored)
+    stored = PredictorFile(networks, tta, binarizer.threshold, binarizer.steps, tiles)
+    atomic_write_json(run_folder.predictor_path(run_dir), asdict(stored))
 
 
-def read_predictor(run_dir: Path) -> dict[str, Any]:
+def read_predictor(run_dir: Path) -> PredictorFile:
     """Read predictor.json. Raises InputError if it is missing or does not match the networks."""
     path = run_folder.predictor_path(run_dir)
     command = ["python", "src/leaderboard.py", f"output_dir={run_dir.parent}"]
@@ -48,8 +63,12 @@ def read_predictor(run_dir: Path) -> dict[str, Any]:
     fix = f"write it with `{shlex.join(command)}`"
     if not path.exists():
         raise InputError(_explain_missing(run_dir, fix))
-    stored = read_json(path, ["networks", "tta", "threshold", "postprocess"], fix)
-    if not _is_current(run_dir, stored["networks"]):
+    try:
+        stored = PredictorFile(**read_json(path, [], fix))
+        stored.networks = [StoredNetwork(**network) for network in stored.networks]
+    except TypeError as error:  # a key is missing or unknown
+        raise InputError(f"{path}: cannot be read ({error}); {fix}") from None
+    if not _is_current(run_dir, stored.networks):
         raise InputError(f"{path}: does not match the run's current networks; {fix}")
     return stored
 
@@ -66,9 +85,9 @@ def _explain_missing(run_dir: Path, fix: str) -> str:
     return f"{run_dir}: has no trained fold; train it with `bash train.sh`"
 
 
-def _is_current(run_dir: Path, networks: list[dict[str, Any]]) -> bool:
+def _is_current(run_dir: Path, networks: list[StoredNetwork]) -> bool:
     """Whether `networks` lists every finished fold of their runs, with the current weights."""
-    listed = {(run_dir / stored["path"]).resolve(): stored["sha256"] for stored in networks}
+    listed = {(run_dir / network.path).resolve(): network.sha256 for network in networks}
     runs = {path.parent.parent for path in listed}
     finished = {path for run in runs for path in run_folder.finished_weights(run)}
     return finished <= listed.keys() and all(

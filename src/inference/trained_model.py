@@ -79,18 +79,17 @@ def load(
     """
     run_dir = Path(os.path.expanduser(run_dir))
     stored = read_predictor(run_dir)
-    tta = tta or stored["tta"]
+    tta = tta or stored.tta
     requested = load_settings([f"device={device}", f"precision={precision}", f"tta={tta}"])
     members, trained = [], []
-    for network in stored["networks"]:
-        if fold is None or Path(network["path"]).parent.name == f"fold{fold}":
-            path = run_dir / network["path"]
+    for network in stored.networks:
+        if fold is None or Path(network.path).parent.name == f"fold{fold}":
+            path = run_dir / network.path
             model, settings = checkpoint.load_model(path, pick_device(requested))
-            members.append(make_member(model, settings, network["weight"]))
+            members.append(make_member(model, settings, network.weight))
             trained.append(settings)
     if not members:
         raise InputError(f"{run_dir}: has no network of fold {fold}")
     # Earlier versions stored no tiles; then the settings of the first network apply.
-    tiles = stored.get("tiles", {})
-    settings = replace(trained[0], device=device, precision=precision, tta=tta, **tiles)
-    return TrainedModel(members, Binarizer(stored["threshold"], stored["postprocess"]), settings)
+    settings = replace(trained[0], device=device, precision=precision, tta=tta, **stored.tiles)
+    return TrainedModel(members, Binarizer(stored.threshold, stored.postprocess), settings)

@@ -174,7 +174,7 @@ def match_by_name(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> di
         return without_wrappers(name).replace(".", "_")
 
     by_name = {key(name): tensor for name, tensor in tensors.items()}
-    found = {name: by_name.get(key(name)) for name in expected}
+    found = {name: tensors.get(name, by_name.get(key(name))) for name in expected}
     return {
         name: tensor
         for name, tensor in found.items()

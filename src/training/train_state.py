@@ -10,7 +10,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from core import process_env
 from core.device import pick_precision
-from core.errors import InputError
 from core.settings import Settings
 from models import checkpoint
 from models.build import build_model
@@ -104,11 +103,6 @@ class TrainState:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what state_dict() returned. A run may resume in another precision."""
-        if "lr_lambdas" not in state["lr_schedule"]:
-            raise InputError(
-                "lr_schedule: the snapshot has onecycle or plateau, which were removed; resume it "
-                "with commit 73e9442, or set another run"
-            )
         for name in STATE_PARTS:
             # A disabled scaler has an empty state, which an enabled one does not load.
             if name != "scaler" or state[name]:

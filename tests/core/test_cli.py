@@ -39,6 +39,13 @@ def test_run_main_ignores_a_comment_that_zsh_passes_on():
     assert completed.stdout == "['fold=0']\n"
 
 
+def test_run_main_ignores_empty_variables_of_torchrun():
+    command, empty = [sys.executable, "-c", PRINT, "printed"], {"RANK": "", "WORLD_SIZE": ""}
+    environment = {"cwd": ROOT / "src", "env": os.environ | empty}
+    completed = subprocess.run(command, capture_output=True, text=True, **environment)
+    assert completed.stdout == "printed\n"
+
+
 @pytest.mark.parametrize("variables", [{"RANK": "1"}, {"WORLD_SIZE": "2"}])
 def test_run_main_rejects_a_part_of_torchruns_variables(variables):
     command = [sys.executable, "-c", PRINT, "printed"]

@@ -160,8 +160,13 @@ def test_files_hash_depends_on_files_preprocessing_classes_and_format(settings):
 
 
 def test_files_hash_differs_between_folders_with_the_same_names_sizes_and_times(tmp_path, settings):
+    """A moved folder keeps its hash."""
     samples = datasets.load_training_samples(settings)
     copied = shutil.copytree(settings.data_dir, tmp_path / "copy")  # keeps the times
     others = datasets.load_training_samples(replace(settings, data_dir=str(copied)))
     assert [s.image.name for s in others] == [s.image.name for s in samples]
-    assert cache.files_hash(others) != cache.files_hash(samples)
+    key = cache.files_hash(others)
+    assert key != cache.files_hash(samples)
+    moved = copied.rename(tmp_path / "moved")
+    others = datasets.load_training_samples(replace(settings, data_dir=str(moved)))
+    assert cache.files_hash(others) == key

@@ -2,6 +2,7 @@
 
 import shutil
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -390,6 +391,8 @@ def test_read_sizes_warns_of_photographs_that_exif_turns_alone(
         image.save(samples[0].image, exif=exif)
     assert datasets.read_checked_sizes(samples) == {(48, 72)}
     assert ("EXIF rotates or mirrors 1 photographs" in capsys.readouterr().out) == is_warned
+    in_one_file = replace(samples[0], mask=data_dir / "masks.json")
+    assert not datasets.exif_rotates_only_image(in_one_file)
 
 
 def test_order_by_names_rejects_names_whose_accents_have_another_form(tmp_path):

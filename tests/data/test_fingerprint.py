@@ -68,6 +68,15 @@ def test_dataset_fingerprint_changes_with_the_masks_of_a_csv(tmp_path):
     assert dataset_fingerprint(samples) != first
 
 
+def test_mask_identity_of_a_file_of_all_masks_is_that_of_its_content(tmp_path):
+    path, identities = tmp_path / "masks.json", set()
+    for text in ('{"a": 1}', '{"a": 2}'):
+        path.write_text(text)
+        os.utime(path, ns=(1, len(identities)))  # clocks of file systems may be coarse
+        identities.add(mask_identity(path))
+    assert len(identities) == 2
+
+
 @pytest.mark.parametrize("suffix", [".bmp", ".tif"])
 def test_mask_identity_of_an_uncompressed_file_is_that_of_its_content(tmp_path, suffix):
     identities = set()

@@ -107,6 +107,14 @@ def test_require_paths_compares_what_is_there_with_what_is_expected(tmp_path):
     require_paths(tmp_path / "images", tmp_path / "masks")
 
 
+def test_require_paths_names_a_link_to_something_that_is_gone(tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "gone")
+    for path in (link, link / "train"):
+        with pytest.raises(InputError, match="link: is a link to a missing file or folder"):
+            require_paths(path)
+
+
 def test_require_paths_in_a_file_names_the_file(tmp_path):
     touch(tmp_path, "a.jpg")
     line = f"{tmp_path}/a.jpg: is not a folder; expected train/, train_masks/"

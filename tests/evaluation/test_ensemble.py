@@ -27,6 +27,7 @@ from inference import load_runs
 from inference.predictor_file import read_predictor
 from models import checkpoint
 from models.build import build_model
+from training import run_start
 
 N_FOLDS = 3
 PROBABILITY = {"a": 0.1, "b": 0.4}  # of fold 0; fold k adds 0.1·k
@@ -188,7 +189,19 @@ def test_settings_for_prediction_ignore_training_settings_of_another_version(
     monkeypatch.setattr(
         checkpoint, "read_metadata", lambda path: read(path) | {"training_settings": ["new"]}
     )
-    assert runs_copy.settings("run=a").lr == runs_copy.settings("run=b").lr
+    assert runs_copy.settings("run=a").size == runs_copy.settings("run=b").size
+
+
+def test_settings_for_prediction_ignore_values_that_only_another_version_trains_with(runs_copy):
+    path = run_folder.config_path(runs_copy.output_dir / "a")
+    text = path.read_text().replace("lr_schedule: cosine", "lr_schedule: plateau")
+    path.write_text(text.replace("stages: []", "stages: [{new: 1}]"))
+    assert "plateau" in path.read_text() and "new: 1" in path.read_text()
+    assert runs_copy.settings("run=a").size == [32, 48]
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"plateau.*; the run is of another version"):
+        run_start.load_run_settings([*runs_copy.args("run=a"), "resume=true"])
+    assert "plateau" in path.read_text()
 
 
 def test_settings_for_prediction_of_hand_edited_config_is_checked(runs_copy):
@@ -385,7 +398,7 @@ def test_out_of_fold_scores_of_an_ensemble_are_kept_for_other_flips_and_tiles(ru
     ensemble.ensure_oof_scores(replace(settings, tta="none", tile_overlap=0.5))
     assert capsys.readouterr().out == "" and read_predictor(settings.run_dir) == stored
     leaderboard.main([f"output_dir={runs_copy.output_dir}", "runs=a,b", "tta=none"])
-    assert read_predictor(settings.run_dir)["tta"] == "none"
+    assert read_predictor(settings.run_dir).tta == "none"
 
 
 def test_first_scoring_of_an_ensemble_does_not_use_the_flips_and_data_of_the_prediction(
@@ -411,6 +424,19 @@ def test_scoring_of_an_ensemble_whose_data_was_moved_uses_the_requested_folder(r
     assert len(ensemble.ensure_oof_scores(settings).dice) == 18
 
 
+def test_scoring_of_an_ensemble_whose_first_folder_has_changed_uses_the_requested_folder(
+    runs_copy, tmp_path
+):
+    settings = runs_copy.ensemble_settings
+    changed = shutil.copytree(settings.data_dir, tmp_path / "changed")
+    next((changed / "train").iterdir()).unlink()
+    config_path = run_folder.config_path(runs_copy.output_dir / "a")
+    text = config_path.read_text()
+    config_path.write_text(text.replace(f"data_dir: {settings.data_dir}", f"data_dir: {changed}"))
+    assert ensemble.settings_of_training(settings).data_dir == settings.data_dir
+    assert len(ensemble.ensure_oof_scores(settings).dice) == 18
+
+
 def test_load_oof_members_of_a_fold_that_was_not_trained_names_folds_csv(runs_copy):
     shutil.rmtree(runs_copy.output_dir / "a/fold2")
     with pytest.raises(InputError, match=r"folds\.csv: puts images that were scored into fold 2"):
@@ -433,15 +459,14 @@ def test_store_predictor_keeps_the_settings_of_the_run(runs_copy):
     run_folder.save_run_settings(replace(settings, threshold=0.25, postprocess="fill"))
     ensemble.store_predictor(settings.run_dir, scores, "none")
     stored = read_predictor(settings.run_dir)
-    assert (stored["threshold"], stored["postprocess"]) == (0.25, ["fill"])
+    assert (stored.threshold, stored.postprocess) == (0.25, ["fill"])
 
 
 def test_store_predictor_weighs_runs_equally_and_so_the_folds_of_a_run(runs_copy):
     (runs_copy.output_dir / "b/fold1/oof.npz").unlink()
     settings = runs_copy.ensemble_settings
     ensemble.score_ensemble(settings)
-    stored = read_predictor(settings.run_dir)["networks"]
-    weights = [network["weight"] for network in stored]
+    weights = [network.weight for network in read_predictor(settings.run_dir).networks]
     total = sum(weights)
     assert [weight / total for weight in weights] == pytest.approx([1 / 6] * 3 + [1 / 4] * 2)
 

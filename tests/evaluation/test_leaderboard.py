@@ -1,10 +1,14 @@
 """The leaderboard compares only runs on the same images, and tests differences over cars."""
 
+import errno
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+import leaderboard as leaderboard_script
+from core.errors import InputError
 from evaluation import leaderboard
 from evaluation.leaderboard_entries import LeaderboardEntry
 from evaluation.oof import Scores
@@ -161,8 +165,23 @@ def test_write_leaderboard_prints_only_the_data_set_of_the_run(tmp_path, monkeyp
     leaderboard.write_leaderboard(tmp_path, "cars")
     printed, page = capsys.readouterr().out, (tmp_path / "leaderboard.md").read_text()
     assert "other cars" in printed and "pets" not in printed and "| pets |" in page
+    names = leaderboard.write_leaderboard(tmp_path)
+    assert "pets" in capsys.readouterr().out and names == ["cars", "other cars", "pets"]
+    with pytest.raises(InputError, match=r"run=car: has no scores in .* \(did you mean cars"):
+        leaderboard_script.main([f"output_dir={tmp_path}", "run=car"])
+    assert (tmp_path / "leaderboard.md").exists()
+
+
+def test_write_leaderboard_names_the_predictor_file_that_cannot_be_written(
+    tmp_path, monkeypatch, capsys
+):
+    def fail(run_dir, *_):
+        raise OSError(errno.EROFS, "Read-only file system", str(run_dir / "predictor.json"))
+
+    monkeypatch.setattr(leaderboard, "load_entries", lambda _: [make_entry("cars")])
+    monkeypatch.setattr(leaderboard.ensemble, "store_predictor", fail)
     leaderboard.write_leaderboard(tmp_path)
-    assert "pets" in capsys.readouterr().out
+    assert f"{tmp_path}/cars/predictor.json: Read-only file system\n" in capsys.readouterr().out
 
 
 def test_task_columns_measure_each_step_against_no_step():

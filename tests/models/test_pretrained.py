@@ -173,7 +173,7 @@ def write_weights(path: Path, tensors):
     return path
 
 
-@pytest.mark.parametrize("prefix", ["model.", ""])
+@pytest.mark.parametrize("prefix", ["model.", "", "module.model.", "encoder."])
 @pytest.mark.parametrize("suffix", ["safetensors", "pth", "pt"])
 def test_load_encoder_weights_matches_by_name(tmp_path, suffix, prefix):
     tensors = tiny_tensors(11, prefix)  # with a classifier

@@ -15,6 +15,9 @@ from models.build import build_model
         (["encoder_weights=imagnet"], "did you mean imagenet"),
         (["encoder=tu-nothing", "encoder_weights=none"], "tu-nothing"),
         (["encoder=tu-resnet18.nothing"], "tag.*nothing"),
+        (["encoder=convnext_tiny"], "is one of timm; set encoder=tu-convnext_tiny"),
+        (["encoder=tu-resnet81"], r"timm has no such model \(did you mean tu-resnet"),
+        (["encoder_weights=folder/w.bin"], r"w\.bin: must be a \.safetensors, \.pth or \.pt file"),
     ],
 )
 def test_build_smp_unknown_name_raises_one_line(args, hint):

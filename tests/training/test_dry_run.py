@@ -72,6 +72,23 @@ def test_check_batches_warns_of_steps_that_take_more_memory_than_there_is(
     assert capsys.readouterr().out == expected
 
 
+@pytest.mark.parametrize(("precision", "gib"), [("fp32", "12.0"), ("bf16", "6.0")])
+def test_warning_of_too_little_memory_counts_activations_by_precision(
+    check, monkeypatch, capsys, precision, gib
+):
+    monkeypatch.setattr(dry_run, "activation_bytes", lambda model, size: 2 * 2**30)
+    monkeypatch.setattr(dry_run.machine, "available_memory", lambda: 0)
+    check([*UNET, "batch_size=4", f"precision={precision}"], (64, 64), 12)
+    assert f"may take {gib} GiB of memory" in capsys.readouterr().out
+
+
+def test_warning_of_too_little_memory_counts_the_weights(check, monkeypatch, capsys):
+    monkeypatch.setattr(dry_run, "activation_bytes", lambda model, size: 0)
+    monkeypatch.setattr(dry_run.machine, "available_memory", lambda: 10**4)
+    check([*UNET, "batch_size=4"], (64, 64), 12)
+    assert "may take 0.0 GiB" in capsys.readouterr().out
+
+
 def test_step_bytes_counts_every_tensor_that_the_backward_pass_needs_once():
     class Twice(nn.Module):
         def __init__(self):

@@ -5,10 +5,8 @@ import pytest
 import torch
 from conftest import run_script, tiny_settings_args
 from torch import nn
-from torch.optim.lr_scheduler import OneCycleLR
 
 from core.config import load_settings
-from core.errors import InputError
 from training import network_setup, train_state
 from training.train_state import TrainState
 
@@ -89,14 +87,6 @@ def test_network_is_compiled_if_all_steps_have_tune_min_pixels(use_backend, monk
     args = ["grad_accumulation=3", "batch_size=2"]
     assert make_state(*args, updates=5).is_compiled
     assert not make_state(*args, updates=4).is_compiled
-
-
-def test_snapshot_of_a_removed_schedule_is_rejected():
-    state = make_state()
-    snapshot = state.state_dict()
-    schedule = OneCycleLR(state.optimizer, max_lr=1, total_steps=9)
-    with pytest.raises(InputError, match="onecycle or plateau, which were removed"):
-        state.load_state_dict(snapshot | {"lr_schedule": schedule.state_dict()})
 
 
 def test_update_is_clipped_to_grad_clip():
