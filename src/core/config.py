@@ -5,7 +5,7 @@ import os
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -221,6 +221,8 @@ def _assign(conf: DictConfig, key: str, value: Any, source: str, hint: str = HEL
         assigned = conf[key]  # fails for ${name}, which has a meaning in OmegaConf
     except OmegaConfBaseException as error:
         raise InputError(f"{typed}: {_explain_type(key, error)}{hint}") from None
+    if FIELDS[key].type is bool and not isinstance(value, bool):  # OmegaConf takes 2 for true
+        raise InputError(f"{typed}: expected true or false{hint}")
     check = FIELDS[key].metadata["check"]
     try:
         valid = not check or assigned is None or check.accepts(assigned)
@@ -239,6 +241,12 @@ def _explain_type(key: str, error: OmegaConfBaseException) -> str:
         return "expected height,width, in a recipe [height,width], or null for the native size"
     if key == "postprocess":
         return "expected names joined by commas, as in specks,fill"
+    if get_origin(FIELDS[key].type) is Literal:
+        return f"expected one of {', '.join(get_args(FIELDS[key].type))}"
+    is_list = "list" in str(FIELDS[key].type)
+    for kind, expected in (("Integer", "a whole number"), ("Float", "a number")):
+        if f"could not be converted to {kind}" in reason:
+            return f"expected {'a list of numbers, such as 1,2' if is_list else expected}"
     if "is not a ListConfig" in reason:
         return "expected a list, written a,b; in a recipe [a,b]"
     return "must have a value" if "is not Optional" in reason else reason

@@ -1,7 +1,7 @@
 """The result of one photograph: probability, mask, opacity and cutout."""
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Self
 
@@ -17,8 +17,9 @@ from inference.postprocess import Binarizer
 class Segmentation:
     """A photograph with its prediction; its properties are computed on first use."""
 
-    image: np.ndarray  # H×W×3 uint8 RGB, turned as EXIF requires
-    probability: np.ndarray  # float32 in [0, 1]: H×W for one class, C×H×W for several classes
+    image: np.ndarray = field(repr=False)  # H×W×3 uint8 RGB, turned as EXIF requires
+    # float32 in [0, 1]: H×W for one class, C×H×W for several classes
+    probability: np.ndarray = field(repr=False)
     binarizer: Binarizer
     edge_radius: float  # see cutout.edge_radius()
 

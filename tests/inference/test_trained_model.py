@@ -151,6 +151,7 @@ def test_load_takes_threshold_and_steps_of_the_predictor(run_copy, photograph):
     result = load(run_copy.output_dir / "tiny", "cpu")(photograph)
     assert result.binarizer == Binarizer(0.3, ["largest", "fill"])
     assert result.with_threshold(0.6).binarizer == Binarizer(0.6, ["largest", "fill"])
+    assert len(repr(result)) < 150  # without pixels, for notebooks
 
 
 def test_load_predicts_with_the_tiles_of_the_run_or_ensemble(run_copy):
