@@ -21,6 +21,10 @@ from models import checkpoint
 NOT_INHERITED_BY_PREDICTION = {"device", "precision", "compile", "num_workers", "cache"}
 NOT_INHERITED_BY_PREDICTION |= {"run", "runs", "fold", "resume", "max_images", "output_dir"}
 NOT_INHERITED_BY_PREDICTION |= {"images", "background"}
+# Settings that change what a mask means, and those that select the data of a run.
+MASK_SETTINGS = ("trimap_border", "label_color_tolerance", "mask_threshold")
+DATA_SETTINGS = (*MASK_SETTINGS, "dataset_format", "cityscapes_classes", "max_images")
+DATA_SETTINGS += ("skip_empty", "use_hq_images", "folds_csv", "data_dir")
 
 
 def settings_for_prediction(args: list[str]) -> Settings:
@@ -43,6 +47,7 @@ def settings_for_prediction(args: list[str]) -> Settings:
     selected = {name: getattr(settings, name) for name in NOT_INHERITED_BY_PREDICTION}
     merged = config.load_settings(args, stored | selected, run_folder.config_path(first_run))
     check_options_of_one_class(merged)
+    warn_of_other_mask_settings(merged, stored)
     for folder in settings.run_dirs:
         check_classes_match(merged, folder)
         if "tile_size" not in overrides:
@@ -80,6 +85,18 @@ def warn_of_another_recipe(run_dir: Path, trained: str, requested: str) -> None:
             f"warning: {run_dir} was trained with recipe={trained}, which is used, not with "
             f"recipe={requested}"
         )
+
+
+def warn_of_other_mask_settings(settings: Settings, stored: dict[str, Any]) -> None:
+    """Print a warning if masks will be read in another way than in training: scores are not
+    comparable then."""
+    for name in MASK_SETTINGS:
+        value, trained = getattr(settings, name), stored.get(name, FIELDS[name].default)
+        if value != trained:
+            process_env.print_once(
+                f"warning: masks are read with {name}={value}; {min(settings.runs)} was trained "
+                f"with {name}={trained}"
+            )
 
 
 def how_to_train(settings: Settings, run_dir: Path) -> str:
@@ -182,13 +199,23 @@ def load_oof_members(settings: Settings, fold: int, data_fingerprint: str) -> li
             )
         model, trained = checkpoint.load_model(path, pick_device(settings))
         if problem := checkpoint.find_fold_mismatch(path, fold, data_fingerprint):
-            if trained.max_images:
-                problem += f"; {run_dir.name} was trained with max_images={trained.max_images}"
-            if len(settings.runs) > 1:
-                problem += "; all runs of an ensemble need the same images (max_images) and folds"
-            raise InputError(problem)
+            raise InputError(find_data_difference(settings.run_dirs) or problem)
         members.append(make_member(model, trained))
     return members
+
+
+def find_data_difference(run_dirs: list[Path]) -> str:
+    """Return an error message if the runs were trained with different data settings, else ""."""
+    stored = {run_dir.name: run_folder.read_run_settings(run_dir) for run_dir in run_dirs}
+    for name in DATA_SETTINGS:
+        values = {run: values.get(name, FIELDS[name].default) for run, values in stored.items()}
+        if len({*values.values()}) > 1:
+            found = ", ".join(f"{run} with {name}={value}" for run, value in values.items())
+            return (
+                f"runs={','.join(stored)}: were trained on different data ({found}); an ensemble "
+                "needs the same images, masks and folds"
+            )
+    return ""
 
 
 def load_members(settings: Settings) -> list[EnsembleMember]:

@@ -192,7 +192,7 @@ def draw_views(axes: Axes, by_view: pd.DataFrame) -> None:
     axes.tick_params("y", labelsize=7)
 
 
-@chart("Dice by fold. Dot: mean of a group (car), bar: mean of the groups")
+@chart("Dice by fold. Dot: mean of a group, bar: mean of the groups")
 def draw_folds(axes: Axes, table: pd.DataFrame) -> None:
     by_group = table.groupby("group").agg({"fold": "first", "dice": "mean"})
     jitter = np.random.default_rng(0).uniform(-0.2, 0.2, len(by_group))

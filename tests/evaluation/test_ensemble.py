@@ -222,10 +222,23 @@ def test_load_oof_members_of_network_in_another_folds_folder_is_rejected(runs_co
     assert len(load_runs.load_oof_members(settings, 0, fingerprint)) == 2
 
 
-def test_load_oof_members_of_networks_of_other_data_is_rejected(runs):
-    fewer = dataset_fingerprint(runs.samples[1:])
-    with pytest.raises(InputError, match=r"hold now; restore them; all runs of an ensemble"):
-        load_runs.load_oof_members(runs.ensemble_settings, 0, fewer)
+def test_load_oof_members_of_networks_of_other_data_is_rejected(runs_copy):
+    fewer, settings = dataset_fingerprint(runs_copy.samples[1:]), runs_copy.ensemble_settings
+    with pytest.raises(InputError, match=r"folds_csv hold now; restore them$"):
+        load_runs.load_oof_members(settings, 0, fewer)
+    path = run_folder.config_path(runs_copy.output_dir / "b")
+    path.write_text(path.read_text().replace("max_images: 0", "max_images: 6"))
+    found = r"runs=a,b: were trained on different data \(a with max_images=0, b with max_images=6\)"
+    with pytest.raises(InputError, match=found):
+        load_runs.load_oof_members(settings, 0, fewer)
+
+
+def test_settings_for_prediction_with_another_mask_threshold_warn(runs, capsys):
+    runs.settings("run=a")
+    assert "warning" not in capsys.readouterr().out
+    runs.settings("run=a", "mask_threshold=7")
+    line = "warning: masks are read with mask_threshold=7; a was trained with mask_threshold=0"
+    assert line in capsys.readouterr().out
 
 
 def test_load_members_weighs_runs_equally_and_so_the_folds_of_a_run(runs_copy):
