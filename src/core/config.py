@@ -239,6 +239,8 @@ def _explain_type(key: str, error: OmegaConfBaseException) -> str:
         return "expected one fold; leave it out for all, or start the command once for each"
     if FIELDS[key].metadata["check"] is SIZE:
         return "expected height,width, in a recipe [height,width], or null for the native size"
+    if key == "stages":
+        return "expected a list of stages, as in stages='[{epochs: 4}, {epochs: 2}]'"
     if key == "postprocess":
         return "expected names joined by commas, as in specks,fill"
     if get_origin(FIELDS[key].type) is Literal:

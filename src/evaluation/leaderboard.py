@@ -179,8 +179,10 @@ def write_leaderboard(output_dir: Path, run: str = "") -> list[str]:
         print(costs.to_string(index=False))
         if "postprocess_why" in best:
             shown = table[table["run"] == run].iloc[0] if run else best
-            print(f"\npost-processing of {shown['run']}, gain per fold:")
-            why = shown["postprocess_why"] if " " in shown["folds"] else "chosen from two folds on"
-            print("  " + why.replace("; ", "\n  "))
+            if " " in shown["folds"]:
+                print(f"\npost-processing of {shown['run']}, gain per fold:")
+                print("  " + shown["postprocess_why"].replace("; ", "\n  "))
+            else:
+                print(f"\npost-processing of {shown['run']}: none is chosen from a single fold")
     atomic_write_text(output_dir / "leaderboard.md", page)
     return [entry.name for entry in entries]

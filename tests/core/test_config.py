@@ -133,6 +133,7 @@ def test_every_recipe_loads_and_starts_with_its_purpose(path):
         ("channels=8,a", ["channels=8,a: expected a list of numbers, such as 1,2"]),
         ("channels=[64]", ["channel counts"]),
         ("loss=bcee", ["loss=bcee: expected one of auto, bce_dice, "]),
+        ("stages=x", ["stages=x: expected a list of stages, as in "]),
         ("resume=2", ["resume=2: expected true or false"]),
         ("optimizer=lion", ["adamw"]),
         ("model=vnet", ["unet"]),
