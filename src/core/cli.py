@@ -68,10 +68,11 @@ def run_main(main: Callable[[list[str]], object], resume_hint: str = "") -> None
         process_env.silence_other_ranks()
         main(sys.argv[1:])
     except InputError as error:
-        process_env.report_error(f"{name}: {error}")
+        process_env.report_error(f"{name}: {error}", 2)
         sys.exit(2)
     except StopRequested as stop:
-        process_env.report_error(f"{name}: stopped{resume_hint and f'; {resume_hint}'}")
+        stopped = f"{name}: stopped{resume_hint and f'; {resume_hint}'}"
+        process_env.report_error(stopped, stop.exit_code)
         sys.exit(stop.exit_code)
     except BrokenPipeError:  # the reader of stdout, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -80,13 +81,14 @@ def run_main(main: Callable[[list[str]], object], resume_hint: str = "") -> None
         if isinstance(error, OSError) and error.errno in WRITE_REMEDIES:
             remedy = WRITE_REMEDIES[error.errno]
             problem = f"{error.filename or 'writing'}: {error.strerror}; {remedy}"
-            process_env.report_error(f"{name}: {problem}{resume_hint and f', then {resume_hint}'}")
+            hint = resume_hint and f", then {resume_hint}"
+            process_env.report_error(f"{name}: {problem}{hint}", 2)
             sys.exit(2)
         if not process_env.is_distributed():
             raise
         # After a failure of another process, that one reports the error.
         if not re.search(PEER_FAILURE, str(error).partition("\n")[0]):
-            process_env.report_error(traceback.format_exc().strip())
+            process_env.report_error(traceback.format_exc().strip(), 1)
         sys.exit(1)
     finally:
         signals.default_on_signal()  # while the script imports torch, or exits, stop at once
@@ -104,6 +106,6 @@ def run_script_in_subprocess(name: str, args: list[str]) -> None:
                 process.terminate()
             raise  # after the script has removed its temporary files
     if code < 0:
-        process_env.report_error(f"{name}: killed by {signal.Signals(-code).name}")
+        process_env.report_error(f"{name}: killed by {signal.Signals(-code).name}", 128 - code)
     if code:
         sys.exit(code if code > 0 else 128 - code)

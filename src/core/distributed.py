@@ -86,6 +86,8 @@ def _exit_with_first_failure(error: ChildFailedError, count: int) -> None:
     failure = error.failures[rank]
     if os.path.isfile(failure.error_file):
         print(failure.message, file=sys.stderr)
+        if exit_code := failure.error_file_data.get("exit_code"):
+            sys.exit(exit_code)
     elif failure.exitcode < 0:
         name = signal.Signals(-failure.exitcode).name
         hint = "to resume, run the same command again, train.sh with resume=true"

@@ -88,14 +88,15 @@ def silenced() -> Iterator[None]:
     print_once.cache_clear()
 
 
-def report_error(message: str) -> None:
+def report_error(message: str, exit_code: int) -> None:
     """Print why this process ends; under torchrun, write it to the error file instead.
 
     The launcher reads the error files of all processes and prints the first failure only.
     """
     sys.stdout.flush()
     if error_file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
-        error = {"message": message, "timestamp": int(time.time())}
+        # torch's threads may abort a process that exits, so its own code could be another one.
+        error = {"message": message, "timestamp": int(time.time()), "exit_code": exit_code}
         Path(error_file).write_text(json.dumps(error), encoding="utf-8")
     else:
         print(message, file=sys.__stderr__)
