@@ -222,7 +222,7 @@ def smaller_for_training(settings: Settings) -> str:
 def _smaller_for_prediction(settings: Settings) -> str:
     """Return settings with which prediction or validation takes less memory.
 
-    A run cannot resume with another batch_size, so only predict.sh is told to change it.
+    A smaller batch_size is suggested only for predict.sh, because a run cannot resume with one.
     """
     side = settings.tile_size or max(settings.size or (1024, 1536))
     smaller = f"tile_size={max(128, side // 2)}"

@@ -61,13 +61,12 @@ def read_trained_settings(run_dir: Path) -> dict[str, Any]:
     These have no effect on prediction, and another version of this repository, such as a branch,
     may have other ones.
     """
-    stored, training = run_folder.read_run_settings(run_dir), set()
-    if stored.keys() - FIELDS.keys():
+    stored = run_folder.read_run_settings(run_dir)
+    training, unknown = {*checkpoint.TRAINING_SETTINGS}, stored.keys() - FIELDS.keys()
+    if unknown:
         for path in run_folder.finished_weights(run_dir):
-            training |= {*checkpoint.read_metadata(path).get("training_settings", [])}
-    known = {name: field.metadata["scope"] for name, field in FIELDS.items()}
-    stored = checkpoint.without_unknown_settings(stored, training)
-    return {name: value for name, value in stored.items() if known.get(name) != "training"}
+            training |= unknown & {*checkpoint.read_metadata(path).get("training_settings", [])}
+    return {name: value for name, value in stored.items() if name not in training}
 
 
 def check_prediction_overrides(overrides: dict[str, Any]) -> None:
@@ -199,7 +198,8 @@ def load_oof_members(settings: Settings, fold: int, data_fingerprint: str) -> li
             )
         model, trained = checkpoint.load_model(path, pick_device(settings))
         if problem := checkpoint.find_fold_mismatch(path, fold, data_fingerprint):
-            raise InputError(find_data_difference(settings.run_dirs) or problem)
+            wrong_folder = checkpoint.find_wrong_folder(path, fold)
+            raise InputError(wrong_folder or find_data_difference(settings.run_dirs) or problem)
         members.append(make_member(model, trained))
     return members
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ from data.fingerprint import is_same_dataset
 from models.build import build_model
 from models.segmenter import Segmenter
 
+# Settings without effect on prediction; stored, because another version may have other ones.
+TRAINING_SETTINGS = [n for n, field in FIELDS.items() if field.metadata["scope"] == "training"]
 # Names in files of the first release → current names. They are the key of the header, keys of the
 # metadata, and prefixes of the U-Net's parameter names.
 FIRST_RELEASE_NAMES = {
@@ -39,8 +40,7 @@ def save_model(path: Path, model: Segmenter, settings: Settings, metadata: dict[
     `metadata` must contain "classes", the number of classes.
     """
     tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-    training = [name for name, field in FIELDS.items() if field.metadata["scope"] == "training"]
-    metadata = metadata | {"settings": asdict(settings), "training_settings": training}
+    metadata = metadata | {"settings": asdict(settings), "training_settings": TRAINING_SETTINGS}
     # One entry only: safetensors writes several in random order.
     header = {"metadata": json.dumps(metadata)}
     with atomic_write(path) as tmp_path:
@@ -61,14 +61,11 @@ def read_metadata(path: Path) -> dict[str, Any]:
     missing = {"settings", "classes"} - metadata.keys()
     if missing:
         raise InputError(f"{path}: no {min(missing)!r} in its metadata: not written by train.py")
-    training = metadata.get("training_settings", [])
-    settings = rename_old_settings(metadata["settings"])
-    return metadata | {"settings": without_unknown_settings(settings, training)}
-
-
-def without_unknown_settings(stored: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """Return the stored settings, without any in `names` that this version does not have."""
-    return {name: value for name, value in stored.items() if name in FIELDS or name not in names}
+    stored = rename_old_settings(metadata["settings"])
+    # Another version, such as a branch, may have other settings that only training uses.
+    unneeded = {*metadata.get("training_settings", [])} - FIELDS.keys()
+    settings = {name: value for name, value in stored.items() if name not in unneeded}
+    return metadata | {"settings": settings}
 
 
 def find_fold_mismatch(path: Path, fold: int, fingerprint: str) -> str:
