@@ -16,7 +16,6 @@ RENAMED = {
     "border": "trimap_border",
     "classes": "cityscapes_classes",
     "clip": "grad_clip",
-    "convs": "convs_per_level",
     "dataset": "dataset_name",
     "decoder": "decoder_channels",
     "ema": "ema_decay",
@@ -60,14 +59,14 @@ REMOVED = {
     "jpeg_decode",
     "minutes",
 }
+# Removed settings → the value that means what today's code does; other values stay unknown.
+ONLY_VALUES = {"convs": 2, "convs_per_level": 2, "dilated_bottom": 0, "full_size_skip": 0}
 
 
 def rename_old_settings(values: dict[str, Any]) -> dict[str, Any]:
     """Return `values` with old names replaced, and removed settings and values dropped."""
     values = {RENAMED.get(name, name): v for name, v in values.items() if name not in REMOVED}
-    for name in ("dilated_bottom", "full_size_skip"):  # values above 0 are no longer possible
-        if values.get(name) == 0:
-            del values[name]
+    values = {name: v for name, v in values.items() if (name, v) not in ONLY_VALUES.items()}
     if isinstance(steps := values.get("postprocess"), str):  # there was a step `hull`
         values["postprocess"] = ",".join(s for s in steps.split(",") if s != "hull") or "none"
     for name, value in values.items():

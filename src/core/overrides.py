@@ -44,7 +44,7 @@ def parse_overrides(args: list[str]) -> dict[str, Any]:
         key, equals, text = arg.partition("=")
         if not equals:
             raise InputError(f"{arg!r} is not key=value, as in epochs=10{HELP_HINT}")
-        if not text and key in ("fold", "images", "data_dir", "output_dir"):
+        if not text and key in ("fold", "images", "pictures_dir", "data_dir", "output_dir"):
             raise InputError(f"{key}=: is empty; perhaps a shell variable is unset")
         try:
             values[key] = _parse_value(FIELDS[key].type if key in FIELDS else None, text)

@@ -148,7 +148,6 @@ class Settings:
     decoder_channels: list[int] = setting([], "channels of each decoder level, bottom to top; empty: as `channels`", ALL_POSITIVE, scope="model", model="unet")
     upsample_channels: list[int] = setting([], "channels after each upsampling, bottom to top; empty: as `decoder_channels`", ALL_POSITIVE, scope="model", model="unet")
     refine_channels: list[int] = setting([], "channels of extra 3×3 convolutions before the output layer; empty: none", ALL_POSITIVE, scope="model", model="unet")
-    convs_per_level: int = setting(2, "convolutions per level", POSITIVE, scope="model", model="unet")
     padding: Literal["same", "valid"] = setting("same", "valid: unpadded convolutions on a reflected border, as in the paper", scope="model", model="unet")
     dropout: list[float] = setting([], "dropout probability after each encoder level, top to bottom; empty: no dropout", ALL_IN_UNIT, scope="model", model="unet")
     weight_init: Literal["default", "he"] = setting("default", "initial weights: torch's default, or He normal", scope="model", model="unet")
@@ -180,6 +179,7 @@ class Settings:
 
     runs: list[str] = setting([], "runs to ensemble, with equal weights; the run whose name sorts first provides all other prediction settings; train.py trains each run with the recipe of the same name; empty: only `run`", NAMES, scope="invocation")
     images: str = setting("", "a photograph or a folder of photographs: predict.py writes their masks and cutouts instead of predicting the test images", scope="invocation", is_path=True)
+    pictures_dir: str = setting("", "images: new or empty folder for masks and cutouts; empty: output/<run>/<name of the photograph or folder>", scope="invocation", is_path=True)
     background: str = setting("", "images: color (#rrggbb or a name) or picture to put behind the object", scope="invocation", is_path=is_picture_file)
     tta: Literal["none", "hflip", "flips"] = setting("hflip", "test-time augmentation: average the probabilities of flipped copies of the image; hflip: the image and its horizontal flip; flips: also its vertical flip and both flips together")
     tile_size: int = setting(0, "side length of square tiles; network inputs larger than a tile are predicted tile by tile, for large images at size=null; 0: no tiles", TILE_SIZE, scope="invocation")

@@ -9,14 +9,19 @@ from core import process_env, provenance, run_folder
 from core.config import load_settings
 from core.errors import InputError
 from core.files import atomic_write_json, file_sha256, read_json
-from core.settings import FIELDS, Settings
+from core.settings import Settings
 from core.text import format_count
 from core.threads import map_in_threads
 from data.datasets import load_training_samples
 from data.fingerprint import dataset_fingerprint, is_same_dataset
 from data.sample import Sample
 from evaluation import oof, score_text
-from inference.load_runs import load_members, load_oof_members, read_trained_settings
+from inference.load_runs import (
+    DATA_SETTINGS,
+    load_members,
+    load_oof_members,
+    read_trained_settings,
+)
 from inference.predictor import Keep, Prediction, keep_mean, predict
 from inference.predictor_file import tile_settings, write_predictor
 from inference.trained_model import TrainedModel
@@ -65,17 +70,14 @@ def settings_of_training(settings: Settings) -> Settings:
     Keeps the data of `settings` if the folder of that run's data no longer holds them. Keeps the
     tiles of `settings` if the runs have different tile sizes.
     """
-    run_dirs = settings.run_dirs
-    path = run_folder.config_path(run_dirs[0])
-    trained = load_settings([], read_trained_settings(run_dirs[0]), path)
-    names = {"tta"}
-    if len({read_trained_settings(run_dir).get("tile_size", 0) for run_dir in run_dirs}) == 1:
-        names |= {"tile_size", "tile_overlap"}
-    settings = replace(settings, **{name: getattr(trained, name) for name in names})
-    names = {name for name, field in FIELDS.items() if field.metadata["scope"] == "run"}
-    names = names - {"run", "batch_size", "tta"} | {"data_dir", "folds_csv"}
-    with_its_data = replace(settings, **{name: getattr(trained, name) for name in names})
-    return with_its_data if holds_training_data(with_its_data) else settings
+    stored = [read_trained_settings(run_dir) for run_dir in settings.run_dirs]
+    trained = load_settings([], stored[0], run_folder.config_path(settings.run_dirs[0]))
+    inherited = {"tta"}
+    if len({each.get("tile_size", 0) for each in stored}) == 1:
+        inherited |= {"tile_size", "tile_overlap"}
+    own_data = replace(settings, **{name: getattr(trained, name) for name in inherited})
+    trained_data = replace(own_data, **{name: getattr(trained, name) for name in DATA_SETTINGS})
+    return trained_data if holds_training_data(trained_data) else own_data
 
 
 def holds_training_data(settings: Settings) -> bool:

@@ -20,11 +20,12 @@ from models import checkpoint
 # Settings that prediction does not inherit from the run, but takes from the command and its recipe.
 NOT_INHERITED_BY_PREDICTION = {"device", "precision", "compile", "num_workers", "cache"}
 NOT_INHERITED_BY_PREDICTION |= {"run", "runs", "fold", "resume", "max_images", "output_dir"}
-NOT_INHERITED_BY_PREDICTION |= {"images", "background"}
+NOT_INHERITED_BY_PREDICTION |= {"images", "pictures_dir", "background"}
 # Settings that change what a mask means, and those that select the data of a run.
 MASK_SETTINGS = ("trimap_border", "label_color_tolerance", "mask_threshold")
-DATA_SETTINGS = (*MASK_SETTINGS, "dataset_format", "cityscapes_classes", "max_images")
-DATA_SETTINGS += ("skip_empty", "use_hq_images", "folds_csv", "data_dir")
+DATA_SETTINGS = [name for name, field in FIELDS.items() if field.metadata["scope"] == "run"]
+DATA_SETTINGS = [name for name in DATA_SETTINGS if name not in ("run", "batch_size", "tta")]
+DATA_SETTINGS += ["folds_csv", "data_dir"]
 
 
 def settings_for_prediction(args: list[str]) -> Settings:
@@ -34,7 +35,7 @@ def settings_for_prediction(args: list[str]) -> Settings:
     a run has no trained fold, or if `args` set the model or a setting that only training uses.
     """
     settings, overrides = config.load_settings(args), parse_overrides(args)
-    check_prediction_overrides(overrides)
+    check_prediction_overrides(settings, overrides)
     for folder in settings.run_dirs:
         if not run_folder.finished_folds(folder):
             trained = [run_dir.name for run_dir in run_folder.trained_runs(folder.parent)]
@@ -69,12 +70,16 @@ def read_trained_settings(run_dir: Path) -> dict[str, Any]:
     return {name: value for name, value in stored.items() if name not in training}
 
 
-def check_prediction_overrides(overrides: dict[str, Any]) -> None:
-    """Raise InputError for settings that prediction cannot change, or that only training uses."""
+def check_prediction_overrides(settings: Settings, overrides: dict[str, Any]) -> None:
+    """Raise InputError for settings that prediction cannot change, that only training uses, or that
+    have an effect only with `images`."""
     problems = {"model": "cannot be changed at prediction", "training": "is only for training"}
     for name in overrides:
         if problem := problems.get(FIELDS[name].metadata["scope"]):
             raise InputError(f"{name}: {problem}; leave it out")
+    for name in ("background", "pictures_dir"):
+        if name in overrides and not settings.images:
+            raise InputError(f"{name}: needs images=<a photograph or a folder>")
 
 
 def warn_of_another_recipe(run_dir: Path, trained: str, requested: str) -> None:

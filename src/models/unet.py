@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+N_CONVS = 2  # 3×3 convolutions in each encoder and decoder block
+
 
 def conv_block(
     in_channels: int, out_channels: int, n_convs: int, norm: str, padding: str
@@ -93,7 +95,6 @@ class UNet(nn.Module):
         upsample_channels: Channels after each upsampling, bottom to top, as many as
             `decoder_channels`; empty: equal to them. Has no effect with upsampling "repeat".
         refine_channels: Channels of extra 3×3 convolutions before the output layer.
-        convs_per_level: 3×3 convolutions in each encoder and decoder block.
         padding: 'same', or 'valid' for unpadded convolutions as in the paper.
         weight_init: 'default' for PyTorch's initialization, 'he' for `init_he_normal`.
     """
@@ -109,14 +110,12 @@ class UNet(nn.Module):
         decoder_channels: Sequence[int] = (),
         upsample_channels: Sequence[int] = (),
         refine_channels: Sequence[int] = (),
-        convs_per_level: int = 2,
         padding: str = "same",
         weight_init: str = "default",
     ):
         super().__init__()
         self.space_to_depth, self.padding = space_to_depth, padding
-        self.convs_per_level = convs_per_level
-        block = partial(conv_block, n_convs=convs_per_level, norm=norm, padding=padding)
+        block = partial(conv_block, n_convs=N_CONVS, norm=norm, padding=padding)
 
         # Channels of the decoder, bottom to top.
         skip_channels = list(reversed(channels[:-1]))
@@ -173,7 +172,7 @@ class UNet(nn.Module):
 
         With padding 'valid' the output is smaller by the same number of pixels on both sides.
         """
-        block_shrinkage = 2 * self.convs_per_level if self.padding == "valid" else 0
+        block_shrinkage = 2 * N_CONVS if self.padding == "valid" else 0
         refine_shrinkage = 2 * len(self.refine) if self.padding == "valid" else 0
 
         # Compute sizes from the output back through the decoder to the bottleneck, and on to the

@@ -1,4 +1,4 @@
-"""Masks, cutouts and overlays of photographs, written to output/<run>/<folder>/."""
+"""Masks, cutouts and overlays of photographs, written to pictures_dir or output/<run>/<name>/."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,9 +44,7 @@ def predict_photographs(settings: Settings, model: TrainedModel) -> list[str]:
         except InputError as error:
             raise InputError(f"{error}{SKIP_HINT}") from None
     check_background(settings, class_map)
-    folder = run_folder.photographs_dir(
-        settings.run_dir, path.resolve().name if path.is_dir() else path.stem
-    )
+    folder = find_pictures_dir(settings, path)
     claim_folder(folder, path)
     errors = []
 
@@ -96,6 +94,24 @@ def predict_each(
             yield photograph, model(image)
 
 
+def find_pictures_dir(settings: Settings, photographs: Path) -> Path:
+    """Return the folder for the pictures: pictures_dir, or else output/<run>/<name>.
+
+    Raises InputError if pictures_dir holds files that predict.py has not written: some of them
+    might be overwritten.
+    """
+    if not settings.pictures_dir:
+        name = photographs.resolve().name if photographs.is_dir() else photographs.stem
+        return run_folder.photographs_dir(settings.run_dir, name)
+    folder = Path(settings.pictures_dir)
+    is_new = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not is_new and not (folder / SOURCE_NAME).exists():
+        raise InputError(
+            f"pictures_dir={folder}: is not a folder for pictures only; set a new or empty folder"
+        )
+    return folder
+
+
 def claim_folder(folder: Path, photographs: Path) -> None:
     """Record in `folder` the path of its photographs.
 
@@ -106,7 +122,8 @@ def claim_folder(folder: Path, photographs: Path) -> None:
     if not note.exists():
         atomic_write_text(note, source + "\n")
     elif (found := note.read_text(encoding="utf-8").removesuffix("\n")) != source:
-        raise InputError(f"{folder}: holds pictures of {found}; move it away, or rename {source}")
+        fix = "move it away, or set pictures_dir=<new folder>"
+        raise InputError(f"{folder}: holds pictures of {found}, not of {source}; {fix}")
 
 
 def check_background(settings: Settings, class_map: ClassMap) -> None:

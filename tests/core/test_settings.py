@@ -60,8 +60,9 @@ def test_renamed_settings_exist_and_their_old_names_do_not():
 
 
 def test_rename_old_settings_maps_names_and_drops_removed_ones():
-    old = {"batch": 4, "amp": "fp32", "augment_on": "cpu", "full_size_skip": 0, "lr": 0.1}
-    assert rename_old_settings(old) == {"batch_size": 4, "precision": "fp32", "lr": 0.1}
+    old = {"batch": 4, "amp": "fp32", "augment_on": "cpu", "full_size_skip": 0, "convs": 2}
+    assert rename_old_settings(old) == {"batch_size": 4, "precision": "fp32"}
+    assert rename_old_settings({"convs_per_level": 3}) == {"convs_per_level": 3}  # unknown
 
 
 def test_rename_old_settings_replaces_old_values_also_in_stages():

@@ -239,9 +239,26 @@ def test_predict_does_not_overwrite_pictures_of_another_photograph_of_the_name(
     first, second = draw_photograph(tmp_path / "a/car.png"), draw_photograph(tmp_path / "b/car.png")
     predict.main([*arguments, f"images={first}"])
     before = files_below(run_dir / "car")
-    parts = (f"{run_dir / 'car'}: holds pictures of {first}", f"rename {second}")
+    parts = (f"{run_dir / 'car'}: holds pictures of {first}, not of {second}", "pictures_dir=")
     assert_input_error(predict.main, [*arguments, f"images={second}"], *parts)
     assert files_below(run_dir / "car") == before
+
+
+def test_pictures_dir_takes_the_pictures_and_holds_nothing_else(arguments, run_dir, tmp_path):
+    photos, pictures = tmp_path / "photos", tmp_path / "new/pictures"
+    photos.mkdir()
+    draw_photograph(photos / "car.png")
+    for _ in range(2):  # the second time, they are written again
+        predict.main([*arguments, f"images={photos}", f"pictures_dir={pictures}"])
+    written = {path.name for path in files_below(pictures)}
+    assert written == {"car_mask.png", "car_cutout.png", "car_overlay.jpg", "source.txt"}
+    assert not (run_dir / "photos").exists()
+    before = files_below(photos)
+    part = f"pictures_dir={photos}: is not a folder for pictures only"
+    assert_input_error(
+        predict.main, [*arguments, f"images={photos}", f"pictures_dir={photos}"], part
+    )
+    assert files_below(photos) == before
 
 
 def test_pictures_of_removed_photographs_are_named(arguments, tmp_path, capsys):
