@@ -4,7 +4,7 @@ The 16 views of a car share the car and the studio. A split by image would put s
 sides and score the network on cars that it was trained on, so the file has one row per car.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from data.classes import IGNORE
 from data.sample import Sample
 
 COLUMNS = ["dataset", "group", "fold"]
+NUMBERED_NAMES = (r"(.+)_\d+", r"(.+)-\d+")  # of photographs that may show one object
 
 
 def warn_of_copies(samples: list[Sample]) -> None:
@@ -45,6 +46,27 @@ def warn_of_copies(samples: list[Sample]) -> None:
             f"{copies[0][0]} and {copies[0][1]}: a network may be trained on one copy and scored "
             "on the other"
         )
+
+
+def warn_of_split_groups(settings: Settings, samples: list[Sample]) -> None:
+    """Print a warning if each image is a group, but names such as car7_01 and car7_02 suggest that
+    several images show one object."""
+    is_grouped = len({sample.group for sample in samples}) < len(samples)
+    if is_grouped or settings.dataset_format != "carvana":
+        return
+    stems = [sample.image_id for sample in samples]
+    for regex in NUMBERED_NAMES:
+        objects = Counter(datasets.group_from_stem(stem, regex) for stem in stems)
+        repeated = [name for name, count in objects.items() if name and count > 1]
+        # With fewer objects than folds, the common part is no object, as in photo_1, photo_2, ...
+        if len(repeated) >= settings.n_folds:
+            examples = [s for s in stems if datasets.group_from_stem(s, regex) == repeated[0]]
+            print(
+                f"warning: {examples[0]} and {examples[1]} are in different groups; if they show "
+                "one object, a network may be trained on one and scored on the other: delete "
+                f"{settings.folds_csv}, and set group_regex='{regex}'"
+            )
+            return
 
 
 def mean_mask_area(samples: list[Sample]) -> pd.Series:
@@ -134,6 +156,7 @@ def main(args: list[str]) -> None:
     samples = datasets.load_samples(settings, "train")
     check_groups(settings, samples)
     warn_of_copies(samples)
+    warn_of_split_groups(settings, samples)
     areas = mean_mask_area(samples)
     stratify_by = datasets.get_format(settings).fold_stratum
     folds = assign_folds(areas, settings.n_folds, stratify_by)

@@ -59,6 +59,20 @@ def test_main_warns_of_an_image_in_two_groups(data_dir, capsys):
     assert expected in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("group_regex", "n_folds", "is_warned"),
+    [("(.+)", 4, True), ("(.+)", 5, False), (r"(.+)_\d+", 4, False)],
+)
+def test_main_warns_if_numbered_images_are_groups(
+    data_dir, capsys, group_regex, n_folds, is_warned
+):
+    args = [f"data_dir={data_dir}", "dataset_name=tiny", f"folds_csv={data_dir / 'new.csv'}"]
+    folds.main([*args, f"group_regex={group_regex}", f"n_folds={n_folds}"])  # of 4 cars
+    expected = "warning: 000000000000_01 and 000000000000_02 are in different groups"
+    printed = capsys.readouterr().out
+    assert (expected in printed and r"set group_regex='(.+)_\d+'" in printed) == is_warned
+
+
 def test_main_does_not_overwrite_the_folds_of_other_cars(data_dir, tmp_path):
     other = make_data(tmp_path / "other", cars=6)
     shutil.copy(other / "folds.csv", data_dir / "folds.csv")
