@@ -26,7 +26,6 @@ from core import distributed, process_env, provenance, run_folder
 from core.device import free_memory, pick_device
 from core.errors import InputError
 from core.files import atomic_write, atomic_write_json, file_sha256
-from core.overrides import parse_overrides
 from core.text import format_count
 from core.threads import map_in_threads
 from data import classes, datasets, rle
@@ -51,11 +50,14 @@ def describe_prediction(
     """Return a line that says how many networks predict the `images`, and how masks are made."""
     line = f"{images}, {format_count(len(members), 'network')}, tta={settings.tta}"
     if datasets.get_class_map(settings).is_binary:
-        source = "chosen out of fold" if settings.threshold is None else "from settings"
-        if settings.threshold is None and binarizer.threshold == 0.5:
-            source = "no other one gains out of fold"
-        steps = ",".join(binarizer.steps) or "none"
-        line += f", threshold {binarizer.threshold:.4f} ({source}), postprocess {steps}"
+        is_default = binarizer.threshold == 0.5
+        source = "no other one gains out of fold" if is_default else "chosen out of fold"
+        if len(ensemble.common_folds(settings)) == 1:
+            source = "the best on the only fold with scores"
+        if settings.threshold is not None:
+            source = "from settings"
+        line += f", threshold {binarizer.threshold:.4f} ({source})"
+        line += f", postprocess {','.join(binarizer.steps) or 'none'}"
     return line
 
 
@@ -207,8 +209,6 @@ def main(args: list[str]) -> None:
         print(describe_prediction(settings, settings.images, model.members, model.binarizer))
         end_with_errors(predict_photographs(settings, model))
         return
-    if "background" in parse_overrides(args):
-        raise InputError("background: needs images=<a photograph or a folder>")
     predict_test_images(settings, load_checked_samples(settings))
 
 

@@ -16,9 +16,11 @@ import score
 from core import config, process_env
 from core.errors import InputError
 from core.run_folder import read_run_settings
+from core.settings import Settings
 from data import mask_io, rle
 from inference import chunks, postprocess
 from inference.load_runs import settings_for_prediction
+from inference.postprocess import Binarizer
 from models import checkpoint
 
 FIRST_RELEASE_RUN = ROOT / "tests" / "first_release_run"
@@ -163,6 +165,7 @@ def test_predict_of_a_run_with_another_recipe_says_which_one_is_used(run_copy, c
     ("arg", "message"),
     [
         ("background=white", "background: needs images="),
+        ("pictures_dir=pictures", "pictures_dir: needs images="),
         ("truth_csv=/nowhere.csv", "nowhere.csv"),
         ("skip_unreadable=true", "skip_unreadable: is for test images without masks; leave it out"),
     ],
@@ -235,6 +238,22 @@ def test_predict_takes_other_values_than_the_stages_of_the_recipe(trained_run, t
     config.load_settings(args)  # as cli.check_arguments() does
     predict.main(args)
     assert len(read_submission(tmp_path / "s.csv")) == 6
+
+
+@pytest.mark.parametrize(
+    ("n_folds", "threshold", "source"),
+    [
+        (1, None, "the best on the only fold with scores"),
+        (2, None, "chosen out of fold"),
+        (2, 0.4, "from settings"),
+    ],
+)
+def test_describe_prediction_names_the_source_of_the_threshold(
+    monkeypatch, n_folds, threshold, source
+):
+    monkeypatch.setattr(predict.ensemble, "common_folds", lambda _: [*range(n_folds)])
+    line = predict.describe_prediction(Settings(threshold=threshold), "", [], Binarizer(0.4, []))
+    assert f"threshold 0.4000 ({source}), postprocess none" in line
 
 
 def test_predict_with_a_run_of_the_first_release_gives_its_submission(tmp_path, capsys):

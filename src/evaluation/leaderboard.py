@@ -46,13 +46,13 @@ def task_columns(scores: oof.Scores) -> dict[str, Any]:
         return {f"pixel_{name}": value for name, value in pooled.items()}
     histograms, step_dice, folds = scores.histograms, scores.step_dice, scores.folds
     threshold, threshold_gain = metrics.choose_threshold(histograms, folds)
-    steps, postprocess_gain = choose_steps(step_dice, folds), cross_fitted_gain(step_dice, folds)
-    if steps and len(np.unique(folds)) < 3:
-        postprocess_gain = np.nan  # choosing a step takes two folds, scoring it a third
+    # Choosing a step takes two folds, scoring it a third.
+    can_score_steps = len(np.unique(folds)) >= 3
+    postprocess_gain = cross_fitted_gain(step_dice, folds) if can_score_steps else np.nan
     return {
         "threshold": threshold,
         "threshold_gain": threshold_gain,
-        "postprocess": ",".join(steps) or "none",
+        "postprocess": ",".join(choose_steps(step_dice, folds)) or "none",
         "postprocess_gain": postprocess_gain,
         "postprocess_why": "; ".join(explain_steps(step_dice, folds)),
     }

@@ -76,11 +76,15 @@ def cross_fitted_dice(histograms: np.ndarray, folds: np.ndarray) -> np.ndarray:
 def choose_threshold(histograms: np.ndarray, folds: np.ndarray) -> tuple[float, float]:
     """Return the best threshold and its mean cross-fitted gain in Dice over threshold 0.5.
 
-    Returns 0.5 and 0 if there is no gain. The gain is NaN if there is only one fold.
+    Returns 0.5 and 0 if there is no gain. With a single fold, returns the best threshold on it, and
+    NaN as the gain.
     """
+    best, _ = best_threshold(histograms)
+    if len(np.unique(folds)) == 1:
+        return best, float("nan")
     at_half = dice_curve(histograms)[:, HALF_INDEX]
     gain = (cross_fitted_dice(histograms, folds) - at_half).mean()
-    return (0.5, 0.0) if gain <= 0 else (best_threshold(histograms)[0], gain)
+    return (best, gain) if gain > 0 else (0.5, 0.0)
 
 
 # ---------------------------------------------------------------- several classes

@@ -161,6 +161,7 @@ class BatchPredictor:
     def start(self, batch: list[SubBatch]) -> Callable[[], list[Prediction]]:
         """Start predicting a batch; return a function that waits for the predictions."""
         self.select_device()
+        samples = [sample for part in batch for sample in part.samples]
         kept, are_finite = [], []
         for part in batch:
             if not part.images:  # unreadable
@@ -178,11 +179,11 @@ class BatchPredictor:
 
         def collect() -> list[Prediction]:
             wait()
-            if not all(are_finite):
-                # Predict again in the network thread, between two batches.
-                return NETWORK_THREAD.submit(self.start_without_fp16, batch).result()()
-            samples = [sample for part in batch for sample in part.samples]
-            return [Prediction(*pair) for pair in zip(samples, kept, strict=True)]
+            if all(are_finite):
+                return [Prediction(*pair) for pair in zip(samples, kept, strict=True)]
+            # Predict again in the network thread, between two batches.
+            collect_again = NETWORK_THREAD.submit(self.start_without_fp16, batch).result()
+            return collect_again()
 
         return collect
 

@@ -40,19 +40,18 @@ def check_batches(
             f"{count} training images are too few for {processes} processes; use {count} or fewer"
         )
     sizes = [tuple(settings.train_size)] if settings.train_size else native_sizes
-    # Smallest by longer side: if any size shrinks to one pixel in the encoder, this one does.
-    smallest, largest = min(sizes, key=max), max(sizes, key=prod)
+    smallest, largest = extreme_sizes(sizes)
     names = ["arch", "encoder"] if settings.model == "smp" else ["model", "channels", "norm"]
     network = " ".join(f"{name}={format_value(getattr(settings, name))}" for name in names)
-    for height, width in {smallest, largest}:
-        if error := find_training_error(model, 2, (height, width)):
-            found = f"cannot be trained on images of size={height},{width}: {error}"
+    for size in {smallest, largest}:
+        if error := find_training_error(model, 2, size):
+            found = f"cannot be trained on images of size={format_value([*size])}: {error}"
             raise InputError(f"{network}: {found}")
     if settings.crop_size and not settings.tile_size:
-        whole = [tuple(settings.size)] if settings.size else native_sizes
-        for height, width in {min(whole, key=max), max(whole, key=prod)}:
-            if error := find_training_error(model, 2, (height, width)):
-                found = f"cannot predict whole images of size={height},{width}: {error}"
+        whole_sizes = [tuple(settings.size)] if settings.size else native_sizes
+        for size in {*extreme_sizes(whole_sizes)}:
+            if error := find_training_error(model, 2, size):
+                found = f"cannot predict whole images of size={format_value([*size])}: {error}"
                 raise InputError(f"{network}: {found}; leave out crop_size, or set tile_size")
     has_singles = samples_per_step(count, settings.batch_size, processes) == processes
     step_pixels = settings.batch_size // processes * prod(largest)
@@ -66,6 +65,14 @@ def check_batches(
         )
     if pick_device(settings).type == "cpu":
         warn_of_memory(settings, model, largest)
+
+
+def extreme_sizes(sizes: Collection[Size]) -> tuple[Size, Size]:
+    """Return the size with the shortest longer side, and the one with the most pixels.
+
+    If any size shrinks to one pixel in the encoder, the first one does.
+    """
+    return min(sizes, key=max), max(sizes, key=prod)
 
 
 def warn_of_memory(settings: Settings, model: Segmenter, size: Size) -> None:

@@ -184,15 +184,17 @@ def check_before_launch(settings: Settings) -> None:
         fingerprint = dataset_fingerprint(samples)
         for stage in stages:
             check_finished_folds(stage, fingerprint)
-        if folds := folds_to_train(stages[0], n_folds):
-            check_folds(stages[0], folds, samples, sizes)
+        first_folds, *later_folds = [folds_to_train(stage, n_folds) for stage in stages]
+        if first_folds:
+            check_folds(stages[0], first_folds, samples, sizes)
         # All stages have one network.
         model = build_model(settings, len(samples[0].class_map.names), pretrained=False)
-        for number, stage in enumerate(stages[1:], 2):
+        later_stages = zip(stages[1:], later_folds, strict=True)
+        for number, (stage, folds) in enumerate(later_stages, 2):
             try:
                 check_sizes(stage, sizes)
                 check_batch_and_loss(stage, samples[0].class_map)
-                if folds := folds_to_train(stage, n_folds):
+                if folds:
                     check_batches(stage, model, folds, samples, sizes)
             except InputError as error:
                 raise InputError(f"stage {number}: {error}") from None

@@ -26,12 +26,7 @@ def load_run_settings(args: list[str]) -> Settings:
     if settings.resume and not run_folder.has_started(settings.run_dir):
         announce_start_from_scratch(settings)
     if not is_continued(settings):
-        if "+" in settings.run:
-            raise InputError(
-                f"run={settings.run}: the names of ensembles contain +; choose another name"
-            )
-        config.check_options(settings, args)
-        load_runs.check_options_of_one_class(settings)
+        check_new_run(settings, args)
         return settings
     path, stored = run_folder.config_path(settings.run_dir), read_stored_settings(settings)
     started = config.to_stored_settings(config.load_settings([], stored, path))
@@ -49,6 +44,16 @@ def load_run_settings(args: list[str]) -> Settings:
     if not process_env.is_launched():
         report_kept_settings(args, started, path)
     return resumed
+
+
+def check_new_run(settings: Settings, args: list[str]) -> None:
+    """Raise InputError if a new run cannot have this name or these settings."""
+    if "+" in settings.run:
+        raise InputError(
+            f"run={settings.run}: the names of ensembles contain +; choose another name"
+        )
+    config.check_options(settings, args)
+    load_runs.check_options_of_one_class(settings)
 
 
 def read_stored_settings(settings: Settings) -> dict[str, Any]:

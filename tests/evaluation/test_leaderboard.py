@@ -133,7 +133,7 @@ def test_format_scores_shows_columns_of_each_task():
     binary, multiclass = leaderboard.build_leaderboards(entries)
     text = leaderboard.format_scores(binary)
     assert text["threshold (gain)"][0] == "0.500 +0.00000"
-    assert text["postprocess (gain)"][0] == "none +0.00000"
+    assert text["postprocess (gain)"][0] == "none "  # two folds are too few to measure a gain
     text = leaderboard.format_scores(multiclass)
     assert text["accuracy"][0] == f"{27 / 30:.4f}" and "threshold (gain)" not in text
     mean_iou = np.mean([8 / 10, 9 / 11, 10 / 12])
