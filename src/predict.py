@@ -32,6 +32,7 @@ from data import classes, datasets, rle
 from data.fingerprint import short_hash
 from data.image_files import warn_of_other_files
 from data.image_io import write_image
+from data.loaders import check_headers
 from data.sample import Sample
 from evaluation import ensemble, oof, score_text, submission, visualize
 from evaluation.pixel_counts import count_pixels
@@ -141,19 +142,13 @@ def merge_chunks(settings: Settings, chunks: ChunkedPrediction) -> list[ImageRes
         folder = run_folder.masks_dir(settings.run_dir)
         write_image(folder / "legend.png", visualize.draw_legend(class_map))
         print(f"masks of {format_count(len(results), 'image')} written to {folder}")
-    warn_of_other_masks(settings, chunks.samples)
+    written = {path.name for s in chunks.samples for path in mask_paths(settings, s)[:1]}
+    warn_of_other_files(run_folder.masks_dir(settings.run_dir), "*.png", {*written, "legend.png"})
     rows = [(result.file_name, result.area, result.agreement) for result in results]
     table = pd.DataFrame(rows, columns=["img", "area", "agreement"])
     with atomic_write(path.with_name(f"{path.stem}_stats.csv")) as tmp_path:
         table.to_csv(tmp_path, index=False, float_format="%.6f")
     return results
-
-
-def warn_of_other_masks(settings: Settings, samples: list[Sample]) -> None:
-    """Print a warning if the folder of the masks holds those of other images."""
-    written = {path.name for sample in samples for path in mask_paths(settings, sample)[:1]}
-    written.add("legend.png")
-    warn_of_other_files(run_folder.masks_dir(settings.run_dir), "*.png", written)
 
 
 def write_submission_json(
@@ -221,6 +216,8 @@ def load_checked_samples(settings: Settings) -> list[Sample]:
         if settings.skip_unreadable:
             raise InputError("skip_unreadable: is for test images without masks; leave it out")
         datasets.read_checked_sizes(samples)  # an InputError should come before prediction
+    elif not settings.skip_unreadable:
+        check_headers([sample.image for sample in samples])
     if not samples[0].class_map.is_binary and any(s.image_id == "legend" for s in samples):
         raise InputError("legend: the picture of the colors has this name; rename the test image")
     if samples[0].class_map.is_binary:
@@ -250,7 +247,10 @@ def predict_test_images(settings: Settings, samples: list[Sample]) -> None:
         if process_env.is_main_process():
             results = merge_chunks(settings, chunks)
             write_submission_json(settings, binarizer, members, results)
-            chunks.remove()
+            if any(result.error for result in results):
+                print(f"{chunks.folder}: kept, so that repaired images can be predicted alone")
+            else:
+                chunks.remove()
     distributed.destroy_process_group()
     if process_env.is_main_process():
         check_and_report(settings, samples, results)

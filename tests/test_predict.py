@@ -126,6 +126,31 @@ def test_predict_deletes_the_masks_of_an_image_that_has_become_unreadable(run_co
     assert len(masks) == 5 and "000000000004_01" not in masks
 
 
+def test_predict_reports_unreadable_headers_before_it_predicts(run_copy, monkeypatch):
+    monkeypatch.setattr(chunks, "BATCHES_PER_CHUNK", 1)
+    for name in ("000000000005_02.jpg", "000000000005_03.jpg"):  # in the second chunk
+        (run_copy.data_dir / "test" / name).write_bytes(b"")
+    message = "000000000005_02.jpg: cannot be read as an image"
+    hint = "(2 such files); or set skip_unreadable=true"
+    assert_input_error(predict.main, prediction_args(run_copy.args), message, hint)
+    assert not (run_copy.output_dir / "tiny/submission.chunks").exists()
+
+
+def test_predict_after_a_repair_predicts_only_the_chunk_of_the_image(run_copy, monkeypatch, capsys):
+    monkeypatch.setattr(chunks, "BATCHES_PER_CHUNK", 1)
+    args, image = prediction_args(run_copy.args), run_copy.data_dir / "test/000000000005_03.jpg"
+    folder, data = run_copy.output_dir / "tiny/submission.chunks", image.read_bytes()
+    image.write_bytes(data[: len(data) // 2])
+    with pytest.raises(SystemExit):
+        predict.main([*args, "skip_unreadable=true"])
+    assert f"{folder}: kept" in capsys.readouterr().out
+    image.write_bytes(data)
+    predict.main(args)
+    assert "resuming: 4 images predicted already" in capsys.readouterr().out
+    assert not folder.exists()
+    assert (read_submission(folder.with_suffix(".csv"))["rle_mask"] != "").all()
+
+
 def test_predict_keeps_chunks_of_another_prediction(run_copy, capsys):
     folder = run_copy.output_dir / "tiny/submission.chunks"
     predict.main([*prediction_args(run_copy.args), "max_images=2"])

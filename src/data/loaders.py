@@ -4,24 +4,30 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
+from tqdm import tqdm
 
 from core import machine, process_env
 from core.device import pick_device
 from core.errors import InputError
 from core.settings import Settings
+from core.threads import map_in_threads
 from data.cache import Cache, ImageAndTarget, load_sample
 from data.datasets import read_native_size, read_sample_image, read_sample_mask
 from data.formats.carvana import IMAGE_SIZE
+from data.image_io import check_header
 from data.preprocess import Preprocessing, Size, preprocess_image, preprocessing_from
 from data.sample import Sample
 from data.sampler import EpochBatchSampler
 from data.workers import choose_num_workers, worker_options
+
+SKIP_HINT = "; or set skip_unreadable=true"
 
 # ---------------------------------------------------------------- training
 
@@ -74,6 +80,27 @@ def train_loader(samples: Sequence[Sample], settings: Settings, cache: Cache | N
 
 
 # ---------------------------------------------------------------- prediction
+
+
+def check_headers(paths: Sequence[Path]) -> None:
+    """Raise InputError if the headers of images show that they cannot be read.
+
+    The message names the first such file and counts them. Threads hide the delay of a network file
+    system.
+    """
+
+    def find_error(path: Path) -> str:
+        try:
+            check_header(path)
+        except InputError as error:
+            return str(error)
+        return ""
+
+    found = map_in_threads(find_error, paths)
+    bar = tqdm(found, "headers", len(paths), leave=False, unit="image", disable=None)
+    if errors := [error for error in bar if error]:
+        others = f" ({len(errors)} such files)" if len(errors) > 1 else ""
+        raise InputError(f"{errors[0]}{others}{SKIP_HINT}")
 
 
 @dataclass
@@ -151,7 +178,7 @@ class PredictionDataset(Dataset):
             return self.read(self.samples[i])
         except InputError as error:
             if not self.skip_unreadable:
-                hint = "" if self.with_mask else "; or set skip_unreadable=true"
+                hint = "" if self.with_mask else SKIP_HINT
                 raise InputError(f"{error}{hint}") from None
             return LoadedSample(self.samples[i], (0, 0), None, str(error)), {}
 

@@ -16,13 +16,13 @@ from core.threads import map_in_threads
 from data.classes import ClassMap, colorize, encode_values
 from data.datasets import get_class_map
 from data.image_files import warn_of_other_files
-from data.image_io import check_header, find_photographs, read_image, write_image
+from data.image_io import find_photographs, read_image, write_image
+from data.loaders import SKIP_HINT, check_headers
 from evaluation import visualize
 from inference.cutout import read_background
 from inference.segmentation import Segmentation
 from inference.trained_model import TrainedModel
 
-SKIP_HINT = "; or set skip_unreadable=true"
 # Each thread keeps up to three predictions in memory. A prediction of 24 megapixels takes 170 MB.
 WRITER_THREADS = 2
 PICTURES = ("mask.png", "label.png", "cutout.png", "overlay.jpg", "background.jpg")
@@ -38,11 +38,7 @@ def predict_photographs(settings: Settings, model: TrainedModel) -> list[str]:
     path, class_map = Path(settings.images), get_class_map(settings)
     photographs = find_photographs(path)[: settings.max_images or None]
     if not settings.skip_unreadable:  # report an unreadable one before predicting the others
-        try:
-            for photograph in photographs:
-                check_header(photograph)
-        except InputError as error:
-            raise InputError(f"{error}{SKIP_HINT}") from None
+        check_headers(photographs)
     check_background(settings, class_map)
     folder = find_pictures_dir(settings, path)
     claim_folder(folder, path)
