@@ -20,12 +20,12 @@ if __name__ == "__main__":
 import numpy as np
 import pandas as pd
 from torch import Tensor
-from tqdm import tqdm
 
 from core import distributed, process_env, provenance, run_folder
 from core.device import free_memory, pick_device
 from core.errors import InputError
 from core.files import atomic_write, atomic_write_json, file_sha256
+from core.progress import image_progress
 from core.text import format_count
 from core.threads import map_in_threads
 from data import classes, datasets, rle
@@ -85,7 +85,7 @@ def predict_pending_chunks(
 
     predictions = predict(members, samples, settings, keep, with_mask)
     results = map_in_threads(partial(to_result, settings, binarizer), predictions)
-    bar = tqdm(results, "predict", done + len(samples), initial=done, unit="image", disable=None)
+    bar = image_progress(results, "predict", done + len(samples), done)
     bar = iter(bar)  # one for all chunks: tqdm closes the bar when an iteration over it ends
     with closing(results):
         for i in my_chunks:

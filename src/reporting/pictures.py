@@ -5,11 +5,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from core import run_folder
 from core.errors import InputError
 from core.files import atomic_write_text
+from core.progress import image_progress
 from core.settings import Settings
 from core.text import format_count
 from core.threads import map_in_threads
@@ -78,7 +78,7 @@ def predict_each(
     Appends the error message of an unreadable photograph to `errors`. Raises InputError instead if
     skip_unreadable=false.
     """
-    for photograph in tqdm(photographs, "predict", unit="image", disable=None):
+    for photograph in image_progress(photographs, "predict", len(photographs)):
         try:
             image = read_image(photograph)
         except InputError as error:

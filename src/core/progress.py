@@ -1,0 +1,20 @@
+"""A progress bar for work that may take hours, on a terminal or in a log file."""
+
+import sys
+from collections.abc import Iterable
+
+from tqdm import tqdm
+
+LOG_INTERVAL_S = 600
+
+
+def image_progress(items: Iterable, title: str, total: int, done: int = 0) -> tqdm:
+    """Return a progress bar over `items`, one per image, that starts at `done` of `total`.
+
+    If stderr is not a terminal, prints a line every LOG_INTERVAL_S seconds instead.
+    """
+    log = {}
+    if not sys.stderr.isatty():
+        log = dict.fromkeys(("delay", "mininterval", "maxinterval"), LOG_INTERVAL_S)
+        log["bar_format"] = "{desc}: {n_fmt} of {total_fmt} images, {remaining} left\n"
+    return tqdm(items, title, total, initial=done, unit="image", **log)
