@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from core import machine, process_env
 from core.errors import InputError
 from core.files import acquire_lock, atomic_write, remove_stale_tmp_files
+from core.progress import image_progress
 from core.settings import Settings
 from core.threads import map_in_threads
 from data.datasets import read_checked_sizes, read_sample_image, read_sample_mask
@@ -92,7 +92,7 @@ def decode_all(
         return np.concatenate([image.reshape(-1), target.reshape(-1)]), pack_mask(mask)
 
     decoded = map_in_threads(decode_one, samples, machine.available_cores())
-    yield from tqdm(decoded, "decode", len(samples), unit="image", disable=None)
+    yield from image_progress(decoded, "decode", len(samples))
 
 
 # ---------------------------------------------------------------- in memory or on disk

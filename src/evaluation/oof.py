@@ -9,11 +9,11 @@ from zipfile import BadZipFile
 import numpy as np
 import pandas as pd
 from torch import Tensor
-from tqdm import tqdm
 
 from core.distributed import map_sharded
 from core.errors import InputError
 from core.files import atomic_write
+from core.progress import image_progress
 from core.settings import Settings
 from core.threads import map_in_threads
 from data.cache import Cache
@@ -98,7 +98,7 @@ def score_out_of_fold(
 
 def with_progress_bar(items: Iterable, samples: list[Sample], title: str) -> Iterator:
     """Iterate over items, one per sample, with a transient progress bar."""
-    return tqdm(items, title, len(samples), leave=False, unit="image", disable=None)
+    return image_progress(items, title, len(samples), leave=False)
 
 
 def keep_statistics(image: ImageProbabilities) -> dict[str, Tensor]:
