@@ -29,6 +29,7 @@ from core.device import (
     wants_compile,
 )
 from core.settings import Settings
+from core.signals import DeferSignals
 from core.threads import prefetch
 from data.cache import Cache
 from data.loaders import LoadedSample, SubBatch, prediction_loader
@@ -105,7 +106,8 @@ def predict(
     """
     preprocessings = {member.preprocessing for member in members}
     loader = prediction_loader(samples, preprocessings, settings, with_mask, cache)
-    batches = (batch for batch in loader)  # a generator, which can be closed
+    with DeferSignals():  # Python drops what a handler raises while a worker process is forked
+        batches = (batch for batch in loader)  # a generator, which can be closed
     predictor = BatchPredictor(members, settings, keep)
     benchmark = torch.backends.cudnn.benchmark  # of training, which validation interrupts
     is_long = len(samples) * len(members) * len(TTA_FLIPS[settings.tta]) >= TUNE_MIN_PASSES

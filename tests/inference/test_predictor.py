@@ -1,5 +1,7 @@
 """Test-time augmentation, ensemble members, sizes, batches and precision of predict()."""
 
+import os
+import signal
 import threading
 from dataclasses import replace
 
@@ -10,9 +12,10 @@ from conftest import tiny_settings_args
 from tiny_datasets import make_data
 from torch import nn
 
-from core import config
+from core import config, signals
 from core.errors import InputError
 from core.settings import Settings
+from core.signals import StopRequested
 from data import datasets
 from data.preprocess import Preprocessing
 from inference import combine, predictor
@@ -386,3 +389,19 @@ def test_predict_explains_a_killed_loading_process(tiny, monkeypatch):
     monkeypatch.setattr(predictor, "prediction_loader", load)
     with pytest.raises(InputError, match=r"memory ran out; set num_workers=0$"):
         predict_all([EnsembleMember(networks[0], SMALL)], samples, settings)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_predict_stops_at_a_signal_that_comes_while_a_worker_process_is_forked(
+    tiny, restored_handlers, signum
+):
+    """Python drops the exception of a handler that runs in a hook of os.fork(). If the hook is that
+    of the logging module, its lock stays taken, and the process hangs at the next message."""
+    samples, settings, [network, _] = tiny
+    member = EnsembleMember(network, SMALL, 1)
+    signals.raise_on_signal()
+    hooks = [lambda: os.kill(os.getpid(), signum)]  # of the first fork only
+    os.register_at_fork(after_in_parent=lambda: hooks and hooks.pop()())
+    with pytest.raises(StopRequested):
+        predict_all([member], samples, replace(settings, num_workers=1))
+    assert not hooks
