@@ -22,7 +22,7 @@ import pandas as pd
 from torch import Tensor
 
 from core import distributed, process_env, provenance, run_folder
-from core.device import free_memory, pick_device
+from core.device import explain_out_of_memory, free_memory, pick_device
 from core.errors import InputError
 from core.files import atomic_write, atomic_write_json, file_sha256
 from core.progress import image_progress
@@ -113,8 +113,7 @@ def to_result(settings: Settings, binarizer: Binarizer, prediction: Prediction) 
             path.unlink(missing_ok=True)
         return ImageResult(sample.image.name, rle="", area=0.0, agreement=float("nan"), error=error)
     mask = binarizer.postprocess(prediction.values["mask"])
-    is_binary = sample.class_map.is_binary
-    if not is_binary:
+    if not sample.class_map.is_binary:
         write_image(paths[0], classes.colorize(mask, sample.class_map))
         write_image(paths[1], classes.encode_values(mask, sample.class_map))
     elif settings.save_masks:
@@ -123,7 +122,7 @@ def to_result(settings: Settings, binarizer: Binarizer, prediction: Prediction) 
         write_image(paths[1], overlay)
     return ImageResult(
         sample.image.name,
-        rle.encode(mask) if is_binary else "",
+        rle.encode(mask) if sample.class_map.is_binary else "",
         np.count_nonzero(mask) / mask.size,
         float(prediction.values["agreement"]),
         scores=oof.image_statistics(prediction) if sample.mask else {},
@@ -174,17 +173,15 @@ def write_submission_json(
     atomic_write_json(path.with_suffix(".json"), metadata)
 
 
-def check_and_report(settings: Settings, samples: list[Sample], results: list[ImageResult]) -> None:
+def check_and_score(settings: Settings, samples: list[Sample], results: list[ImageResult]) -> None:
     """If the test masks are known, score the probabilities (test.csv and test.npz in the run's
-    folder). For one class, check and score the submission. List unreadable images."""
+    folder). For one class, check and score the submission."""
     if results[0].scores:
         scores = oof.to_scores(samples, [result.scores for result in results])
         oof.save_scores(settings.run_dir, scores, "test")
         score_text.report_test_scores(scores)
     if samples[0].class_map.is_binary:
         submission.check_and_score_submission(settings)
-    effect = "its mask is empty" if samples[0].class_map.is_binary else "it has no mask"
-    end_with_errors([f"{effect}: {result.error}" for result in results if result.error])
 
 
 def end_with_errors(errors: list[str]) -> None:
@@ -204,7 +201,8 @@ def main(args: list[str]) -> None:
         print(describe_prediction(settings, settings.images, model.members, model.binarizer))
         end_with_errors(predict_photographs(settings, model))
         return
-    predict_test_images(settings, load_checked_samples(settings))
+    with explain_out_of_memory(settings, is_training=False):  # a worker may be killed at any time
+        predict_test_images(settings, load_checked_samples(settings))
 
 
 def load_checked_samples(settings: Settings) -> list[Sample]:
@@ -247,13 +245,15 @@ def predict_test_images(settings: Settings, samples: list[Sample]) -> None:
         if process_env.is_main_process():
             results = merge_chunks(settings, chunks)
             write_submission_json(settings, binarizer, members, results)
+            check_and_score(settings, samples, results)
             if any(result.error for result in results):
                 print(f"{chunks.folder}: kept, so that repaired images can be predicted alone")
             else:
-                chunks.remove()
+                chunks.remove()  # last: the check of 100,064 masks takes minutes, too
     distributed.destroy_process_group()
     if process_env.is_main_process():
-        check_and_report(settings, samples, results)
+        effect = "its mask is empty" if samples[0].class_map.is_binary else "it has no mask"
+        end_with_errors([f"{effect}: {result.error}" for result in results if result.error])
 
 
 if __name__ == "__main__":

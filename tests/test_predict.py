@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from core import config, process_env
 from core.errors import InputError
 from core.run_folder import read_run_settings
 from core.settings import Settings
+from core.signals import StopRequested
 from data import mask_io, rle
 from inference import chunks, postprocess
 from inference.load_runs import settings_for_prediction
@@ -291,3 +293,29 @@ def test_predict_with_a_run_of_the_first_release_gives_its_submission(tmp_path, 
     predict.main(args)
     assert path.read_bytes() == (FIRST_RELEASE_RUN / "submission.csv").read_bytes()
     assert "threshold 0.5781 (chosen out of fold)" in capsys.readouterr().out
+
+
+def test_predict_continues_if_it_is_interrupted_while_it_checks_the_submission(
+    run_copy, monkeypatch, capsys
+):
+    args = prediction_args(run_copy.args)
+    with monkeypatch.context() as patch:
+        patch.setattr(predict.submission, "check_and_score_submission", interrupt)
+        with pytest.raises(StopRequested):
+            predict.main(args)
+    predict.main(args)
+    printed = capsys.readouterr().out
+    assert "resuming: 6 images predicted already" in printed
+    assert not (run_copy.output_dir / "tiny/submission.chunks").exists()
+
+
+def interrupt(_):
+    raise StopRequested(signal.SIGTERM)
+
+
+def test_predict_explains_a_worker_that_is_killed_while_a_chunk_is_written(run_copy, monkeypatch):
+    def learn_of_death(*_):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    monkeypatch.setattr(predict.ChunkedPrediction, "write", learn_of_death)
+    assert_input_error(predict.main, prediction_args(run_copy.args), "was killed", "num_workers=0")

@@ -39,9 +39,9 @@ class ChunkedPrediction:
 
     File names start with the prediction's key, so chunks of other predictions stay in the folder
     and can be resumed. File names end with a hash of the chunk's images: after one image is
-    replaced, only its chunk is predicted again. A stored chunk is also predicted again if a file of
-    `mask_paths` (a sample's masks and overlays) is missing, or if an image was unreadable and
-    skip_unreadable is off.
+    replaced, only its chunk is predicted again. A stored chunk is also predicted again if it is
+    damaged, if a file of `mask_paths` (a sample's masks and overlays) is missing, or if an image
+    was unreadable and skip_unreadable is off.
     """
 
     def __init__(
@@ -64,12 +64,17 @@ class ChunkedPrediction:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other processes out of the folder."""
+        """Keep other processes out of the folder. Remove the temporary files of killed ones."""
         with folder_lock(self.folder, "wait, or choose another file with submission_csv=..."):
             path = self.submission_path
             stats_path = path.with_name(f"{path.stem}_stats.csv")
             for written in (path, path.with_suffix(".json"), stats_path):
                 remove_stale_tmp_files(written)  # of an interrupted merge
+            for folder in {
+                p.parent for sample in self.samples[:1] for p in self.mask_paths(sample)
+            }:
+                for tmp_path in folder.glob(".*.tmp"):
+                    tmp_path.unlink()
             yield
 
     def chunk(self, i: int) -> list[Sample]:
@@ -88,7 +93,12 @@ class ChunkedPrediction:
         """Whether chunk `i` is stored and none of its masks has to be predicted again."""
         if not self.chunk_path(i).exists():
             return False
-        for sample, result in zip(self.chunk(i), self.read_chunk(i), strict=True):
+        try:
+            pairs = list(zip(self.chunk(i), self.read_chunk(i), strict=True))
+        except (ValueError, AttributeError, KeyError, TypeError) as error:
+            print(f"{self.chunk_path(i)}: damaged, predicted again ({error})")
+            return False
+        for sample, result in pairs:
             if result.error and not self.accepts_errors:
                 return False
             if not result.error and not all(path.exists() for path in self.mask_paths(sample)):

@@ -171,3 +171,23 @@ def test_files_hash_depends_on_names_and_content(tmp_path):
     assert files_hash(samples) == before != files_hash(samples[:1])
     samples[0].image.write_text("another")
     assert files_hash(samples) != before
+
+
+def test_pending_lists_chunks_that_are_damaged(prediction, capsys):
+    for i in range(3):
+        prediction.write(i, make_results(prediction.chunk(i)))
+    text = prediction.chunk_path(1).read_text()
+    for damaged in ("", text[:-1], text[: len(text) // 2], "[]", "[1]"):
+        prediction.chunk_path(1).write_text(damaged)
+        assert prediction.pending() == [1]
+        assert f"{prediction.chunk_path(1)}: damaged, predicted again" in capsys.readouterr().out
+
+
+def test_lock_removes_what_a_killed_process_left_among_the_masks(tmp_path):
+    samples, masks = make_samples(tmp_path, 1), tmp_path / "masks"
+    masks.mkdir()
+    for name in (".0_mask.png.9.tmp", "0_mask.png"):
+        (masks / name).touch()
+    mask_paths = [masks / "0_mask.png"]
+    with make_prediction(tmp_path / "a.csv", samples, mask_paths=lambda _: mask_paths).lock():
+        assert [path.name for path in masks.iterdir()] == ["0_mask.png"]
