@@ -72,6 +72,14 @@ def read_json(path: Path, keys: Collection[str], fix: str) -> dict[str, Any]:
     return stored
 
 
+def read_complete_text(path: Path) -> str:
+    """Read a UTF-8 file that a script has written; raise ValueError if its last line is cut off."""
+    text = path.read_text(encoding="utf-8")
+    if not text.endswith("\n"):
+        raise ValueError(f"the last line of {path.name} is cut off")
+    return text
+
+
 def remove_stale_tmp_files(path: Path) -> None:
     """Remove temporary files of atomic_write(path) that killed processes have left.
 

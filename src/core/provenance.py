@@ -18,6 +18,7 @@ import torch
 
 from core import process_env
 from core.environment import ROOT
+from core.errors import InputError
 from core.files import atomic_write_json
 
 RECORDS_NAME = "provenance.json"  # in the folder of a fold
@@ -60,7 +61,10 @@ def train_command(fold_dir: Path) -> str:
 
 def _read_records(fold_dir: Path) -> list[dict[str, Any]]:
     path = fold_dir / RECORDS_NAME
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    except ValueError as error:
+        raise InputError(f"{path}: cannot be read ({error}); delete it") from None
 
 
 def package_versions() -> dict[str, str]:

@@ -9,7 +9,7 @@ import yaml
 
 from core.config import to_stored_settings
 from core.errors import InputError, did_you_mean
-from core.files import atomic_write_text, is_locked
+from core.files import atomic_write_text, is_locked, read_complete_text
 from core.old_settings import rename_old_settings
 from core.overrides import YAML_ERRORS
 from core.settings import Settings
@@ -118,7 +118,7 @@ def read_run_settings(run_dir: Path) -> dict[str, Any]:
         if not run_dir.exists():
             raise InputError(f"{run_dir}: no such run{similar_run(run_dir)}")
     try:
-        return rename_old_settings(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return rename_old_settings(yaml.safe_load(read_complete_text(path)))
     except (OSError, AttributeError, *YAML_ERRORS):
         raise InputError(
             f"{path}: missing or unreadable; restore it, or train the run as another run=..."

@@ -5,6 +5,7 @@ import shutil
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -117,7 +118,8 @@ def open_disk_cache(
 ) -> Cache:
     """Open the two files of a cache: pixels in `path` (.npy), and masks in a .npz beside it.
 
-    Writes the files first if they are missing. One process writes while the others wait.
+    Writes the files first if they are missing. One process writes while the others wait. Raises
+    InputError if a file is cut off.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = acquire_lock(path.with_suffix(".lock"))
@@ -130,9 +132,13 @@ def open_disk_cache(
             write_disk_cache(samples, preprocessing, size, path)
     finally:
         lock.release()
-    with np.load(path.with_suffix(".npz")) as file:
-        masks = np.split(file["packed"], file["ends"][:-1])
-    return Cache(samples, preprocessing, size, np.load(path, mmap_mode="c"), masks)
+    try:
+        with np.load(path.with_suffix(".npz")) as file:
+            masks = np.split(file["packed"], file["ends"][:-1])
+        pixels = np.load(path, mmap_mode="c")
+    except (ValueError, EOFError, KeyError, BadZipFile, zlib.error) as error:
+        raise InputError(f"{path}: it or its .npz is damaged ({error}); delete both") from None
+    return Cache(samples, preprocessing, size, pixels, masks)
 
 
 def write_disk_cache(

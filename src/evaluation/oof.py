@@ -1,5 +1,6 @@
 """Score predictions against known masks at native size: out of fold, or on a test split."""
 
+import io
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from core.distributed import map_sharded
 from core.errors import InputError
-from core.files import atomic_write
+from core.files import atomic_write, read_complete_text
 from core.progress import image_progress
 from core.settings import Settings
 from core.threads import map_in_threads
@@ -235,7 +236,8 @@ def load_scores(folders: list[Path]) -> Scores:
 
 def _read_table(path: Path) -> pd.DataFrame:
     text_columns = {"image_id": str, "group": str, "view": str}  # keep leading zeros
-    table = pd.read_csv(path, dtype=text_columns, keep_default_na=False)
+    file = io.StringIO(read_complete_text(path))
+    table = pd.read_csv(file, dtype=text_columns, keep_default_na=False)
     old_names = {"dice_at_best": "dice_best_threshold"}  # of the first release
     table = table.rename(columns={f"oof_{column}": column for column in DICE_COLUMNS} | old_names)
     if missing := {*text_columns, "fold", "dice"} - {*table.columns}:

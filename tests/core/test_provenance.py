@@ -4,9 +4,11 @@ import json
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from core import process_env, provenance
+from core.errors import InputError
 
 
 def test_package_versions_are_those_that_are_pinned():
@@ -87,3 +89,11 @@ def test_append_run_record_adds_one_record_a_start(monkeypatch, tmp_path):
     assert [record["command"] for record in records] == [f"bash train.sh fold={i}" for i in (0, 1)]
     assert [record["data"] for record in records] == [{"images": 0}, {"images": 1}]
     assert records[0]["gpu"] is None and records[0]["packages"] == provenance.package_versions()
+
+
+def test_a_damaged_record_is_an_input_error(tmp_path):
+    provenance.append_run_record(tmp_path, torch.device("cpu"), {})
+    path = tmp_path / "provenance.json"
+    path.write_text(path.read_text()[:-5])
+    with pytest.raises(InputError, match=r"provenance\.json: cannot be read .*; delete it"):
+        provenance.append_run_record(tmp_path, torch.device("cpu"), {})

@@ -4,6 +4,7 @@ import pytest
 
 from core import run_folder
 from core.errors import InputError
+from core.settings import Settings
 
 
 def test_finished_folds_have_weights_and_out_of_fold_scores(tmp_path):
@@ -40,3 +41,12 @@ def test_finished_folds_are_sorted_by_number_and_have_weights(tmp_path):
         if fold != 11:
             run_folder.weights_path(tmp_path, fold).touch()
     assert run_folder.finished_folds(tmp_path) == [0, 2, 10]
+
+
+def test_read_run_settings_of_a_file_whose_last_line_is_cut_off_is_one_line(tmp_path):
+    run_folder.save_run_settings(Settings(run="r", output_dir=str(tmp_path), seed=12))
+    path = run_folder.config_path(tmp_path / "r")
+    assert run_folder.read_run_settings(tmp_path / "r")["seed"] == 12
+    path.write_text(path.read_text().partition("seed: 12")[0] + "seed: 1")
+    with pytest.raises(InputError, match=r"config\.yaml: missing or unreadable"):
+        run_folder.read_run_settings(tmp_path / "r")

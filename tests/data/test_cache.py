@@ -170,3 +170,15 @@ def test_files_hash_differs_between_folders_with_the_same_names_sizes_and_times(
     moved = copied.rename(tmp_path / "moved")
     others = datasets.load_training_samples(replace(settings, data_dir=str(moved)))
     assert cache.files_hash(others) == key
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+@pytest.mark.parametrize("kept", [0, 100, -1])
+def test_disk_cache_that_is_cut_off_is_an_input_error(settings, suffix, kept):
+    settings = replace(settings, cache="disk")
+    samples = datasets.load_samples(settings, "train")
+    make_cache(settings, samples)
+    [path] = Path(settings.output_dir).glob(f"cache/*{suffix}")
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(InputError, match=r"damaged \(.*\); delete both"):
+        make_cache(settings, samples)

@@ -306,3 +306,13 @@ def test_load_scores_keeps_names_that_pandas_takes_for_missing_values(tmp_path):
     loaded = oof.load_scores([tmp_path])
     assert loaded.groups.tolist() == ["NA", "null", "None"]
     assert loaded.table["image_id"].tolist() == ["NA_1", "null", "nan"]
+
+
+def test_load_scores_of_a_csv_that_is_cut_off_is_an_input_error(tmp_path):
+    oof.save_scores(tmp_path, make_scores(2)[1])
+    path = tmp_path / "oof.csv"
+    text = path.read_text()
+    for length in range(text.rindex("\n", 0, -1), len(text)):  # within the last row
+        path.write_text(text[:length])
+        with pytest.raises(InputError, match=r"oof.csv or oof.npz cannot be read \("):
+            oof.load_scores([tmp_path])
