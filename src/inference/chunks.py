@@ -70,9 +70,8 @@ class ChunkedPrediction:
             stats_path = path.with_name(f"{path.stem}_stats.csv")
             for written in (path, path.with_suffix(".json"), stats_path):
                 remove_stale_tmp_files(written)  # of an interrupted merge
-            for folder in {
-                p.parent for sample in self.samples[:1] for p in self.mask_paths(sample)
-            }:
+            masks = [mask for sample in self.samples[:1] for mask in self.mask_paths(sample)]
+            for folder in {mask.parent for mask in masks}:
                 for tmp_path in folder.glob(".*.tmp"):
                     tmp_path.unlink()
             yield
