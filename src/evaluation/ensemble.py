@@ -61,7 +61,10 @@ def ensure_oof_scores(settings: Settings) -> oof.Scores:
             raise InputError(f"{found}; start `{command}` first")
         print(f"{found}; predicting the training images")
         score_ensemble(settings_of_training(settings))
-    return oof.load_scores([run_dir])
+    scores = oof.load_scores([run_dir])
+    if not run_folder.predictor_path(run_dir).exists():  # score_ensemble() was interrupted
+        store_predictor(run_dir, scores, read_ensemble(run_dir)["tta"])
+    return scores
 
 
 def settings_of_training(settings: Settings) -> Settings:

@@ -74,7 +74,7 @@ def read_predictor(run_dir: Path) -> PredictorFile:
 
 
 def _explain_missing(run_dir: Path, fix: str) -> str:
-    if run_folder.finished_folds(run_dir):
+    if run_folder.finished_folds(run_dir) or run_folder.ensemble_path(run_dir).exists():
         return f"{run_folder.predictor_path(run_dir)}: is missing; {fix}"
     if not run_dir.is_dir():
         found = "no such folder" if not run_dir.exists() else "is a file"

@@ -395,6 +395,23 @@ def test_interrupted_scoring_of_an_ensemble_leaves_no_ensemble_json(runs_copy, m
     assert not path.exists()
 
 
+def test_predictor_of_an_ensemble_whose_scoring_was_interrupted_is_written_later(
+    runs_copy, monkeypatch
+):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    settings = runs_copy.ensemble_settings
+    with monkeypatch.context() as patch:
+        patch.setattr(ensemble, "store_predictor", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            ensemble.ensure_oof_scores(settings)
+    with pytest.raises(InputError, match=r"predictor\.json: is missing; write it .*runs=a,b"):
+        read_predictor(settings.run_dir)
+    ensemble.ensure_oof_scores(settings)
+    assert read_predictor(settings.run_dir).tta == settings.tta
+
+
 def test_is_up_to_date_is_false_for_the_chosen_weights_of_earlier_versions(runs_copy):
     settings = runs_copy.ensemble_settings
     data = ensemble.score_ensemble(settings) | {"runs": {"a": 0.7, "b": 0.3}}
