@@ -32,7 +32,6 @@ from data import classes, datasets, rle
 from data.fingerprint import short_hash
 from data.image_files import warn_of_other_files
 from data.image_io import write_image
-from data.loaders import check_headers
 from data.sample import Sample
 from evaluation import ensemble, oof, score_text, submission, visualize
 from evaluation.pixel_counts import count_pixels
@@ -215,7 +214,7 @@ def load_checked_samples(settings: Settings) -> list[Sample]:
             raise InputError("skip_unreadable: is for test images without masks; leave it out")
         datasets.read_checked_sizes(samples)  # an InputError should come before prediction
     elif not settings.skip_unreadable:
-        check_headers([sample.image for sample in samples])
+        datasets.check_headers([sample.image for sample in samples])
     if not samples[0].class_map.is_binary and any(s.image_id == "legend" for s in samples):
         raise InputError("legend: the picture of the colors has this name; rename the test image")
     if samples[0].class_map.is_binary:

@@ -5,8 +5,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
+from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from core import process_env
 from core.errors import InputError
@@ -29,6 +31,8 @@ FORMATS: dict[str, DatasetFormat] = {  # values of the setting dataset_format
     "cityscapes": Cityscapes(),
     "pets": Pets(),
 }
+
+SKIP_HINT = "; or set skip_unreadable=true"
 
 
 def get_format(settings: Settings) -> DatasetFormat:
@@ -80,6 +84,27 @@ def read_checked_sizes(samples: Sequence[Sample]) -> set[tuple[int, int]]:
             "but not their masks; check that the masks are upright"
         )
     return sizes
+
+
+def check_headers(paths: Sequence[Path]) -> None:
+    """Raise InputError if the headers of images show that they cannot be read.
+
+    The message names the first such file and counts them. Threads hide the delay of a network file
+    system.
+    """
+
+    def find_error(path: Path) -> str:
+        try:
+            image_io.check_header(path)
+        except InputError as error:
+            return str(error)
+        return ""
+
+    found = map_in_threads(find_error, paths)
+    bar = tqdm(found, "headers", len(paths), leave=False, unit="image", disable=None)
+    if errors := [error for error in bar if error]:
+        others = f" ({len(errors)} such files)" if len(errors) > 1 else ""
+        raise InputError(f"{errors[0]}{others}{SKIP_HINT}")
 
 
 def exif_rotates_only_image(sample: Sample) -> bool:

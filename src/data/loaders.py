@@ -4,30 +4,30 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
-from typing import Self
+from math import prod
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
-from tqdm import tqdm
 
 from core import machine, process_env
 from core.device import pick_device
 from core.errors import InputError
 from core.settings import Settings
-from core.threads import map_in_threads
 from data.cache import Cache, ImageAndTarget, load_sample
-from data.datasets import read_native_size, read_sample_image, read_sample_mask
+from data.datasets import (
+    SKIP_HINT,
+    read_native_size,
+    read_sample_image,
+    read_sample_mask,
+)
 from data.formats.carvana import IMAGE_SIZE
-from data.image_io import check_header
 from data.preprocess import Preprocessing, Size, preprocess_image, preprocessing_from
 from data.sample import Sample
 from data.sampler import EpochBatchSampler
 from data.workers import choose_num_workers, worker_options
-
-SKIP_HINT = "; or set skip_unreadable=true"
 
 # ---------------------------------------------------------------- training
 
@@ -82,27 +82,6 @@ def train_loader(samples: Sequence[Sample], settings: Settings, cache: Cache | N
 # ---------------------------------------------------------------- prediction
 
 
-def check_headers(paths: Sequence[Path]) -> None:
-    """Raise InputError if the headers of images show that they cannot be read.
-
-    The message names the first such file and counts them. Threads hide the delay of a network file
-    system.
-    """
-
-    def find_error(path: Path) -> str:
-        try:
-            check_header(path)
-        except InputError as error:
-            return str(error)
-        return ""
-
-    found = map_in_threads(find_error, paths)
-    bar = tqdm(found, "headers", len(paths), leave=False, unit="image", disable=None)
-    if errors := [error for error in bar if error]:
-        others = f" ({len(errors)} such files)" if len(errors) > 1 else ""
-        raise InputError(f"{errors[0]}{others}{SKIP_HINT}")
-
-
 @dataclass
 class LoadedSample:
     """A sample with the size of its image, and with its mask if requested."""
@@ -111,6 +90,17 @@ class LoadedSample:
     native_size: Size
     mask: np.ndarray | None  # H×W bool, or uint8 class ids
     error: str = ""  # why the image could not be read; its sub-batch has no images
+
+    # A worker process sends the mask as a tensor, which is in shared memory, not through a pipe: if
+    # the worker was killed halfway, reading the rest of the array from the pipe would never end.
+
+    def __getstate__(self) -> dict[str, Any]:
+        mask = None if self.mask is None else torch.from_numpy(_usable_by_torch(self.mask))
+        return self.__dict__ | {"mask": mask}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        mask = None if state["mask"] is None else state["mask"].numpy()
+        self.__dict__.update(state | {"mask": mask})
 
 
 @dataclass
@@ -154,9 +144,13 @@ def stack_images(images: Sequence[np.ndarray]) -> Tensor:
 
     A worker process stacks them directly into shared memory.
     """
-    # Copies only arrays that torch cannot use.
-    arrays = [np.require(image, requirements=["C_CONTIGUOUS", "WRITEABLE"]) for image in images]
+    arrays = [_usable_by_torch(image) for image in images]
     return default_collate(arrays).permute(0, 3, 1, 2)
+
+
+def _usable_by_torch(array: np.ndarray) -> np.ndarray:
+    """Return the array itself or, if torch cannot use its memory, a copy."""
+    return np.require(array, requirements=["C_CONTIGUOUS", "WRITEABLE"])
 
 
 @dataclass
@@ -220,9 +214,11 @@ def prediction_loader(
     """
     workers = 0  # passing a cached image to this process takes longer than reading it
     if cache is None:
-        # samples[:1]: the share of a rank may be empty.
-        sizes = [network_size(sample, p) for sample in samples[:1] for p in preprocessings]
-        batch_bytes = settings.batch_size * sum(3 * height * width for height, width in sizes)
+        first = samples[:1]  # the share of a rank may be empty
+        n_bytes = sum(3 * prod(network_size(s, p)) for s in first for p in preprocessings)
+        if with_mask:
+            n_bytes += sum(prod(network_size(s, Preprocessing(None))) for s in first)
+        batch_bytes = settings.batch_size * n_bytes
         workers = choose_num_workers(settings, batch_bytes, is_cheap=True)
     dataset = PredictionDataset(
         samples,

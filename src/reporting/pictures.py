@@ -14,10 +14,9 @@ from core.settings import Settings
 from core.text import format_count
 from core.threads import map_in_threads
 from data.classes import ClassMap, colorize, encode_values
-from data.datasets import get_class_map
+from data.datasets import SKIP_HINT, check_headers, get_class_map
 from data.image_files import warn_of_other_files
 from data.image_io import find_photographs, read_image, write_image
-from data.loaders import SKIP_HINT, check_headers
 from evaluation import visualize
 from inference.cutout import read_background
 from inference.segmentation import Segmentation

@@ -3,6 +3,7 @@
 import multiprocessing
 import subprocess
 import sys
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pytest
@@ -293,6 +294,20 @@ def test_loaded_batch_is_pinned_by_the_loader_one_call_for_each_stack_and_mask(m
 
 # ---------------------------------------------------------------- worker processes
 
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8])
+def test_a_worker_sends_masks_in_shared_memory(dtype):
+    mask = np.random.default_rng(0).integers(0, 2, (500, 800)).astype(dtype)[:, ::-1]
+    message = ForkingPickler.dumps(loaders.LoadedSample(None, mask.shape, mask))
+    assert len(message) < 4096  # what a pipe takes at once
+    received = ForkingPickler.loads(message)
+    assert received.mask.dtype == dtype and np.array_equal(received.mask, mask)
+    assert (
+        ForkingPickler.loads(ForkingPickler.dumps(loaders.LoadedSample(None, (8, 9), None))).mask
+        is None
+    )
+
+
 MB = 10**6
 
 
@@ -434,7 +449,9 @@ def test_prediction_loader_counts_the_bytes_of_a_batch_at_every_size(settings, a
     samples = datasets.load_training_samples(settings)
     preprocessings = {Preprocessing(SIZE), Preprocessing(None)}
     loaders.prediction_loader(samples, preprocessings, settings, with_mask=False)
-    assert asked_workers == [5 * 3 * (32 * 48 + 48 * 72)]
+    loaders.prediction_loader(samples, preprocessings, settings, with_mask=True)
+    n_bytes = 3 * (32 * 48 + 48 * 72)
+    assert asked_workers == [5 * n_bytes, 5 * (n_bytes + 48 * 72)]  # a mask has its native size
 
 
 def test_prediction_loader_of_no_samples_yields_nothing(settings):
