@@ -1,5 +1,6 @@
 """Checks before the first training step: data, folds and model."""
 
+import math
 from collections.abc import Collection
 
 import numpy as np
@@ -13,12 +14,16 @@ from data.fingerprint import dataset_fingerprint
 from data.image_files import list_names
 from data.preprocess import Size
 from data.sample import Sample
+from data.sampler import samples_per_step
 from models import checkpoint
 from models.build import build_model
 from training.dry_run import check_batches
 from training.initial_weights import find_initial_weights, needs_pretrained
 from training.losses import BINARY_LOSSES, MULTICLASS_LOSSES
 from training.stages import has_begun_later_stage, split_stages
+
+# With 24 photographs, 360 updates scored 0.9906, 120 updates 0.9868 (docs/experiments.md).
+MIN_UPDATES = 400
 
 
 def check_data(settings: Settings, samples: list[Sample]) -> tuple[int, set[Size]]:
@@ -115,6 +120,26 @@ def check_folds(
         if path := find_initial_weights(settings, fold, samples):
             checkpoint.load_weights(path, model, "the network of this run")
     check_batches(settings, model, folds, samples, native_sizes)
+    warn_of_few_updates(settings, folds, samples)
+
+
+def warn_of_few_updates(settings: Settings, folds: list[int], samples: list[Sample]) -> None:
+    """Print a warning if a training from scratch has so few updates that it probably ends early.
+
+    Trials with max_images, and trainings that continue or start from other weights, are left out.
+    """
+    is_stage = bool(settings.stages) or "/" in settings.run
+    if settings.max_images or settings.init_run or settings.resume or is_stage:
+        return
+    count = min(sum(sample.fold != fold for sample in samples) for fold in folds)
+    step_size = samples_per_step(count, settings.batch_size, distributed.count_processes())
+    updates = math.ceil(count // step_size / settings.grad_accumulation) * settings.epochs
+    if updates < MIN_UPDATES:
+        print(
+            f"warning: with {count} images to train on, epochs={settings.epochs} makes {updates} "
+            f"updates of the weights; below {MIN_UPDATES}, more epochs probably raise the score: "
+            f"try epochs={math.ceil(settings.epochs * MIN_UPDATES / updates)}"
+        )
 
 
 def check_finished_folds(settings: Settings, fingerprint: str) -> None:

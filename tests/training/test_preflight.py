@@ -209,6 +209,29 @@ def test_check_folds_rejects_a_fold_without_images_inside_or_outside(
         preflight.check_folds(settings, [0], samples, {(48, 72)})
 
 
+@pytest.mark.parametrize(
+    ("args", "found"),
+    [
+        # 24 images: an epoch has 3 steps of 8, and 2 updates of up to two steps.
+        (["epochs=20", "grad_accumulation=2"], "with 24 images to train on, epochs=20 makes 40 up"),
+        (["epochs=133"], "epochs=133 makes 399 updates of the weights; below 400"),
+        (["epochs=134"], ""),
+        (["epochs=1", "max_images=8"], ""),
+        (["epochs=1", "resume=true"], ""),
+        (["epochs=1", "init_run=other"], ""),
+        (["stages=[{epochs: 1}]"], ""),
+    ],
+)
+def test_warn_of_few_updates_counts_those_of_the_smallest_training_set(capsys, args, found):
+    settings = config.load_settings(["batch_size=8", *args])
+    samples = [SimpleNamespace(fold=i % 5) for i in range(30)]  # 6 in each fold
+    preflight.warn_of_few_updates(settings, [0, 1], samples)
+    printed = capsys.readouterr().out
+    assert found in printed and bool(printed) == bool(found)
+    if "40 up" in found:
+        assert printed.endswith("try epochs=200\n")
+
+
 def test_require_labels_rejects_a_fold_without_a_labeled_pixel(monkeypatch):
     masks = [np.full((2, 2), IGNORE, np.uint8), np.array([[IGNORE, 1]], np.uint8)]
     samples = [SimpleNamespace(mask=Path(f"{i}.png"), i=i) for i in range(2)]
