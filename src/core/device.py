@@ -31,6 +31,8 @@ OUT_OF_MEMORY_TEXTS = (
     "unable to find an engine",  # cuDNN, if no engine has enough memory
 )
 
+LOST_WORKER_ERRORS = (ConnectionResetError, ConnectionRefusedError)  # it was killed while it sent
+
 
 def pick_device(settings: Settings) -> torch.device:
     """Return the device to compute on: the CPU, or this process's GPU.
@@ -184,9 +186,9 @@ def explain_out_of_memory(settings: Settings, is_training: bool = True) -> Itera
     """
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, *LOST_WORKER_ERRORS) as error:
         text = str(error).lower()
-        if "dataloader worker (pid" in text:
+        if "dataloader worker (pid" in text or isinstance(error, LOST_WORKER_ERRORS):
             fix = "num_workers=0 or cache=none" if is_training else "num_workers=0"
             raise InputError(
                 "a process that loads images was killed, probably because memory ran out; set "

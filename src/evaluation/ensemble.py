@@ -7,6 +7,7 @@ from typing import Any
 
 from core import process_env, provenance, run_folder
 from core.config import load_settings
+from core.device import explain_out_of_memory
 from core.errors import InputError
 from core.files import atomic_write_json, file_sha256, read_json
 from core.settings import Settings
@@ -121,7 +122,9 @@ def score_ensemble(settings: Settings) -> dict[str, Any]:
     fingerprint = dataset_fingerprint(samples)
     samples = sorted((s for s in samples if s.fold in folds), key=lambda sample: sample.fold)
     predictions = predict_out_of_fold(settings, samples, fingerprint, oof.keep_statistics)
-    scores = oof.to_scores(samples, list(map_in_threads(oof.image_statistics, predictions)))
+    with explain_out_of_memory(settings, is_training=False):
+        statistics = list(map_in_threads(oof.image_statistics, predictions))
+    scores = oof.to_scores(samples, statistics)
     data = {
         "runs": sorted(runs),
         "folds": folds,

@@ -239,9 +239,15 @@ def test_explain_out_of_memory_at_prediction_suggests_what_can_be_changed_there(
     assert f"with {args[0]} at" in line and line.endswith(suggestion)
 
 
-def test_explain_out_of_memory_names_a_killed_loading_process():
-    killed = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
-    line = explanation(killed, [])
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
+        ConnectionResetError(104, "Connection reset by peer"),
+    ],
+)
+def test_explain_out_of_memory_names_a_killed_loading_process(error):
+    line = explanation(error, [])
     assert "loads images was killed, probably because memory ran out" in line
 
 

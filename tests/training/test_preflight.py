@@ -214,8 +214,8 @@ def test_check_folds_rejects_a_fold_without_images_inside_or_outside(
     [
         # 24 images: an epoch has 3 steps of 8, and 2 updates of up to two steps.
         (["epochs=20", "grad_accumulation=2"], "with 24 images to train on, epochs=20 makes 40 up"),
-        (["epochs=133"], "epochs=133 makes 399 updates of the weights; below 400"),
-        (["epochs=134"], ""),
+        (["epochs=199"], "epochs=199 makes 597 updates of the weights; below 600"),
+        (["epochs=200"], ""),
         (["epochs=1", "max_images=8"], ""),
         (["epochs=1", "resume=true"], ""),
         (["epochs=1", "init_run=other"], ""),
@@ -229,7 +229,7 @@ def test_warn_of_few_updates_counts_those_of_the_smallest_training_set(capsys, a
     printed = capsys.readouterr().out
     assert found in printed and bool(printed) == bool(found)
     if "40 up" in found:
-        assert printed.endswith("try epochs=200\n")
+        assert printed.endswith("try epochs=300\n")
 
 
 def test_require_labels_rejects_a_fold_without_a_labeled_pixel(monkeypatch):
