@@ -20,6 +20,7 @@ from tqdm import tqdm
 from core import config
 from core.errors import InputError
 from core.files import atomic_write, file_sha256
+from core.overrides import parse_overrides
 from core.settings import Settings
 from core.text import format_count
 from core.threads import map_in_threads
@@ -28,7 +29,7 @@ from data.classes import IGNORE
 from data.sample import Sample
 
 COLUMNS = ["dataset", "group", "fold"]
-NUMBERED_NAMES = (r"(.+)_\d+", r"(.+)-\d+")  # of photographs that may show one object
+NUMBERED_NAMES = (r"(.+?)(?:_\d+)?", r"(.+?)(?:-\d+)?")  # such as car7_01, car7_02
 
 
 def warn_of_copies(samples: list[Sample]) -> None:
@@ -64,7 +65,7 @@ def warn_of_split_groups(settings: Settings, samples: list[Sample]) -> None:
             print(
                 f"warning: {examples[0]} and {examples[1]} are in different groups; if they show "
                 "one object, a network may be trained on one and scored on the other: delete "
-                f"{settings.folds_csv}, and set group_regex='{regex}'"
+                f"{settings.folds_csv}, set group_regex='{regex}' and another run="
             )
             return
 
@@ -156,7 +157,8 @@ def main(args: list[str]) -> None:
     samples = datasets.load_samples(settings, "train")
     check_groups(settings, samples)
     warn_of_copies(samples)
-    warn_of_split_groups(settings, samples)
+    if "group_regex" not in parse_overrides(args):
+        warn_of_split_groups(settings, samples)
     areas = mean_mask_area(samples)
     stratify_by = datasets.get_format(settings).fold_stratum
     folds = assign_folds(areas, settings.n_folds, stratify_by)

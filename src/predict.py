@@ -84,8 +84,9 @@ def predict_pending_chunks(
 
     predictions = predict(members, samples, settings, keep, with_mask)
     results = map_in_threads(partial(to_result, settings, binarizer), predictions)
-    bar = image_progress(results, "predict", done + len(samples), done)
-    bar = iter(bar)  # one for all chunks: tqdm closes the bar when an iteration over it ends
+    share, n = process_env.rank(), process_env.world_size()
+    title, done = ("predict", done) if n == 1 else (f"predict, share {share} of {n}", 0)
+    bar = image_progress(results, title, done + len(samples), done)
     with closing(results):
         for i in my_chunks:
             chunks.write(i, list(islice(bar, len(chunks.chunk(i)))))

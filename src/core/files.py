@@ -76,7 +76,7 @@ def read_complete_text(path: Path) -> str:
     """Read a UTF-8 file that a script has written; raise ValueError if its last line is cut off."""
     text = path.read_text(encoding="utf-8")
     if not text.endswith("\n"):
-        raise ValueError(f"the last line of {path.name} is cut off")
+        raise ValueError("the line break at its end is missing, it may be cut off")
     return text
 
 

@@ -1,7 +1,8 @@
-"""A progress bar for work that may take hours, on a terminal or in a log file."""
+"""Progress of work that may take hours: a bar on a terminal, lines in a log file."""
 
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 
 from tqdm import tqdm
 
@@ -10,14 +11,25 @@ LOG_INTERVAL_S = 600
 
 def image_progress(
     items: Iterable, title: str, total: int, done: int = 0, leave: bool = True
-) -> tqdm:
-    """Return a progress bar over `items`, one per image, that starts at `done` of `total`.
+) -> Iterator:
+    """Iterate over `items`, one per image, and show the progress from `done` to `total` images.
 
-    With `leave=False` the bar disappears at the end. If stderr is not a terminal, a line is printed
-    every LOG_INTERVAL_S seconds instead.
+    On a terminal, shows a bar, which disappears at the end if `leave` is false. Otherwise prints a
+    line to stderr every LOG_INTERVAL_S seconds.
     """
-    log = {}
-    if not sys.stderr.isatty():
-        log = dict.fromkeys(("delay", "mininterval", "maxinterval"), LOG_INTERVAL_S)
-        log["bar_format"] = "{desc}: {n_fmt} of {total_fmt} images, {remaining} left\n"
-    return tqdm(items, title, total, leave, initial=done, unit="image", **log)
+    if sys.stderr.isatty():
+        # One iterator: tqdm closes the bar when an iteration over it ends.
+        return iter(tqdm(items, title, total, leave, initial=done, unit="image"))
+    return _with_log_lines(items, title, total, done)
+
+
+def _with_log_lines(items: Iterable, title: str, total: int, done: int) -> Iterator:
+    start = latest = time.monotonic()
+    for count, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now - latest >= LOG_INTERVAL_S:
+            latest = now
+            minutes = (now - start) / count * (total - done - count) / 60
+            line = f"{title}: {done + count} of {total} images, {minutes:.0f} minutes left"
+            print(line, file=sys.stderr, flush=True)

@@ -119,9 +119,11 @@ def read_run_settings(run_dir: Path) -> dict[str, Any]:
             raise InputError(f"{run_dir}: no such run{similar_run(run_dir)}")
     try:
         return rename_old_settings(yaml.safe_load(read_complete_text(path)))
-    except (OSError, AttributeError, *YAML_ERRORS):
+    except (OSError, AttributeError, *YAML_ERRORS) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise InputError(
-            f"{path}: missing or unreadable; restore it, or train the run as another run=..."
+            f"{path}: missing or unreadable ({reason}); restore it, or train the run as another "
+            "run=..."
         ) from None
 
 

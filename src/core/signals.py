@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from types import FrameType
 
@@ -50,18 +51,21 @@ class DeferSignals:
     """Record the first signal in `signum`, for a loop that stops after its current step.
 
     At the end of the block a recorded signal raises StopRequested. A second signal, after REPEAT_S,
-    kills the process: snapshots and chunks on disk are kept.
+    kills the process: snapshots and chunks on disk are kept. Outside the main thread, which alone
+    receives signals, the block has no effect.
     """
 
     signum, received = 0, 0.0
 
     def __enter__(self) -> "DeferSignals":
-        for signum in SIGNALS:
-            signal.signal(signum, self._record)
+        self.handlers = {}
+        if threading.current_thread() is threading.main_thread():
+            self.handlers = {signum: signal.signal(signum, self._record) for signum in SIGNALS}
         return self
 
     def __exit__(self, exception: type[BaseException] | None, *_: object) -> None:
-        raise_on_signal()
+        for signum, handler in self.handlers.items():
+            signal.signal(signum, handler)
         if self.signum and exception is None:
             raise StopRequested(self.signum)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from math import prod
 from typing import Any, Self
@@ -91,17 +91,6 @@ class LoadedSample:
     mask: np.ndarray | None  # H×W bool, or uint8 class ids
     error: str = ""  # why the image could not be read; its sub-batch has no images
 
-    # A worker process sends the mask as a tensor, which is in shared memory, not through a pipe: if
-    # the worker was killed halfway, reading the rest of the array from the pipe would never end.
-
-    def __getstate__(self) -> dict[str, Any]:
-        mask = None if self.mask is None else torch.from_numpy(_usable_by_torch(self.mask))
-        return self.__dict__ | {"mask": mask}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        mask = None if state["mask"] is None else state["mask"].numpy()
-        self.__dict__.update(state | {"mask": mask})
-
 
 @dataclass
 class SubBatch:
@@ -112,6 +101,22 @@ class SubBatch:
 
     samples: list[LoadedSample]
     images: dict[Preprocessing, Tensor]  # B×3×h×w uint8, channels-last in memory
+
+    # A worker process sends the masks as one tensor, which is in shared memory, not through a pipe:
+    # if the worker were killed halfway, reading the rest from the pipe would never end.
+
+    def __getstate__(self) -> dict[str, Any]:
+        masks = [sample.mask.ravel() for sample in self.samples if sample.mask is not None]
+        packed = torch.from_numpy(np.concatenate(masks)) if masks else None
+        samples = [replace(sample, mask=None) for sample in self.samples]
+        return {"samples": samples, "images": self.images, "masks": packed}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.samples, self.images, packed = state["samples"], state["images"], state["masks"]
+        if packed is not None:  # then all samples have a mask
+            areas = [prod(sample.native_size) for sample in self.samples]
+            for sample, mask in zip(self.samples, packed.split(areas), strict=True):
+                sample.mask = mask.numpy().reshape(sample.native_size)
 
     def pin_memory(self) -> Self:
         """Move images and masks to pinned memory; DataLoader calls this in a thread."""
@@ -144,13 +149,9 @@ def stack_images(images: Sequence[np.ndarray]) -> Tensor:
 
     A worker process stacks them directly into shared memory.
     """
-    arrays = [_usable_by_torch(image) for image in images]
+    # Copies only arrays that torch cannot use.
+    arrays = [np.require(image, requirements=["C_CONTIGUOUS", "WRITEABLE"]) for image in images]
     return default_collate(arrays).permute(0, 3, 1, 2)
-
-
-def _usable_by_torch(array: np.ndarray) -> np.ndarray:
-    """Return the array itself or, if torch cannot use its memory, a copy."""
-    return np.require(array, requirements=["C_CONTIGUOUS", "WRITEABLE"])
 
 
 @dataclass

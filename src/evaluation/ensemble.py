@@ -1,6 +1,7 @@
 """Ensembles of runs: out-of-fold scores and ensemble.json."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,8 @@ def ensure_oof_scores(settings: Settings) -> oof.Scores:
         score_ensemble(settings_of_training(settings))
     scores = oof.load_scores([run_dir])
     if not run_folder.predictor_path(run_dir).exists():  # score_ensemble() was interrupted
-        store_predictor(run_dir, scores, read_ensemble(run_dir)["tta"])
+        with suppress(OSError):  # predict.py does not need it
+            store_predictor(run_dir, scores, read_ensemble(run_dir)["tta"])
     return scores
 
 

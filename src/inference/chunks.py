@@ -64,16 +64,12 @@ class ChunkedPrediction:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other processes out of the folder. Remove the temporary files of killed ones."""
+        """Keep other processes out of the folder."""
         with folder_lock(self.folder, "wait, or choose another file with submission_csv=..."):
             path = self.submission_path
             stats_path = path.with_name(f"{path.stem}_stats.csv")
             for written in (path, path.with_suffix(".json"), stats_path):
                 remove_stale_tmp_files(written)  # of an interrupted merge
-            masks = [mask for sample in self.samples[:1] for mask in self.mask_paths(sample)]
-            for folder in {mask.parent for mask in masks}:
-                for tmp_path in folder.glob(".*.tmp"):
-                    tmp_path.unlink()
             yield
 
     def chunk(self, i: int) -> list[Sample]:

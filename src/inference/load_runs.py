@@ -24,7 +24,8 @@ NOT_INHERITED_BY_PREDICTION |= {"images", "pictures_dir", "background"}
 # Settings that change what a mask means, and those that select the data of a run.
 MASK_SETTINGS = ("trimap_border", "label_color_tolerance", "mask_threshold")
 DATA_SETTINGS = [name for name, field in FIELDS.items() if field.metadata["scope"] == "run"]
-DATA_SETTINGS = [name for name in DATA_SETTINGS if name not in ("run", "batch_size", "tta")]
+OTHER_SETTINGS = ("run", "batch_size", "tta", "demo_cars", "demo_test_cars")  # of the scope `run`
+DATA_SETTINGS = [name for name in DATA_SETTINGS if name not in OTHER_SETTINGS]
 DATA_SETTINGS += ["folds_csv", "data_dir"]
 
 

@@ -107,7 +107,7 @@ def predict(
     preprocessings = {member.preprocessing for member in members}
     loader = prediction_loader(samples, preprocessings, settings, with_mask, cache)
     with DeferSignals():  # Python drops what a handler raises while a worker process is forked
-        batches = (batch for batch in loader)  # a generator, which can be closed
+        batches = (batch for batch in iter(loader))  # a generator, which can be closed
     predictor = BatchPredictor(members, settings, keep)
     benchmark = torch.backends.cudnn.benchmark  # of training, which validation interrupts
     is_long = len(samples) * len(members) * len(TTA_FLIPS[settings.tta]) >= TUNE_MIN_PASSES

@@ -99,8 +99,12 @@ def find_pictures_dir(settings: Settings, photographs: Path) -> Path:
         name = photographs.resolve().name if photographs.is_dir() else photographs.stem
         return run_folder.photographs_dir(settings.run_dir, name)
     folder = Path(settings.pictures_dir)
-    is_new = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-    if not is_new and not (folder / SOURCE_NAME).exists():
+    if folder.is_dir():
+        names = {path.name for path in folder.iterdir()}
+        is_usable = SOURCE_NAME in names or all(name.startswith(".") for name in names)
+    else:
+        is_usable = not folder.exists()
+    if not is_usable:
         raise InputError(
             f"pictures_dir={folder}: is not a folder for pictures only; set a new or empty folder"
         )

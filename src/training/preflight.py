@@ -8,6 +8,7 @@ import numpy as np
 from core import distributed, process_env, run_folder
 from core.errors import InputError
 from core.settings import Settings
+from core.text import format_count
 from data import csv_files, datasets
 from data.classes import IGNORE, ClassMap
 from data.fingerprint import dataset_fingerprint
@@ -125,9 +126,9 @@ def check_folds(
 
 
 def warn_of_few_updates(settings: Settings, folds: list[int], samples: list[Sample]) -> None:
-    """Print a warning if a training from scratch has so few updates that it probably ends early.
+    """Print a warning if training makes so few updates that it probably ends too early.
 
-    Trials with max_images, and trainings that continue or start from other weights, are left out.
+    Leaves out stages, trials with max_images, and trainings that resume or start from a run.
     """
     is_stage = bool(settings.stages) or "/" in settings.run
     if settings.max_images or settings.init_run or settings.resume or is_stage:
@@ -137,9 +138,10 @@ def warn_of_few_updates(settings: Settings, folds: list[int], samples: list[Samp
     updates = math.ceil(count // step_size / settings.grad_accumulation) * settings.epochs
     if updates < MIN_UPDATES:
         print(
-            f"warning: with {count} images to train on, epochs={settings.epochs} makes {updates} "
-            f"updates of the weights; below {MIN_UPDATES}, more epochs probably raise the score: "
-            f"try epochs={math.ceil(settings.epochs * MIN_UPDATES / updates)}"
+            f"warning: with {count} images to train on, epochs={settings.epochs} makes "
+            f"{format_count(updates, 'update')} of the weights; below {MIN_UPDATES}, more epochs "
+            "probably raise the score: try another run= with "
+            f"epochs={math.ceil(settings.epochs * MIN_UPDATES / updates)}"
         )
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import ROOT
@@ -40,6 +41,25 @@ def test_defer_signals_does_not_replace_an_exception_of_the_block():
         raise ZeroDivisionError
     with pytest.raises(StopRequested):  # and the next signal is raised at once again
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_defer_signals_restores_the_handlers_of_a_program_that_calls_the_scripts():
+    handlers = [signal.signal(signum, lambda *_: None) for signum in signals.SIGNALS]
+    own = [signal.getsignal(signum) for signum in signals.SIGNALS]
+    with DeferSignals():
+        pass
+    assert [signal.getsignal(signum) for signum in signals.SIGNALS] == own != handlers
+
+
+def test_defer_signals_has_no_effect_in_another_thread():
+    own = signal.getsignal(signal.SIGINT)
+
+    def defer():
+        with DeferSignals():
+            return signal.getsignal(signal.SIGINT)
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(defer).result() is own
 
 
 DEFER_THREE_SIGNALS = """

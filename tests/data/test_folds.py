@@ -1,5 +1,6 @@
 """folds.py: balanced folds of whole cars, and the file that it writes."""
 
+import re
 import shutil
 
 import numpy as np
@@ -60,17 +61,34 @@ def test_main_warns_of_an_image_in_two_groups(data_dir, capsys):
 
 
 @pytest.mark.parametrize(
-    ("group_regex", "n_folds", "is_warned"),
-    [("(.+)", 4, True), ("(.+)", 5, False), (r"(.+)_\d+", 4, False)],
+    ("recipe", "typed", "is_warned"),
+    [
+        ("group_regex: (.+)\nn_folds: 4", [], True),
+        ("group_regex: (.+)\nn_folds: 5", [], False),  # fewer cars than folds
+        ("n_folds: 4", [], False),  # grouped by car
+        ("n_folds: 4", ["group_regex=(.+)"], False),  # on purpose
+    ],
 )
 def test_main_warns_if_numbered_images_are_groups(
-    data_dir, capsys, group_regex, n_folds, is_warned
+    data_dir, tmp_path, capsys, recipe, typed, is_warned
 ):
-    args = [f"data_dir={data_dir}", "dataset_name=tiny", f"folds_csv={data_dir / 'new.csv'}"]
-    folds.main([*args, f"group_regex={group_regex}", f"n_folds={n_folds}"])  # of 4 cars
-    expected = "warning: 000000000000_01 and 000000000000_02 are in different groups"
+    shutil.copy(data_dir / "train/000000000000_01.jpg", data_dir / "train/logo.jpg")
+    write_mask(data_dir / "train_masks/logo_mask.gif", np.ones((48, 72), bool))
+    path = tmp_path / "numbered.yaml"
+    path.write_text(f"{recipe}\n")
+    if "(.+)" not in recipe + "".join(typed):
+        (data_dir / "train/logo.jpg").unlink()
+        (data_dir / "train_masks/logo_mask.gif").unlink()
+    args = [f"recipe={path}", f"data_dir={data_dir}", "dataset_name=tiny"]
+    folds.main([*args, f"folds_csv={tmp_path / 'new.csv'}", *typed])
     printed = capsys.readouterr().out
-    assert (expected in printed and r"set group_regex='(.+)_\d+'" in printed) == is_warned
+    found = "warning: 000000000000_01 and 000000000000_02 are in different groups"
+    assert (found in printed) == is_warned
+    if is_warned:  # the suggested expression also matches a name without a number
+        [regex] = re.findall("group_regex='(.+)'", printed)
+        folds.main([*args, f"folds_csv={tmp_path / 'grouped.csv'}", f"group_regex={regex}"])
+        table = pd.read_csv(tmp_path / "grouped.csv", dtype=str)
+        assert table["group"].tolist() == sorted([*(f"{i:012}" for i in range(4)), "logo"])
 
 
 def test_main_does_not_overwrite_the_folds_of_other_cars(data_dir, tmp_path):

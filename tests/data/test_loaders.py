@@ -297,15 +297,17 @@ def test_loaded_batch_is_pinned_by_the_loader_one_call_for_each_stack_and_mask(m
 
 @pytest.mark.parametrize("dtype", [bool, np.uint8])
 def test_a_worker_sends_masks_in_shared_memory(dtype):
-    mask = np.random.default_rng(0).integers(0, 2, (500, 800)).astype(dtype)[:, ::-1]
-    message = ForkingPickler.dumps(loaders.LoadedSample(None, mask.shape, mask))
+    rng, images = np.random.default_rng(0), {Preprocessing(SIZE): torch.zeros(2, 3, *SIZE)}
+    masks = [rng.integers(0, 2, size).astype(dtype)[:, ::-1] for size in ((500, 80), (90, 700))]
+    samples = [loaders.LoadedSample(None, mask.shape, mask) for mask in masks]
+    message = ForkingPickler.dumps(loaders.SubBatch(samples, images))
     assert len(message) < 4096  # what a pipe takes at once
     received = ForkingPickler.loads(message)
-    assert received.mask.dtype == dtype and np.array_equal(received.mask, mask)
-    assert (
-        ForkingPickler.loads(ForkingPickler.dumps(loaders.LoadedSample(None, (8, 9), None))).mask
-        is None
-    )
+    assert [sample.mask.dtype for sample in received.samples] == [dtype, dtype]
+    assert all(map(np.array_equal, [sample.mask for sample in received.samples], masks))
+    assert samples[0].mask is masks[0]  # the sender keeps it
+    without_masks = loaders.SubBatch([loaders.LoadedSample(None, (8, 9), None)], {})
+    assert ForkingPickler.loads(ForkingPickler.dumps(without_masks)) == without_masks
 
 
 MB = 10**6

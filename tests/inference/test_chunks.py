@@ -181,13 +181,3 @@ def test_pending_lists_chunks_that_are_damaged(prediction, capsys):
         prediction.chunk_path(1).write_text(damaged)
         assert prediction.pending() == [1]
         assert f"{prediction.chunk_path(1)}: damaged, predicted again" in capsys.readouterr().out
-
-
-def test_lock_removes_what_a_killed_process_left_among_the_masks(tmp_path):
-    samples, masks = make_samples(tmp_path, 1), tmp_path / "masks"
-    masks.mkdir()
-    for name in (".0_mask.png.9.tmp", "0_mask.png"):
-        (masks / name).touch()
-    mask_paths = [masks / "0_mask.png"]
-    with make_prediction(tmp_path / "a.csv", samples, mask_paths=lambda _: mask_paths).lock():
-        assert [path.name for path in masks.iterdir()] == ["0_mask.png"]

@@ -229,7 +229,7 @@ def test_warn_of_few_updates_counts_those_of_the_smallest_training_set(capsys, a
     printed = capsys.readouterr().out
     assert found in printed and bool(printed) == bool(found)
     if "40 up" in found:
-        assert printed.endswith("try epochs=300\n")
+        assert printed.endswith("try another run= with epochs=300\n")
 
 
 def test_require_labels_rejects_a_fold_without_a_labeled_pixel(monkeypatch):
