@@ -84,8 +84,8 @@ def predict_pending_chunks(
 
     predictions = predict(members, samples, settings, keep, with_mask)
     results = map_in_threads(partial(to_result, settings, binarizer), predictions)
-    share, n = process_env.rank(), process_env.world_size()
-    title, done = ("predict", done) if n == 1 else (f"predict, share {share} of {n}", 0)
+    rank, n = process_env.rank(), process_env.world_size()
+    title, done = ("predict", done) if n == 1 else (f"predict, process {rank} of {n}", 0)
     bar = image_progress(results, title, done + len(samples), done)
     with closing(results):
         for i in my_chunks:

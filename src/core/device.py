@@ -31,7 +31,8 @@ OUT_OF_MEMORY_TEXTS = (
     "unable to find an engine",  # cuDNN, if no engine has enough memory
 )
 
-LOST_WORKER_ERRORS = (ConnectionResetError, ConnectionRefusedError)  # it was killed while it sent
+# Errors of receiving a batch from a process that was killed.
+LOST_WORKER_ERRORS = (ConnectionResetError, ConnectionRefusedError)
 
 
 def pick_device(settings: Settings) -> torch.device:
