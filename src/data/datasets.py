@@ -8,10 +8,10 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from core import process_env
 from core.errors import InputError
+from core.progress import image_progress
 from core.settings import Settings
 from core.text import format_count
 from core.threads import map_in_threads
@@ -101,8 +101,8 @@ def check_headers(paths: Sequence[Path]) -> None:
         return ""
 
     found = map_in_threads(find_error, paths)
-    bar = tqdm(found, "headers", len(paths), leave=False, unit="image", disable=None)
-    if errors := [error for error in bar if error]:
+    shown = image_progress(found, "headers", len(paths), leave=False)
+    if errors := [error for error in shown if error]:
         others = f" ({len(errors)} such files)" if len(errors) > 1 else ""
         raise InputError(f"{errors[0]}{others}{SKIP_HINT}")
 

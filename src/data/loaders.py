@@ -17,12 +17,7 @@ from core.device import pick_device
 from core.errors import InputError
 from core.settings import Settings
 from data.cache import Cache, ImageAndTarget, load_sample
-from data.datasets import (
-    SKIP_HINT,
-    read_native_size,
-    read_sample_image,
-    read_sample_mask,
-)
+from data.datasets import SKIP_HINT, read_native_size, read_sample_image, read_sample_mask
 from data.formats.carvana import IMAGE_SIZE
 from data.preprocess import Preprocessing, Size, preprocess_image, preprocessing_from
 from data.sample import Sample

@@ -23,10 +23,9 @@ NOT_INHERITED_BY_PREDICTION |= {"run", "runs", "fold", "resume", "max_images", "
 NOT_INHERITED_BY_PREDICTION |= {"images", "pictures_dir", "background"}
 # Settings that change what a mask means, and those that select the data of a run.
 MASK_SETTINGS = ("trimap_border", "label_color_tolerance", "mask_threshold")
-DATA_SETTINGS = [name for name, field in FIELDS.items() if field.metadata["scope"] == "run"]
-OTHER_SETTINGS = ("run", "batch_size", "tta", "demo_cars", "demo_test_cars")  # of the scope `run`
-DATA_SETTINGS = [name for name in DATA_SETTINGS if name not in OTHER_SETTINGS]
-DATA_SETTINGS += ["folds_csv", "data_dir"]
+NOT_DATA = ("run", "batch_size", "tta", "demo_cars", "demo_test_cars")  # of the scope `run`
+RUN_SETTINGS = [name for name, field in FIELDS.items() if field.metadata["scope"] == "run"]
+DATA_SETTINGS = [name for name in RUN_SETTINGS if name not in NOT_DATA] + ["folds_csv", "data_dir"]
 
 
 def settings_for_prediction(args: list[str]) -> Settings:
