@@ -31,7 +31,9 @@ OUT_OF_MEMORY_TEXTS = (
     "unable to find an engine",  # cuDNN, if no engine has enough memory
 )
 
-# Errors of receiving a batch from a process that was killed.
+# What tells that a process that loads images was killed: parts of DataLoader's messages, the second
+# one with a GPU, and errors of receiving a batch from that process.
+LOST_WORKER_TEXTS = ("dataloader worker (pid", "pin memory thread exited")
 LOST_WORKER_ERRORS = (ConnectionResetError, ConnectionRefusedError)
 
 
@@ -189,7 +191,8 @@ def explain_out_of_memory(settings: Settings, is_training: bool = True) -> Itera
         yield
     except (RuntimeError, MemoryError, *LOST_WORKER_ERRORS) as error:
         text = str(error).lower()
-        if "dataloader worker (pid" in text or isinstance(error, LOST_WORKER_ERRORS):
+        is_lost = isinstance(error, LOST_WORKER_ERRORS)
+        if is_lost or any(words in text for words in LOST_WORKER_TEXTS):
             fix = "num_workers=0 or cache=none" if is_training else "num_workers=0"
             raise InputError(
                 "a process that loads images was killed, probably because memory ran out; set "

@@ -16,9 +16,8 @@ from core.progress import image_progress
 from core.settings import Settings
 from core.threads import map_in_threads
 from data.datasets import read_checked_sizes, read_sample_image, read_sample_mask
-from data.fingerprint import short_hash
+from data.fingerprint import files_hash
 from data.preprocess import (
-    VERSION,
     Preprocessing,
     Size,
     preprocess_image,
@@ -160,20 +159,6 @@ def write_disk_cache(
         with atomic_write(path.with_suffix(".npz")) as tmp_masks, open(tmp_masks, "wb") as file:
             ends = np.cumsum([len(packed) for packed in masks])
             np.savez(file, packed=np.frombuffer(b"".join(masks), np.uint8), ends=ends)
-
-
-def files_hash(samples: Sequence[Sample], preprocessing: Preprocessing | None = None) -> str:
-    """Return a hash of the files and of their preprocessing.
-
-    A file is identified by name, inode, size and modification time: files with the same name, size
-    and time in different folders are different ones, and a folder may be moved.
-    """
-    lines = [repr((VERSION, preprocessing, samples[0].dataset_format, samples[0].class_map))]
-    for sample in samples:
-        for path in filter(None, (sample.image, sample.mask)):
-            stat = path.stat() if path.exists() else path.lstat()  # lstat: a dangling link
-            lines.append(f"{path.name},{stat.st_ino},{stat.st_size},{stat.st_mtime_ns}")
-    return short_hash("\n".join(lines), 12)
 
 
 # ---------------------------------------------------------------- choosing the location

@@ -190,8 +190,12 @@ def load_training_samples(settings: Settings) -> list[Sample]:
             "write one with `python src/folds.py folds_csv=<new file>` and the settings of this "
             "command, then train another run= with this folds_csv"
         )
-        if settings.dataset_name == "carvana" and not folds.keys() & {s.group for s in samples}:
-            remedy = "for your own images, set recipe=own_images; or " + remedy
+        if not folds.keys() & {sample.group for sample in samples}:
+            regex = settings.group_regex
+            hint = f"if it was written with another group_regex than {regex}, set that one again"
+            if settings.dataset_name == "carvana":
+                hint = "for your own images, set recipe=own_images"
+            remedy = f"{hint}; or {remedy}"
         raise InputError(
             f"{settings.folds_csv}: has no row for {unknown[0]} ({len(unknown)} in total) of "
             f"dataset {settings.dataset_name}; {remedy}"

@@ -1,4 +1,4 @@
-"""Fingerprint of a dataset: networks and scores are compared only on equal data."""
+"""Identity of a dataset and of files: scores are compared, and caches used, only on equal data."""
 
 import hashlib
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from core.errors import InputError
 from core.files import file_sha256
 from core.threads import map_in_threads
 from data.image_files import IMAGE_SUFFIXES
+from data.preprocess import VERSION, Preprocessing
 from data.sample import Sample
 
 
@@ -82,3 +83,38 @@ def file_size(path: Path) -> int:
     if not path.exists():
         raise InputError(f"{path}: is missing, or a link to a missing file")
     return path.stat().st_size
+
+
+def files_hash(samples: Sequence[Sample], preprocessing: Preprocessing | None = None) -> str:
+    """Return a hash of the files and of their preprocessing.
+
+    A file is identified by name, size, modification time and some of its bytes: files with the same
+    name, size and time in different folders are different ones, and a folder may be moved, or
+    unpacked again from the same archive.
+    """
+    lines = [repr((VERSION, preprocessing, samples[0].dataset_format, samples[0].class_map))]
+    for sample in samples:
+        for path in filter(None, (sample.image, sample.mask)):
+            stat = path.stat() if path.exists() else path.lstat()  # lstat: a dangling link
+            probe = hashlib.sha256(read_probe(path, stat.st_size)).hexdigest()
+            lines.append(f"{path.name},{stat.st_size},{stat.st_mtime_ns},{probe}")
+    return short_hash("\n".join(lines), 12)
+
+
+def read_probe(path: Path, n_bytes: int) -> bytes:
+    """Return four blocks of 4 KiB of a file of `n_bytes` bytes, spread evenly; or the whole file.
+
+    Returns no bytes if the file is unreadable; the error is reported when the image is loaded.
+    """
+    count, block_size = 4, 4096
+    try:
+        with open(path, "rb", buffering=0) as file:
+            if n_bytes <= count * block_size:
+                return file.read()
+            blocks = []
+            for i in range(count):
+                file.seek((i + 1) * (n_bytes - block_size) // (count + 1))
+                blocks.append(file.read(block_size))
+            return b"".join(blocks)
+    except OSError:
+        return b""

@@ -12,8 +12,7 @@ import numpy as np
 
 from core.files import atomic_write, file_sha256, folder_lock, remove_stale_tmp_files
 from core.settings import Settings
-from data.cache import files_hash
-from data.fingerprint import short_hash
+from data.fingerprint import files_hash, short_hash
 from data.preprocess import VERSION
 from data.sample import Sample
 from inference.members import EnsembleMember

@@ -132,7 +132,9 @@ class UNet(nn.Module):
         up = zip(below_channels, up_channels, strict=True)
         self.upsamplers = nn.ModuleList(UPSAMPLERS[upsampling](c_in, c_out) for c_in, c_out in up)
         merge = zip(skip_channels, up_channels, decoder_channels, strict=True)
-        self.decoder_blocks = nn.ModuleList(block(skip + up, out) for skip, up, out in merge)
+        self.decoder_blocks = nn.ModuleList(
+            block(c_skip + c_up, c_out) for c_skip, c_up, c_out in merge
+        )
         top = pairwise(top_channels)
         self.refine = nn.Sequential(*(block(c_in, c_out, n_convs=1) for c_in, c_out in top))
         self.dropouts = nn.ModuleList(nn.Dropout(p) for p in dropout or [0.0] * len(channels))

@@ -243,6 +243,7 @@ def test_explain_out_of_memory_at_prediction_suggests_what_can_be_changed_there(
     "error",
     [
         RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
+        RuntimeError("Pin memory thread exited unexpectedly"),
         ConnectionResetError(104, "Connection reset by peer"),
     ],
 )

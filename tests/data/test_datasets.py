@@ -184,7 +184,7 @@ def test_load_samples_explains_the_download_only_for_the_competition(tmp_path, m
         assert ("input/README.md" in str(raised.value)) == is_explained
 
 
-def test_images_of_which_none_is_in_the_carvana_folds_get_a_hint_of_own_images(data_dir):
+def test_images_of_which_none_is_in_the_folds_get_a_hint_of_own_images_or_group_regex(data_dir):
     for dataset_name, is_explained in (("carvana", True), ("tiny", False)):
         folds_csv = data_dir / f"{dataset_name}.csv"
         folds_csv.write_text(f"dataset,group,fold\n{dataset_name},x,0\n{dataset_name},y,1\n")
@@ -192,12 +192,13 @@ def test_images_of_which_none_is_in_the_carvana_folds_get_a_hint_of_own_images(d
         with pytest.raises(InputError, match="has no row for 0") as raised:
             datasets.load_training_samples(config.load_settings(args))
         assert ("set recipe=own_images" in str(raised.value)) == is_explained
+        assert ("with another group_regex than" in str(raised.value)) != is_explained
     folds_csv = data_dir / "some.csv"
     folds_csv.write_text("dataset,group,fold\ncarvana,000000000000,0\ncarvana,y,1\n")
     args = [f"data_dir={data_dir}", f"folds_csv={folds_csv}"]
     with pytest.raises(InputError, match="has no row for 000000000001") as raised:
         datasets.load_training_samples(config.load_settings(args))
-    assert "own_images" not in str(raised.value)
+    assert "own_images" not in str(raised.value) and "regex" not in str(raised.value)
 
 
 # ---------------------------------------------------------------- train_masks.csv

@@ -1,21 +1,27 @@
-"""Fingerprint of a dataset: what changes it, and that of the first release."""
+"""Fingerprint of a dataset: what changes it, and that of the first release; hash of its files."""
 
 import os
+import shutil
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from core.settings import Settings
 from data import datasets
+from data.classes import ClassMap
 from data.fingerprint import (
     combine_fingerprints,
     dataset_fingerprint,
+    files_hash,
     is_same_dataset,
     mask_identity,
 )
 from data.sample import Sample
+
+CAR = ClassMap(("car",), ((255, 255, 255),))
 
 
 @pytest.mark.parametrize(
@@ -112,3 +118,33 @@ def test_dataset_fingerprint_changes_with_mask_threshold(tmp_path):
         sample.mask.write_bytes(b"mask")
         fingerprints.add(combine_fingerprints([dataset_fingerprint([sample])]))
     assert len(fingerprints) == 3
+
+
+def test_files_hash_differs_between_folders_with_the_same_names_sizes_and_times(tmp_path):
+    """A folder that is copied with its times, moved or unpacked again keeps its hash."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 96, 128, 3), np.uint8)
+    pixels[1] = pixels[0]
+    pixels[1, 40:60] += 1
+
+    def samples_in(name):
+        return [Sample(tmp_path / name / "a.bmp", "a", None, 0, "carvana", CAR)]
+
+    for name, image in zip("xy", pixels, strict=True):
+        [sample] = samples_in(name)
+        sample.image.parent.mkdir()
+        cv2.imwrite(str(sample.image), image)
+        os.utime(sample.image, (1, 1))
+    sizes = {samples_in(name)[0].image.stat().st_size for name in "xy"}
+    assert len(sizes) == 1 and sizes.pop() > 4 * 4096  # too large to be hashed as a whole
+    key = files_hash(samples_in("x"))
+    assert files_hash(samples_in("y")) != key
+    shutil.copytree(tmp_path / "x", tmp_path / "copy")  # keeps the times
+    assert files_hash(samples_in("copy")) == key
+
+
+def test_files_hash_of_a_file_that_is_unreadable_or_missing_is_no_error(tmp_path):
+    (tmp_path / "dangling.jpg").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "folder.jpg").mkdir()
+    for path in tmp_path.iterdir():
+        sample = Sample(path, "a", None, 0, "carvana", CAR)
+        assert files_hash([sample]) == files_hash([sample])

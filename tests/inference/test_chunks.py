@@ -7,6 +7,7 @@ import pytest
 
 from core.settings import Settings
 from data.classes import ClassMap
+from data.fingerprint import files_hash
 from data.preprocess import Preprocessing
 from data.sample import Sample
 from inference import chunks
@@ -14,7 +15,6 @@ from inference.chunks import (
     BATCHES_PER_CHUNK,
     ChunkedPrediction,
     ImageResult,
-    files_hash,
     prediction_key,
 )
 from inference.members import EnsembleMember
