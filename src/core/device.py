@@ -31,8 +31,8 @@ OUT_OF_MEMORY_TEXTS = (
     "unable to find an engine",  # cuDNN, if no engine has enough memory
 )
 
-# What tells that a process that loads images was killed: parts of DataLoader's messages, the second
-# one with a GPU, and errors of receiving a batch from that process.
+# Errors after a process that loads images was killed: parts of DataLoader's messages, of which the
+# second appears only with a GPU, and errors of receiving a batch from that process.
 LOST_WORKER_TEXTS = ("dataloader worker (pid", "pin memory thread exited")
 LOST_WORKER_ERRORS = (ConnectionResetError, ConnectionRefusedError)
 

@@ -191,10 +191,11 @@ def load_training_samples(settings: Settings) -> list[Sample]:
             "command, then train another run= with this folds_csv"
         )
         if not folds.keys() & {sample.group for sample in samples}:
-            regex = settings.group_regex
-            hint = f"if it was written with another group_regex than {regex}, set that one again"
             if settings.dataset_name == "carvana":
                 hint = "for your own images, set recipe=own_images"
+            else:
+                regex = settings.group_regex
+                hint = f"if it was written with another group_regex than {regex}, set that again"
             remedy = f"{hint}; or {remedy}"
         raise InputError(
             f"{settings.folds_csv}: has no row for {unknown[0]} ({len(unknown)} in total) of "
