@@ -80,11 +80,9 @@ def choose_threshold(histograms: np.ndarray, folds: np.ndarray) -> tuple[float, 
     NaN as the gain.
     """
     best, _ = best_threshold(histograms)
-    if len(np.unique(folds)) == 1:
-        return best, float("nan")
     at_half = dice_curve(histograms)[:, HALF_INDEX]
-    gain = (cross_fitted_dice(histograms, folds) - at_half).mean()
-    return (best, gain) if gain > 0 else (0.5, 0.0)
+    gain = (cross_fitted_dice(histograms, folds) - at_half).mean()  # NaN for a single fold
+    return (0.5, 0.0) if gain <= 0 else (best, gain)
 
 
 # ---------------------------------------------------------------- several classes
