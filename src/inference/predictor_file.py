@@ -78,7 +78,7 @@ def _explain_missing(run_dir: Path, fix: str) -> str:
         return f"{run_folder.predictor_path(run_dir)}: is missing; {fix}"
     if not run_dir.is_dir():
         found = "no such folder" if not run_dir.exists() else "is a file"
-        ensemble_dir = run_dir.with_name("+".join(sorted(run_dir.name.split("+"))))
+        ensemble_dir = run_dir.with_name(run_folder.ensemble_name(run_dir.name.split("+")))
         if ensemble_dir != run_dir and ensemble_dir.exists():
             return f"{run_dir}: {found}; the ensemble is {ensemble_dir}"
         return f"{run_dir}: {found}; expected the folder of a trained run, such as output/carvana"
