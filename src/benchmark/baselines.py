@@ -54,7 +54,7 @@ def plain_images_per_second(
     workers = min(machine.available_cores(), fitting)
     dataset = PlainDataset(samples, height, width)
     loader = DataLoader(dataset, settings.batch_size, num_workers=workers, shuffle=True)
-    loop = timer.LoopTimer(device, timer.LOOP_SECONDS)
+    loop = timer.LoopTimer(device)
 
     def train_epoch() -> None:
         for images, masks in loader:

@@ -95,7 +95,7 @@ def measure_training(steps: StepTimer, trainer: FoldTrainer, batch: list[Tensor]
         return 1000 * seconds / len(batch[0])
 
     before = step_ms()
-    loop = LoopTimer(trainer.device, timer.LOOP_SECONDS)
+    loop = LoopTimer(trainer.device)
     loop.run(train_epoch)
     # Time the step before and after the loop, so that a drifting clock speed affects both.
     steps.ms["training step"] = (before + step_ms()) / 2
@@ -104,7 +104,7 @@ def measure_training(steps: StepTimer, trainer: FoldTrainer, batch: list[Tensor]
 
 def measure_prediction(trainer: FoldTrainer, samples: list[Sample]) -> float:
     """Return images/s of the prediction pipeline, from files to run lengths."""
-    loop = LoopTimer(torch.device("cpu"), timer.LOOP_SECONDS)  # results are on the host
+    loop = LoopTimer(torch.device("cpu"))  # results are on the host
 
     def keep(image: ImageProbabilities) -> dict[str, Tensor]:
         return {"mask": BINARIZER.to_mask(image.mean())}

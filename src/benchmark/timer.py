@@ -10,6 +10,8 @@ import torch
 from torch.utils.benchmark import Timer
 from tqdm import tqdm
 
+from training.epoch_metrics import synchronized_time
+
 MIN_STEP_SECONDS = 0.5
 LOOP_SECONDS = 10.0
 
@@ -43,30 +45,24 @@ class LoopDone(Exception):
 
 
 class LoopTimer(tqdm):
-    """Hidden progress bar that counts a loop's images and ends the loop after `seconds`.
+    """Hidden progress bar that counts a loop's images and ends the loop after LOOP_SECONDS.
 
     The clock starts after the first step, because this step starts workers and fills pipelines. The
     timer waits for a GPU when the clock starts and when it stops, but not in between.
     """
 
-    def __init__(self, device: torch.device, seconds: float):
+    def __init__(self, device: torch.device):
         super().__init__(disable=True)
-        self.device, self.seconds = device, seconds
-        self.images, self.start, self.elapsed = 0, None, 0.0
+        self.device, self.images, self.start, self.elapsed = device, 0, None, 0.0
 
     def update(self, n: float = 1) -> None:
         if self.start is None:
-            self.start = self.synchronized_time()
+            self.start = synchronized_time(self.device)
             return
         self.images += n
-        if time.monotonic() - self.start > self.seconds:
-            self.elapsed = self.synchronized_time() - self.start
+        if time.monotonic() - self.start > LOOP_SECONDS:
+            self.elapsed = synchronized_time(self.device) - self.start
             raise LoopDone
-
-    def synchronized_time(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.monotonic()
 
     def run(self, loop: Callable[[], None]) -> None:
         """Run the loop, several times if it is short, until LoopDone."""

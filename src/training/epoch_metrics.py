@@ -73,14 +73,11 @@ def batch_metrics(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.stack([dice.sum(), accuracy.sum()])
 
 
-def seconds_since(start: float, device: torch.device) -> float:
-    """Wait until the GPU has finished all queued work; return the seconds since `start`.
-
-    `start` is a value of time.monotonic().
-    """
+def synchronized_time(device: torch.device) -> float:
+    """Wait until a GPU has finished all queued work; return time.monotonic()."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.monotonic() - start
+    return time.monotonic()
 
 
 def reset_peak_memory(device: torch.device) -> None:

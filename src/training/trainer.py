@@ -41,7 +41,7 @@ from models import checkpoint
 from models.segmenter import count_parameters
 from training import epoch_metrics
 from training.epoch_log import EpochLog
-from training.epoch_metrics import EpochMetrics, peak_memory, seconds_since
+from training.epoch_metrics import EpochMetrics, peak_memory, synchronized_time
 from training.initial_weights import find_initial_weights, needs_pretrained
 from training.snapshots import SnapshotWriter, load_snapshot
 from training.train_state import TrainState
@@ -107,8 +107,9 @@ class FoldTrainer:
 
     def count_seconds(self) -> None:
         """Add the training time since `clock` to that of the epoch, and restart the clock."""
-        self.metrics.seconds += seconds_since(self.clock, self.device)
-        self.clock = time.monotonic()
+        now = synchronized_time(self.device)
+        self.metrics.seconds += now - self.clock
+        self.clock = now
 
     def save_if_due(self, signum: int) -> None:
         """Save a snapshot if snapshot_seconds have passed or if any process got a signal. After a

@@ -211,7 +211,7 @@ def test_step_timer_returns_results_and_time_per_image(monkeypatch):
 def test_loop_timer_leaves_out_the_first_step_and_repeats_a_short_loop(monkeypatch):
     clock, runs = [0.0], []
     monkeypatch.setattr(timer.time, "monotonic", lambda: clock[0])
-    loop = timer.LoopTimer(CPU, seconds=10)
+    loop = timer.LoopTimer(CPU)
 
     def run():
         runs.append(1)
@@ -229,7 +229,7 @@ def test_loop_timer_waits_for_a_gpu_at_both_ends_only(monkeypatch):
     waits, clock = [], [0.0]
     monkeypatch.setattr(timer.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: waits.append(clock[0]))
-    loop = timer.LoopTimer(torch.device("cuda", 0), seconds=10)
+    loop = timer.LoopTimer(torch.device("cuda", 0))
 
     def step():
         clock[0] += 1

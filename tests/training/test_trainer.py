@@ -15,7 +15,7 @@ from core.errors import InputError
 from data.datasets import load_training_samples
 from models import checkpoint
 from training import epoch_metrics, trainer
-from training.epoch_metrics import seconds_since
+from training.epoch_metrics import synchronized_time
 from training.train_state import TrainState
 from training.trainer import FoldTrainer
 
@@ -245,11 +245,11 @@ def taking(clock, seconds, function):
     return slow
 
 
-def test_seconds_since_includes_what_the_gpu_has_queued(clock, monkeypatch):
+def test_synchronized_time_includes_what_the_gpu_has_queued(clock, monkeypatch):
     synchronize = taking(clock, 7, lambda device: None)
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
-    assert seconds_since(-1, torch.device("cuda", 0)) == 8
-    assert seconds_since(-1, torch.device("cpu")) == 8  # waits for no GPU
+    assert synchronized_time(torch.device("cuda", 0)) == 7
+    assert synchronized_time(torch.device("cpu")) == 7  # waits for no GPU
 
 
 def test_images_per_second_counts_loading_steps_and_reading_the_loss(make_trainer, clock):
