@@ -15,12 +15,12 @@ if __name__ == "__main__":
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from core import config
 from core.errors import InputError
 from core.files import atomic_write, file_sha256
 from core.overrides import parse_overrides
+from core.progress import image_progress
 from core.settings import Settings
 from core.text import format_count
 from core.threads import map_in_threads
@@ -73,7 +73,7 @@ def warn_of_split_groups(settings: Settings, samples: list[Sample]) -> None:
 def mean_mask_area(samples: list[Sample]) -> pd.Series:
     """Return group → mean fraction of the image that its masks cover, rounded to 6 digits."""
     fractions = map_in_threads(foreground_fraction, samples)
-    areas = [*tqdm(fractions, "mask areas", len(samples), unit="mask", disable=None)]
+    areas = list(image_progress(fractions, "mask areas", len(samples)))
     for area, state in ((0, "show only background"), (1, "cover the whole image")):
         names = [sample.image_id for sample, a in zip(samples, areas, strict=True) if a == area]
         if names:

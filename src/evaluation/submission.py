@@ -9,11 +9,11 @@ from typing import Any, TextIO
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from core import process_env
 from core.errors import InputError
 from core.files import atomic_write, read_json
+from core.progress import image_progress
 from core.settings import Settings
 from core.text import format_count
 from data import csv_files, datasets, image_io, rle
@@ -108,7 +108,7 @@ def read_image_sizes(settings: Settings, names: Iterable[str]) -> dict[str, tupl
     if settings.dataset_name != "carvana":
         require_paths(folder, remedy="; masks are checked against the size of their images")
     sizes, present = dict.fromkeys(names, IMAGE_SIZE), {path.name for path in folder.glob("*")}
-    for name in tqdm(sizes, "sizes", leave=False, unit="image", disable=None):
+    for name in image_progress(sizes, "sizes", len(sizes), leave=False):
         try:
             if name in present:
                 sizes[name] = image_io.read_image_size(folder / name)
@@ -140,8 +140,8 @@ def mask_errors(
     """
     errors, statistics = [], np.full((len(table), 2), np.nan)
     masks = zip(table["img"], table["rle_mask"], strict=True)
-    bar = tqdm(masks, "check", len(table), leave=False, unit="row", disable=None)
-    for i, (name, text) in enumerate(bar):
+    shown = image_progress(masks, "check", len(table), leave=False)
+    for i, (name, text) in enumerate(shown):
         n_pixels = sizes[name][0] * sizes[name][1]
         try:
             starts, lengths = rle.parse_runs(text, n_pixels)
