@@ -111,10 +111,10 @@ def load_scored_samples(settings: Settings) -> list[Sample]:
     return load_training_samples(replace(settings, **{name: stored[name] for name in names}))
 
 
-def score_ensemble(settings: Settings) -> dict[str, Any]:
-    """Score the mean of the runs out of fold; write ensemble.json and return its content.
+def score_ensemble(settings: Settings) -> None:
+    """Score the mean of the runs out of fold; write the scores, ensemble.json and predictor.json.
 
-    Also writes the scores and predictor.json. Raises InputError if a run has the ensemble's name.
+    Raises InputError if a run has the ensemble's name.
     """
     if run_folder.config_path(settings.run_dir).exists():
         raise InputError(
@@ -145,7 +145,6 @@ def score_ensemble(settings: Settings) -> dict[str, Any]:
         f"{settings.run}: out-of-fold dice {score_text.format_mean_dice(scores)} of the mean of "
         f"the runs, on {len(scores.dice)} images of {format_count(len(folds), 'fold')}"
     )
-    return data
 
 
 def predict_out_of_fold(
