@@ -209,11 +209,10 @@ def prediction_loader(
     preprocessing of the cache.
     """
     workers = 0  # passing a cached image to this process takes longer than reading it
-    if cache is None:
-        first = samples[:1]  # the share of a rank may be empty
-        n_bytes = sum(3 * prod(network_size(s, p)) for s in first for p in preprocessings)
+    if samples and cache is None:  # the share of a rank may be empty
+        n_bytes = sum(3 * prod(network_size(samples[0], p)) for p in preprocessings)
         if with_mask:
-            n_bytes += sum(prod(network_size(s, Preprocessing(None))) for s in first)
+            n_bytes += prod(network_size(samples[0], Preprocessing(None)))
         batch_bytes = settings.batch_size * n_bytes
         workers = choose_num_workers(settings, batch_bytes, is_cheap=True)
     dataset = PredictionDataset(
