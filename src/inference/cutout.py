@@ -44,9 +44,7 @@ def soft_alpha(
         threshold: The threshold that produced the mask, above 0 and below 1.
         radius: Width of the soft edge on each side, in native pixels.
     """
-    # Piecewise linear: probability 0 → opacity 0, threshold → 0.5, 1 → 1.
-    below, above = probability / threshold, (1 - probability) / (1 - threshold)
-    opacity = np.where(probability < threshold, below / 2, 1 - above / 2)
+    opacity = np.interp(probability, [0, threshold, 1], [0, 0.5, 1]).astype(np.float32)
     fade = np.minimum(_distance_to_outline(mask) / radius, 1)
     opacity += fade * (mask - opacity)
     return (opacity * 255).round().astype(np.uint8)
