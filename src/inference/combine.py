@@ -55,7 +55,7 @@ class ImageProbabilities:
         classes: the fraction of pixels with the same class. The result is the weighted mean over
         the members.
         """
-        agreement, total = 0.0, sum(member.weight for member, _ in self.probabilities)
+        similarities = []
         for member, probability in self.probabilities:
             region = letterbox_region(self.native_size, member.preprocessing)
             probability = probability[:, *region]
@@ -68,8 +68,8 @@ class ImageProbabilities:
                 similarity = torch.where(areas > 0, 2 * intersection / areas.clamp(min=1), 1.0)
             else:
                 similarity = (probability.argmax(0) == ensemble_mean.argmax(0)).float().mean()
-            agreement = agreement + member.weight / total * similarity
-        return agreement
+            similarities.append((member.weight, similarity))
+        return weighted_mean(similarities)
 
 
 def weighted_mean(pairs: list[tuple[float, Tensor]]) -> Tensor:

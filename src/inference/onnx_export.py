@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from core.errors import InputError
 from core.files import atomic_write
 from core.settings import Settings
+from inference.combine import weighted_mean
 from inference.members import EnsembleMember
 from inference.predictor import predict_probability_tta
 from models.segmenter import Segmenter
@@ -34,11 +35,8 @@ class MeanProbability(nn.Module):
         self.settings = settings
 
     def forward(self, images: Tensor) -> Tensor:
-        mean = 0.0
-        for model, weight in zip(self.models, self.weights, strict=True):
-            probability = predict_probability_tta(model, images, self.settings)
-            mean = mean + weight / sum(self.weights) * probability
-        return mean
+        each = [predict_probability_tta(model, images, self.settings) for model in self.models]
+        return weighted_mean(list(zip(self.weights, each, strict=True)))
 
 
 def check_exportable(members: list[EnsembleMember], settings: Settings) -> None:
