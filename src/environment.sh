@@ -79,7 +79,6 @@ use_requirements() {
 }
 
 unset PYTHONSAFEPATH # else the scripts find none of their modules
-export NO_ALBUMENTATIONS_UPDATE=1 # no version check over the network at import
 # glibc asks the kernel for huge pages: a training step on a CPU took 17% and 29% less time
 # (docs/speed.md).
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
