@@ -52,7 +52,7 @@ class ChunkedPrediction:
     ):
         self.submission_path = settings.submission_path
         self.folder = self.submission_path.with_suffix(".chunks")
-        self.prefix, self.samples, self.mask_paths = key[:16], samples, mask_paths
+        self.key, self.samples, self.mask_paths = key, samples, mask_paths
         self.accepts_errors = settings.skip_unreadable
         self.chunk_size = BATCHES_PER_CHUNK * settings.batch_size
         count = math.ceil(len(samples) / self.chunk_size)
@@ -77,7 +77,7 @@ class ChunkedPrediction:
 
     def chunk_path(self, i: int) -> Path:
         """Return the path of chunk `i`; the file exists once the chunk has been written."""
-        return self.folder / f"{self.prefix}_{i:06}_{self.images_hashes[i]}.json"
+        return self.folder / f"{self.key}_{i:06}_{self.images_hashes[i]}.json"
 
     def pending(self) -> list[int]:
         """Return the indices of the chunks that are not finished."""
@@ -118,7 +118,7 @@ class ChunkedPrediction:
 
     def remove(self) -> None:
         """Delete the chunks, and the folder unless it holds chunks of other predictions."""
-        for path in self.folder.glob(f"{self.prefix}_*"):
+        for path in self.folder.glob(f"{self.key}_*"):
             path.unlink()
         if any(self.folder.glob("*.json")):
             print(
@@ -137,4 +137,4 @@ def prediction_key(settings: Settings, members: list[EnsembleMember], binarizer:
     ]
     for member in members:
         parts.append((file_sha256(member.path), member.preprocessing, member.weight))
-    return short_hash("\n".join(map(repr, parts)), 64)
+    return short_hash("\n".join(map(repr, parts)), 16)
