@@ -1,12 +1,12 @@
 """Mask and label files to arrays, rotated according to EXIF."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from core.errors import InputError
+from data.classes import ClassMap
 from data.image_files import list_names
 from data.image_io import exif_orientation, has_16_bits, open_image, read_16_bits, turn_upright
 
@@ -132,15 +132,13 @@ def _is_constant(values: np.ndarray) -> bool:
     return not values.size or bool(values.min() == values.max())
 
 
-def read_label_values(
-    path: Path, color_values: Sequence[tuple[int, int]] = (), valid_values: Sequence[int] = ()
-) -> np.ndarray:
+def read_label_values(path: Path, class_map: ClassMap) -> np.ndarray:
     """Read a label file as H×W integers: its gray values or its palette indices.
 
-    If all colors of the file are in `color_values`, pairs of 0xRRGGBB and value, returns the values
-    of these colors. Raises InputError for other colors. Raises InputError also for a palette file
-    if the values of its colors in `color_values` differ from its indices, or if its colors are
-    grays among `valid_values` that differ from its indices.
+    If all colors of the file are in `class_map.color_values`, returns the values of these colors.
+    Raises InputError for other colors. Raises InputError also for a palette file if the values of
+    its colors differ from its indices, or if its colors are grays among `class_map.valid_values`
+    that differ from its indices.
     """
     with open_image(path) as image:
         if is_lossy(path, image):
@@ -151,32 +149,26 @@ def read_label_values(
         values = np.asarray(image) if image.mode in ("P", *GRAY_MODES) else None
         rgb = None if image.mode in GRAY_MODES else _to_rgba(path, image)[..., :3]
     if values is None:
-        values = _values_of_colors(path, rgb, color_values)
+        values = _values_of_colors(path, rgb, class_map)
     elif rgb is not None:
-        _check_palette(path, rgb, values, color_values, valid_values)
+        _check_palette(path, rgb, values, class_map)
     return turn_upright(values, orientation)
 
 
-def _check_palette(
-    path: Path,
-    rgb: np.ndarray,
-    indices: np.ndarray,
-    color_values: Sequence[tuple[int, int]],
-    valid_values: Sequence[int],
-) -> None:
+def _check_palette(path: Path, rgb: np.ndarray, indices: np.ndarray, class_map: ClassMap) -> None:
     """Raise InputError if colors and indices of a palette file mean different classes.
 
     Such a file is ambiguous. Gray levels and indices differ if a program that writes GIFs has
     reordered the palette.
     """
     gray = rgb[..., 0]
-    are_values = (rgb == gray[..., None]).all() and np.isin(gray, list(valid_values)).all()
+    are_values = (rgb == gray[..., None]).all() and np.isin(gray, class_map.valid_values).all()
     if are_values and (gray != indices).any():
         raise InputError(
             f"{path}: its palette's gray levels and its palette indices mean different classes in "
             "classes.csv; save it as gray PNG"
         )
-    values, unlisted = _look_up_colors(rgb, color_values)
+    values, unlisted = _look_up_colors(rgb, class_map)
     if not unlisted.size and (indices != values).any():
         raise InputError(
             f"{path}: its palette's colors and its palette indices mean different classes in "
@@ -191,32 +183,28 @@ def is_lossy(path: Path, image: Image.Image) -> bool:
     return image.format in ("JPEG", "MPO") or is_lossy_webp or is_jpeg_in_tiff
 
 
-def _look_up_colors(
-    rgb: np.ndarray, color_values: Sequence[tuple[int, int]]
-) -> tuple[np.ndarray, np.ndarray]:
+def _look_up_colors(rgb: np.ndarray, class_map: ClassMap) -> tuple[np.ndarray, np.ndarray]:
     """Return the H×W values of the colors, −1 for unlisted colors, and the unlisted colors."""
     packed = rgb @ np.array([1 << 16, 1 << 8, 1])
     values = np.full(packed.shape, -1)
-    for color, value in color_values:
+    for color, value in class_map.color_values:
         values[packed == color] = value
     return values, packed[values < 0]
 
 
-def _values_of_colors(
-    path: Path, rgb: np.ndarray, color_values: Sequence[tuple[int, int]]
-) -> np.ndarray:
+def _values_of_colors(path: Path, rgb: np.ndarray, class_map: ClassMap) -> np.ndarray:
     """Return the H×W values of an RGB file.
 
-    These are the values of its colors if `color_values` lists all of them, else its gray levels.
+    These are the values of its colors if the class map lists all of them, else its gray levels.
     Raises InputError for unlisted colors that are not gray.
     """
-    values, unlisted = _look_up_colors(rgb, color_values)
+    values, unlisted = _look_up_colors(rgb, class_map)
     if not unlisted.size:
         return values
     if (rgb == rgb[..., :1]).all():
         return rgb[..., 0]
     message = f"{path}: shows colors; expected a gray or palette file of class values"
-    if color_values:
-        listed = list_names([f"#{color:06x}" for color, _ in color_values])
+    if class_map.color_values:
+        listed = list_names([f"#{color:06x}" for color, _ in class_map.color_values])
         message += f", or only the colors of classes.csv, {listed}; found #{unlisted[0]:06x}"
     raise InputError(message)

@@ -11,6 +11,7 @@ from tiny_datasets import draw_car, write_mask
 
 from core.errors import InputError
 from data import image_io, mask_io
+from data.classes import ClassMap
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
@@ -139,7 +140,7 @@ def test_image_mask_and_size_are_turned_as_exif_demands(tmp_path, suffix, orient
     assert np.array_equal(mask_io.read_mask(path, 128), expected > 0)
     assert image_io.read_image_size(path) == expected.shape
     if suffix in ("png", "tif"):
-        assert np.array_equal(mask_io.read_label_values(path), expected)
+        assert np.array_equal(mask_io.read_label_values(path, ClassMap((), ())), expected)
 
 
 def test_intact_photograph_with_a_damaged_exif_header_is_read_as_it_is(tmp_path):

@@ -10,6 +10,7 @@ from PIL import Image
 
 from core.errors import InputError
 from data import mask_io
+from data.classes import ClassMap
 
 MASK = np.zeros((12, 20), bool)
 MASK[2:6, 3:13] = MASK[4:9, 3:6] = True  # L-shaped, so that each turn and mirror image differs
@@ -273,7 +274,8 @@ def test_read_mask_rejects_nan(tmp_path):
 # ---------------------------------------------------------------- labels of several classes
 
 LABELS = np.arange(240, dtype=np.uint8).reshape(12, 20) % 5
-COLOR_VALUES = ((0x000000, 0), (0x800000, 3), (0x0000FF, 7))
+NO_COLORS, THREE_VALUES = ClassMap((), ()), ClassMap((), (), value_to_class=(0, 1, 2))
+COLORS = ClassMap((), (), color_values=((0x000000, 0), (0x800000, 3), (0x0000FF, 7)))
 LOSSLESS = {"lossless": True, "exact": True, "icc_profile": bytes(600)}
 
 
@@ -290,24 +292,24 @@ LOSSLESS = {"lossless": True, "exact": True, "icc_profile": bytes(600)}
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-@pytest.mark.parametrize("colors", [(), COLOR_VALUES], ids=["", "colors_are_listed"])
-def test_read_label_values_reads_gray_values_and_palette_indices(tmp_path, name, image, colors):
+@pytest.mark.parametrize("class_map", [NO_COLORS, COLORS], ids=["", "colors_are_listed"])
+def test_read_label_values_reads_gray_values_and_palette_indices(tmp_path, name, image, class_map):
     options = LOSSLESS if name.endswith("webp") else {}
     path = save(tmp_path, name, image, **options)
-    assert np.array_equal(mask_io.read_label_values(path, colors), LABELS)
+    assert np.array_equal(mask_io.read_label_values(path, class_map), LABELS)
 
 
 def test_read_label_values_rejects_a_palette_of_grays_in_another_order(tmp_path):
     """Pillow writes gray values as indices of the values that occur."""
     path = save(tmp_path, "labels.gif", Image.fromarray(np.array([[0, 2, 2]], np.uint8)))
     with pytest.raises(InputError, match="gray levels and its palette indices mean"):
-        mask_io.read_label_values(path, valid_values=(0, 1, 2))
+        mask_io.read_label_values(path, THREE_VALUES)
     gray = save(tmp_path, "labels.png", Image.fromarray(np.array([[0, 2, 2]], np.uint8)))
-    assert mask_io.read_label_values(gray, valid_values=(0, 1, 2)).tolist() == [[0, 2, 2]]
+    assert mask_io.read_label_values(gray, THREE_VALUES).tolist() == [[0, 2, 2]]
     shades = Image.fromarray(np.array([[0, 1, 2]], np.uint8), "P")
     shades.putpalette([0, 0, 0, 99, 99, 99, 200, 200, 200])  # the grays are no values
     path = save(tmp_path, "shades.png", shades)
-    assert mask_io.read_label_values(path, valid_values=(0, 1, 2)).tolist() == [[0, 1, 2]]
+    assert mask_io.read_label_values(path, THREE_VALUES).tolist() == [[0, 1, 2]]
 
 
 @pytest.mark.parametrize(
@@ -322,13 +324,13 @@ def test_read_label_values_rejects_a_palette_of_grays_in_another_order(tmp_path)
 def test_read_label_values_rejects_lossy_files(tmp_path, name, options):
     path = save(tmp_path, name, Image.fromarray(np.dstack([LABELS] * 3)), **options)
     with pytest.raises(InputError, match=f"{name}: lossy compression changes the classes"):
-        mask_io.read_label_values(path)
+        mask_io.read_label_values(path, NO_COLORS)
 
 
 def test_read_label_values_rejects_colors(tmp_path):
     path = save(tmp_path, "color.png", Image.fromarray(paint(BLUE, RED)))
     with pytest.raises(InputError, match=r"color\.png: shows colors; expected a gray or palette"):
-        mask_io.read_label_values(path)
+        mask_io.read_label_values(path, NO_COLORS)
 
 
 COLOR_LABELS = np.array([BLACK, RED, BLUE], np.uint8)[LABELS % 3]
@@ -342,12 +344,12 @@ def test_read_label_values_reads_listed_colors(tmp_path, name):
         cv2.imwrite(str(path), COLOR_LABELS[..., ::-1].astype(np.uint16) * 257)
     else:
         Image.fromarray(COLOR_LABELS).convert(name[:-4].upper()[:4]).save(path)
-    assert np.array_equal(mask_io.read_label_values(path, COLOR_VALUES), COLOR_LABEL_VALUES)
+    assert np.array_equal(mask_io.read_label_values(path, COLORS), COLOR_LABEL_VALUES)
 
 
 def test_read_label_values_reads_16_bit_values_of_three_channels(tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), np.dstack([LABELS] * 3).astype(np.uint16))
-    assert np.array_equal(mask_io.read_label_values(tmp_path / "a.png"), LABELS)
+    assert np.array_equal(mask_io.read_label_values(tmp_path / "a.png", NO_COLORS), LABELS)
 
 
 def test_read_label_values_rejects_a_palette_in_another_order_than_the_values(tmp_path):
@@ -355,9 +357,9 @@ def test_read_label_values_rejects_a_palette_in_another_order_than_the_values(tm
         tmp_path / "a.png"
     )
     with pytest.raises(InputError, match="its palette's colors and its palette indices"):
-        mask_io.read_label_values(tmp_path / "a.png", COLOR_VALUES)
+        mask_io.read_label_values(tmp_path / "a.png", COLORS)
     path = save(tmp_path, "b.png", palette_image(LABELS % 2 * 3, BLACK, BLUE, BLUE, RED))
-    assert np.array_equal(mask_io.read_label_values(path, COLOR_VALUES), LABELS % 2 * 3)
+    assert np.array_equal(mask_io.read_label_values(path, COLORS), LABELS % 2 * 3)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])

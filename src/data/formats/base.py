@@ -45,8 +45,7 @@ class DatasetFormat:
     def read_mask(self, sample: Sample) -> np.ndarray:
         """Read the mask at native size: H×W bool for one class, else uint8 class ids or IGNORE."""
         class_map = sample.class_map
-        colors, valid = class_map.color_values, class_map.valid_values
-        values = mask_io.read_label_values(sample.mask, colors, valid)
+        values = mask_io.read_label_values(sample.mask, class_map)
         classes = decode_values(values, class_map, str(sample.mask))
         return classes == 1 if class_map.is_binary else classes
 
