@@ -174,11 +174,11 @@ def write_submission_json(
 
 
 def check_and_score(settings: Settings, samples: list[Sample], results: list[ImageResult]) -> None:
-    """If the test masks are known, score the probabilities (test.csv and test.npz in the run's
-    folder). For one class, check and score the submission."""
+    """Score the probabilities if the test masks are known; check and score a submission."""
     if results[0].scores:
         scores = oof.to_scores(samples, [result.scores for result in results])
-        oof.save_scores(settings.run_dir, scores, "test")
+        stem = run_folder.test_scores_stem(settings)
+        oof.save_scores(stem.parent, scores, stem.name)
         score_text.report_test_scores(scores)
     if samples[0].class_map.is_binary:
         submission.check_and_score_submission(settings)

@@ -232,7 +232,7 @@ def test_classes_csv_trains_and_predicts_several_classes(tmp_path):
     assert "test dice" in printed and "mean IoU" in printed
     folder = tmp_path / "output/tiny/masks"
     names = [f"{path.stem}.png" for path in sorted((data_dir / "test").iterdir())]
-    assert sorted(path.name for path in folder.iterdir()) == [*names, "labels", "legend.png"]
+    assert sorted(path.name for path in folder.glob("[!.]*")) == [*names, "labels", "legend.png"]
     for name in names:
         colors = cv2.imread(str(folder / name), cv2.IMREAD_COLOR_RGB)
         label = cv2.imread(str(folder / "labels" / name), cv2.IMREAD_UNCHANGED)

@@ -55,6 +55,13 @@ def masks_dir(run_dir: Path) -> Path:
     return run_dir / "masks"
 
 
+def test_scores_stem(settings: Settings) -> Path:
+    """output/<run>/test, or <name>_test for submission_csv=<name>.csv: a path without suffix"""
+    path = settings.submission_path
+    named = path.with_name(f"{path.stem}_test")
+    return named if settings.submission_csv else settings.run_dir / "test"
+
+
 def ensemble_name(runs: Sequence[str]) -> str:
     """Return an ensemble's name: its runs joined by + in alphabetical order."""
     return "+".join(sorted(runs))

@@ -197,12 +197,12 @@ def save_scores(
     The npz comes last: it marks the fold as finished.
     """
     arrays = scores.per_image | ({"weights": tensors_sha256(weights)} if weights else {})
-    table = scores.table.rename(columns={column: f"{name}_{column}" for column in DICE_COLUMNS})
+    kind = name.rpartition("_")[2]  # oof or test
+    table = scores.table.rename(columns={column: f"{kind}_{column}" for column in DICE_COLUMNS})
     with atomic_write(folder / f"{name}.csv") as tmp_path:
         table.to_csv(tmp_path, index=False, float_format="%.8f")
     with atomic_write(folder / f"{name}.npz") as tmp_path, open(tmp_path, "wb") as file:
-        image_ids = scores.table["image_id"].to_numpy(str)
-        np.savez_compressed(file, image_id=image_ids, **arrays)
+        np.savez_compressed(file, image_id=scores.table["image_id"].to_numpy(str), **arrays)
 
 
 def load_scores(folders: list[Path]) -> Scores:

@@ -4,7 +4,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -39,8 +39,8 @@ class ChunkedPrediction:
     File names start with the prediction's key, so chunks of other predictions stay in the folder
     and can be resumed. File names end with a hash of the chunk's images: after one image is
     replaced, only its chunk is predicted again. A stored chunk is also predicted again if it is
-    damaged, if a file of `mask_paths` (a sample's masks and overlays) is missing, or if an image
-    was unreadable and skip_unreadable is off.
+    damaged, if an image was unreadable, or if a file of `mask_paths` (a sample's masks and
+    overlays) is missing or newer than the chunk: then another prediction has written it.
     """
 
     def __init__(
@@ -53,7 +53,6 @@ class ChunkedPrediction:
         self.submission_path = settings.submission_path
         self.folder = self.submission_path.with_suffix(".chunks")
         self.key, self.samples, self.mask_paths = key, samples, mask_paths
-        self.accepts_errors = settings.skip_unreadable
         self.chunk_size = BATCHES_PER_CHUNK * settings.batch_size
         count = math.ceil(len(samples) / self.chunk_size)
         self.images_hashes = [files_hash(self.chunk(i)) for i in range(count)]
@@ -63,8 +62,12 @@ class ChunkedPrediction:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other processes out of the folder."""
-        with folder_lock(self.folder, "wait, or choose another file with submission_csv=..."):
+        """Keep other processes out of the folder, and out of the folder of the masks."""
+        with ExitStack() as locks:
+            hint = "wait, or choose another file with submission_csv=..."
+            locks.enter_context(folder_lock(self.folder, hint))
+            if self.samples and (paths := self.mask_paths(self.samples[0])):
+                locks.enter_context(folder_lock(paths[0].parent, "wait, it writes masks there"))
             path = self.submission_path
             stats_path = path.with_name(f"{path.stem}_stats.csv")
             for written in (path, path.with_suffix(".json"), stats_path):
@@ -92,12 +95,13 @@ class ChunkedPrediction:
         except (ValueError, AttributeError, KeyError, TypeError) as error:
             print(f"{self.chunk_path(i)}: damaged, predicted again ({error})")
             return False
-        for sample, result in pairs:
-            if result.error and not self.accepts_errors:
-                return False
-            if not result.error and not all(path.exists() for path in self.mask_paths(sample)):
-                return False
-        return True
+        # A chunk is written after its masks.
+        written = self.chunk_path(i).stat().st_mtime_ns
+        return not any(result.error for _, result in pairs) and all(
+            path.exists() and path.stat().st_mtime_ns <= written
+            for sample, _ in pairs
+            for path in self.mask_paths(sample)
+        )
 
     def write(self, i: int, results: list[ImageResult]) -> None:
         """Store chunk `i`."""

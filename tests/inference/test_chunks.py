@@ -1,10 +1,13 @@
 """Chunks of a prediction: which are pending, what is stored, and when they are discarded."""
 
+import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from core import files
+from core.errors import InputError
 from core.settings import Settings
 from data.classes import ClassMap
 from data.fingerprint import files_hash
@@ -62,25 +65,41 @@ def test_pending_lists_chunks_that_are_not_written(prediction):
     assert prediction.pending() == [0, 2]
 
 
-def test_pending_lists_chunks_with_unreadable_images_unless_they_are_skipped(prediction):
+def test_pending_lists_chunks_with_unreadable_images(prediction):
     results = make_results(prediction.chunk(1))
     results[3].error = "4.jpg: is truncated"
     prediction.write(1, results)
     assert prediction.pending() == [0, 1, 2]
-    prediction.accepts_errors = True
-    assert prediction.pending() == [0, 2]
 
 
-def test_pending_lists_chunks_of_which_a_mask_file_is_missing(prediction, tmp_path):
+def test_pending_lists_chunks_of_which_a_mask_file_is_missing_or_newer(prediction, tmp_path):
     mask_paths = {sample: tmp_path / f"{sample.image_id}.png" for sample in prediction.samples}
     prediction.mask_paths = lambda sample: [mask_paths[sample]]
-    for i in range(3):
-        prediction.write(i, make_results(prediction.chunk(i)))
     for path in mask_paths.values():
         path.touch()
+    for i in range(3):
+        prediction.write(i, make_results(prediction.chunk(i)))
     assert prediction.pending() == []
     mask_paths[prediction.chunk(1)[2]].unlink()
     assert prediction.pending() == [1]
+    written = prediction.chunk_path(2).stat().st_mtime_ns
+    os.utime(mask_paths[prediction.chunk(2)[0]], ns=(written, written + 1))  # by another prediction
+    assert prediction.pending() == [1, 2]
+
+
+def test_lock_keeps_other_predictions_out_of_the_folder_of_the_masks(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LOCK_WAIT_S", 0)
+    samples = make_samples(tmp_path, 1)
+    masks = {"mask_paths": lambda sample: [tmp_path / "masks" / "a.png"]}
+    one, other = (make_prediction(tmp_path / name, samples, **masks) for name in ("a.csv", "b.csv"))
+    with (
+        one.lock(),
+        pytest.raises(InputError, match="masks: another process is using"),
+        other.lock(),
+    ):
+        pass
+    with other.lock():
+        pass
 
 
 @pytest.mark.parametrize("with_scores", [False, True])
