@@ -59,8 +59,8 @@ def warn_of_split_groups(settings: Settings, samples: list[Sample]) -> None:
     for regex in NUMBERED_NAMES:
         objects = Counter(datasets.group_from_stem(stem, regex) for stem in stems)
         repeated = [name for name, count in objects.items() if name and count > 1]
-        # With fewer objects than folds, the common part is no object, as in photo_1, photo_2, ...
-        if len(repeated) >= settings.n_folds:
+        # If only one name is repeated, it is no object, as in photo_1, photo_2, ...
+        if len(repeated) > 1:
             examples = [s for s in stems if datasets.group_from_stem(s, regex) == repeated[0]]
             print(
                 f"warning: {examples[0]} and {examples[1]} are in different groups; if they show "

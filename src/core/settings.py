@@ -127,7 +127,7 @@ class Settings:
     trimap_border: Literal["pet", "background", "ignore", "class"] = setting("pet", "pets: class of the border pixels of a trimap")
     skip_empty: bool = setting(False, "leave out training images with empty masks")
     mask_name: str = setting("", "carvana: name of the masks, such as {stem}_seg or {stem}_seg.png; empty: {stem}_mask or {stem}", MASK_NAME)
-    mask_threshold: int = setting(0, "carvana: mask pixels with this value or more are the object, for soft edges and lossy files; 0: masks must have two values", BYTE)
+    mask_threshold: int = setting(0, "carvana: in masks with more values than black and one other, pixels with this value or more are the object, for soft edges and lossy files; 0: such masks are an error", BYTE)
     use_hq_images: bool = setting(False, "read train_hq/ and test_hq/ instead of train/ and test/")
     group_regex: str = setting(r"(.+)_\d+", "regular expression for file stems; its one capture group matches the name of the car; all images of a car are in one fold", REGEX)
     folds_csv: str = setting("folds.csv", "csv that assigns each group (car) to a fold; empty: folds.csv in data_dir", scope="invocation", is_path=True)

@@ -101,6 +101,15 @@ def decode_mask(text: str, size: tuple[int, int], source: str) -> np.ndarray:
         raise InputError(f"{source}: {error}") from None
 
 
+def require_row_major(text: str, size: tuple[int, int], source: str) -> None:
+    """Raise InputError if valid run lengths look counted down the columns of an H×W mask."""
+    if rle.is_counted_down_columns(text, size):
+        raise InputError(
+            f"{source}: its pixels seem to be counted down the columns; expected along the rows "
+            "of the upright image"
+        )
+
+
 def read_class_map(path: Path) -> ClassMap:
     """Read classes.csv: the value in label files, name and color of each class.
 

@@ -17,8 +17,9 @@ def dataset_fingerprint(samples: Sequence[Sample]) -> str:
     """Return the fingerprint "<h>-<m>-<i>" of a dataset.
 
     h is a hash of image names, groups, folds, sizes of mask files, and classes. m is a hash of the
-    content of the mask files. i is a hash of the names and sizes of the image files. Scores are
-    comparable only if h and m are equal. A run trains all folds on equal h, m and i.
+    content of the mask files. i is a hash of the names of the image files, their sizes, and some of
+    their bytes if they are uncompressed. Scores are comparable only if h and m are equal. A run
+    trains all folds on equal h, m and i.
     """
     lines = sorted(f"{s.image_id},{s.group},{s.fold},{mask_identity(s.mask)}" for s in samples)
     classes = samples[0].class_map
@@ -33,7 +34,7 @@ def dataset_fingerprint(samples: Sequence[Sample]) -> str:
     masks = sorted({sample.mask for sample in samples})
     hashes = dict(zip(masks, map_in_threads(file_sha256, masks), strict=True))
     truth = sorted((sample.image_id, hashes[sample.mask]) for sample in samples)
-    images = sorted((sample.image.name, file_size(sample.image)) for sample in samples)
+    images = sorted((sample.image.name, image_identity(sample.image)) for sample in samples)
     return "-".join([short_hash("\n".join(lines), 12), short_hash(truth), short_hash(images)])
 
 
@@ -74,8 +75,18 @@ def mask_identity(path: Path) -> str:
     for a file that holds all masks, such as a csv.
     """
     size = file_size(path)
-    is_compressed = path.suffix.lower() in {*IMAGE_SUFFIXES} - {".bmp", ".tif", ".tiff"}
-    return str(size) if is_compressed else file_sha256(path)
+    return str(size) if is_compressed(path) else file_sha256(path)
+
+
+def image_identity(path: Path) -> int | str:
+    """Return the size of an image's file; if it is uncompressed, with a hash of some bytes."""
+    size = file_size(path)
+    return size if is_compressed(path) else f"{size},{short_hash(read_probe(path, size))}"
+
+
+def is_compressed(path: Path) -> bool:
+    """Whether two image files of this type and of the same size are unlikely to differ."""
+    return path.suffix.lower() in {*IMAGE_SUFFIXES} - {".bmp", ".tif", ".tiff"}
 
 
 def file_size(path: Path) -> int:

@@ -136,9 +136,10 @@ def read_label_values(path: Path, class_map: ClassMap) -> np.ndarray:
     """Read a label file as H×W integers: its gray values or its palette indices.
 
     If all colors of the file are in `class_map.color_values`, returns the values of these colors.
-    Raises InputError for other colors. Raises InputError also for a palette file if the values of
-    its colors differ from its indices, or if its colors are grays among `class_map.valid_values`
-    that differ from its indices.
+    Raises InputError for other colors. Raises InputError also for an ambiguous file: a palette file
+    if the values of its colors differ from its indices, or if its colors are grays among
+    `class_map.valid_values` that differ from its indices; an RGB file if its colors are such grays
+    that differ from the values of these colors.
     """
     with open_image(path) as image:
         if is_lossy(path, image):
@@ -161,9 +162,7 @@ def _check_palette(path: Path, rgb: np.ndarray, indices: np.ndarray, class_map: 
     Such a file is ambiguous. Gray levels and indices differ if a program that writes GIFs has
     reordered the palette.
     """
-    gray = rgb[..., 0]
-    are_values = (rgb == gray[..., None]).all() and np.isin(gray, class_map.valid_values).all()
-    if are_values and (gray != indices).any():
+    if _are_gray_values(rgb, class_map) and (rgb[..., 0] != indices).any():
         raise InputError(
             f"{path}: its palette's gray levels and its palette indices mean different classes in "
             "classes.csv; save it as gray PNG"
@@ -174,6 +173,12 @@ def _check_palette(path: Path, rgb: np.ndarray, indices: np.ndarray, class_map: 
             f"{path}: its palette's colors and its palette indices mean different classes in "
             "classes.csv; save it as RGB, in a PNG, or write its palette's colors into classes.csv"
         )
+
+
+def _are_gray_values(rgb: np.ndarray, class_map: ClassMap) -> bool:
+    """Whether all colors are gray, with levels that are values of the class map."""
+    gray = rgb[..., 0]
+    return (rgb == gray[..., None]).all() and np.isin(gray, class_map.valid_values).all()
 
 
 def is_lossy(path: Path, image: Image.Image) -> bool:
@@ -196,10 +201,16 @@ def _values_of_colors(path: Path, rgb: np.ndarray, class_map: ClassMap) -> np.nd
     """Return the H×W values of an RGB file.
 
     These are the values of its colors if the class map lists all of them, else its gray levels.
-    Raises InputError for unlisted colors that are not gray.
+    Raises InputError for unlisted colors that are not gray, and for grays that mean other classes
+    as gray levels than as colors.
     """
     values, unlisted = _look_up_colors(rgb, class_map)
     if not unlisted.size:
+        if _are_gray_values(rgb, class_map) and (rgb[..., 0] != values).any():
+            raise InputError(
+                f"{path}: its grays mean different classes in classes.csv as values and as colors; "
+                "save it as gray PNG of values, or choose other colors in classes.csv"
+            )
         return values
     if (rgb == rgb[..., :1]).all():
         return rgb[..., 0]

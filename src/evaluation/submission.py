@@ -200,12 +200,19 @@ def read_true_masks(
     """Return an iterator over the true masks (H×W bool) of the images `names`, from `truth_csv` if
     it is set, else from the test split. Return None if the test split has no masks."""
     if settings.truth_csv:
-        truth, path = read_truth(settings, names), settings.truth_csv
-        return (csv_files.decode_mask(truth[n], sizes[n], f"{path}: {n}") for n in names)
+        truth = read_truth(settings, names)
+        return (decode_true_mask(truth[n], sizes[n], f"{settings.truth_csv}: {n}") for n in names)
     if not datasets.get_format(settings).has_test_masks(settings):
         return None
     samples = {sample.image.name: sample for sample in datasets.load_test_samples(settings)}
     return (datasets.read_sample_mask(samples[name]) for name in names)
+
+
+def decode_true_mask(text: str, size: tuple[int, int], source: str) -> np.ndarray:
+    """Decode a true mask; InputError if it is invalid or looks counted down the columns."""
+    mask = csv_files.decode_mask(text, size, source)
+    csv_files.require_row_major(text, size, source)
+    return mask
 
 
 def score_submission(

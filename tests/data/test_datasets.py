@@ -222,6 +222,15 @@ def test_train_masks_csv_stands_in_for_the_folder(data_dir):
         assert np.array_equal(datasets.read_sample_mask(sample), masks[sample.image_id])
 
 
+def test_train_masks_csv_is_read_again_after_it_has_changed(data_dir):
+    masks = write_masks_csv(data_dir)
+    sample = datasets.load_samples(tiny_settings(data_dir), "train")[0]
+    assert datasets.read_sample_mask(sample).sum() == masks[sample.image_id].sum() > 3
+    lines = [f"{image_id}.jpg,1 3" for image_id in masks]
+    (data_dir / "train_masks.csv").write_text("\n".join(["img,rle_mask", *lines]) + "\n")
+    assert datasets.read_sample_mask(sample).sum() == 3
+
+
 def test_train_masks_csv_counted_down_the_columns_is_rejected(data_dir):
     masks = write_masks_csv(data_dir)
     lines = [f"{image_id}.jpg,{rle.encode(mask.T)}" for image_id, mask in masks.items()]
@@ -300,6 +309,12 @@ def test_classes_of_classes_csv_keep_its_order_after_the_background(data_dir):
     class_map = datasets.get_class_map(tiny_settings(data_dir))
     assert class_map.names == ("background", "tree", "car")
     assert class_map.value_to_class[7:10] == (1, 0, 2)
+
+
+def test_classes_csv_rejects_mask_threshold(data_dir):
+    write_labels(data_dir)
+    with pytest.raises(InputError, match="mask_threshold=128: is for masks of one class"):
+        datasets.get_class_map(tiny_settings(data_dir, "mask_threshold=128"))
 
 
 def test_classes_csv_needs_masks_in_image_files(data_dir):

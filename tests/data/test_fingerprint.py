@@ -16,6 +16,7 @@ from data.fingerprint import (
     combine_fingerprints,
     dataset_fingerprint,
     files_hash,
+    image_identity,
     is_same_dataset,
     mask_identity,
 )
@@ -92,6 +93,20 @@ def test_mask_identity_of_an_uncompressed_file_is_that_of_its_content(tmp_path, 
         Image.fromarray(mask).save(tmp_path / f"a{suffix}")
         identities.add(mask_identity(tmp_path / f"a{suffix}"))
     assert len(identities) == 2
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".tif"])
+def test_image_identity_of_an_uncompressed_file_changes_with_its_pixels(tmp_path, suffix):
+    identities = set()
+    for value in (1, 2):
+        Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(tmp_path / f"a{suffix}")
+        identities.add(image_identity(tmp_path / f"a{suffix}"))
+    assert len(identities) == 2
+
+
+def test_image_identity_of_a_compressed_file_is_its_size(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"12345")
+    assert image_identity(tmp_path / "a.jpg") == 5
 
 
 def test_dataset_fingerprint_changes_if_two_masks_of_equal_size_are_swapped(tmp_path):

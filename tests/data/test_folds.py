@@ -64,7 +64,7 @@ def test_main_warns_of_an_image_in_two_groups(data_dir, capsys):
     ("recipe", "typed", "is_warned"),
     [
         ("group_regex: (.+)\nn_folds: 4", [], True),
-        ("group_regex: (.+)\nn_folds: 5", [], False),  # fewer cars than folds
+        ("group_regex: (.+)\nn_folds: 5", [], True),
         ("n_folds: 4", [], False),  # grouped by car
         ("n_folds: 4", ["group_regex=(.+)"], False),  # on purpose
     ],
@@ -89,6 +89,17 @@ def test_main_warns_if_numbered_images_are_groups(
         folds.main([*args, f"folds_csv={tmp_path / 'grouped.csv'}", f"group_regex={regex}"])
         table = pd.read_csv(tmp_path / "grouped.csv", dtype=str)
         assert table["group"].tolist() == sorted([*(f"{i:012}" for i in range(4)), "logo"])
+
+
+def test_main_does_not_warn_of_numbers_after_a_single_name(data_dir, tmp_path, capsys):
+    for folder in ("train", "train_masks"):
+        for i, path in enumerate(sorted((data_dir / folder).iterdir()), 1):
+            suffix = "_mask.gif" if folder == "train_masks" else ".jpg"
+            path.rename(path.with_name(f"photo_{i}{suffix}"))
+    args = [f"data_dir={data_dir}", "dataset_name=tiny", f"folds_csv={tmp_path / 'new.csv'}"]
+    (tmp_path / "photos.yaml").write_text("group_regex: (.+)\n")
+    folds.main([f"recipe={tmp_path / 'photos.yaml'}", *args])
+    assert "different groups" not in capsys.readouterr().out
 
 
 def test_main_does_not_overwrite_the_folds_of_other_cars(data_dir, tmp_path):

@@ -347,6 +347,17 @@ def test_read_label_values_reads_listed_colors(tmp_path, name):
     assert np.array_equal(mask_io.read_label_values(path, COLORS), COLOR_LABEL_VALUES)
 
 
+def test_read_label_values_rejects_grays_that_are_values_and_colors_of_other_classes(tmp_path):
+    black_and_white = ((0x000000, 0), (0xFFFFFF, 1))
+    class_map = ClassMap((), (), (0, 1, *[-1] * 253, 255), color_values=black_and_white)
+    for levels, expected in (([0, 1, 255], [0, 1, 255]), ([0, 0, 0], [0, 0, 0])):
+        path = save(tmp_path, "a.png", Image.fromarray(np.array([levels], np.uint8)).convert("RGB"))
+        assert mask_io.read_label_values(path, class_map).tolist() == [expected]
+    path = save(tmp_path, "b.png", Image.fromarray(np.array([[0, 255]], np.uint8)).convert("RGB"))
+    with pytest.raises(InputError, match="its grays mean different classes in"):
+        mask_io.read_label_values(path, class_map)
+
+
 def test_read_label_values_reads_16_bit_values_of_three_channels(tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), np.dstack([LABELS] * 3).astype(np.uint16))
     assert np.array_equal(mask_io.read_label_values(tmp_path / "a.png", NO_COLORS), LABELS)

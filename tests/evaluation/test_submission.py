@@ -269,6 +269,15 @@ def test_score_against_a_truth_with_an_image_twice_is_rejected(args, data_dir, t
     assert_input_error(score.main, [*args, f"truth_csv={path}"], "is listed twice")
 
 
+def test_score_against_a_truth_counted_down_the_columns_is_rejected(args, data_dir, tmp_path):
+    truth = pd.read_csv(data_dir / "test_truth.csv")
+    columns = [rle.encode(rle.decode(text, (48, 72)).T) for text in truth["rle_mask"]]
+    path = tmp_path / "truth.csv"
+    truth.assign(rle_mask=columns).to_csv(path, index=False)
+    parts = (f"{path}: 000000000004_01.jpg: its pixels seem to be counted down the columns",)
+    assert_input_error(score.main, [*args, f"truth_csv={path}"], *parts)
+
+
 def test_score_is_the_mean_dice_of_the_masks(csv_path, args, data_dir, capsys):
     table = pd.read_csv(csv_path)
     masks = [rle.decode(text, (48, 72)) for text in table["rle_mask"]]

@@ -16,9 +16,9 @@ FilePairs = list[tuple[Path, Path | None]]  # image and mask file (None: unknown
 class DatasetFormat:
     """How the files of one dataset are found and read.
 
-    A subclass implements the first two methods. The defaults of the other methods suit label files
-    that have the size of their images and hold values of the class map. If the masks are not image
-    files, override read_mask() and read_checked_size(), as Carvana does for a csv.
+    A subclass implements the first three methods. The defaults of the other methods suit label
+    files that have the size of their images and hold values of the class map. If the masks are not
+    image files, override read_mask() and read_checked_size(), as Carvana does for a csv.
     """
 
     def list_files(self, settings: Settings, split: str) -> FilePairs:
@@ -33,7 +33,7 @@ class DatasetFormat:
 
     def find_test_images_dir(self, settings: Settings) -> Path:
         """Return the folder of the images that predict.py predicts by default."""
-        return Path(settings.data_dir) / "test"
+        raise NotImplementedError
 
     def has_test_masks(self, settings: Settings) -> bool:
         """Whether the split "test" has masks to score predictions with."""

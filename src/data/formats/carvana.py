@@ -15,7 +15,7 @@ import numpy as np
 from core.environment import ROOT
 from core.errors import InputError
 from core.settings import FIELDS, Settings
-from data import mask_io, rle
+from data import mask_io
 from data.classes import ClassMap
 from data.csv_files import (
     decode_mask,
@@ -23,6 +23,7 @@ from data.csv_files import (
     read_csv_strict,
     read_submission_names,
     require_distinct,
+    require_row_major,
 )
 from data.formats.base import DatasetFormat, FilePairs
 from data.image_files import list_images, require_paths
@@ -58,6 +59,11 @@ class Carvana(DatasetFormat):
     def make_class_map(self, settings: Settings) -> ClassMap:
         path = Path(settings.data_dir) / "classes.csv"
         if path.exists():
+            if settings.mask_threshold:
+                raise InputError(
+                    f"mask_threshold={settings.mask_threshold}: is for masks of one class, but "
+                    f"there is {path}; leave it out, or delete the file"
+                )
             return read_class_map(path)
         for name in ("Classes.csv", "classes.CSV", "class.csv"):
             if path.with_name(name).exists():
@@ -90,11 +96,7 @@ class Carvana(DatasetFormat):
         if sample.mask.suffix == ".csv":
             size = self.read_mask(sample).shape
             text = read_encoded_masks(sample.mask)[to_nfc(sample.image_id)]
-            if rle.is_counted_down_columns(text, size):
-                raise InputError(
-                    f"{sample.mask}: {sample.image.name}: its pixels seem to be counted down the "
-                    "columns; expected along the rows of the upright image"
-                )
+            require_row_major(text, size, f"{sample.mask}: {sample.image.name}")
             return size
         return super().read_checked_size(sample)
 
@@ -194,9 +196,17 @@ def order_by_names(images: list[Path], names: list[str]) -> list[Path]:
 # ---------------------------------------------------------------- masks in a csv
 
 
-@lru_cache(maxsize=1)
 def read_encoded_masks(path: Path) -> dict[str, str]:
-    """Return image stem → run lengths from a csv in the submission's format."""
+    """Return image stem → run lengths from a csv in the submission's format.
+
+    The latest csv stays in memory. It is read again if its size or modification time changes.
+    """
+    stat = path.stat()
+    return _read_encoded_masks(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _read_encoded_masks(path: Path, size: int, mtime_ns: int) -> dict[str, str]:
     table = read_csv_strict(path, ["img", "rle_mask"])
     stems = table["img"].map(lambda name: to_nfc(Path(name).stem))
     require_distinct(path, stems)
