@@ -17,12 +17,17 @@ from core.overrides import parse_overrides
 from evaluation import ensemble, leaderboard
 from inference import load_runs
 
+# Runs and ensembles are scored with the values of these settings that the runs were trained with.
+SETTINGS_OF_RUNS = ("fold", "max_images", "tta", "tile_overlap", "threshold", "postprocess")
+
 
 def main(args: list[str]) -> None:
-    settings = config.load_settings(args)
+    settings, overrides = config.load_settings(args), parse_overrides(args)
+    for name in SETTINGS_OF_RUNS:
+        if name in overrides:
+            raise InputError(f"{name}: scores have that of the runs; leave it out")
     if len(settings.runs) > 1:
         ensemble.score_ensemble(load_runs.settings_for_prediction(args))
-    overrides = parse_overrides(args)
     run = settings.run if "run" in overrides and "runs" not in overrides else ""
     names = leaderboard.write_leaderboard(Path(settings.output_dir), run)
     if run and run not in names:

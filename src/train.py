@@ -2,6 +2,7 @@
 
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 from core import cli
@@ -115,6 +116,7 @@ def suggest_prediction(runs: list[Settings]) -> str:
 
 
 def main(args: list[str]) -> None:
+    sys.argv[1:] = args  # for provenance.json, if a notebook calls main()
     runs = []
     for run_args in config.split_runs(args):
         runs.append(run_start.load_run_settings(run_args))
@@ -125,6 +127,12 @@ def main(args: list[str]) -> None:
         print(
             "warning: carvana, the default recipe, needs a GPU; for a CPU there are "
             "recipe=carvana_small and recipe=carvana_lite"
+        )
+    named = config.read_recipe(runs[0].recipe).get("runs", [])
+    if len(named) > len(runs) and not process_env.is_launched():
+        print(
+            f"recipe={runs[0].recipe} is for the runs {', '.join(named)}; training only "
+            f"{runs[0].run}, with the network of the first"
         )
     for settings in runs:
         pick_precision(settings, device)  # InputError before images are decoded

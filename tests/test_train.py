@@ -1,6 +1,8 @@
 """Training end to end on the tiny dataset: the files of a run, its scores, and exact resume."""
 
+import json
 import os
+import shlex
 import signal
 import sys
 from contextlib import nullcontext
@@ -56,6 +58,12 @@ def test_recipe_of_two_runs_trains_both_and_predict_averages_them(data_dir, tmp_
     assert "narrow+wide" in capsys.readouterr().out
     score.main(args)
     assert "mean dice" in capsys.readouterr().out.lower()
+    again = [*args, "epochs=1", "run=again", "fold=0"]
+    train.main(again)
+    expected = "is for the runs narrow, wide; training only again, with the network of the first"
+    assert expected in capsys.readouterr().out
+    [record] = json.loads((tmp_path / "again/fold0/provenance.json").read_text())
+    assert record["command"] == shlex.join(["bash", "train.sh", *again])
 
 
 def test_command_in_the_weights_is_that_which_trained_them(data_dir, tmp_path, monkeypatch):

@@ -108,7 +108,8 @@ def check_options(settings: Settings, args: list[str]) -> None:
     recipe = {} if "model" in overrides else read_recipe(settings.recipe)
     for name, value in (recipe | overrides).items():
         model = FIELDS[name].metadata["only_for_model"]
-        is_off = value in ("none", [], 0) or (name, value) == ("space_to_depth", 1)
+        is_off = value in ("none", [], 0) and name != "norm"
+        is_off |= (name, value) == ("space_to_depth", 1)
         if model and model != settings.model and not is_off:
             found = f"{name}={format_value(value)}: is an option of model={model}"
             raise InputError(f"{found}; this run has model={settings.model}")
@@ -128,8 +129,7 @@ def split_runs(args: list[str]) -> list[list[str]]:
     others = [arg for arg in args if arg.partition("=")[0] not in ("recipe", "runs")]
     recipes = settings.runs
     if is_recipe_file(settings.recipe):
-        path = Path(settings.recipe)
-        recipes = [path.with_name(run + path.suffix) for run in settings.runs]
+        recipes = [Path(settings.recipe).with_stem(run) for run in settings.runs]
     return [[*others, f"recipe={recipe}", f"runs={Path(recipe).stem}"] for recipe in recipes]
 
 

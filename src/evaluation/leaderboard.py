@@ -13,6 +13,11 @@ from evaluation import ensemble, metrics, oof, statistics
 from evaluation.leaderboard_entries import LeaderboardEntry, load_entries
 from evaluation.postprocess_choice import choose_steps, cross_fitted_gain, explain_steps
 
+INTERVALS_NOTE = (
+    "Standard errors and intervals hold for these trained networks. Training again with another "
+    "`seed` changes the scores, too: to compare settings with close scores, train several seeds."
+)
+
 # ---------------------------------------------------------------- comparison
 
 
@@ -164,7 +169,7 @@ def write_leaderboard(output_dir: Path, run: str = "") -> list[str]:
     tables = build_leaderboards(entries)
     with atomic_write(output_dir / "leaderboard.csv") as tmp_path:
         pd.concat(tables).to_csv(tmp_path, index=False, float_format="%.6f")
-    page = "# Out-of-fold leaderboard\n"
+    page = f"# Out-of-fold leaderboard\n\n{INTERVALS_NOTE}\n"
     for table in tables:
         best, scores, costs = table.iloc[0], format_scores(table), format_costs(table)
         groups = format_count(best.groups, "group")

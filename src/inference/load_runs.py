@@ -162,10 +162,9 @@ def check_classes_match(settings: Settings, run_dir: Path) -> None:
             "cityscapes": "set dataset_format= and cityscapes_classes= as in training",
             "pairs": "set dataset_format= and cityscapes_classes= as in training",
         }
-        fix = fixes.get(settings.dataset_format, "set dataset_format= as in training")
         raise InputError(
             f"{path}: was trained with {_format_classes(trained)}, the settings select "
-            f"{_format_classes(names)}; {fix}"
+            f"{_format_classes(names)}; {fixes[settings.dataset_format]}"
         )
 
 

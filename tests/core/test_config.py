@@ -434,7 +434,7 @@ def test_scripts_print_help_and_reject_an_unknown_setting(script):
 @pytest.mark.parametrize(
     ("model", "values"),
     [
-        ("smp", {"dropout": [], "decoder_channels": [], "norm": "none"}),
+        ("smp", {"dropout": [], "decoder_channels": [], "space_to_depth": 1}),
         ("unet", {"half_size_decoder": False, "encoder_weights": "none"}),
     ],
 )
@@ -442,6 +442,12 @@ def test_check_options_accepts_options_of_the_other_model_that_are_off(recipe, m
     typed = [f"{name}={config.format_value(value)}" for name, value in values.items()]
     for args in ([recipe(yaml.safe_dump({"model": model, **values}))], [f"model={model}", *typed]):
         config.check_options(config.load_settings(args), args)
+
+
+def test_check_options_rejects_norm_none_of_the_other_model(recipe):
+    for args in (["model=smp", "norm=none"], [recipe("model: smp\nnorm: none\n")]):
+        with pytest.raises(InputError, match="norm=none: is an option of model=unet"):
+            config.check_options(config.load_settings(args), args)
 
 
 def test_folds_csv_left_empty_is_that_in_data_dir(tmp_path, monkeypatch):

@@ -428,8 +428,13 @@ def test_out_of_fold_scores_of_an_ensemble_are_kept_for_other_flips_and_tiles(ru
     capsys.readouterr()
     ensemble.ensure_oof_scores(replace(settings, tta="none", tile_overlap=0.5))
     assert capsys.readouterr().out == "" and read_predictor(settings.run_dir) == stored
-    leaderboard.main([f"output_dir={runs_copy.output_dir}", "runs=a,b", "tta=none"])
-    assert read_predictor(settings.run_dir).tta == "none"
+
+
+@pytest.mark.parametrize("arg", ["tta=none", "threshold=0.4", "fold=0", "max_images=2"])
+def test_leaderboard_rejects_settings_that_scores_take_from_the_runs(runs_copy, arg):
+    args = [f"output_dir={runs_copy.output_dir}", "runs=a,b", arg]
+    line = assert_input_error(leaderboard.main, args)
+    assert line == f"{arg.partition('=')[0]}: scores have that of the runs; leave it out"
 
 
 def test_first_scoring_of_an_ensemble_does_not_use_the_flips_and_data_of_the_prediction(
@@ -557,7 +562,8 @@ def test_leaderboard_has_runs_and_ensemble_with_costs_of_its_runs(runs_copy, cap
     assert table.loc["a+b", "command"] == "python src/leaderboard.py runs=a,b"
     text = (runs_copy.output_dir / "leaderboard.md").read_text()
     assert all(f"| {run} |" in text for run in table.index)
-    assert text.startswith("# Out-of-fold leaderboard\n\n## 18 images of 6 groups (data and folds ")
+    assert text.startswith("# Out-of-fold leaderboard\n\nStandard errors and intervals hold for ")
+    assert "\n\n## 18 images of 6 groups (data and folds " in text
     assert "- a: `bash train.sh`\n  - specks: " in text
 
 
