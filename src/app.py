@@ -71,7 +71,8 @@ def build_page(model: TrainedModel, title: str) -> "Blocks":
             cutout = gr.Image(image_mode="RGBA", label="Cutout", **options)
         with gr.Row():
             best = model.binarizer.threshold
-            threshold = gr.Slider(1 / 256, 255 / 256, best, step=1 / 256, label="Threshold")
+            limits = min(1 / 256, best), max(255 / 256, best)
+            threshold = gr.Slider(*limits, best, step=1 / 256, label="Threshold")
             background = gr.Radio([TRANSPARENT, COLORED], value=TRANSPARENT, label="Background")
             color = gr.ColorPicker("#ffffff", label="Color")
         drawing = {"fn": draw, "inputs": [result, threshold, background, color]}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageCms
 
 ROAD, CAR = 7, 26  # label ids of Cityscapes
 ROAD_COLOR, CAR_COLOR = (128, 64, 128), (0, 0, 142)
@@ -125,3 +125,10 @@ def make_cityscapes_pairs(folder: Path, side: int = 48, count: int = 4) -> Path:
             pair = np.concatenate([image, label], axis=1)
             cv2.imwrite(str(folder / split / f"{i}.jpg"), pair[..., ::-1])
     return folder
+
+
+def swapped_profile():
+    """Return an RGB profile: sRGB with red and green exchanged."""
+    data = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    data = data.replace(b"rXYZ", b"?XYZ").replace(b"gXYZ", b"rXYZ").replace(b"?XYZ", b"gXYZ")
+    return data.replace("sRGB".encode("utf-16-be"), "GRBx".encode("utf-16-be"))

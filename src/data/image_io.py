@@ -3,7 +3,7 @@
 import struct
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -12,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from core.errors import InputError
 from core.files import atomic_write
+from data.exif import exif_orientation, turn_upright
 from data.image_files import foreign_file_remedy, list_images, require_paths
 
 # Exceptions that Pillow and OpenCV raise for files that are truncated, damaged or not images.
@@ -22,7 +23,6 @@ OPENCV_FORMATS = ("JPEG", "MPO", "PNG")  # decoded by OpenCV, which is faster th
 MAX_PIXELS = 2**28  # a file of a few kB can declare more pixels than fit into memory
 Image.MAX_IMAGE_PIXELS = None  # replaced by MAX_PIXELS
 warnings.filterwarnings("ignore", module="PIL")  # about odd metadata; real problems raise errors
-EXIF_ORIENTATION = 0x0112
 NEW_SUBFILE_TYPE, REDUCED_OR_MASK = 254, 1 | 4  # a tag of a TIFF's page, and two of its bits
 PNG_END = b"IEND\xaeB`\x82"  # with its checksum; other data may follow
 TO_OPENCV = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}  # by the number of channels
@@ -85,7 +85,7 @@ def _remedy(error: Exception) -> str:
     return "" if getattr(error, "strerror", None) else "; download it again"
 
 
-# ---------------------------------------------------------------- orientation
+# ---------------------------------------------------------------- headers
 
 
 def read_image_size(path: Path) -> tuple[int, int]:
@@ -99,28 +99,6 @@ def read_orientation(path: Path) -> int:
     """Return the EXIF orientation of an image, 1…8, from the file's header."""
     with open_image(path) as image:
         return exif_orientation(image)
-
-
-def exif_orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1…8; see turn_upright().
-
-    Returns 1 for a TIFF, because Pillow itself turns a TIFF upright.
-    """
-    exif = Image.Exif()
-    if image.format != "TIFF":
-        with suppress(SyntaxError, struct.error):  # a damaged header of an intact image
-            exif.load(image.info.get("exif"))  # image.getexif() would decode a whole PNG to find it
-    orientation = exif.get(EXIF_ORIENTATION)
-    return orientation if orientation in range(1, 9) else 1
-
-
-def turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Mirror and turn H×W or H×W×C pixels as the EXIF orientation demands."""
-    if orientation >= 5:
-        pixels = pixels.swapaxes(0, 1)
-    rows = slice(None, None, -1 if orientation in (3, 4, 7, 8) else 1)
-    columns = slice(None, None, -1 if orientation in (2, 3, 6, 7) else 1)
-    return np.ascontiguousarray(pixels[rows, columns])
 
 
 # ---------------------------------------------------------------- images

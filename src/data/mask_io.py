@@ -7,8 +7,9 @@ from PIL import Image
 
 from core.errors import InputError
 from data.classes import ClassMap
+from data.exif import exif_orientation, turn_upright
 from data.image_files import list_names
-from data.image_io import exif_orientation, has_16_bits, open_image, read_16_bits, turn_upright
+from data.image_io import has_16_bits, open_image, read_16_bits
 
 GRAY_MODES = ("1", "L", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 MAX_CLASS_VALUES = 64  # a mask with more values probably has soft edges

@@ -10,7 +10,7 @@ from data.classes import IGNORE
 
 Size = tuple[int, int]  # height, width
 # Part of the names of caches and unfinished predictions. Increase it if files yield other pixels.
-VERSION = 2
+VERSION = 3
 KMEANS_SAMPLES = 1000  # pixels from which k-means finds the colors
 
 
@@ -41,7 +41,11 @@ def letterbox_region(native_size: Size, preprocessing: Preprocessing) -> tuple[s
 def preprocess_image(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     """Convert H×W×3 to h×w×3 uint8 RGB; a letterbox is padded with black."""
     resized = _resize(image, preprocessing, interpolation=None, fill=0)
-    return reduce_colors(resized, preprocessing.n_colors) if preprocessing.n_colors else resized
+    if preprocessing.n_colors:  # without the black of the letterbox
+        region = letterbox_region(image.shape[:2], preprocessing)
+        resized = resized.copy()
+        resized[region] = reduce_colors(resized[region], preprocessing.n_colors)
+    return resized
 
 
 def preprocess_mask(mask: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:

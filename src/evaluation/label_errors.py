@@ -7,6 +7,7 @@ from evaluation.oof import Scores
 
 # A probability below 1/16, or of 15/16 or more, is confident.
 CONFIDENT_LEVELS = 16
+LEAST_AREA = 0.01  # fraction of the image
 ERROR_RATIO = 5  # times the typical fraction of confident errors
 MAX_ROBUST_Z = 5.0  # robust standard deviations
 MIN_GROUP_SIZE = 5  # images in a group for a group median
@@ -20,12 +21,13 @@ def find_label_errors(scores: Scores) -> pd.DataFrame:
     errors, z_scores = confident_errors(scores.histograms), turntable_outliers(scores.table)
     ratios = errors.sum(axis=1) / typical_error(errors.sum(axis=1), scores.groups)
     reasons = []
-    for (false_positive, false_negative), ratio, z in zip(errors, ratios, z_scores, strict=True):
-        reason = []
+    rows = zip(errors, ratios, z_scores, scores.table["area"], strict=True)
+    for (false_positive, false_negative), ratio, z, area in rows:
+        reason, whole = [], "the mask" if area >= LEAST_AREA else f"{LEAST_AREA:.0%} of the image"
         if ratio > ERROR_RATIO:
             reason.append(
                 f"confident false positives {false_positive:.1%}, "
-                f"false negatives {false_negative:.1%} of the mask"
+                f"false negatives {false_negative:.1%} of {whole}"
             )
         if abs(z) > MAX_ROBUST_Z:
             relation = "larger" if z > 0 else "smaller"
@@ -42,13 +44,13 @@ def find_label_errors(scores: Scores) -> pd.DataFrame:
 def confident_errors(histograms: np.ndarray) -> np.ndarray:
     """Return confident false positives and false negatives, relative to the true area.
 
-    Takes N×2×256 histograms (see pixel_counts.probability_histograms) and returns N×2 float64. If
-    the true area is below 1% of the image, 1% of the image takes its place.
+    Takes N×2×256 histograms (see pixel_counts.probability_histograms) and returns N×2 float64. The
+    fraction LEAST_AREA of the image takes the place of a smaller true area.
     """
     false_positives = histograms[:, 0, -CONFIDENT_LEVELS:].sum(axis=1)
     false_negatives = histograms[:, 1, :CONFIDENT_LEVELS].sum(axis=1)
     # Without a minimum, a single wrong pixel on an empty mask would be the largest error.
-    least_area = 0.01 * histograms.sum(axis=(1, 2))
+    least_area = LEAST_AREA * histograms.sum(axis=(1, 2))
     true_area = np.maximum(histograms[:, 1].sum(axis=1), least_area)
     return np.stack([false_positives, false_negatives], axis=1) / true_area[:, None]
 

@@ -19,7 +19,8 @@ def dice_from_counts(
 
 
 def mask_dice(predicted: np.ndarray, true: np.ndarray) -> float:
-    """Return the Dice of two H×W bool masks, in [0, 1]."""
+    """Return the Dice of two H×W masks, bool or 0 and any other value, in [0, 1]."""
+    predicted, true = predicted.astype(bool, copy=False), true.astype(bool, copy=False)
     return float(dice_from_counts(np.count_nonzero(predicted & true), predicted.sum(), true.sum()))
 
 

@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,25 @@ def read_predictor(run_dir: Path) -> PredictorFile:
     if not _is_current(run_dir, stored.networks):
         raise InputError(f"{path}: does not match the run's current networks; {fix}")
     return stored
+
+
+def select_fold(run_dir: Path, networks: list[StoredNetwork], fold: int) -> list[StoredNetwork]:
+    """Return the network of each run that held out `fold`, with the weight of the run.
+
+    Raises InputError if a run has no such network.
+    """
+    by_run: dict[Path, list[StoredNetwork]] = {}
+    for network in networks:
+        by_run.setdefault(Path(network.path).parent.parent, []).append(network)
+    selected = []
+    for run, members in by_run.items():
+        own = [member for member in members if Path(member.path).parent.name == f"fold{fold}"]
+        if not own:
+            folder = os.path.normpath(run_dir / run)
+            raise InputError(f"{folder}: has no network of fold {fold}")
+        weight = sum(member.weight for member in members)
+        selected.append(replace(own[0], weight=weight))
+    return selected
 
 
 def _explain_missing(run_dir: Path, fix: str) -> str:

@@ -17,7 +17,7 @@ from inference.postprocess import Binarizer
 class Segmentation:
     """A photograph with its prediction; its properties are computed on first use."""
 
-    image: np.ndarray = field(repr=False)  # H×W×3 uint8 RGB, turned as EXIF requires
+    image: np.ndarray = field(repr=False)  # H×W×3 uint8 sRGB, turned as EXIF requires
     # float32 in [0, 1]: H×W for one class, C×H×W for several classes
     probability: np.ndarray = field(repr=False)
     binarizer: Binarizer
@@ -50,7 +50,9 @@ class Segmentation:
         return put_on_background(cutout, read_background(background, self.mask.shape))
 
     def with_threshold(self, threshold: float) -> Self:
-        """Return the same prediction with another threshold, between 0 and 1."""
+        """Return the same prediction with another threshold, above 0 and below 1; for one class."""
+        if self.probability.ndim > 2:
+            raise InputError("a threshold needs a run of one class; this run has several")
         if not 0 < threshold < 1:
             raise ValueError(f"threshold={threshold}: must be between 0 and 1")
         return replace(self, binarizer=replace(self.binarizer, threshold=threshold))

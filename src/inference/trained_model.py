@@ -8,8 +8,8 @@ import numpy as np
 
 from core.config import load_settings
 from core.device import explain_out_of_memory, pick_device
-from core.errors import InputError
 from core.settings import Settings
+from data.color_profile import convert_to_srgb
 from data.image_io import read_image
 from data.loaders import LoadedSample, collate_samples
 from data.preprocess import preprocess_image
@@ -17,7 +17,7 @@ from inference.cutout import edge_radius
 from inference.members import EnsembleMember, make_member
 from inference.postprocess import Binarizer
 from inference.predictor import BatchPredictor, keep_mean
-from inference.predictor_file import read_predictor
+from inference.predictor_file import read_predictor, select_fold
 from inference.segmentation import Segmentation
 from models import checkpoint
 
@@ -41,7 +41,9 @@ class TrainedModel:
         if not isinstance(image, str | os.PathLike | np.ndarray):
             raise TypeError(f"expected a path or an array, found {type(image).__name__}")
         if not isinstance(image, np.ndarray):
-            image = read_image(Path(os.path.expanduser(image)))
+            path = Path(os.path.expanduser(image))
+            pixels = read_image(path)
+            return replace(self(pixels), image=convert_to_srgb(path, pixels))
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise ValueError(f"expected H×W×3 uint8 RGB, found {image.shape} {image.dtype}")
         preprocessings = {member.preprocessing for member in self.members}
@@ -81,15 +83,13 @@ def load(
     stored = read_predictor(run_dir)
     tta = tta or stored.tta
     requested = load_settings([f"device={device}", f"precision={precision}", f"tta={tta}"])
+    networks = stored.networks if fold is None else select_fold(run_dir, stored.networks, fold)
     members, trained = [], []
-    for network in stored.networks:
-        if fold is None or Path(network.path).parent.name == f"fold{fold}":
-            path = run_dir / network.path
-            model, settings = checkpoint.load_model(path, pick_device(requested))
-            members.append(make_member(model, settings, network.weight))
-            trained.append(settings)
-    if not members:
-        raise InputError(f"{run_dir}: has no network of fold {fold}")
+    for network in networks:
+        path = run_dir / network.path
+        model, settings = checkpoint.load_model(path, pick_device(requested))
+        members.append(make_member(model, settings, network.weight))
+        trained.append(settings)
     # Earlier versions stored no tiles; then the settings of the first network apply.
     settings = replace(trained[0], device=device, precision=precision, tta=tta, **stored.tiles)
     return TrainedModel(members, Binarizer(stored.threshold, stored.postprocess), settings)

@@ -1,6 +1,7 @@
 """Masks, cutouts and overlays of photographs, written to pictures_dir or output/<run>/<name>/."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -14,6 +15,7 @@ from core.settings import Settings
 from core.text import format_count
 from core.threads import map_in_threads
 from data.classes import ClassMap, colorize, encode_values
+from data.color_profile import convert_to_srgb
 from data.datasets import SKIP_HINT, check_headers, get_class_map
 from data.image_files import warn_of_other_files
 from data.image_io import find_photographs, read_image, write_image
@@ -86,7 +88,7 @@ def predict_each(
             errors.append(str(error))
             yield photograph, None
         else:
-            yield photograph, model(image)
+            yield photograph, replace(model(image), image=convert_to_srgb(photograph, image))
 
 
 def find_pictures_dir(settings: Settings, photographs: Path) -> Path:

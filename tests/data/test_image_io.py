@@ -143,6 +143,21 @@ def test_image_mask_and_size_are_turned_as_exif_demands(tmp_path, suffix, orient
         assert np.array_equal(mask_io.read_label_values(path, ClassMap((), ())), expected)
 
 
+def test_png_whose_exif_follows_the_pixels_is_turned(tmp_path):
+    path, exif = tmp_path / "a.png", Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(L_SHAPE).save(path, exif=exif)
+    data = path.read_bytes()
+    at = data.index(b"eXIf") - 4
+    chunk = data[at : at + 12 + int.from_bytes(data[at : at + 4])]
+    end = data.index(b"IEND") - 4
+    path.write_bytes(data[:at] + data[at + len(chunk) : end] + chunk + data[end:])
+    assert "exif" not in Image.open(path).info
+    assert image_io.read_image_size(path) == UPRIGHT[6].shape
+    assert np.array_equal(image_io.read_image(path)[..., 0], UPRIGHT[6])
+    assert np.array_equal(mask_io.read_mask(path), UPRIGHT[6] > 0)
+
+
 def test_intact_photograph_with_a_damaged_exif_header_is_read_as_it_is(tmp_path):
     path = tmp_path / "a.jpg"
     Image.fromarray(PHOTOGRAPH).save(path, exif=b"Exif\0\0not a TIFF header")

@@ -109,6 +109,16 @@ def test_letterbox_puts_an_odd_padding_row_at_the_bottom():
     assert (rows, columns) == (slice(1, 7), slice(0, 12))
 
 
+def test_letterbox_does_not_count_among_the_reduced_colors():
+    image = np.repeat(np.arange(8, dtype=np.uint8) * 30 + 20, 16)[None, :, None]
+    image = np.tile(image, (32, 1, 3))
+    original = image.copy()
+    boxed = preprocess.preprocess_image(image, Preprocessing((128, 128), True, n_colors=8))
+    assert np.unique(boxed.reshape(-1, 3), axis=0).shape == (9, 3)
+    same_size = preprocess.preprocess_image(image, Preprocessing((32, 128), True, n_colors=2))
+    assert len(np.unique(same_size)) == 2 and np.array_equal(image, original)
+
+
 def test_preprocess_image_reduces_the_colors_of_the_resized_image():
     image, _ = draw_car(1, 1, (80, 120))
     small = preprocess.preprocess_image(image, Preprocessing((16, 24)))

@@ -63,6 +63,14 @@ def test_confident_errors_of_an_empty_mask_count_from_one_percent_of_the_image()
     assert errors.tolist() == [[0.01, 0.0], [0.0, 0.2]]
 
 
+def test_find_label_errors_of_a_small_mask_gives_fractions_of_the_image():
+    def change_mask(car, view, mask):
+        return mask & False if (car, view) == (3, 4) else mask
+
+    reasons = label_errors.find_label_errors(turntable_scores(change_mask)).set_index("image_id")
+    assert "false negatives 0.0% of 1% of the image" in reasons.loc["3_05", "reason"]
+
+
 def test_find_label_errors_does_not_suspect_car_that_is_hard_in_every_view():
     def change_mask(car, view, mask):
         mask[40:45] &= car != 5  # the network takes its shadow for car

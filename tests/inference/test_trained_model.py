@@ -10,13 +10,17 @@ import numpy as np
 import pytest
 from conftest import assert_input_error, prediction_args
 from PIL import Image
+from tiny_datasets import swapped_profile
 
 import leaderboard
 from core import run_folder
+from core.errors import InputError
 from data import datasets, image_io
+from data.color_profile import convert_to_srgb
 from evaluation import ensemble, oof
 from inference import load, load_runs, predictor
 from inference.postprocess import Binarizer
+from inference.segmentation import Segmentation
 
 
 @pytest.fixture
@@ -142,6 +146,34 @@ def test_load_of_an_ensemble_uses_the_networks_of_its_runs(run_copy, photograph)
     assert sum(member.weight for member in model.members) == pytest.approx(1)
     alone = load(output_dir / "tiny", device="cpu")(photograph)
     np.testing.assert_allclose(model(photograph).probability, alone.probability, atol=1e-6)
+
+
+def test_load_of_one_fold_of_an_ensemble_weighs_its_runs_equally(run_copy):
+    output_dir = run_copy.output_dir
+    shutil.copytree(output_dir / "tiny", output_dir / "twin")
+    shutil.rmtree(output_dir / "twin/fold1")
+    args = [a for a in prediction_args(run_copy.args) if not a.startswith("run=")]
+    leaderboard.main([*args, "runs=[tiny,twin]"])
+    ensemble_dir = output_dir / "tiny+twin"
+    assert [m.weight for m in load(ensemble_dir, "cpu").members] == [0.25, 0.25, 0.5]
+    assert [m.weight for m in load(ensemble_dir, "cpu", fold=0).members] == [0.5, 0.5]
+    line = assert_input_error(partial(load, fold=1), ensemble_dir)
+    assert line == f"{output_dir / 'twin'}: has no network of fold 1"
+
+
+def test_segmentation_of_several_classes_has_no_threshold():
+    result = Segmentation(np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2, 2)), Binarizer(0.5, []), 1)
+    with pytest.raises(InputError, match="a threshold needs a run of one class"):
+        result.with_threshold(0.4)
+
+
+def test_loaded_model_shows_a_photograph_in_srgb(model, photograph, tmp_path):
+    path = tmp_path / "profile.png"
+    Image.open(photograph).save(path, icc_profile=swapped_profile())
+    plain, converted = model(image_io.read_image(path)), model(path)
+    assert (plain.probability == converted.probability).all()
+    assert np.array_equal(converted.image, convert_to_srgb(path, plain.image))
+    assert not np.array_equal(converted.image, plain.image)
 
 
 def test_load_takes_threshold_and_steps_of_the_predictor(run_copy, photograph):
