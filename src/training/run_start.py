@@ -140,14 +140,23 @@ def prepare_data(settings: Settings, args: list[str]) -> None:
 
     If only folds_csv is missing, run folds.py alone, if the recipe lists it. Run nothing for a
     continued run, because `args` need not contain its settings, and nothing under torchrun, where
-    the data must exist. Raises InputError if `args` set another n_folds than folds_csv has.
+    the data must exist. Raises InputError if `args` set another n_folds than folds_csv has, or
+    another demo_cars than the rendered data.
     """
     if not process_env.is_distributed() and not is_continued(settings):
         has_data, has_folds = Path(settings.data_dir).exists(), Path(settings.folds_csv).exists()
         for script in settings.prepare_scripts:
             if not has_data or (script == "folds.py" and not has_folds):
                 cli.run_script_in_subprocess(script, args)
-    if "n_folds" in parse_overrides(args):
+    overrides = parse_overrides(args)
+    if "demo_cars" in overrides and "demo.py" in settings.prepare_scripts:
+        n_cars = len(csv_files.read_folds(settings))
+        if n_cars != settings.demo_cars:
+            raise InputError(
+                f"demo_cars={settings.demo_cars}: {settings.data_dir} has {n_cars} training cars; "
+                "delete it, or set data_dir=<new folder>"
+            )
+    if "n_folds" in overrides:
         n_folds = max(csv_files.read_folds(settings).values()) + 1
         if n_folds != settings.n_folds:
             raise InputError(

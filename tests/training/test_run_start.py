@@ -157,6 +157,13 @@ def test_prepare_data_rejects_another_number_of_folds_than_the_file_has(data_dir
         run_start.prepare_data(config.load_settings(args), args)
 
 
+def test_prepare_data_rejects_another_number_of_demo_cars_than_were_rendered(data_dir, tmp_path):
+    args = [*tiny_settings_args(data_dir, tmp_path), "prepare_scripts=demo.py"]
+    run_start.prepare_data(config.load_settings([*args, "demo_cars=4"]), [*args, "demo_cars=4"])
+    with pytest.raises(InputError, match=r"demo_cars=9: .* has 4 training cars; delete it, or set"):
+        run_start.prepare_data(config.load_settings([*args, "demo_cars=9"]), [*args, "demo_cars=9"])
+
+
 # ---------------------------------------------------------------- settings of a run
 
 
