@@ -25,7 +25,7 @@ def main(args: list[str]) -> None:
     settings, overrides = config.load_settings(args), parse_overrides(args)
     for name in SETTINGS_OF_RUNS:
         if name in overrides:
-            raise InputError(f"{name}: scores have that of the runs; leave it out")
+            raise InputError(f"{name}: is taken from the runs; leave it out")
     if len(settings.runs) > 1:
         ensemble.score_ensemble(load_runs.settings_for_prediction(args))
     run = settings.run if "run" in overrides and "runs" not in overrides else ""

@@ -434,7 +434,7 @@ def test_out_of_fold_scores_of_an_ensemble_are_kept_for_other_flips_and_tiles(ru
 def test_leaderboard_rejects_settings_that_scores_take_from_the_runs(runs_copy, arg):
     args = [f"output_dir={runs_copy.output_dir}", "runs=a,b", arg]
     line = assert_input_error(leaderboard.main, args)
-    assert line == f"{arg.partition('=')[0]}: scores have that of the runs; leave it out"
+    assert line == f"{arg.partition('=')[0]}: is taken from the runs; leave it out"
 
 
 def test_first_scoring_of_an_ensemble_does_not_use_the_flips_and_data_of_the_prediction(
