@@ -9,7 +9,7 @@ import numpy as np
 
 from core import run_folder
 from core.errors import InputError
-from core.files import atomic_write_text
+from core.files import atomic_write_text, folder_lock
 from core.progress import image_progress
 from core.settings import Settings
 from core.text import format_count
@@ -42,8 +42,19 @@ def predict_photographs(settings: Settings, model: TrainedModel) -> list[str]:
         check_headers(photographs)
     check_background(settings, class_map)
     folder = find_pictures_dir(settings, path)
-    claim_folder(folder, path)
-    errors = []
+    with folder_lock(folder, "wait, it writes pictures there"):
+        claim_folder(folder, path)
+        return write_pictures(settings, model, photographs, folder)
+
+
+def write_pictures(
+    settings: Settings, model: TrainedModel, photographs: list[Path], folder: Path
+) -> list[str]:
+    """Predict the photographs, write their pictures to `folder`, and print a summary.
+
+    Returns the error messages of skipped photographs, as predict_photographs() does.
+    """
+    class_map, errors = get_class_map(settings), []
 
     def write(predicted: tuple[Path, Segmentation | None]) -> str:
         """Write the pictures of a photograph; return its name if its mask is empty, else ""."""
@@ -64,6 +75,7 @@ def predict_photographs(settings: Settings, model: TrainedModel) -> list[str]:
     written = {f"{photograph.stem}_mask.png" for photograph in photographs}
     warn_of_other_files(folder, "*_mask.png", written)
     count = len(photographs) - len(errors)
+    path = Path(settings.images)
     print(f"{format_count(count, 'photograph')} from {path}, written to {folder}")
     if empty:
         verb = "is" if len(empty) == 1 else "are"

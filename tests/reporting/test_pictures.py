@@ -13,6 +13,7 @@ from PIL import Image
 from tiny_datasets import draw_car
 
 import predict
+from core import files
 from core.errors import InputError
 from core.settings import Settings
 from data import image_io, mask_io
@@ -47,7 +48,7 @@ def read_cutout(path):
 
 
 def files_below(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {path: path.read_bytes() for path in folder.rglob("[!.]*") if path.is_file()}
 
 
 def test_predict_writes_mask_cutout_and_overlay_of_a_photograph(
@@ -59,7 +60,7 @@ def test_predict_writes_mask_cutout_and_overlay_of_a_photograph(
     folder = run_dir / "my holiday"
     assert f"1 photograph from {photograph}, written to {folder}" in capsys.readouterr().out
     names = {f"my holiday_{name}" for name in ("mask.png", "cutout.png", "overlay.jpg")}
-    assert {path.name for path in folder.iterdir()} == {*names, "source.txt"}
+    assert {path.name for path in folder.glob("[!.]*")} == {*names, "source.txt"}
     mask = mask_io.read_mask(folder / "my holiday_mask.png")
     cutout = read_cutout(folder / "my holiday_cutout.png")
     assert mask.shape == (50, 80) and cutout.shape == (50, 80, 4)
@@ -149,7 +150,7 @@ def test_photographs_of_several_classes_are_colored_and_have_no_cutout(tmp_path,
     model = TrainedModel([member], Binarizer(0.5, []), settings)
     assert predict_photographs(settings, model) == []
     folder = settings.run_dir / "cat"
-    names = {path.name for path in folder.iterdir()}
+    names = {path.name for path in folder.glob("[!.]*")}
     assert names == {
         *("cat_mask.png", "cat_label.png", "cat_overlay.jpg"),
         "legend.png",
@@ -214,7 +215,7 @@ def test_predict_skips_unreadable_photographs_if_asked_to(arguments, run_dir, tm
     printed = capsys.readouterr().out
     assert f"1 photograph from {photos}, written to {run_dir / 'photos'}" in printed
     assert printed.count("skipped, ") == 2 and "b.jpg: cannot be read" in printed
-    names = {path.name for path in (run_dir / "photos").iterdir()}
+    names = {path.name for path in (run_dir / "photos").glob("[!.]*")}
     assert names == {"a_mask.png", "a_cutout.png", "a_overlay.jpg", "source.txt"}
 
 
@@ -242,6 +243,18 @@ def test_predict_does_not_overwrite_pictures_of_another_photograph_of_the_name(
     parts = (f"{run_dir / 'car'}: holds pictures of {first}, not of {second}", "pictures_dir=")
     assert_input_error(predict.main, [*arguments, f"images={second}"], *parts)
     assert files_below(run_dir / "car") == before
+
+
+def test_predictions_of_photographs_into_one_folder_at_a_time_do_not_mix(
+    arguments, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(files, "LOCK_WAIT_S", 0.1)
+    photograph, pictures = draw_photograph(tmp_path / "car.png"), tmp_path / "pictures"
+    args = [*arguments, f"images={photograph}", f"pictures_dir={pictures}"]
+    with files.folder_lock(pictures, ""):
+        part = f"{pictures}: another process is using this folder; wait, it writes pictures there"
+        assert_input_error(predict.main, args, part)
+    assert not list(pictures.glob("[!.]*"))
 
 
 def test_pictures_dir_takes_the_pictures_and_holds_nothing_else(arguments, run_dir, tmp_path):
