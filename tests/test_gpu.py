@@ -220,13 +220,13 @@ def test_predicting_a_batch_never_waits_for_the_gpu(shared_data_dir, tmp_path, p
     [batch] = prediction_loader(samples, {member.preprocessing}, settings, with_mask=True)
     assert all(x.is_pinned() for part in batch for x in part.images.values())
     predictor = BatchPredictor([member], settings, oof.keep_statistics)
-    predictor.start(batch)()  # loads kernels
+    predictor.finish(predictor.start(batch))  # loads kernels
     torch.cuda.set_sync_debug_mode("error")
     try:
-        collect = predictor.start(batch)
+        started = predictor.start(batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert [prediction.sample for prediction in collect()] == samples
+    assert [prediction.sample for prediction in predictor.finish(started)] == samples
 
 
 @pytest.mark.parametrize("precision", ["fp32", "auto"])

@@ -13,7 +13,7 @@ from core.files import atomic_write
 from core.settings import Settings
 from inference.combine import weighted_mean
 from inference.members import EnsembleMember
-from inference.predictor import predict_probability_tta
+from inference.tta import predict_probability_tta
 from models.segmenter import Segmenter
 
 MAX_BYTES = 2**31 - 2**20  # of weights: ONNX files are protobuf, which is limited to 2 GiB

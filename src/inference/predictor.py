@@ -36,18 +36,12 @@ from data.loaders import LoadedSample, SubBatch, prediction_loader
 from data.preprocess import Preprocessing
 from data.sample import Sample
 from inference.combine import ImageProbabilities
+from inference.device_copies import NETWORK_THREAD, record_event, to_device, to_host
 from inference.members import EnsembleMember
-from inference.pipeline import NETWORK_THREAD, record_event, to_device, to_host
-from inference.sliding_window import sliding_window_logits
+from inference.tta import TTA_FLIPS, predict_probability_tta
 from models.eager_autocast import forward_context
 from models.segmenter import Segmenter
 
-# The axes along which test-time augmentation flips an image; a flip is its own inverse.
-TTA_FLIPS: dict[str, list[tuple[int, ...]]] = {
-    "none": [()],
-    "hflip": [(), (-1,)],
-    "flips": [(), (-1,), (-2,), (-1, -2)],
-}
 PREFETCHED_BATCHES = 2
 MAX_TUNED_SHAPES = 8  # cudnn.benchmark tunes for each new shape; after so many it is turned off
 # Compiling and cuDNN's benchmarks save more time than they take from this number of forward passes
@@ -113,18 +107,27 @@ def predict(
     is_long = len(samples) * len(members) * len(TTA_FLIPS[settings.tta]) >= TUNE_MIN_PASSES
     if predictor.device.type == "cuda":  # on a CPU, loading would slow the networks down
         batches = prefetch(batches, 1)
-    # Each result is a function that waits for the GPU.
-    results = (predictor.start(batch) for batch in batches)
-    pending = prefetch(results, PREFETCHED_BATCHES, NETWORK_THREAD)
+    started = (predictor.start(batch) for batch in batches)
+    pending = prefetch(started, PREFETCHED_BATCHES, NETWORK_THREAD)
     try:
         if is_long:
             # Tune in the thread that compiles: compiler settings are per thread since torch 2.12.
             NETWORK_THREAD.submit(predictor.tune).result()
         with explain_out_of_memory(settings, False), closing(batches), closing(pending):
-            for collect in pending:
-                yield from collect()
+            for started_batch in pending:
+                yield from predictor.finish(started_batch)
     finally:
         torch.backends.cudnn.benchmark = benchmark
+
+
+@dataclass
+class StartedBatch:
+    """A batch on which the device works; after wait() the tensors are valid."""
+
+    batch: list[SubBatch]
+    kept: list[dict[str, Tensor]]  # of each image, on the host; empty if it could not be read
+    are_finite: list[Tensor]  # of each forward pass in fp16, a bool: whether its logits are finite
+    wait: Callable[[], None]
 
 
 class BatchPredictor:
@@ -160,10 +163,9 @@ class BatchPredictor:
             self.is_compiled = True
 
     @torch.inference_mode()
-    def start(self, batch: list[SubBatch]) -> Callable[[], list[Prediction]]:
-        """Start predicting a batch; return a function that waits for the predictions."""
+    def start(self, batch: list[SubBatch]) -> StartedBatch:
+        """Start predicting a batch, without waiting for the device."""
         self.select_device()
-        samples = [sample for part in batch for sample in part.samples]
         kept, are_finite = [], []
         for part in batch:
             if not part.images:  # unreadable
@@ -177,17 +179,16 @@ class BatchPredictor:
             for image in self.split_images(part, probabilities):
                 kept.append({k: to_host(x) for k, x in self.keep(image).items()})
             are_finite += map(to_host, finite)
-        wait = record_event(self.device)
+        return StartedBatch(batch, kept, are_finite, record_event(self.device))
 
-        def collect() -> list[Prediction]:
-            wait()
-            if all(are_finite):
-                return [Prediction(*pair) for pair in zip(samples, kept, strict=True)]
-            # Predict again in the network thread, between two batches.
-            collect_again = NETWORK_THREAD.submit(self.start_without_fp16, batch).result()
-            return collect_again()
-
-        return collect
+    def finish(self, started: StartedBatch) -> list[Prediction]:
+        """Wait for the predictions of a batch; if fp16 overflowed, predict it again without."""
+        started.wait()
+        if not all(started.are_finite):  # in the network thread, between two batches
+            started = NETWORK_THREAD.submit(self.start_without_fp16, started.batch).result()
+            started.wait()
+        samples = [sample for part in started.batch for sample in part.samples]
+        return [Prediction(*pair) for pair in zip(samples, started.kept, strict=True)]
 
     def split_images(
         self, part: SubBatch, probabilities: list[Tensor]
@@ -226,7 +227,7 @@ class BatchPredictor:
                 probabilities.append(predict_probability_tta(model, x, self.settings))
         return probabilities, are_finite
 
-    def start_without_fp16(self, batch: list[SubBatch]) -> Callable[[], list[Prediction]]:
+    def start_without_fp16(self, batch: list[SubBatch]) -> StartedBatch:
         """Change to the precision of training (to fp32 if that is fp16); start the batch again."""
         if self.precision == "fp16":
             precision = pick_precision(replace(self.settings, precision="auto"), self.device)
@@ -244,17 +245,3 @@ def pick_inference_precision(settings: Settings, device: torch.device) -> str:
     if settings.precision == "auto" and device.type == "cuda":
         return "fp16"
     return pick_precision(settings, device)
-
-
-def predict_probability_tta(
-    model: Callable[[Tensor], Tensor], images: Tensor, settings: Settings
-) -> Tensor:
-    """Return the mean probability over the flips: uint8 B×3×h×w → float32 B×C×h×w in [0, 1]."""
-    total, flips = 0.0, TTA_FLIPS[settings.tta]
-    for axes in flips:
-        logits = sliding_window_logits(
-            model, images.flip(axes), settings.tile_size, settings.tile_overlap
-        )
-        probability = logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
-        total = total + probability.flip(axes)
-    return total / len(flips)

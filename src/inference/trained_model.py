@@ -50,7 +50,8 @@ class TrainedModel:
         images = {p: preprocess_image(image, p) for p in preprocessings}
         loaded = LoadedSample(None, image.shape[:2], None)
         with explain_out_of_memory(self.predictor.settings, is_training=False):
-            [prediction] = self.predictor.start(collate_samples([(loaded, images)]))()
+            started = self.predictor.start(collate_samples([(loaded, images)]))
+            [prediction] = self.predictor.finish(started)
         probability = prediction.probability.numpy()
         return Segmentation(
             image,

@@ -14,7 +14,7 @@ import torch
 from core.errors import InputError
 from core.files import atomic_write
 from data.fingerprint import is_same_dataset
-from inference.pipeline import record_event, to_host
+from inference.device_copies import record_event, to_host
 
 SNAPSHOTS_KEPT = 2
 

@@ -9,7 +9,7 @@ from core import device
 from core.old_settings import REMOVED, RENAMED, RENAMED_VALUES, rename_old_settings
 from core.settings import FIELDS, POSTPROCESS_STEPS, Settings
 from data import augment, datasets
-from inference import postprocess, predictor
+from inference import postprocess, tta
 from models import unet
 from training import losses, optim
 
@@ -20,7 +20,7 @@ CHOICES = {
     "lr_schedule": optim.SCHEDULES,
     "optimizer": optim.OPTIMIZERS,
     "precision": {"auto", *device.DTYPES},
-    "tta": predictor.TTA_FLIPS,
+    "tta": tta.TTA_FLIPS,
     "upsampling": unet.UPSAMPLERS,
 }
 

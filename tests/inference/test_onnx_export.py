@@ -23,7 +23,7 @@ from inference.onnx_export import (
     smallest_side,
     with_static_padding,
 )
-from inference.predictor import predict_probability_tta
+from inference.tta import predict_probability_tta
 from models.build import build_model
 
 

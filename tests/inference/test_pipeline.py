@@ -13,7 +13,7 @@ from core.settings import Settings
 from core.threads import map_in_threads
 from data.loaders import LoadedSample, collate_samples
 from data.preprocess import Preprocessing
-from inference import pipeline, predictor
+from inference import device_copies, predictor
 from inference.members import EnsembleMember
 
 
@@ -190,7 +190,7 @@ def test_record_event_returns_what_waits_for_this_event_only(monkeypatch):
             self.calls.append("synchronize")
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    waits = [pipeline.record_event(torch.device("cuda", 0)) for _ in range(2)]
+    waits = [device_copies.record_event(torch.device("cuda", 0)) for _ in range(2)]
     waits[0]()
     assert [event.calls for event in events] == [["record", "synchronize"], ["record"]]
-    assert pipeline.record_event(torch.device("cpu"))() is None and len(events) == 2
+    assert device_copies.record_event(torch.device("cpu"))() is None and len(events) == 2

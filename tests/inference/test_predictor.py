@@ -1,4 +1,4 @@
-"""Test-time augmentation, ensemble members, sizes, batches and precision of predict()."""
+"""Ensemble members, sizes, batches and precision of predict()."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ from data import datasets
 from data.preprocess import Preprocessing
 from inference import combine, predictor
 from inference.members import EnsembleMember, make_member
-from inference.predictor import TTA_FLIPS, keep_each
+from inference.predictor import keep_each
 from models.build import build_model
 
 NATIVE = Preprocessing(None)
@@ -68,47 +68,6 @@ class Network(nn.Module):
 def steep_network(images):
     """Probabilities are 0 or 1, so that bicubic enlarging overshoots."""
     return images[:, :1].float() * 100 - 15_000
-
-
-# ---------------------------------------------------------------- test-time augmentation
-
-
-@pytest.mark.parametrize("tta", TTA_FLIPS)
-@torch.inference_mode()
-def test_predict_probability_tta_of_pixelwise_network_equals_no_tta(tta):
-    images = torch.randint(0, 256, (2, 3, 6, 8), dtype=torch.uint8)
-    assert torch.allclose(
-        predictor.predict_probability_tta(pixelwise_network, images, Settings(tta=tta)),
-        pixelwise_network(images).sigmoid(),
-    )
-
-
-@torch.inference_mode()
-def test_predict_probability_tta_is_the_mean_of_probabilities_over_flips(tiny):
-    def network(images):
-        return 30 * tiny[2][0](images)  # large logits: their mean would give another probability
-
-    def predict(images, tta):
-        return predictor.predict_probability_tta(network, images, Settings(tta=tta))
-
-    images = torch.randint(0, 256, (1, 3, 16, 24), dtype=torch.uint8)
-    original = network(images).sigmoid()
-    flipped = network(images.flip(-1)).sigmoid().flip(-1)
-    assert not torch.allclose(original, flipped)
-    assert torch.allclose(predict(images, "hflip"), (original + flipped) / 2)
-    for axes in TTA_FLIPS["flips"]:
-        flipped = predict(images.flip(axes), "flips").flip(axes)
-        assert torch.allclose(flipped, predict(images, "flips"), atol=1e-6)
-
-
-@torch.inference_mode()
-def test_predict_probability_tta_of_several_classes_adds_up_to_one():
-    torch.manual_seed(0)
-    network = build_model(Settings(channels=[4, 8]), 5).eval()
-    images = torch.randint(0, 256, (2, 3, 30, 40), dtype=torch.uint8)
-    probability = predictor.predict_probability_tta(network, images, Settings(tta="hflip"))
-    assert probability.shape == (2, 5, 30, 40)
-    assert torch.allclose(probability.sum(1), torch.ones(2, 30, 40), atol=1e-5)
 
 
 # ---------------------------------------------------------------- predict

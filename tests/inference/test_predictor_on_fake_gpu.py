@@ -63,9 +63,9 @@ def test_predicting_a_batch_on_a_fake_gpu_never_waits(monkeypatch, args, n_class
         batch_predictor = predictor.BatchPredictor(members, settings, reduce)
         assert batch_predictor.precision == ("fp16" if precision == "auto" else precision)
         with Watch() as watch:
-            collect = batch_predictor.start(batch)
+            started = batch_predictor.start(batch)
         with Watch() as reading:
             next(networks[0].parameters()).to("cpu")
     assert not watch.waits, watch.waits
     assert reading.waits  # so that Watch can fail
-    assert events == {"cuda": 1} and callable(collect)
+    assert events == {"cuda": 1} and len(started.kept) == 4

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from core.settings import Settings
-from inference.predictor import predict_probability_tta
 from inference.sliding_window import TILE_ALIGNMENT, sliding_window_logits, tile_starts
+from inference.tta import predict_probability_tta
 from models.build import build_model
 
 

@@ -1,4 +1,4 @@
-"""The thread of the networks, and asynchronous copies between host and GPU."""
+"""Asynchronous copies between host and GPU, and the thread in which the networks run."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
