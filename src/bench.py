@@ -90,7 +90,8 @@ def measure_all(recipes: dict[str, tuple[Settings, list[Sample]]], report: dict[
 
 def format_row(name: str, machine: dict[str, Any], result: dict[str, Any]) -> dict[str, str]:
     """Format a recipe's result as a row of the table, by column."""
-    rate, plain = (result[f"{kind}training_images_per_second"] for kind in ("", "plain_"))
+    rate = result["training_images_per_second"]
+    plain = result["plain_training_images_per_second"]
     tflops, largest = result["training_tflops"], result["matrix_product_tflops"]
     device = machine["gpu"] or f"{machine['threads']} threads on {machine['cpu']}"
     return {

@@ -74,7 +74,8 @@ def mean_mask_area(samples: list[Sample]) -> pd.Series:
     """Return group → mean fraction of the image that its masks cover, rounded to 6 digits."""
     fractions = map_in_threads(foreground_fraction, samples)
     areas = list(image_progress(fractions, "mask areas", len(samples)))
-    for area, state in ((0, "show only background"), (1, "cover the whole image")):
+    states = ((0, "show only background"), (1, "cover the whole image"))
+    for area, state in states if samples[0].class_map.has_background else ():
         names = [sample.image_id for sample, a in zip(samples, areas, strict=True) if a == area]
         if names:
             print(f"masks that {state}: {len(names)}, such as {', '.join(names[:5])}")

@@ -69,7 +69,7 @@ def train_fold(settings: Settings, fold: int, samples: list[Sample], cache: Cach
     device = pick_device(settings)
     if process_env.is_main_process():
         folder = run_folder.fold_dir(settings.run_dir, fold)
-        # oof.npz marks a fold as finished. One is left over if only the weights were deleted.
+        # oof.npz marks a fold as finished. It is left over if only the weights were deleted.
         (folder / "oof.npz").unlink(missing_ok=True)
         if not settings.resume and not run_folder.has_snapshot(settings.run_dir, fold):
             provenance.remove_run_records(folder)  # of an attempt that failed in its first steps
@@ -128,11 +128,12 @@ def main(args: list[str]) -> None:
             "warning: carvana, the default recipe, needs a GPU; for a CPU there are "
             "recipe=carvana_small and recipe=carvana_lite"
         )
-    named = config.read_recipe(runs[0].recipe).get("runs", [])
+    recipe = parse_overrides(args).get("recipe")  # need not exist when a run is resumed by its name
+    named = config.read_recipe(recipe).get("runs", []) if recipe else []
     if len(named) > len(runs) and not process_env.is_launched():
         print(
-            f"recipe={runs[0].recipe} is for the runs {', '.join(named)}; training only "
-            f"{runs[0].run}, with the network of the first"
+            f"recipe={recipe} is for the runs {', '.join(named)}; training only {runs[0].run}, "
+            "with the network of this recipe"
         )
     for settings in runs:
         pick_precision(settings, device)  # InputError before images are decoded

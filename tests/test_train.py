@@ -60,10 +60,18 @@ def test_recipe_of_two_runs_trains_both_and_predict_averages_them(data_dir, tmp_
     assert "mean dice" in capsys.readouterr().out.lower()
     again = [*args, "epochs=1", "run=again", "fold=0"]
     train.main(again)
-    expected = "is for the runs narrow, wide; training only again, with the network of the first"
+    expected = "is for the runs narrow, wide; training only again, with the network of this"
     assert expected in capsys.readouterr().out
     [record] = json.loads((tmp_path / "again/fold0/provenance.json").read_text())
     assert record["command"] == shlex.join(["bash", "train.sh", *again])
+
+
+def test_run_of_a_recipe_file_that_is_gone_resumes_by_its_name(run_copy, capsys):
+    path = run_copy.output_dir / "tiny/config.yaml"
+    path.write_text(path.read_text().replace("recipe: carvana", "recipe: gone.yaml"))
+    args = [arg for arg in run_copy.args if arg.startswith(("run=", "output_dir="))]
+    train.main([*args, "resume=true"])
+    assert "are finished; nothing to train" in capsys.readouterr().out
 
 
 def test_command_in_the_weights_is_that_which_trained_them(data_dir, tmp_path, monkeypatch):

@@ -32,8 +32,12 @@ MIN_LOOP_IMAGES = TUNE_MIN_PASSES
 
 
 def make_trial(settings: Settings, folder: str) -> Settings:
-    """Return settings of a single-stage training without snapshots, at a constant learning rate."""
-    changes = {"stages": [], "init_run": "", "lr_schedule": "constant", "snapshot_seconds": 1e9}
+    """Return settings of a single-stage training from random weights, which has the same speed.
+
+    It saves no snapshots, and its learning rate is constant.
+    """
+    changes = {"stages": [], "init_run": "", "encoder_weights": "none"}
+    changes |= {"lr_schedule": "constant", "snapshot_seconds": 1e9}
     return replace(settings, output_dir=folder, **changes)
 
 

@@ -59,7 +59,7 @@ def run_main(main: Callable[[list[str]], object], resume_hint: str = "") -> None
     and exits with 128 + signal number.
     """
     name = Path(sys.argv[0]).name
-    if "#" in sys.argv:  # an interactive zsh passes on what follows a command as its comment
+    if "#" in sys.argv:  # an interactive zsh passes a comment on as arguments
         del sys.argv[sys.argv.index("#") :]
     sys.stdout.reconfigure(errors="backslashreplace")  # what the terminal cannot show, as \xd7
     signals.raise_on_signal()

@@ -28,6 +28,8 @@ from core.settings import (
 SRC = ROOT / "src"
 VERSION_HINT = "; the run is of another version: check out the commit in fold<k>/provenance.json"
 DEFAULTS = OmegaConf.structured(Settings)  # copying it is three times as fast as building it
+# Values that turn an option of a model off, as an empty list does; any model accepts them.
+OFF = {"encoder_weights": "none", "half_size_decoder": False, "space_to_depth": 1}
 
 
 def _locate_in_repository(values: dict[str, Any]) -> dict[str, Any]:
@@ -108,8 +110,7 @@ def check_options(settings: Settings, args: list[str]) -> None:
     recipe = {} if "model" in overrides else read_recipe(settings.recipe)
     for name, value in (recipe | overrides).items():
         model = FIELDS[name].metadata["only_for_model"]
-        is_off = value in ("none", [], 0) and name != "norm"
-        is_off |= (name, value) == ("space_to_depth", 1)
+        is_off = value == [] or (name in OFF and value == OFF[name])
         if model and model != settings.model and not is_off:
             found = f"{name}={format_value(value)}: is an option of model={model}"
             raise InputError(f"{found}; this run has model={settings.model}")

@@ -21,12 +21,11 @@ from core.settings import Settings
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 GPU_FILE = Path("/dev/nvidia0")
 OLDEST_DRIVERS = {"12": 525, "13": 580}  # by major version of CUDA
-# Parts of the messages of CUDA's allocator, cuDNN, cuBLAS, Windows and Linux.
+# Parts of the messages of CUDA's allocator, cuDNN, cuBLAS and Linux.
 OUT_OF_MEMORY_TEXTS = (
     "out of memory",
     "alloc_failed",
     "allocation_failed",
-    "not enough memory",
     "can't allocate memory",
     "unable to find an engine",  # cuDNN, if no engine has enough memory
 )

@@ -143,7 +143,7 @@ def acquire_lock(path: Path, timeout_s: float = -1) -> FileLock:
     lock = FileLock(path)
     try:
         lock.acquire(timeout=timeout_s)
-    except OSError as error:  # Timeout is one, too
+    except OSError as error:  # Timeout is an OSError, too
         if error.errno not in NO_LOCKS_ERRNOS:
             raise
         process_env.print_once(

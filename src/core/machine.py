@@ -33,7 +33,7 @@ def set_thread_defaults() -> None:
     """Set OpenMP's environment variables, unless the user has set them.
 
     libgomp reads them when torch is imported. They make waiting threads spin for a fraction of a
-    millisecond and then sleep. By default threads spin longer. This slowed down two processes of
+    millisecond and then sleep. By default threads spin longer, which slowed down two processes of
     convolution steps, side by side on two cores, by a factor of 2.6 (docs/speed.md). Training alone
     ran at 0.97 of its speed with endless spinning, and at 0.87 without spinning. Where a
     container's CPU time is limited, libgomp would start a thread for each core of the machine.

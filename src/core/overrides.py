@@ -56,7 +56,7 @@ def parse_overrides(args: list[str]) -> dict[str, Any]:
         if re.match(r"[A-Za-z]:[\\/]", path):
             unix_path = f"/mnt/{path[0].lower()}/..."
             raise InputError(f"{name}={path}: is a Windows path; in WSL, write {unix_path}")
-    # zsh leaves the ~ of key=~/folder
+    # zsh does not expand the ~ of key=~/folder.
     return values | {name: os.path.expanduser(path) for name, path in find_paths(values).items()}
 
 

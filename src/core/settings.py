@@ -36,8 +36,8 @@ COLOR_COUNT = Check("0, or 2 to 256", lambda v: v == 0 or 2 <= v <= 256)
 TILE_SIZE = Check("0, or 128 or more", lambda v: v == 0 or v >= 128)
 TILE_OVERLAP = Check("0 or more and at most 0.75", lambda v: 0 <= v <= 0.75)
 NAME = Check(
-    "a name of letters, digits, _ . + and -, that does not begin with . or - and is not cache; runs=a,b names several",
-    lambda v: re.fullmatch(r"(?!cache$)([\w+][\w.+-]*)?", v) is not None,
+    "a name of letters, digits, _ . + and -, that does not begin with . or -, does not end with .csv, .html, .json or .md, and is not cache; runs=a,b names several",
+    lambda v: re.fullmatch(r"(?!cache$|.*\.(csv|html|json|md)$)([\w+][\w.+-]*)?", v) is not None,
 )
 RUN_OR_STAGE = Check(
     "a run name or <run>/stage<n>",

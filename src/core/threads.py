@@ -17,7 +17,7 @@ def map_in_threads(
 ) -> Generator[Result, None, None]:
     """Yield fn(item) for each item, in order, computed by `n_threads` threads.
 
-    By default there is one thread for each of this process's cores.
+    By default there is one thread for each of this process's cores, at most 16.
     """
     n_threads = n_threads or machine.cores_per_process()
     with ThreadPoolExecutor(n_threads) as pool, pending_futures(items) as pending:

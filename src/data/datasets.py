@@ -1,10 +1,9 @@
 """Samples of the datasets: files, groups, folds, and how to read them."""
 
 import re
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -205,9 +204,18 @@ def load_training_samples(settings: Settings) -> list[Sample]:
     if settings.skip_empty:
         samples = drop_empty_masks(samples)
     if settings.max_images:
-        numbers = defaultdict(count)  # of the samples of each fold
-        samples = [s for s in samples if next(numbers[s.fold]) < settings.max_images]
+        samples = first_of_each_fold(samples, settings.max_images)
     return samples
+
+
+def first_of_each_fold(samples: list[Sample], count: int) -> list[Sample]:
+    """Return the first `count` samples of each fold, in order."""
+    kept, counts = [], Counter()
+    for sample in samples:
+        if counts[sample.fold] < count:
+            kept.append(sample)
+            counts[sample.fold] += 1
+    return kept
 
 
 def drop_empty_masks(samples: list[Sample]) -> list[Sample]:

@@ -43,7 +43,7 @@ def _find_late_exif(image: Image.Image) -> bytes | None:
 
 
 def turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Mirror and turn H×W or H×W×C pixels as the EXIF orientation demands."""
+    """Mirror and turn H×W or H×W×C pixels as the EXIF orientation requires."""
     if orientation >= 5:
         pixels = pixels.swapaxes(0, 1)
     rows = slice(None, None, -1 if orientation in (3, 4, 7, 8) else 1)

@@ -33,8 +33,10 @@ def list_images(folder: Path) -> list[Path]:
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
             left_out.append(path)
-        elif images.setdefault(path.stem, path) is not path:
+        elif path.stem in images:
             duplicates.append(path)
+        else:
+            images[path.stem] = path
     if duplicates:
         first = duplicates[0]
         raise InputError(

@@ -60,7 +60,7 @@ def read_trained_settings(run_dir: Path) -> dict[str, Any]:
     """Return the settings in the run's config.yaml, except those that only training uses.
 
     These have no effect on prediction, and another version of this repository, such as a branch,
-    may have other ones.
+    may have different ones.
     """
     stored = run_folder.read_run_settings(run_dir)
     training, unknown = {*checkpoint.TRAINING_SETTINGS}, stored.keys() - FIELDS.keys()

@@ -71,7 +71,7 @@ def fuse_batch_norms(model: Segmenter) -> Segmenter:
 
 @torch.inference_mode()
 def computes_the_same(first: Segmenter, second: Segmenter) -> bool:
-    """Whether two models have the same logits for a small image, up to rounding.
+    """Whether two models have the same logits for a small image, up to 1% of the largest.
 
     False if they accept only images of another size.
     """

@@ -19,7 +19,7 @@ from data.fingerprint import is_same_dataset
 from models.build import build_model
 from models.segmenter import Segmenter
 
-# Settings without effect on prediction; stored, because another version may have other ones.
+# Settings without effect on prediction; stored, because another version may have different ones.
 TRAINING_SETTINGS = [n for n, field in FIELDS.items() if field.metadata["scope"] == "training"]
 # Names in files of the first release → current names. They are the key of the header, keys of the
 # metadata, and prefixes of the U-Net's parameter names.

@@ -78,7 +78,7 @@ class ModelEMA:
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """Move the average towards the weights of `network`."""
+        """Move the average toward the weights of `network`."""
         warmup_decay = (1 + self.num_updates) / (10 + self.num_updates) if self.num_updates else 0.0
         average, current = self.module.state_dict(), network.state_dict()
         names = [name for name, tensor in average.items() if tensor.is_floating_point()]

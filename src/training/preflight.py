@@ -128,7 +128,7 @@ def check_folds(
 def warn_of_few_updates(settings: Settings, folds: list[int], samples: list[Sample]) -> None:
     """Print a warning if training makes so few updates that it probably ends too early.
 
-    Leaves out stages, trials with max_images, and trainings that resume or start from a run.
+    Prints none for stages, trials with max_images, or training that resumes or starts from a run.
     """
     is_stage = bool(settings.stages) or "/" in settings.run
     if settings.max_images or settings.init_run or settings.resume or is_stage:

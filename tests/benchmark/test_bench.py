@@ -15,6 +15,7 @@ from benchmark import baselines, measurements, timer
 from core.config import load_settings
 from core.errors import InputError
 from core.settings import Settings
+from training.stages import find_init_run
 
 CPU = torch.device("cpu")
 STEPS = {
@@ -148,6 +149,12 @@ def test_bench_measures_on_other_images_than_a_run_was_trained_on(run_copy):
     settings = load_settings([*run_copy.args, "max_images=2"])
     _, samples = bench.load_data(settings)
     assert len(samples) == 4
+
+
+def test_make_trial_needs_no_pretrained_weights(tmp_path):
+    settings = load_settings(["recipe=carvana_lite", "init_run=other"])
+    trial = measurements.make_trial(settings, str(tmp_path))
+    assert trial.encoder_weights == "none" and not find_init_run(trial)
 
 
 def test_load_data_takes_the_size_of_the_images_for_size_null(data_dir, tmp_path):

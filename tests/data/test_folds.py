@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from tiny_datasets import make_data, write_mask
 import folds
 from core import config
 from data import csv_files, datasets, mask_io
+from data.classes import ClassMap
 
 
 def folds_args(data_dir, *args):
@@ -200,6 +202,18 @@ def test_mean_mask_area_is_rounded_to_6_digits(data_dir):
     areas = folds.mean_mask_area(samples)
     fractions = [folds.foreground_fraction(s) for s in samples if s.group == areas.index[0]]
     assert areas.iloc[0] == round(np.mean(fractions), 6) != np.mean(fractions)
+
+
+@pytest.mark.parametrize("names", [("background", "car", "road"), ("sky", "car", "road")])
+def test_mean_mask_area_reports_masks_of_background_only_if_there_is_a_background(
+    data_dir, capsys, monkeypatch, names
+):
+    [sample, *_] = datasets.load_samples(config.load_settings(folds_args(data_dir)), "train")
+    sample = replace(sample, class_map=ClassMap(names, ((0, 0, 0),) * 3))
+    monkeypatch.setattr(datasets, "read_sample_mask", lambda sample: np.zeros((4, 4), np.uint8))
+    folds.mean_mask_area([sample])
+    printed = "masks that show only background: 1" in capsys.readouterr().out
+    assert printed == (names[0] == "background")
 
 
 def test_main_makes_as_many_folds_as_there_are_groups(data_dir):

@@ -63,7 +63,7 @@ class Hull:
         return np.stack([x, across * half, z], -1)
 
     def surface_grid(self) -> np.ndarray:
-        """Return the whole hull as one grid: rows upwards, columns around, a few cm apart."""
+        """Return the whole hull as one grid: rows upward, columns around, a few cm apart."""
         path = np.concatenate([[0], np.cumsum(np.abs(np.diff(self.levels, axis=0)).max(1))])
         z = np.interp(np.linspace(0, path[-1], int(path[-1] / 0.027)), path, self.levels[:, 0])
         half, center, length = (v[:, None] for v in self.section(z))
@@ -92,7 +92,7 @@ def map_patch(
 
 
 def ellipsoid(center: tuple, radii: tuple[float, float, float], lean: float = 0) -> np.ndarray:
-    """Return the grid of an ellipsoid with the given radii, sheared backwards by `lean`."""
+    """Return the grid of an ellipsoid with the given radii, sheared backward by `lean`."""
     angle, rise = np.meshgrid(np.linspace(0, -2 * np.pi, 17), np.linspace(-1.5, 1.5, 25))
     sphere = [np.cos(rise) * np.cos(angle), np.cos(rise) * np.sin(angle), np.sin(rise)]
     points = np.stack(sphere, -1) * radii

@@ -144,8 +144,8 @@ def pair_images_with_masks(
     pairs, unpaired, problems = [], [], []
     for image in images:
         names = [to_nfc(pattern.replace("{stem}", image.stem)) for pattern in patterns]
-        if mask := next((unused.pop(name) for name in names if name in unused), None):
-            pairs.append((image, mask))
+        if name := next((name for name in names if name in unused), None):
+            pairs.append((image, unused.pop(name)))
         else:
             unpaired.append((image, names))
     if unpaired:
