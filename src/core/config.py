@@ -1,33 +1,20 @@
 """Merge the defaults, a recipe and `key=value` overrides, in that order, into checked Settings."""
 
-import copy
 import os
-import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from core.environment import ROOT
 from core.errors import InputError, did_you_mean
 from core.overrides import HELP_HINT, YAML_ERRORS, DecimalLoader, parse_overrides
-from core.settings import (
-    FIELDS,
-    NAME,
-    PATH_SETTINGS,
-    SIZE,
-    Settings,
-    find_paths,
-    format_value,
-    suggest_setting,
-)
+from core.setting_values import check_value
+from core.settings import FIELDS, NAME, PATH_SETTINGS, Settings, find_paths, format_value
 
 SRC = ROOT / "src"
 VERSION_HINT = "; the run is of another version: check out the commit in fold<k>/provenance.json"
-DEFAULTS = OmegaConf.structured(Settings)  # copying it is three times as fast as building it
 # Values that turn an option of a model off, as an empty list does; any model accepts them.
 OFF = {"encoder_weights": "none", "half_size_decoder": False, "space_to_depth": 1}
 
@@ -73,17 +60,17 @@ def load_settings(
     repository. Raises InputError for unknown keys and invalid values.
     """
     overrides = parse_overrides(args)
-    conf = copy.deepcopy(DEFAULTS)
+    values = asdict(Settings())
     recipe = overrides.get("recipe", FIELDS["recipe"].default)
     base = read_recipe(recipe) if base is None else base
     located = _locate_in_repository({name: FIELDS[name].default for name in PATH_SETTINGS} | base)
     source = f"{base_path or f'recipe {recipe}'}: "  # start of a message about a value
     hint = HELP_HINT if base_path is None else VERSION_HINT
     for key, value in located.items():
-        _assign(conf, key, value, source, hint)
+        values[key] = check_value(key, value, source, hint)
     for key, value in overrides.items():
-        _assign(conf, key, value, "")
-    settings = OmegaConf.to_object(_apply_stages(conf, overrides))
+        values[key] = check_value(key, value, "")
+    settings = Settings(**_apply_stages(values, overrides))
     settings.run = settings.run or Path(settings.recipe).stem
     if not NAME.accepts(settings.run):
         raise InputError(f"recipe={recipe}: not a valid run name; set run=..., or rename it")
@@ -134,23 +121,22 @@ def split_runs(args: list[str]) -> list[list[str]]:
     return [[*others, f"recipe={recipe}", f"runs={Path(recipe).stem}"] for recipe in recipes]
 
 
-def _apply_stages(conf: DictConfig, overrides: dict[str, Any]) -> DictConfig:
-    """Return `conf` with the settings of its last stage.
+def _apply_stages(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """Return `values` with the settings of its last stage.
 
     Checks the settings of all stages. Settings in `overrides` replace those of every stage.
     """
-    last, stages = conf, []
-    keys = dict.fromkeys(key for stage in conf.stages for key in stage)
-    for number, stage in enumerate(OmegaConf.to_container(conf.stages), 1):
-        last = copy.deepcopy(conf)
-        for key, value in stage.items():
-            if key not in overrides:
-                _assign(last, key, value, f"stage {number}: ")
-        # Store the converted values, because YAML reads 1e-3 as text. A key that only another stage
-        # sets keeps its value in `conf`.
-        stages.append({key: last[key] for key in keys})
-    OmegaConf.update(last, "stages", stages, merge=False)
-    return last
+    keys, stages = dict.fromkeys(key for stage in values["stages"] for key in stage), []
+    for number, stage in enumerate(values["stages"], 1):
+        own = {
+            key: check_value(key, value, f"stage {number}: ")
+            for key, value in stage.items()
+            if key not in overrides
+        }
+        # A key that only another stage sets keeps its value in `values`.
+        stages.append({key: (values | own)[key] for key in keys})
+    last_stage = stages[-1] if stages else {}
+    return values | last_stage | {"stages": stages}
 
 
 def is_recipe_file(recipe: str) -> bool:
@@ -204,52 +190,3 @@ def read_recipe(name: str, derived: tuple[str, ...] = ()) -> dict[str, Any]:
             if key not in FIELDS or FIELDS[key].metadata["only_for_model"] in models
         }
     return inherited | values
-
-
-def _assign(conf: DictConfig, key: str, value: Any, source: str, hint: str = HELP_HINT) -> None:
-    """Set one more value in `conf`, in place, after checking its key, type and range.
-
-    Raises InputError if a check fails. `hint` ends the message about an unknown key if no setting
-    has a similar name."""
-    if isinstance(value, bool) and key in FIELDS and get_origin(FIELDS[key].type) is Literal:
-        value = str(value).lower()  # YAML reads compile: true as a bool
-    typed = f"{source}{key}={format_value(value)}"
-    if key not in FIELDS:
-        similar = suggest_setting(str(key))
-        raise InputError(f"{typed}: no such setting{similar}{HELP_HINT if similar else hint}")
-    try:
-        OmegaConf.update(conf, key, value, merge=False)
-        assigned = conf[key]  # fails for ${name}, which has a meaning in OmegaConf
-    except OmegaConfBaseException as error:
-        raise InputError(f"{typed}: {_explain_type(key, error)}{hint}") from None
-    if FIELDS[key].type is bool and not isinstance(value, bool):  # OmegaConf takes 2 for true
-        raise InputError(f"{typed}: expected true or false{hint}")
-    check = FIELDS[key].metadata["check"]
-    try:
-        valid = not check or assigned is None or check.accepts(assigned)
-    except (OmegaConfBaseException, TypeError, re.error, OverflowError):  # of lists and patterns
-        valid = False
-    if not valid:
-        raise InputError(f"{typed}: must be {check.description}")
-
-
-def _explain_type(key: str, error: OmegaConfBaseException) -> str:
-    """Return why a value has the wrong type for the setting `key`."""
-    reason = str(error).splitlines()[0]  # the other lines repeat the key and the class
-    if key == "fold":
-        return "expected one fold; leave it out for all, or start the command once for each"
-    if FIELDS[key].metadata["check"] is SIZE:
-        return "expected height,width, in a recipe [height,width], or null for the native size"
-    if key == "stages":
-        return "expected a list of stages, as in stages='[{epochs: 4}, {epochs: 2}]'"
-    if key == "postprocess":
-        return "expected names joined by commas, as in specks,fill"
-    if get_origin(FIELDS[key].type) is Literal:
-        return f"expected one of {', '.join(get_args(FIELDS[key].type))}"
-    is_list = "list" in str(FIELDS[key].type)
-    for kind, expected in (("Integer", "a whole number"), ("Float", "a number")):
-        if f"could not be converted to {kind}" in reason:
-            return f"expected {'a list of numbers, such as 1,2' if is_list else expected}"
-    if "is not a ListConfig" in reason:
-        return "expected a list, written a,b; in a recipe [a,b]"
-    return "must have a value" if "is not Optional" in reason else reason

@@ -21,7 +21,7 @@ OLDEST_TORCH, NEWEST_TORCH = (2, 11), (2, 14)
 # import torch and are only looked up.
 SLOW_MODULES = ("torch", "torchvision", "timm", "segmentation_models_pytorch", "albumentations")
 SLOW_MODULES += ("tensorboard",)
-QUICK_MODULES = ("numpy", "cv2", "PIL", "pandas", "scipy", "safetensors", "omegaconf", "yaml")
+QUICK_MODULES = ("numpy", "cv2", "PIL", "pandas", "scipy", "safetensors", "yaml")
 QUICK_MODULES += ("tqdm", "psutil", "filelock")
 
 
@@ -66,11 +66,6 @@ def check_python() -> None:
         )
     from importlib.metadata import version
 
-    import omegaconf.nodes
-
-    if not hasattr(omegaconf.nodes, "LiteralNode"):
-        found = f"omegaconf {version('omegaconf')} is too old; pip install omegaconf==2.4.0"
-        _exit(f"PYTHON={sys.executable}: {found}")
     torch_version = tuple(int(number) for number in version("torch").split(".")[:2])
     _check_version("torch", torch_version, OLDEST_TORCH, NEWEST_TORCH)
 

@@ -52,7 +52,7 @@ POSTPROCESS = Check(
     f"auto, none, or any of {','.join(POSTPROCESS_STEPS)}",
     lambda v: v in ("auto", "none") or {*v.split(",")} <= {*POSTPROCESS_STEPS},
 )
-MASK_NAME = Check("a name with {stem}", lambda v: not v or ("{stem}" in v and "/" not in v))
+MASK_NAME = Check("a name with {stem}", lambda v: not v or ("{stem}" in v and not {*v} & {*"/$"}))
 BYTE = Check("0 to 255", lambda v: 0 <= v <= 255)
 PREPARE_SCRIPTS = Check("among demo.py, folds.py", lambda v: {*v} <= {"demo.py", "folds.py"})
 CSV_FILE = Check("a .csv file", lambda v: not v or v.endswith(".csv"))

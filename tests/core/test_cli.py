@@ -89,7 +89,7 @@ def checkout(tmp_path):
     return root
 
 
-@pytest.mark.parametrize("package", ["psutil", "omegaconf", "torch"])
+@pytest.mark.parametrize("package", ["psutil", "yaml", "torch"])
 def test_script_without_a_package_names_the_way_into_the_environment(checkout, package):
     (checkout / ".venv").mkdir()
     completed = run_train_with(f"sys.modules['{package}'] = None", checkout, cwd=checkout)
