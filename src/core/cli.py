@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import NoReturn
 
 from core import environment
 
@@ -68,12 +69,9 @@ def run_main(main: Callable[[list[str]], object], resume_hint: str = "") -> None
         process_env.silence_other_ranks()
         main(sys.argv[1:])
     except InputError as error:
-        process_env.report_error(f"{name}: {error}", 2)
-        sys.exit(2)
+        _report_and_exit(f"{name}: {error}", 2)
     except StopRequested as stop:
-        stopped = f"{name}: stopped{resume_hint and f'; {resume_hint}'}"
-        process_env.report_error(stopped, stop.exit_code)
-        sys.exit(stop.exit_code)
+        _report_and_exit(f"{name}: stopped{resume_hint and f'; {resume_hint}'}", stop.exit_code)
     except BrokenPipeError:  # the reader of stdout, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(128 + signal.SIGPIPE)
@@ -82,8 +80,7 @@ def run_main(main: Callable[[list[str]], object], resume_hint: str = "") -> None
             remedy = WRITE_REMEDIES[error.errno]
             problem = f"{error.filename or 'writing'}: {error.strerror}; {remedy}"
             hint = resume_hint and f", then {resume_hint}"
-            process_env.report_error(f"{name}: {problem}{hint}", 2)
-            sys.exit(2)
+            _report_and_exit(f"{name}: {problem}{hint}", 2)
         if not process_env.is_distributed():
             raise
         # After a failure of another process, that one reports the error.
@@ -92,6 +89,11 @@ def run_main(main: Callable[[list[str]], object], resume_hint: str = "") -> None
         sys.exit(1)
     finally:
         signals.default_on_signal()  # while the script imports torch, or exits, stop at once
+
+
+def _report_and_exit(message: str, exit_code: int) -> NoReturn:
+    process_env.report_error(message, exit_code)
+    sys.exit(exit_code)
 
 
 def run_script_in_subprocess(name: str, args: list[str]) -> None:
