@@ -4,7 +4,6 @@ The 16 views of a car share the car and the studio. A split by image would put s
 sides and score the network on cars that it was trained on, so the file has one row per car.
 """
 
-from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,56 +17,17 @@ import pandas as pd
 
 from core import config
 from core.errors import InputError
-from core.files import atomic_write, file_sha256
+from core.files import atomic_write
 from core.overrides import parse_overrides
 from core.progress import image_progress
 from core.settings import Settings
 from core.text import format_count
 from core.threads import map_in_threads
-from data import csv_files, datasets
+from data import csv_files, datasets, leaks
 from data.classes import IGNORE
 from data.sample import Sample
 
 COLUMNS = ["dataset", "group", "fold"]
-NUMBERED_NAMES = (r"(.+?)(?:_\d+)?", r"(.+?)(?:-\d+)?")  # such as car7_01, car7_02
-
-
-def warn_of_copies(samples: list[Sample]) -> None:
-    """Print a warning if an image file occurs in two groups, which may be in different folds."""
-    by_size = defaultdict(list)
-    for sample in samples:
-        if sample.image.exists():  # a dangling link is reported when it is read
-            by_size[sample.image.stat().st_size].append(sample)
-    groups = defaultdict(set)
-    for sample in [s for same_size in by_size.values() if len(same_size) > 1 for s in same_size]:
-        groups[file_sha256(sample.image)].add(sample.group)
-    if copies := [sorted(names) for names in groups.values() if len(names) > 1]:
-        print(
-            f"warning: images that occur more than once: {len(copies)}, for example in groups "
-            f"{copies[0][0]} and {copies[0][1]}: a network may be trained on one copy and scored "
-            "on the other"
-        )
-
-
-def warn_of_split_groups(settings: Settings, samples: list[Sample]) -> None:
-    """Print a warning if each image is a group, but names such as car7_01 and car7_02 suggest that
-    several images show one object."""
-    is_grouped = len({sample.group for sample in samples}) < len(samples)
-    if is_grouped or settings.dataset_format != "carvana":
-        return
-    stems = [sample.image_id for sample in samples]
-    for regex in NUMBERED_NAMES:
-        objects = Counter(datasets.group_from_stem(stem, regex) for stem in stems)
-        repeated = [name for name, count in objects.items() if name and count > 1]
-        # If only one name is repeated, it is no object, as in photo_1, photo_2, ...
-        if len(repeated) > 1:
-            examples = [s for s in stems if datasets.group_from_stem(s, regex) == repeated[0]]
-            print(
-                f"warning: {examples[0]} and {examples[1]} are in different groups; if they show "
-                "one object, a network may be trained on one and scored on the other: delete "
-                f"{settings.folds_csv}, set group_regex='{regex}' and another run="
-            )
-            return
 
 
 def mean_mask_area(samples: list[Sample]) -> pd.Series:
@@ -157,9 +117,9 @@ def main(args: list[str]) -> None:
     settings = config.load_settings(args)
     samples = datasets.load_samples(settings, "train")
     check_groups(settings, samples)
-    warn_of_copies(samples)
+    leaks.warn_of_copies(samples)
     if "group_regex" not in parse_overrides(args):
-        warn_of_split_groups(settings, samples)
+        leaks.warn_of_split_groups(settings, samples)
     areas = mean_mask_area(samples)
     stratify_by = datasets.get_format(settings).fold_stratum
     folds = assign_folds(areas, settings.n_folds, stratify_by)

@@ -21,14 +21,14 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from core import distributed, process_env, provenance, run_folder
+from core import config, distributed, process_env, provenance, run_folder
 from core.device import explain_out_of_memory, free_memory, pick_device
 from core.errors import InputError
 from core.files import atomic_write, atomic_write_json, file_sha256
 from core.progress import image_progress
 from core.text import format_count
 from core.threads import map_in_threads
-from data import classes, datasets, rle
+from data import datasets, leaks, rle
 from data.fingerprint import short_hash
 from data.image_files import warn_of_other_files
 from data.image_io import write_image
@@ -41,6 +41,7 @@ from inference.combine import ImageProbabilities
 from inference.members import EnsembleMember
 from inference.postprocess import Binarizer
 from inference.predictor import Prediction, predict
+from reporting.mask_pictures import mask_paths, write_mask_pictures
 from reporting.pictures import predict_photographs
 
 
@@ -93,33 +94,15 @@ def predict_pending_chunks(
     distributed.barrier()
 
 
-def mask_paths(settings: Settings, sample: Sample) -> list[Path]:
-    """Return the paths of the pictures of a sample. One class: mask (0/255) and overlay, only if
-    save_masks is set. Several classes: mask in color and label file, always."""
-    folder, name = run_folder.masks_dir(settings.run_dir), sample.image_id
-    if not sample.class_map.is_binary:
-        return [folder / f"{name}.png", folder / "labels" / f"{name}.png"]
-    if settings.save_masks:
-        return [folder / f"{name}_mask.png", folder / f"{name}_overlay.jpg"]
-    return []
-
-
 def to_result(settings: Settings, binarizer: Binarizer, prediction: Prediction) -> ImageResult:
     """Binarize and encode a prediction; write its pictures, see mask_paths()."""
     sample = prediction.sample
-    paths = mask_paths(settings, sample)
     if error := prediction.loaded.error:
-        for path in paths:  # delete the files of an earlier prediction
+        for path in mask_paths(settings, sample):  # delete the files of an earlier prediction
             path.unlink(missing_ok=True)
         return ImageResult(sample.image.name, rle="", area=0.0, agreement=float("nan"), error=error)
     mask = binarizer.postprocess(prediction.values["mask"])
-    if not sample.class_map.is_binary:
-        write_image(paths[0], classes.colorize(mask, sample.class_map))
-        write_image(paths[1], classes.encode_values(mask, sample.class_map))
-    elif settings.save_masks:
-        write_image(paths[0], mask.astype(np.uint8) * 255)
-        overlay = visualize.draw_overlay(datasets.read_sample_image(sample), mask)
-        write_image(paths[1], overlay)
+    write_mask_pictures(settings, sample, mask)
     return ImageResult(
         sample.image.name,
         rle.encode(mask) if sample.class_map.is_binary else "",
@@ -160,6 +143,7 @@ def write_submission_json(
     path, is_binary = settings.submission_path, datasets.get_class_map(settings).is_binary
     metadata = {
         "runs": sorted(settings.runs),
+        "data_dir": config.to_stored_settings(settings)["data_dir"],
         "networks": sorted(file_sha256(member.path) for member in members),
         "weights": {str(member.path): member.weight for member in members},
         "threshold": binarizer.threshold if is_binary else None,
@@ -207,13 +191,16 @@ def main(args: list[str]) -> None:
 
 def load_checked_samples(settings: Settings) -> list[Sample]:
     """Return the test images. Raise InputError if predictions could not be written or scored."""
-    samples = datasets.load_test_samples(settings)
+    samples, path = datasets.load_test_samples(settings), settings.submission_path
+    if path.resolve() == Path(settings.truth_csv or samples[0].mask or "").resolve():
+        raise InputError(f"submission_csv={path}: is the csv of the true masks; set another file")
     if settings.truth_csv:
         submission.read_truth(settings, pd.Series([sample.image.name for sample in samples]))
     if samples[0].mask:
         if settings.skip_unreadable:
             raise InputError("skip_unreadable: is for test images without masks; leave it out")
         datasets.read_checked_sizes(samples)  # an InputError should come before prediction
+        leaks.warn_of_training_images(settings, samples)
     elif not settings.skip_unreadable:
         datasets.check_headers([sample.image for sample in samples])
     if not samples[0].class_map.is_binary and any(s.image_id == "legend" for s in samples):

@@ -55,11 +55,12 @@ class Report:
         return leaderboard.build_leaderboards(self.entries)[0]
 
     def pairwise_differences(self) -> pd.DataFrame:
-        rows = [
-            (a.name, b.name, leaderboard.format_difference(leaderboard.compare_to(a, b)))
-            for a, b in combinations(self.entries, 2)
-        ]
-        return pd.DataFrame(rows, columns=["run", "compared to", "difference (95%)"])
+        rows = []
+        for a, b in combinations(self.entries, 2):
+            difference = leaderboard.compare_to(a, b)
+            text, images = leaderboard.format_difference(difference), difference["shared_images"]
+            rows.append((a.name, b.name, images, text))
+        return pd.DataFrame(rows, columns=["run", "compared to", "images", "difference (95%)"])
 
     def group_table(self) -> pd.DataFrame | None:
         """Return scores by group, worst first; None if every image is a group of its own."""
@@ -131,6 +132,9 @@ class Report:
             return "Disagreement needs two or more networks.", []
         networks = sorted(file_sha256(member.path) for member in members)
         stored = read_submission_json(json_path)
+        data_dir = config.to_stored_settings(self.settings)["data_dir"]
+        if stored.get("data_dir", data_dir) != data_dir:
+            return f"{path} has masks of {stored['data_dir']}; {command} replaces it.", []
         if stored["runs"] != sorted(self.settings.runs) or stored.get("networks") != networks:
             return f"{path} was made by other runs or weights; {command} replaces it.", []
         stats = pd.read_csv(stats_path).dropna().nsmallest(N_DISAGREEMENT, "agreement")
@@ -216,8 +220,12 @@ def render_page(report: Report) -> str:
 def main(args: list[str]) -> None:
     report = load_report(report_settings(args))
     output_dir = Path(report.settings.output_dir)
-    with atomic_write(output_dir / "suspects.csv") as tmp_path:
-        report.suspects.to_csv(tmp_path, index=False)
+    suspects_path = output_dir / "suspects.csv"
+    if report.scores.is_binary:
+        with atomic_write(suspects_path) as tmp_path:
+            report.suspects.to_csv(tmp_path, index=False)
+    else:
+        suspects_path.unlink(missing_ok=True)  # masks of several classes are not checked
     html = render_page(report)
     atomic_write_text(output_dir / "report.html", html)
     print(f"{output_dir / 'report.html'}: {report.settings.run}, {len(html) / 1e6:.1f} MB")

@@ -51,6 +51,11 @@ def main(args: list[str]) -> None:
             "predict.sh prints the scores of test images with masks"
         )
     require_submission_of_runs(settings, args)
+    json_path = settings.submission_path.with_suffix(".json")
+    if not {"data_dir", "submission_csv"} & parse_overrides(args).keys() and json_path.exists():
+        # Score the test images that were predicted. A relative path starts at the repository.
+        data_dir = read_submission_json(json_path).get("data_dir", settings.data_dir)
+        settings = replace(settings, data_dir=str(config.ROOT / data_dir))
     check_and_score_submission(settings)
 
 

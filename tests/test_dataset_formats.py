@@ -216,8 +216,11 @@ def test_predict_several_classes_writes_colors_a_legend_and_scores(pets_runs):
 
 
 def test_report_of_several_classes_has_a_confusion_matrix_and_no_threshold(pets_runs):
+    suspects = pets_runs / "output/suspects.csv"
+    suspects.write_text("of another run")
     report.main([f"output_dir={pets_runs / 'output'}", "runs=[a,b]"])
     page = (pets_runs / "output" / "report.html").read_text(encoding="utf-8")
+    assert not suspects.exists()  # such masks are not checked
     assert "<td>border</td>" in page and "threshold" not in page.split("<script>")[0].lower()
 
 
@@ -238,6 +241,12 @@ def test_classes_csv_trains_and_predicts_several_classes(tmp_path):
         label = cv2.imread(str(folder / "labels" / name), cv2.IMREAD_UNCHANGED)
         assert label.dtype == np.uint8 and {*np.unique(label)} <= {0, 1}
         assert (colors == np.array([(0, 0, 0), (10, 100, 200)])[label]).all()
+    classes_csv = data_dir / "classes.csv"
+    swapped = classes_csv.read_text().replace("1,car", "2,car")
+    classes_csv.write_text(swapped)
+    message = f"{classes_csv}: has other values or colors than when"
+    assert_input_error(predict.main, prediction_args(args), message)
+    classes_csv.write_text(swapped.replace("2,car", "1,car"))
     for name in ("test_masks", "sample_submission.csv"):
         (data_dir / name).rename(data_dir / f"no_{name}")
     image = min((data_dir / "test").iterdir())

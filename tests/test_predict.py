@@ -19,7 +19,7 @@ from core.errors import InputError
 from core.run_folder import read_run_settings
 from core.settings import Settings
 from core.signals import StopRequested
-from data import mask_io, rle
+from data import datasets, leaks, mask_io, rle
 from inference import chunks, postprocess
 from inference.load_runs import settings_for_prediction
 from inference.postprocess import Binarizer
@@ -100,6 +100,52 @@ def test_predict_and_score_use_the_masks_of_the_test_images(run_copy, capsys):
     assert table["image_id"].tolist() == [p.stem for p in sorted((data_dir / "test").iterdir())]
     score.main([f"output_dir={run_copy.output_dir}", "run=tiny", f"data_dir={data_dir}"])
     assert last_mean_dice(capsys.readouterr().out) == expected
+
+
+def test_predict_warns_of_test_images_that_the_networks_were_trained_on(run_copy, capsys):
+    settings, data_dir = Settings(data_dir=str(run_copy.data_dir)), run_copy.data_dir
+    samples = datasets.load_test_samples(settings)
+    leaks.warn_of_training_images(settings, samples)
+    assert not capsys.readouterr().out
+    copy = data_dir / "test/000000000004_01.jpg"
+    shutil.copy(data_dir / "train/000000000000_01.jpg", copy)
+    leaks.warn_of_training_images(settings, samples)
+    assert f"warning: 1 of 6 test images, {copy.name} for example, are training images, too" in (
+        capsys.readouterr().out
+    )
+    write_test_masks(data_dir)
+    copy.rename(copy.with_name("000000000000_09.jpg"))
+    mask = data_dir / "test_masks/000000000004_01_mask.gif"
+    mask.rename(mask.with_name("000000000000_09_mask.gif"))
+    (data_dir / "sample_submission.csv").unlink()
+    predict.main([*prediction_args(run_copy.args), "threshold=0.5"])
+    shown = (
+        "1 of 6 test images, 000000000000_09.jpg for example, show groups of the training images"
+    )
+    assert shown in capsys.readouterr().out
+
+
+def test_score_of_a_run_scores_the_test_images_that_were_predicted(run_copy, tmp_path, capsys):
+    write_test_masks(run_copy.data_dir)
+    other = tmp_path / "other"
+    shutil.copytree(run_copy.data_dir, other)
+    for path in (other / "test_masks").iterdir():
+        shutil.copy(run_copy.data_dir / "train_masks/000000000000_01_mask.gif", path)
+    args = [arg for arg in prediction_args(run_copy.args) if not arg.startswith("data_dir=")]
+    predict.main([*args, f"data_dir={other}"])
+    expected = last_mean_dice(capsys.readouterr().out)
+    score.main([f"output_dir={run_copy.output_dir}", "run=tiny"])
+    assert last_mean_dice(capsys.readouterr().out) == expected
+    score.main([f"output_dir={run_copy.output_dir}", "run=tiny", f"data_dir={run_copy.data_dir}"])
+    assert last_mean_dice(capsys.readouterr().out) != expected
+
+
+def test_predict_does_not_replace_the_true_masks(run_copy):
+    truth = run_copy.data_dir / "test_truth.csv"
+    before = truth.read_bytes()
+    args = [*prediction_args(run_copy.args), f"truth_csv={truth}", f"submission_csv={truth}"]
+    assert_input_error(predict.main, args, f"{truth}: is the csv of the true masks")
+    assert truth.read_bytes() == before
 
 
 def test_predict_rejects_a_test_mask_of_another_size_before_it_predicts(run_copy):

@@ -1,6 +1,7 @@
 """Classes of a dataset, and conversion between label files, class ids and colors."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import ImageColor
@@ -49,6 +50,16 @@ class ClassMap:
     def label_values(self) -> list[int]:
         """The value of each class in a label file; the first one if it has several."""
         return [self.value_to_class.index(i) for i in range(len(self.names))]
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What is stored with the weights of a network that was trained on these classes."""
+        return {
+            "classes": len(self.names),
+            "names": list(self.names),
+            "label_values": {str(v): self.value_to_class[v] for v in self.valid_values},
+            "label_colors": {f"#{color:06x}": value for color, value in self.color_values},
+        }
 
     @property
     def has_background(self) -> bool:

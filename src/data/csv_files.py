@@ -9,7 +9,7 @@ from core.errors import InputError
 from core.settings import Settings
 from data import rle
 from data.classes import IGNORE, ClassMap, parse_color
-from data.image_files import require_paths
+from data.image_files import require_paths, to_nfc
 
 
 def read_csv_strict(path: Path | str, columns: list[str]) -> pd.DataFrame:
@@ -67,6 +67,7 @@ def read_folds(settings: Settings) -> dict[str, int]:
             f"{path}: has no row of dataset {settings.dataset_name}; write its rows with "
             "`python src/folds.py` and the same settings, or set dataset_name=..."
         )
+    table["group"] = table["group"].map(to_nfc)
     require_distinct(path, table["group"])
     non_numeric = table["fold"][~table["fold"].str.fullmatch(r"\d{1,3}")]
     if len(non_numeric):

@@ -21,7 +21,7 @@ from data.formats.base import DatasetFormat
 from data.formats.carvana import Carvana
 from data.formats.cityscapes import Cityscapes, CityscapesPairs
 from data.formats.pets import Pets
-from data.image_files import IMAGE_SUFFIXES
+from data.image_files import IMAGE_SUFFIXES, to_nfc
 from data.sample import Sample
 
 FORMATS: dict[str, DatasetFormat] = {  # values of the setting dataset_format
@@ -125,7 +125,7 @@ def exif_rotates_only_image(sample: Sample) -> bool:
 
 def group_from_stem(stem: str, group_regex: str) -> str:
     """Return the group (car) that the stem of an image file names; '' if it names none."""
-    match = re.fullmatch(group_regex, stem, re.DOTALL)
+    match = re.fullmatch(group_regex, to_nfc(stem), re.DOTALL)
     return (match[1] or "") if match else ""
 
 

@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -137,3 +138,8 @@ def require_paths(*paths: Path, remedy: str = "") -> None:
         names = [path.relative_to(common) for path in missing if path != common]
         listed = list_names([f"{name}{'' if name.suffix else '/'}" for name in names])
         raise InputError(f"{common}: {found}{listed and f'; expected {listed}'}{remedy}")
+
+
+def to_nfc(name: str) -> str:
+    """Return a name with composed letters: macOS decomposes ä into a and its dots."""
+    return unicodedata.normalize("NFC", name)

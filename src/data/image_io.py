@@ -24,6 +24,7 @@ MAX_PIXELS = 2**28  # a file of a few kB can declare more pixels than fit into m
 Image.MAX_IMAGE_PIXELS = None  # replaced by MAX_PIXELS
 warnings.filterwarnings("ignore", module="PIL")  # about odd metadata; real problems raise errors
 NEW_SUBFILE_TYPE, REDUCED_OR_MASK = 254, 1 | 4  # a tag of a TIFF's page, and two of its bits
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # another tag, and one of its values
 PNG_END = b"IEND\xaeB`\x82"  # with its checksum; other data may follow
 TO_OPENCV = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}  # by the number of channels
 MAX_JPEG_SIDE = 65_500  # in pixels; a limit of OpenCV and libjpeg
@@ -54,6 +55,9 @@ def open_image(path: Path) -> Iterator[Image.Image]:
                     f"{path}: contains {n_pictures} pictures; save the one you want, for example "
                     f"with `{fix}`"
                 )
+            is_inverted = image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO
+            if is_inverted and has_16_bits(image):  # Pillow inverts only 1 and 8 bits
+                raise InputError(f"{path}: is a 16-bit TIFF in which 0 is white; invert it")
             yield image
     except DECODE_ERRORS as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -139,8 +139,8 @@ def read_label_values(path: Path, class_map: ClassMap) -> np.ndarray:
     If all colors of the file are in `class_map.color_values`, returns the values of these colors.
     Raises InputError for other colors. Raises InputError also for an ambiguous file: a palette file
     if the values of its colors differ from its indices, or if its colors are grays among
-    `class_map.valid_values` that differ from its indices; an RGB file if its colors are such grays
-    that differ from the values of these colors.
+    `class_map.valid_values` that differ from its indices; an RGB or gray file if its colors are
+    such grays that differ from the values of these colors.
     """
     with open_image(path) as image:
         if is_lossy(path, image):
@@ -149,12 +149,32 @@ def read_label_values(path: Path, class_map: ClassMap) -> np.ndarray:
             )
         orientation = exif_orientation(image)
         values = np.asarray(image) if image.mode in ("P", *GRAY_MODES) else None
-        rgb = None if image.mode in GRAY_MODES else _to_rgba(path, image)[..., :3]
-    if values is None:
-        values = _values_of_colors(path, rgb, class_map)
-    elif rgb is not None:
-        _check_palette(path, rgb, values, class_map)
+        rgba = None if image.mode in GRAY_MODES else _to_rgba(path, image)
+    if rgba is None:
+        _check_gray_levels(path, values, class_map)
+    elif values is None:
+        values = _values_of_colors(path, _opaque_colors(path, rgba), class_map)
+    else:
+        _check_palette(path, rgba[..., :3], values, class_map)
     return turn_upright(values, orientation)
+
+
+def _check_gray_levels(path: Path, values: np.ndarray, class_map: ClassMap) -> None:
+    """Raise InputError if the levels of a gray file mean other classes as values than as colors."""
+    if values.dtype == np.uint8:
+        levels = np.flatnonzero(np.bincount(values.ravel())).astype(np.uint8)
+        _values_of_colors(path, np.stack([levels] * 3, axis=-1), class_map)
+
+
+def _opaque_colors(path: Path, rgba: np.ndarray) -> np.ndarray:
+    """Return the RGB of an RGBA label file; raise InputError if colors are partly transparent.
+
+    An image editor erases by alpha and keeps the colors. Transparent black is accepted.
+    """
+    rgb = rgba[..., :3]
+    if rgb[rgba[..., 3] < 255].any():
+        raise InputError(f"{path}: has transparent pixels with a color; save it without alpha")
+    return rgb
 
 
 def _check_palette(path: Path, rgb: np.ndarray, indices: np.ndarray, class_map: ClassMap) -> None:
@@ -168,8 +188,14 @@ def _check_palette(path: Path, rgb: np.ndarray, indices: np.ndarray, class_map: 
             f"{path}: its palette's gray levels and its palette indices mean different classes in "
             "classes.csv; save it as gray PNG"
         )
-    values, unlisted = _look_up_colors(rgb, class_map)
-    if not unlisted.size and (indices != values).any():
+    values, _ = _look_up_colors(rgb, class_map)
+    is_listed = values >= 0
+    differs = is_listed & (values != indices)
+    # A palette with colors of classes.csv at their values: other colors are not these classes.
+    # Black does not show this, because it is at index 0 of most palettes.
+    has_own_colors = (is_listed & ~differs & rgb.any(axis=2)).any()
+    is_foreign = ~is_listed & np.isin(indices, [value for _, value in class_map.color_values])
+    if differs.any() or (has_own_colors and is_foreign.any()):
         raise InputError(
             f"{path}: its palette's colors and its palette indices mean different classes in "
             "classes.csv; save it as RGB, in a PNG, or write its palette's colors into classes.csv"
@@ -210,7 +236,7 @@ def _values_of_colors(path: Path, rgb: np.ndarray, class_map: ClassMap) -> np.nd
         if _are_gray_values(rgb, class_map) and (rgb[..., 0] != values).any():
             raise InputError(
                 f"{path}: its grays mean different classes in classes.csv as values and as colors; "
-                "save it as gray PNG of values, or choose other colors in classes.csv"
+                "choose other colors in classes.csv"
             )
         return values
     if (rgb == rgb[..., :1]).all():

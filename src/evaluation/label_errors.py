@@ -11,6 +11,7 @@ LEAST_AREA = 0.01  # fraction of the image
 ERROR_RATIO = 5  # times the typical fraction of confident errors
 MAX_ROBUST_Z = 5.0  # robust standard deviations
 MIN_GROUP_SIZE = 5  # images in a group for a group median
+MIN_COMPLETE_GROUPS = 8  # for the comparison of neighboring views
 
 
 def find_label_errors(scores: Scores) -> pd.DataFrame:
@@ -72,19 +73,20 @@ def turntable_outliers(table: pd.DataFrame) -> np.ndarray:
 
     The deviation of a mask is the logarithm of its area, minus the mean logarithm of the two
     neighboring views of the same group. The z-score compares it with the deviations of the same
-    view in all groups. All values are 0 unless every group has views 1 … n, with at least 5 views
-    and 8 groups.
+    view in all complete groups: those with views 1 … n. The values of other groups are 0. All are 0
+    with fewer than 5 views or 8 complete groups, or if most groups are incomplete.
     """
     views = pd.to_numeric(table["view"], errors="coerce")
     numbered = table.assign(view=views, log_area=np.log(table["area"].clip(lower=1e-6)))
-    log_area = numbered.pivot_table("log_area", index="group", columns="view")
-    n_groups, n_views = log_area.shape
-    is_complete = log_area.notna().all(axis=None) and log_area.size == len(table)
-    is_ring = is_complete and list(log_area) == list(range(1, n_views + 1))
-    if not is_ring or n_views < MIN_GROUP_SIZE or n_groups < 8:
+    by_view = numbered.pivot_table("log_area", index="group", columns="view")
+    log_area, n_views = by_view.dropna(), by_view.shape[1]
+    is_ring = list(by_view) == list(range(1, n_views + 1)) and len(log_area) > len(by_view) / 2
+    if numbered.duplicated(["group", "view"]).any() or not is_ring:
+        return np.zeros(len(table))
+    if n_views < MIN_GROUP_SIZE or len(log_area) < MIN_COMPLETE_GROUPS:
         return np.zeros(len(table))
     neighbors = (np.roll(log_area, 1, axis=1) + np.roll(log_area, -1, axis=1)) / 2
     deviation = log_area - neighbors
     deviation -= deviation.median()
     z = deviation / (1.4826 * deviation.abs().median()).clip(lower=0.005)
-    return numbered.join(z.stack().rename("z"), on=["group", "view"])["z"].to_numpy()
+    return numbered.join(z.stack().rename("z"), on=["group", "view"])["z"].fillna(0).to_numpy()

@@ -10,8 +10,8 @@ from core.device import pick_device
 from core.errors import InputError, did_you_mean
 from core.overrides import parse_overrides
 from core.settings import FIELDS, Settings
-from data.datasets import get_class_map
-from data.image_files import list_names, require_paths
+from data.image_files import list_names
+from inference import run_checks
 from inference.members import EnsembleMember, make_member
 from models import checkpoint
 
@@ -47,12 +47,12 @@ def settings_for_prediction(args: list[str]) -> Settings:
         warn_of_another_recipe(first_run, stored.get("recipe", ""), settings.recipe)
     selected = {name: getattr(settings, name) for name in NOT_INHERITED_BY_PREDICTION}
     merged = config.load_settings(args, stored | selected, run_folder.config_path(first_run))
-    check_options_of_one_class(merged)
+    run_checks.check_options_of_one_class(merged)
     warn_of_other_mask_settings(merged, stored)
     for folder in settings.run_dirs:
-        check_classes_match(merged, folder)
+        run_checks.check_classes_match(merged, folder)
         if "tile_size" not in overrides:
-            check_tiles_match(merged, folder)
+            run_checks.check_tiles_match(merged, folder)
     return replace(merged, run=run_folder.ensemble_name(merged.runs))
 
 
@@ -127,60 +127,6 @@ def train_sh_command(settings: Settings, *args: str) -> str:
     """Return the command that trains with `args` in the output_dir, and the fold, of `settings`."""
     fold = [] if settings.fold is None else [f"fold={settings.fold}"]
     return shlex.join(["bash", "train.sh", *args, *fold, *config.output_dir_argument(settings)])
-
-
-def check_options_of_one_class(settings: Settings) -> None:
-    """Raise InputError if several classes are combined with `threshold`, `postprocess` or
-    `truth_csv`: these have an effect only for one class."""
-    names = get_class_map(settings).names
-    if len(names) == 1:
-        return
-    for name in ("threshold", "postprocess", "truth_csv"):
-        value = getattr(settings, name)
-        if value not in (FIELDS[name].default, "none"):
-            raise InputError(
-                f"{name}={value}: is for one class; {settings.run} has {_format_classes(names)}; "
-                "leave it out"
-            )
-
-
-def check_classes_match(settings: Settings, run_dir: Path) -> None:
-    """Raise InputError if the run was trained with other classes than the settings select."""
-    names = get_class_map(settings).names
-    path = run_folder.finished_weights(run_dir)[0]
-    trained = tuple(checkpoint.read_metadata(path).get("names", ()))
-    if trained != names and (len(trained) > 1 or len(names) > 1):
-        if (first := min(settings.runs)) != run_dir.name:
-            raise InputError(
-                f"{path}: was trained with {_format_classes(trained)}, {first} with "
-                f"{_format_classes(names)}; the runs of an ensemble need the same classes"
-            )
-        require_paths(Path(settings.data_dir), remedy="; set data_dir=... as in training")
-        fixes = {
-            "carvana": f"restore classes.csv in {settings.data_dir}",
-            "pets": "set dataset_format= and trimap_border= as in training",
-            "cityscapes": "set dataset_format= and cityscapes_classes= as in training",
-            "pairs": "set dataset_format= and cityscapes_classes= as in training",
-        }
-        raise InputError(
-            f"{path}: was trained with {_format_classes(trained)}, the settings select "
-            f"{_format_classes(names)}; {fixes[settings.dataset_format]}"
-        )
-
-
-def check_tiles_match(settings: Settings, run_dir: Path) -> None:
-    """Raise InputError if the run's tile_size differs from that of the first run."""
-    tile_size = run_folder.read_run_settings(run_dir).get("tile_size", 0)
-    if tile_size != settings.tile_size:
-        raise InputError(
-            f"runs={','.join(settings.runs)}: were scored with tile_size={settings.tile_size} "
-            f"and {tile_size}; set tile_size= to use one for all"
-        )
-
-
-def _format_classes(names: tuple[str, ...]) -> str:
-    count = "1 class" if len(names) == 1 else f"{len(names)} classes"
-    return f"{count} ({list_names(names)})"
 
 
 # ---------------------------------------------------------------- members

@@ -95,6 +95,12 @@ def load_encoder_weights(encoder: nn.Module, path: Path, settings: Settings) -> 
     Ignores tensors that the encoder does not have, such as a classifier's. Matches tensors by name,
     or by order unless it is a .safetensors file. Raises InputError if a tensor of the encoder is
     missing in the file or of another shape."""
+    fitting = WEIGHT_PACKAGES.get(settings.encoder_weights)
+    if fitting not in (None, settings.encoder.partition(".")[0]):  # the shapes may fit, too
+        raise InputError(
+            f"encoder_weights={settings.encoder_weights}: is for another encoder than "
+            f"{settings.encoder}; set encoder={fitting}, or encoder_weights=imagenet or none"
+        )
     tensors = {name: tensor for name, tensor in read_tensors(path).items() if is_learned(name)}
     expected = {name: t for name, t in encoder.state_dict().items() if is_learned(name)}
     matched = match_by_name(tensors, expected)
@@ -104,12 +110,10 @@ def load_encoder_weights(encoder: nn.Module, path: Path, settings: Settings) -> 
     misfits = [name for name in expected if name not in matched]
     if misfits:
         shape = "×".join(map(str, expected[misfits[0]].shape))
-        fitting = WEIGHT_PACKAGES.get(settings.encoder_weights)
-        fix = f"; set encoder={fitting}, or encoder_weights=imagenet or none" if fitting else ""
         raise InputError(
             f"encoder_weights={settings.encoder_weights}: {len(matched)} of the {len(expected)} "
             f"tensors of encoder={settings.encoder} fit; the first that is missing or of another "
-            f"shape is {misfits[0]} ({shape}){fix}"
+            f"shape is {misfits[0]} ({shape})"
         )
     if others := find_surplus(tensors, expected):
         print(
@@ -239,10 +243,7 @@ def require_hub_files(encoder: str, encoder_weights: str) -> None:
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 
-    hub_files = find_hub_files(encoder, encoder_weights)
-    if hub_files is None:
-        return
-    repo_id, revision, filenames = hub_files
+    repo_id, revision, filenames = find_hub_files(encoder, encoder_weights) or ("", None, [])
     for filename in filenames:
         if isinstance(try_to_load_from_cache(repo_id, filename, revision=revision), str):
             continue

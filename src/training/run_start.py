@@ -12,7 +12,7 @@ from core.files import folder_lock
 from core.overrides import parse_overrides
 from core.settings import MAY_DIFFER_ON_RESUME, Settings, format_value
 from data import csv_files
-from inference import load_runs
+from inference import run_checks
 
 
 def load_run_settings(args: list[str]) -> Settings:
@@ -53,7 +53,7 @@ def check_new_run(settings: Settings, args: list[str]) -> None:
             f"run={settings.run}: the names of ensembles contain +; choose another name"
         )
     config.check_options(settings, args)
-    load_runs.check_options_of_one_class(settings)
+    run_checks.check_options_of_one_class(settings)
 
 
 def read_stored_settings(settings: Settings) -> dict[str, Any]:

@@ -218,8 +218,7 @@ class FoldTrainer:
         """Return the metadata stored with the weights."""
         folder = run_folder.fold_dir(self.settings.run_dir, self.fold)
         return {
-            "classes": len(self.class_map.names),
-            "names": self.class_map.names,
+            **self.class_map.metadata,
             "fold": self.fold,
             "data": self.fingerprint,
             "epoch": self.epoch + 1,

@@ -187,6 +187,16 @@ def test_read_image_reads_a_tiff_with_reduced_copies_of_its_picture(tmp_path):
     assert image_io.read_image_size(path) == PHOTOGRAPH.shape[:2]
 
 
+def test_read_image_rejects_a_16_bit_tiff_in_which_0_is_white(tmp_path):
+    path = tmp_path / "a.tif"
+    gray = gray_photograph()
+    Image.fromarray(gray).save(path, tiffinfo={262: 0})  # 0 is white
+    assert np.array_equal(image_io.read_image(path)[..., 0], gray)
+    Image.fromarray(gray.astype(np.uint16) * 257).save(path, tiffinfo={262: 0})
+    with pytest.raises(InputError, match="is a 16-bit TIFF in which 0 is white"):
+        image_io.read_image(path)
+
+
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 @pytest.mark.parametrize("n_channels", [1, 3])
 def test_read_image_rejects_12_bits_in_16(tmp_path, suffix, n_channels):

@@ -282,7 +282,7 @@ LOSSLESS = {"lossless": True, "exact": True, "icc_profile": bytes(600)}
 @pytest.mark.parametrize(
     ("name", "image"),
     [
-        ("palette.png", palette_image(LABELS, WHITE, RED, BLUE, BLACK, RED)),
+        ("palette.png", palette_image(LABELS, BLACK, WHITE, (0, 128, 0), WHITE, (1, 2, 3))),
         ("gray.png", Image.fromarray(LABELS)),
         ("gray.tif", Image.fromarray(LABELS)),
         ("16_bits.png", Image.fromarray(LABELS.astype(np.uint16))),
@@ -353,9 +353,10 @@ def test_read_label_values_rejects_grays_that_are_values_and_colors_of_other_cla
     for levels, expected in (([0, 1, 255], [0, 1, 255]), ([0, 0, 0], [0, 0, 0])):
         path = save(tmp_path, "a.png", Image.fromarray(np.array([levels], np.uint8)).convert("RGB"))
         assert mask_io.read_label_values(path, class_map).tolist() == [expected]
-    path = save(tmp_path, "b.png", Image.fromarray(np.array([[0, 255]], np.uint8)).convert("RGB"))
-    with pytest.raises(InputError, match="its grays mean different classes in"):
-        mask_io.read_label_values(path, class_map)
+    for mode in ("RGB", "L"):
+        image = Image.fromarray(np.array([[0, 255]], np.uint8)).convert(mode)
+        with pytest.raises(InputError, match="its grays mean different classes in"):
+            mask_io.read_label_values(save(tmp_path, f"{mode}.png", image), class_map)
 
 
 def test_read_label_values_reads_16_bit_values_of_three_channels(tmp_path):
@@ -371,6 +372,29 @@ def test_read_label_values_rejects_a_palette_in_another_order_than_the_values(tm
         mask_io.read_label_values(tmp_path / "a.png", COLORS)
     path = save(tmp_path, "b.png", palette_image(LABELS % 2 * 3, BLACK, BLUE, BLUE, RED))
     assert np.array_equal(mask_io.read_label_values(path, COLORS), LABELS % 2 * 3)
+
+
+def test_read_label_values_rejects_an_unlisted_color_at_the_index_of_a_listed_one(tmp_path):
+    """As in GIFs with the colors of classes.csv and a border to ignore, which has no color."""
+    labels = palette_image(np.array([[0, 3, 7, 7]]), BLACK, WHITE, WHITE, RED, *[WHITE] * 4)
+    path = save(tmp_path, "a.gif", labels, optimize=False)
+    with pytest.raises(InputError, match="its palette's colors and its palette indices"):
+        mask_io.read_label_values(path, COLORS)
+    path = save(tmp_path, "b.png", palette_image(np.array([[0, 3]]), BLACK, *[RED] * 3))
+    assert mask_io.read_label_values(path, COLORS).tolist() == [[0, 3]]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_read_label_values_rejects_colors_that_are_transparent(tmp_path, mode):
+    """An image editor erases pixels so."""
+    pixels = np.array([[[*BLACK, 0], [*RED, 255], [*RED, 254]]], np.uint8)
+    for count in (2, 3):
+        path = save(tmp_path, f"{count}.png", Image.fromarray(pixels[:, :count]).convert(mode))
+        if count == 2 and mode == "RGBA":
+            assert mask_io.read_label_values(path, COLORS).tolist() == [[0, 3]]
+        elif count == 3:
+            with pytest.raises(InputError, match="transparent pixels with a color"):
+                mask_io.read_label_values(path, COLORS)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])

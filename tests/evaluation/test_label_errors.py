@@ -93,6 +93,16 @@ def test_turntable_outliers_are_found_in_numbered_views():
     assert z[20] > label_errors.MAX_ROBUST_Z and np.abs(np.delete(z, [19, 20, 21])).max() < 5
 
 
+def test_turntable_outliers_are_found_if_another_group_lacks_a_view():
+    table = turntable_scores().table
+    table.loc[20, "area"] *= 1.5
+    expected, missing = label_errors.turntable_outliers(table), table["group"] == "3"
+    kept = table.drop(index=table.index[missing][4]).reset_index(drop=True)
+    z = label_errors.turntable_outliers(kept)
+    assert z[20] > label_errors.MAX_ROBUST_Z and not z[kept["group"] == "3"].any()
+    assert np.sign(z[20]) == np.sign(expected[20])
+
+
 @pytest.mark.parametrize("change", [{"view": "front"}, {"view": "01"}])
 def test_turntable_outliers_without_numbered_views_are_zero(change):
     table = turntable_scores().table

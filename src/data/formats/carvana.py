@@ -6,7 +6,6 @@ train_masks/. The masks of test/ may be in test_masks/ or test_masks.csv. With a
 have several classes.
 """
 
-import unicodedata
 from functools import lru_cache
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from data.csv_files import (
     require_row_major,
 )
 from data.formats.base import DatasetFormat, FilePairs
-from data.image_files import list_images, require_paths
+from data.image_files import list_images, require_paths, to_nfc
 from data.sample import Sample
 
 IMAGE_SIZE = (1280, 1918)  # height and width of all images of the competition
@@ -165,11 +164,6 @@ def pair_images_with_masks(
     if problems:
         raise InputError(f"{masks.absolute()}: {'; '.join(problems)}{remedy}")
     return pairs
-
-
-def to_nfc(name: str) -> str:
-    """Return a name with composed letters: macOS decomposes ä into a and its dots."""
-    return unicodedata.normalize("NFC", name)
 
 
 def order_by_names(images: list[Path], names: list[str]) -> list[Path]:
