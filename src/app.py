@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gradio import Blocks
 
 TRANSPARENT, COLORED = "transparent", "one color"
+KEPT_SECONDS = (600, 3600)  # every 10 minutes, Gradio deletes its files that are an hour old
 
 
 def draw(
@@ -61,7 +62,7 @@ def build_page(model: TrainedModel, title: str) -> "Blocks":
             gr.Warning(message, duration=None)
             return None
 
-    with gr.Blocks(title=title, analytics_enabled=False) as page:
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=KEPT_SECONDS) as page:
         gr.Markdown(f"# {title}")
         result = gr.State()
         with gr.Row():

@@ -4,6 +4,7 @@ The graph maps uint8 RGB images B×3×H×W, resized as for training, to probabil
 and pads the images, and averages over folds and flips. `fold=0 tta=none` exports one network.
 """
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,27 +48,29 @@ def to_check_images(photograph: np.ndarray, preprocessing: Preprocessing) -> lis
 def main(args: list[str]) -> None:
     settings = load_runs.settings_for_prediction(args)
     photograph = read_photograph(settings)
-    scores = ensemble.ensure_oof_scores(settings)
-    settings = replace(settings, device="cpu")  # of the exported graph
-    members = load_runs.load_members(settings)
-    check_exportable(members, settings)
-    preprocessing, binarizer = members[0].preprocessing, oof.choose_binarizer(settings, scores)
+    on_cpu = replace(settings, device="cpu")
+    members = load_runs.load_members(on_cpu)
+    check_exportable(members, on_cpu)
+    binarizer = oof.choose_binarizer(settings, ensemble.ensure_oof_scores(settings))
+    preprocessing, class_map = members[0].preprocessing, datasets.get_class_map(settings)
     size = "x".join(map(str, preprocessing.size or ["native"]))
     metadata = {
         "run": settings.run,
-        "classes": ",".join(datasets.get_class_map(settings).names),
+        "classes": json.dumps(class_map.names, ensure_ascii=False),
         "size": size,
         "resize_mode": settings.resize_mode,
         "tta": settings.tta,
         "threshold": str(binarizer.threshold),
         "postprocess": ",".join(binarizer.steps),
     }
+    if not class_map.is_binary:
+        metadata["label_values"] = json.dumps(class_map.label_values)
     suffix = "" if settings.fold is None else f"_fold{settings.fold}"
     path = settings.run_dir / f"{settings.run}{suffix}.onnx"
     images = to_check_images(photograph, preprocessing)
     count = format_count(len(members), "network")
     print(f"exporting {count}, tta={settings.tta}; takes up to a minute for each forward pass")
-    difference = export_onnx(path, MeanProbability(members, settings), metadata, images)
+    difference = export_onnx(path, MeanProbability(members, on_cpu), metadata, images)
     print(
         f"{path}: {count}, tta={settings.tta}, {path.stat().st_size / 2**20:.1f} MiB\n"
         f"images: uint8 RGB B×3×H×W, resized to {size}; probability: float32 B×C×H×W, differs from "

@@ -42,7 +42,7 @@ from inference.members import EnsembleMember
 from inference.postprocess import Binarizer
 from inference.predictor import Prediction, predict
 from reporting.mask_pictures import mask_paths, write_mask_pictures
-from reporting.pictures import predict_photographs
+from reporting.pictures import list_photographs, predict_photographs
 
 
 def describe_prediction(
@@ -181,9 +181,10 @@ def main(args: list[str]) -> None:
     if settings.images:
         if (count := distributed.count_processes()) > 1:
             raise InputError(f"images: one process predicts them, not {count}; leave out GPUS")
+        photographs = list_photographs(settings)
         model = ensemble.load_trained_model(settings)
         print(describe_prediction(settings, settings.images, model.members, model.binarizer))
-        end_with_errors(predict_photographs(settings, model))
+        end_with_errors(predict_photographs(settings, model, photographs))
         return
     with explain_out_of_memory(settings, is_training=False):  # a worker may be killed at any time
         predict_test_images(settings, load_checked_samples(settings))

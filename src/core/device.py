@@ -197,14 +197,33 @@ def explain_out_of_memory(settings: Settings, is_training: bool = True) -> Itera
                 "a process that loads images was killed, probably because memory ran out; set "
                 f"{fix}"
             ) from None
-        is_oom = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not is_oom and not any(words in text for words in OUT_OF_MEMORY_TEXTS):
+        if not is_out_of_memory(error):
             raise
         size = settings.train_size if is_training else settings.size
         smaller = smaller_for_training if is_training else _smaller_for_prediction
         raise InputError(
             f"out of memory with batch_size={settings.batch_size} at size={size or 'native'}: "
             f"try {smaller(settings)}"
+        ) from None
+
+
+def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    """Whether an error of torch, CUDA or numpy says that memory has run out."""
+    text = str(error).lower()
+    is_oom = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return is_oom or any(words in text for words in OUT_OF_MEMORY_TEXTS)
+
+
+@contextmanager
+def explain_large_photograph(name: str) -> Iterator[None]:
+    """Turn an out-of-memory error into an InputError about the photograph `name`."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError(
+            f"{name}: out of memory; scale the photograph down, or cut it into tiles"
         ) from None
 
 

@@ -41,6 +41,8 @@ def parse_overrides(args: list[str]) -> dict[str, Any]:
     """Parse ['lr=2e-4', 'size=256,384'] into {'lr': '2e-4', 'size': [256, 384]}."""
     values = {}
     for arg in args:
+        if arg != arg.encode(errors="ignore").decode():  # the paths are written to files
+            raise InputError(f"{arg!a}: is not UTF-8; rename the file or folder")
         key, equals, text = arg.partition("=")
         if not equals:
             raise InputError(f"{arg!r} is not key=value, as in epochs=10{HELP_HINT}")

@@ -113,7 +113,7 @@ def find_photographs(path: Path) -> list[Path]:
 
     Raises InputError if there is none.
     """
-    require_paths(path)
+    require_paths(path, remedy="; images= is one photograph or one folder")
     return list_images(path) if path.is_dir() else [path]
 
 

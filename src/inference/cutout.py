@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 
 from core.errors import InputError
 from data.classes import parse_color
+from data.color_profile import convert_to_srgb
 from data.image_io import read_image
 from data.preprocess import Preprocessing, Size, letterbox_region
 
@@ -44,7 +45,9 @@ def soft_alpha(
         threshold: The threshold that produced the mask, above 0 and below 1.
         radius: Width of the soft edge on each side, in native pixels.
     """
-    opacity = np.interp(probability, [0, threshold, 1], [0, 0.5, 1]).astype(np.float32)
+    below = probability * np.float32(0.5 / threshold)
+    above = 1 - (1 - probability) * np.float32(0.5 / (1 - threshold))
+    opacity = np.where(probability < threshold, below, above)
     fade = np.minimum(_distance_to_outline(mask) / radius, 1)
     opacity += fade * (mask - opacity)
     return (opacity * 255).round().astype(np.uint8)
@@ -101,7 +104,7 @@ def read_background(background: str | os.PathLike, size: Size) -> np.ndarray:
             f"background={text}: neither an existing picture file nor a color; write a color as "
             "'#ffffff' or as a name such as white"
         )
-    picture = Image.fromarray(read_image(Path(text)))
+    picture = Image.fromarray(convert_to_srgb(Path(text), read_image(Path(text))))
     return np.asarray(ImageOps.fit(picture, size[::-1]))
 
 

@@ -68,6 +68,9 @@ def read_predictor(run_dir: Path) -> PredictorFile:
         stored.networks = [StoredNetwork(**network) for network in stored.networks]
     except TypeError as error:  # a key is missing or unknown
         raise InputError(f"{path}: cannot be read ({error}); {fix}") from None
+    paths = [Path(os.path.normpath(run_dir / network.path)) for network in stored.networks]
+    if missing := [str(network) for network in paths if not network.exists()]:
+        raise InputError(f"{path}: lists {missing[0]}, which does not exist; restore it, or {fix}")
     if not _is_current(run_dir, stored.networks):
         raise InputError(f"{path}: does not match the run's current networks; {fix}")
     return stored

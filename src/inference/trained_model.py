@@ -2,12 +2,14 @@
 
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from core.config import load_settings
-from core.device import explain_out_of_memory, pick_device
+from core.device import explain_large_photograph, pick_device
 from core.settings import Settings
 from data.color_profile import convert_to_srgb
 from data.image_io import read_image
@@ -20,6 +22,9 @@ from inference.predictor import BatchPredictor, keep_mean
 from inference.predictor_file import read_predictor, select_fold
 from inference.segmentation import Segmentation
 from models import checkpoint
+
+# OpenMP's threads do not survive a fork: a forked process would wait for them without end.
+os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
 
 
 class TrainedModel:
@@ -43,13 +48,22 @@ class TrainedModel:
         if not isinstance(image, np.ndarray):
             path = Path(os.path.expanduser(image))
             pixels = read_image(path)
-            return replace(self(pixels), image=convert_to_srgb(path, pixels))
+            result = self.segment(pixels, str(path))
+            return replace(result, image=convert_to_srgb(path, pixels))
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise ValueError(f"expected H×W×3 uint8 RGB, found {image.shape} {image.dtype}")
+        height, width = image.shape[:2]
+        return self.segment(image.copy(), f"array of {width}×{height} pixels")
+
+    def segment(self, image: np.ndarray, name: str) -> Segmentation:
+        """Return the prediction of an image H×W×3 uint8 RGB. `name` is for error messages.
+
+        The result refers to `image`, which must not be changed.
+        """
         preprocessings = {member.preprocessing for member in self.members}
-        images = {p: preprocess_image(image, p) for p in preprocessings}
         loaded = LoadedSample(None, image.shape[:2], None)
-        with explain_out_of_memory(self.predictor.settings, is_training=False):
+        with explain_large_photograph(name):
+            images = {p: preprocess_image(image, p) for p in preprocessings}
             started = self.predictor.start(collate_samples([(loaded, images)]))
             [prediction] = self.predictor.finish(started)
         probability = prediction.probability.numpy()

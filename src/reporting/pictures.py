@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from core import run_folder
+from core.device import explain_large_photograph
 from core.errors import InputError
 from core.files import atomic_write_text, folder_lock
 from core.progress import image_progress
@@ -20,6 +21,7 @@ from data.datasets import SKIP_HINT, check_headers, get_class_map
 from data.image_files import warn_of_other_files
 from data.image_io import find_photographs, read_image, write_image
 from evaluation import visualize
+from inference.chunks import prediction_key
 from inference.cutout import read_background
 from inference.segmentation import Segmentation
 from inference.trained_model import TrainedModel
@@ -28,29 +30,63 @@ from inference.trained_model import TrainedModel
 WRITER_THREADS = 2
 PICTURES = ("mask.png", "label.png", "cutout.png", "overlay.jpg", "background.jpg")
 SOURCE_NAME = "source.txt"  # the path of the photographs
+UNFINISHED_NAME = ".unfinished"  # networks and settings of a prediction that is not finished
 
 
-def predict_photographs(settings: Settings, model: TrainedModel) -> list[str]:
-    """Predict the photographs of the setting `images`, write their pictures and print where.
+def list_photographs(settings: Settings) -> list[Path]:
+    """Return the photographs of the setting `images`.
 
-    Returns an error message for each unreadable photograph that skip_unreadable=true skips. Raises
-    InputError if a photograph is unreadable and skip_unreadable=false.
+    Raises InputError if their pictures could not be made, before networks are loaded.
     """
-    path, class_map = Path(settings.images), get_class_map(settings)
-    photographs = find_photographs(path)[: settings.max_images or None]
-    if not settings.skip_unreadable:  # report an unreadable one before predicting the others
+    photographs = find_photographs(Path(settings.images))[: settings.max_images or None]
+    if not settings.skip_unreadable:
         check_headers(photographs)
-    check_background(settings, class_map)
-    folder = find_pictures_dir(settings, path)
+    check_background(settings, get_class_map(settings))
+    find_pictures_dir(settings)
+    return photographs
+
+
+def predict_photographs(
+    settings: Settings, model: TrainedModel, photographs: list[Path]
+) -> list[str]:
+    """Predict the photographs, write their pictures and print where.
+
+    Continues an interrupted prediction with the same networks and settings. Returns an error
+    message for each unreadable photograph that skip_unreadable=true skips. Raises InputError if a
+    photograph is unreadable and skip_unreadable=false.
+    """
+    folder = find_pictures_dir(settings)
+    key = prediction_key(settings, model.members, model.binarizer) + settings.background
     with folder_lock(folder, "wait, it writes pictures there"):
-        claim_folder(folder, path)
-        return write_pictures(settings, model, photographs, folder)
+        claim_folder(folder, Path(settings.images))
+        unfinished = folder / UNFINISHED_NAME
+        if not unfinished.exists() or unfinished.read_text() != key:
+            unfinished.write_text(key)
+        pending = [path for path in photographs if not is_predicted(path, folder)]
+        if done := len(photographs) - len(pending):
+            print(f"resuming: {format_count(done, 'photograph')} predicted already")
+        errors = write_pictures(settings, model, pending, folder)
+        written = {f"{path.stem}_mask.png" for path in photographs}
+        warn_of_other_files(folder, "*_mask.png", written)
+        unfinished.unlink()
+    return errors
+
+
+def is_predicted(photograph: Path, folder: Path) -> bool:
+    """Whether the prediction that the file UNFINISHED_NAME stands for has written all pictures.
+
+    The mask is the last one. It is newer than that file and than the photograph.
+    """
+    mask, status = folder / f"{photograph.stem}_mask.png", photograph.stat()
+    start = (folder / UNFINISHED_NAME).stat().st_mtime_ns
+    newest = max(start, status.st_mtime_ns, status.st_ctime_ns)
+    return mask.exists() and mask.stat().st_mtime_ns > newest
 
 
 def write_pictures(
     settings: Settings, model: TrainedModel, photographs: list[Path], folder: Path
 ) -> list[str]:
-    """Predict the photographs, write their pictures to `folder`, and print a summary.
+    """Predict photographs, write their pictures to `folder`, and print a summary.
 
     Returns the error messages of skipped photographs, as predict_photographs() does.
     """
@@ -63,8 +99,9 @@ def write_pictures(
             (folder / f"{photograph.stem}_{ending}").unlink(missing_ok=True)
         if result is None:
             return ""
-        for ending, picture in draw_pictures(result, class_map, settings.background):
-            write_image(folder / f"{photograph.stem}_{ending}", picture)
+        with explain_large_photograph(str(photograph)):
+            for ending, picture in draw_pictures(result, class_map, settings.background):
+                write_image(folder / f"{photograph.stem}_{ending}", picture)
         return "" if result.mask.any() else photograph.name
 
     # The threads draw and write while the next photographs are predicted.
@@ -72,8 +109,6 @@ def write_pictures(
     empty = [name for name in map_in_threads(write, results, WRITER_THREADS) if name]
     if not class_map.is_binary:
         write_image(folder / "legend.png", visualize.draw_legend(class_map))
-    written = {f"{photograph.stem}_mask.png" for photograph in photographs}
-    warn_of_other_files(folder, "*_mask.png", written)
     count = len(photographs) - len(errors)
     path = Path(settings.images)
     print(f"{format_count(count, 'photograph')} from {path}, written to {folder}")
@@ -93,22 +128,25 @@ def predict_each(
     """
     for photograph in image_progress(photographs, "predict", len(photographs)):
         try:
-            image = read_image(photograph)
+            with explain_large_photograph(str(photograph)):
+                image = read_image(photograph)
         except InputError as error:
             if not settings.skip_unreadable:
                 raise InputError(f"{error}{SKIP_HINT}") from None
             errors.append(str(error))
             yield photograph, None
         else:
-            yield photograph, replace(model(image), image=convert_to_srgb(photograph, image))
+            result = model.segment(image, str(photograph))
+            yield photograph, replace(result, image=convert_to_srgb(photograph, image))
 
 
-def find_pictures_dir(settings: Settings, photographs: Path) -> Path:
+def find_pictures_dir(settings: Settings) -> Path:
     """Return the folder for the pictures: pictures_dir, or else output/<run>/<name>.
 
     Raises InputError if pictures_dir holds files that predict.py has not written: some of them
     might be overwritten.
     """
+    photographs = Path(settings.images)
     if not settings.pictures_dir:
         name = photographs.resolve().name if photographs.is_dir() else photographs.stem
         return run_folder.photographs_dir(settings.run_dir, name)
@@ -156,16 +194,16 @@ def draw_pictures(
     """Yield the file name ending and the pixels of each picture.
 
     One class: mask, cutout, overlay and, if `background` is set, the object on the background.
-    Several classes: mask in color, label file and overlay.
+    Several classes: mask in color, label file and overlay. The mask is the last one.
     """
     if not class_map.is_binary:
         colored = colorize(result.mask, class_map)
-        yield "mask.png", colored
         yield "label.png", encode_values(result.mask, class_map)
         yield "overlay.jpg", cv2.addWeighted(result.image, 0.5, colored, 0.5, 0)
+        yield "mask.png", colored
         return
-    yield "mask.png", result.mask.astype(np.uint8) * 255
     yield "cutout.png", result.cutout()
     yield "overlay.jpg", visualize.draw_overlay(result.image, result.mask)
     if background:
         yield "background.jpg", result.cutout(background)
+    yield "mask.png", result.mask.astype(np.uint8) * 255

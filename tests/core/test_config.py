@@ -137,6 +137,7 @@ def test_every_recipe_loads_and_starts_with_its_purpose(path):
         ("resume=2", ["resume=2: expected true or false"]),
         ("optimizer=lion", ["adamw"]),
         ("model=vnet", ["unet"]),
+        ("threshold=0", ["above 0 and below 1"]),
         ("threshold=1", ["above 0 and below 1"]),
         ("ema_decay=1", ["below 1"]),
         ("run=../up", ["a name of letters"]),

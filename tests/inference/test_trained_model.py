@@ -2,13 +2,15 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import cv2
 import numpy as np
 import pytest
-from conftest import assert_input_error, prediction_args
+from conftest import ROOT, assert_input_error, prediction_args
 from PIL import Image
 from tiny_datasets import swapped_profile
 
@@ -136,6 +138,38 @@ def test_calls_from_several_threads_return_what_one_after_the_other_do(model, tr
     assert all((f == e).all() for f, e in zip(found, expected * 4, strict=True))
 
 
+PREDICT_IN_A_FORKED_PROCESS = """
+import os, sys
+import torch
+from inference import load
+torch.set_num_threads(2)
+model = load(sys.argv[1])
+expected = model(sys.argv[2]).mask
+child = os.fork()
+if child == 0:
+    os._exit(0 if (model(sys.argv[2]).mask == expected).all() else 1)
+print(os.waitpid(child, 0)[1])
+"""
+
+
+def test_loaded_model_predicts_in_a_forked_process(trained_run, photograph):
+    paths = [str(trained_run.output_dir / "tiny"), str(photograph)]
+    done = subprocess.run(
+        [sys.executable, "-c", PREDICT_IN_A_FORKED_PROCESS, *paths],
+        **{"cwd": ROOT / "src", "capture_output": True, "text": True, "timeout": 120},
+    )
+    assert done.stdout.splitlines()[-1:] == ["0"], done.stderr
+
+
+def test_segmentation_keeps_its_image_if_the_caller_reuses_the_array(model, photograph):
+    pixels = image_io.read_image(photograph)
+    expected = model(pixels).cutout("white")
+    reused = pixels.copy()
+    result = model(reused)
+    reused[:] = 0
+    assert (result.cutout("white") == expected).all()
+
+
 def test_load_of_an_ensemble_uses_the_networks_of_its_runs(run_copy, photograph):
     output_dir = run_copy.output_dir
     shutil.copytree(output_dir / "tiny", output_dir / "twin")
@@ -215,7 +249,7 @@ def test_load_rejects_a_predictor_of_other_networks(run_copy):
     shutil.copy(weights[0], weights[1])
     assert_input_error(load, run_dir, "does not match the run's current networks", "leaderboard.py")
     shutil.rmtree(weights[1].parent)
-    assert_input_error(load, run_dir, "does not match the run's current networks")
+    assert_input_error(load, run_dir, f"lists {weights[1]}, which does not exist; restore it, or")
 
 
 def test_load_rejects_a_predictor_that_lacks_a_finished_fold(run_copy):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import assert_input_error, prediction_args
 from PIL import Image
-from tiny_datasets import draw_car
+from tiny_datasets import draw_car, swapped_profile
 
 import predict
 from core import files
@@ -19,12 +19,14 @@ from core.settings import Settings
 from data import image_io, mask_io
 from data.classes import ClassMap, decode_values
 from data.datasets import get_class_map
+from inference import trained_model
 from inference.members import make_member
 from inference.postprocess import Binarizer
 from inference.segmentation import Segmentation
 from inference.trained_model import TrainedModel
 from models.build import build_model
-from reporting.pictures import draw_pictures, predict_photographs
+from reporting import pictures
+from reporting.pictures import draw_pictures, list_photographs, predict_photographs
 
 
 @pytest.fixture
@@ -146,9 +148,11 @@ def test_photographs_of_several_classes_are_colored_and_have_no_cutout(tmp_path,
         images=str(draw_photograph(tmp_path / "cat.png")),
     )  # fmt: skip
     torch.manual_seed(0)
-    member = make_member(build_model(settings, n_classes=3).eval(), settings)
+    (tmp_path / "weights").touch()
+    network = build_model(settings, n_classes=3).eval()
+    member = make_member(network, settings, path=tmp_path / "weights")
     model = TrainedModel([member], Binarizer(0.5, []), settings)
-    assert predict_photographs(settings, model) == []
+    assert predict_photographs(settings, model, list_photographs(settings)) == []
     folder = settings.run_dir / "cat"
     names = {path.name for path in folder.glob("[!.]*")}
     assert names == {
@@ -165,7 +169,7 @@ def test_photographs_of_several_classes_are_colored_and_have_no_cutout(tmp_path,
     with pytest.raises(InputError, match="a cutout needs a run of one class"):
         result.cutout()
     with pytest.raises(InputError, match="background=white: needs a run of one class; pets has 3"):
-        predict_photographs(replace(settings, background="white"), model)
+        list_photographs(replace(settings, background="white"))
 
 
 def test_label_of_several_classes_holds_the_values_of_the_label_files():
@@ -174,9 +178,9 @@ def test_label_of_several_classes_holds_the_values_of_the_label_files():
     probability[0, 0, 0] = probability[1, 0, 1] = 1  # cat, dog
     image = np.zeros((1, 2, 3), np.uint8)
     result = Segmentation(image, probability, Binarizer(0.5, []), 1.0)
-    pictures = dict(draw_pictures(result, class_map, ""))
-    assert pictures["label.png"].tolist() == [[3, 1]]
-    assert pictures["mask.png"].tolist() == [[[9, 0, 0], [0, 9, 0]]]
+    drawn = dict(draw_pictures(result, class_map, ""))
+    assert drawn["label.png"].tolist() == [[3, 1]]
+    assert drawn["mask.png"].tolist() == [[[9, 0, 0], [0, 9, 0]]]
 
 
 # ---------------------------------------------------------------- bad input
@@ -245,25 +249,96 @@ def test_predict_does_not_overwrite_pictures_of_another_photograph_of_the_name(
     assert files_below(run_dir / "car") == before
 
 
+@pytest.mark.parametrize("changed", ["", "background=white", "the photograph"])
+def test_interrupted_prediction_of_photographs_continues(
+    arguments, run_dir, tmp_path, capsys, monkeypatch, changed
+):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in "ab":
+        draw_photograph(photos / f"{name}.png")
+    args = [*arguments, f"images={photos}"]
+    with monkeypatch.context() as patch:  # interrupted while the second one is predicted
+        patch.setattr(pictures, "WRITER_THREADS", 1)
+        patch.setattr(TrainedModel, "segment", interrupt_second_call(TrainedModel.segment))
+        with pytest.raises(KeyboardInterrupt):
+            predict.main(args)
+    first = run_dir / "photos/a_mask.png"
+    before = first.stat().st_mtime_ns
+    assert first.exists() and not (run_dir / "photos/b_mask.png").exists()
+    if changed == "the photograph":
+        os.utime(photos / "a.png")
+    predict.main([*args, changed] if "=" in changed else args)
+    continued = "resuming: 1 photograph predicted already" in capsys.readouterr().out
+    assert continued == (first.stat().st_mtime_ns == before) == (not changed)
+    assert (run_dir / "photos/b_mask.png").exists()
+    predict.main(args)  # a finished prediction is made again
+    assert "resuming" not in capsys.readouterr().out and first.stat().st_mtime_ns > before
+
+
+def interrupt_second_call(segment):
+    calls = []
+
+    def wrapper(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return segment(*args)
+
+    return wrapper
+
+
+@pytest.mark.parametrize("arg", ["background=blau", "images=missing.jpg"])
+def test_predict_checks_photographs_and_background_before_it_loads_networks(
+    arguments, tmp_path, monkeypatch, arg
+):
+    monkeypatch.setattr(predict.ensemble, "load_trained_model", None)
+    args = [*arguments, f"images={draw_photograph(tmp_path / 'car.png')}", arg]
+    assert_input_error(predict.main, args, arg.partition("=")[2])
+
+
+def test_pictures_have_the_colors_of_the_profile(arguments, run_dir, tmp_path):
+    path = tmp_path / "car.png"
+    red = Image.fromarray(np.full((48, 72, 3), (200, 30, 30), np.uint8))
+    red.save(path, icc_profile=swapped_profile())
+    predict.main([*arguments, f"images={path}", "threshold=0.001", f"background={path}"])
+    for ending in ("overlay", "background"):
+        picture = image_io.read_image(run_dir / f"car/car_{ending}.jpg").astype(int)
+        assert picture[24, 36, 1] > picture[24, 36, 0] + 100
+
+
+def test_memory_that_runs_out_names_the_photograph(arguments, tmp_path, monkeypatch):
+    def run_out_of_memory(*args):
+        raise MemoryError("Unable to allocate 9 GiB")
+
+    photograph = draw_photograph(tmp_path / "car.png")
+    args = [*arguments, f"images={photograph}"]
+    for module, function in ((trained_model, "preprocess_image"), (pictures, "draw_pictures")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, function, run_out_of_memory)
+            part = f"{photograph}: out of memory; scale the photograph down, or cut it into tiles"
+            assert_input_error(predict.main, args, part)
+
+
 def test_predictions_of_photographs_into_one_folder_at_a_time_do_not_mix(
     arguments, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(files, "LOCK_WAIT_S", 0.1)
-    photograph, pictures = draw_photograph(tmp_path / "car.png"), tmp_path / "pictures"
-    args = [*arguments, f"images={photograph}", f"pictures_dir={pictures}"]
-    with files.folder_lock(pictures, ""):
-        part = f"{pictures}: another process is using this folder; wait, it writes pictures there"
+    photograph, folder = draw_photograph(tmp_path / "car.png"), tmp_path / "pictures"
+    args = [*arguments, f"images={photograph}", f"pictures_dir={folder}"]
+    with files.folder_lock(folder, ""):
+        part = f"{folder}: another process is using this folder; wait, it writes pictures there"
         assert_input_error(predict.main, args, part)
-    assert not list(pictures.glob("[!.]*"))
+    assert not list(folder.glob("[!.]*"))
 
 
 def test_pictures_dir_takes_the_pictures_and_holds_nothing_else(arguments, run_dir, tmp_path):
-    photos, pictures = tmp_path / "photos", tmp_path / "new/pictures"
+    photos, folder = tmp_path / "photos", tmp_path / "new/pictures"
     photos.mkdir()
     draw_photograph(photos / "car.png")
     for _ in range(2):  # the second time, they are written again
-        predict.main([*arguments, f"images={photos}", f"pictures_dir={pictures}"])
-    written = {path.name for path in files_below(pictures)}
+        predict.main([*arguments, f"images={photos}", f"pictures_dir={folder}"])
+    written = {path.name for path in files_below(folder)}
     assert written == {"car_mask.png", "car_cutout.png", "car_overlay.jpg", "source.txt"}
     assert not (run_dir / "photos").exists()
     before = files_below(photos)
