@@ -278,3 +278,13 @@ def test_cityscapes_pairs_are_predicted_in_tiles_from_images_to_scores(tmp_path)
         scores.append(pd.read_csv(output_dir / "tiles" / "test.csv")["test_dice"])
         assert scores[-1].between(0, 1).all()
     assert np.allclose(*scores, atol=0.2)  # the network sees less than a tile
+
+
+@pytest.mark.parametrize("breed", ["Bombay", "Great_Pyrenees"])
+def test_stratum_of_a_pet_is_its_breed(breed):
+    assert pets.Pets().fold_stratum(f"{breed}_100") == breed
+
+
+def test_groups_of_cityscapes_are_cities():
+    regex = config.load_settings(["recipe=cityscapes_unet"]).group_regex
+    assert datasets.group_from_stem("aachen_000000_000019_leftImg8bit", regex) == "aachen"

@@ -1,5 +1,6 @@
 """src/environment.sh picks or makes the Python environment. Stub Pythons: nothing is installed."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -446,3 +447,18 @@ def test_comments_on_the_pages_can_be_pasted_into_zsh():
     for command, _, comment in commands:
         assert not re.search(r"[`'\"$&;|()<>*?{}!~]|\[|\]", comment), comment
         assert not comment or re.search(r"(train|predict)\.sh|python src/", command), command
+
+
+def test_slurm_script_resumes_on_all_machines(tmp_path):
+    for name, text in (("scontrol", "echo node1"), ("srun", 'echo "$@"')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    job = {"SLURM_JOB_NODELIST": "node1", "SLURM_NNODES": "2", "SLURM_JOB_ID": "7"}
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "src/train_slurm.sh", "fold=0"],
+        **{"cwd": ROOT, "capture_output": True, "text": True},
+        env=os.environ | job | {"PATH": path, "PYTHON": sys.executable},
+    )
+    assert "--nnodes 2" in done.stdout and "--rdzv-endpoint node1:29400" in done.stdout
+    assert done.stdout.endswith("src/train.py resume=true fold=0\n")

@@ -134,6 +134,7 @@ def test_bench_keeps_what_it_has_measured_before_an_error(data_dir, tmp_path, mo
         ("cache=none", "cache=none: bench.py measures training on decoded images"),
         ("fold=7", "fold=7: needs images in this fold and in others"),
         ("loss=ce", "loss=ce"),
+        ("encoder=resnet18", "encoder=resnet18: is an option of model=smp"),
         ("bench_recipes=carvana,carvanna", "recipe=carvanna: no such recipe"),
     ],
 )
@@ -154,6 +155,7 @@ def test_bench_measures_on_other_images_than_a_run_was_trained_on(run_copy):
 def test_make_trial_needs_no_pretrained_weights(tmp_path):
     settings = load_settings(["recipe=carvana_lite", "init_run=other"])
     trial = measurements.make_trial(settings, str(tmp_path))
+    assert trial.snapshot_seconds > 1e6  # saving them would be timed
     assert trial.encoder_weights == "none" and not find_init_run(trial)
 
 
@@ -244,3 +246,10 @@ def test_loop_timer_waits_for_a_gpu_at_both_ends_only(monkeypatch):
 
     loop.run(step)
     assert waits == [1, 12] and loop.images == loop.elapsed == 11
+
+
+def test_bench_tflops_are_images_per_second_times_those_of_an_image(report):
+    [result] = report["recipes"].values()
+    flops = measurements.count_training_flops(Settings(**result["settings"]), 1)
+    expected = result["training_images_per_second"] * flops / 1e12
+    assert result["training_tflops"] == pytest.approx(expected)

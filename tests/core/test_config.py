@@ -454,3 +454,22 @@ def test_check_options_rejects_norm_none_of_the_other_model(recipe):
 def test_folds_csv_left_empty_is_that_in_data_dir(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert config.load_settings(["folds_csv=", "data_dir=cars"]).folds_csv == "cars/folds.csv"
+
+
+RECIPES = {
+    "carvana": "model=unet size=1024,1536 ema_decay=0.999",
+    "carvana_smp": "encoder=resnet34 encoder_weights=imagenet size=1024,1536",
+    "carvana_fast": "half_size_decoder=false size=null epochs=8 grad_accumulation=2 lr=5e-4",
+    "carvana_lite": "half_size_decoder=true size=768,1152 epochs=2 lr=4e-4",
+    "carvana_gold": "encoder=tu-tf_efficientnetv2_s size=null lr=2e-4",
+    "own_images": "resize_mode=letterbox size=512,512 half_size_decoder=true epochs=40",
+    "demo": "n_folds=2 batch_size=2 epochs=12",
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipe_has_the_settings_with_which_it_was_measured(recipe):
+    settings = config.load_settings([f"recipe={recipe}"])
+    for arg in RECIPES[recipe].split():
+        name = arg.partition("=")[0]
+        assert getattr(settings, name) == getattr(config.load_settings([arg]), name), name

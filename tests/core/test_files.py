@@ -133,3 +133,11 @@ def test_file_sha256_is_computed_again_after_a_change_of_time_or_size(tmp_path, 
     path.write_text(text)
     os.utime(path, ns=(time, time))
     assert file_sha256(path) == hashlib.sha256(text.encode()).hexdigest() != before
+
+
+def test_folder_lock_removes_unfinished_files_also_in_subfolders(tmp_path):
+    left = tmp_path / "resume/.00001-0000002-abc.pt.123.tmp"
+    left.parent.mkdir()
+    left.touch()
+    with folder_lock(tmp_path, ""):
+        assert not left.exists()

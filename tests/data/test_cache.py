@@ -169,3 +169,16 @@ def test_disk_cache_that_is_cut_off_is_an_input_error(settings, suffix, kept):
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(InputError, match=r"damaged \(.*\); delete both"):
         make_cache(settings, samples)
+
+
+def test_choose_location_waits_for_a_file_that_is_being_written(tmp_path):
+    (tmp_path / ".a.npy.123.tmp").touch()
+    assert cache.choose_location("auto", 1, tmp_path / "a.npy") == "disk"
+
+
+def test_disk_cache_without_its_masks_is_written_again(settings):
+    settings.cache, samples = "disk", datasets.load_training_samples(settings)
+    expected = make_cache(settings, samples).mask(samples[0])
+    [masks] = (Path(settings.output_dir) / "cache").glob("*.npz")
+    masks.unlink()
+    assert np.array_equal(make_cache(settings, samples).mask(samples[0]), expected)

@@ -124,6 +124,7 @@ def test_require_paths_in_a_file_names_the_file(tmp_path):
 def test_messages_hold_absolute_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(touch(tmp_path, "holiday.jpg"))
     line = f"{tmp_path}/holidays.jpg: does not exist; {tmp_path} holds holiday.jpg"
-    assert error_line(find_photographs, Path("holidays.jpg")) == line
+    hint = "; images= is one photograph or one folder"
+    assert error_line(find_photographs, Path("holidays.jpg")) == line + hint
     line = f"{tmp_path}/a/b: does not exist; {tmp_path} holds holiday.jpg"
     assert error_line(require_paths, Path("a/b")) == line

@@ -475,3 +475,11 @@ def test_train_dataset_augments_each_image_of_a_car_differently(settings, monkey
     for i in range(len(samples)):
         dataset[0, i]
     assert len({*seen}) == len(samples)
+
+
+def test_worker_processes_ignore_ctrl_c(monkeypatch):
+    calls = []
+    monkeypatch.setattr(workers.signals, "ignore_signals_in_worker", lambda *_: calls.append(1))
+    monkeypatch.setattr(workers.cv2, "setNumThreads", lambda n: None)
+    workers._init_worker(0)
+    assert calls

@@ -620,3 +620,14 @@ def test_load_members_with_tiles_accepts_one_larger_network_among_small_ones(run
 
     monkeypatch.setattr(load_runs, "make_member", with_size)
     assert len(load_runs.load_members(runs.settings("runs=[a,b]", "tile_size=128"))) == 6
+
+
+def test_scoring_ignores_the_folder_of_the_first_run_if_its_masks_have_changed(runs_copy, tmp_path):
+    settings = runs_copy.ensemble_settings
+    changed = shutil.copytree(settings.data_dir, tmp_path / "changed")
+    one, other, *_ = sorted((changed / "train_masks").iterdir())
+    shutil.copy(other, one)
+    path = run_folder.config_path(runs_copy.output_dir / "a")
+    text = path.read_text()
+    path.write_text(text.replace(f"data_dir: {settings.data_dir}", f"data_dir: {changed}"))
+    assert ensemble.settings_of_training(settings).data_dir == settings.data_dir

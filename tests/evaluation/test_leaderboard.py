@@ -202,3 +202,9 @@ def test_task_columns_take_no_threshold_that_loses_on_the_other_fold():
     # The best threshold of fold 1 is above 200, where fold 0 has no pixel left, and vice versa.
     columns = leaderboard.task_columns(scores)
     assert (columns["threshold"], columns["threshold_gain"]) == (0.5, 0.0)
+
+
+def test_build_leaderboards_puts_the_largest_dataset_first():
+    entries = [make_entry("small", data="x", n_cars=2), make_entry("large")]
+    tables = leaderboard.build_leaderboards(entries)
+    assert [table["run"].tolist() for table in tables] == [["large"], ["small"]]

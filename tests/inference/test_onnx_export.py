@@ -24,6 +24,7 @@ from inference.onnx_export import (
     smallest_side,
     with_static_padding,
 )
+from inference.postprocess import Binarizer
 from inference.tta import predict_probability_tta
 from models.build import build_model
 
@@ -166,3 +167,22 @@ def test_export_without_any_photograph_asks_for_one(run_copy, tmp_path):
     args = [a for a in prediction_args(run_copy.args) if not a.startswith("data_dir=")]
     args.append(f"data_dir={tmp_path}")
     assert_input_error(export.main, args, "test", "set images=photo.jpg")
+
+
+def test_export_stores_the_chosen_threshold_and_steps_and_how_to_resize(run_copy, monkeypatch):
+    stored = {}
+
+    def keep(path, model, metadata, images):
+        stored.update(metadata)
+        path.touch()
+        return 0.0
+
+    monkeypatch.setattr(export, "export_onnx", keep)
+    monkeypatch.setattr(export.oof, "choose_binarizer", lambda *_: Binarizer(0.25, ["fill"]))
+    config_path = run_copy.output_dir / "tiny/config.yaml"
+    text = config_path.read_text()
+    config_path.write_text(text.replace("resize_mode: stretch", "resize_mode: letterbox"))
+    photograph = run_copy.data_dir / "test/000000000004_01.jpg"
+    export.main([*prediction_args(run_copy.args), f"images={photograph}"])
+    assert (stored["threshold"], stored["postprocess"]) == ("0.25", "fill")
+    assert stored["resize_mode"] == "letterbox"

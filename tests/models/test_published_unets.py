@@ -167,7 +167,8 @@ TRAINING = {
     "pets_slim": "size=256,256 trimap_border=pet weight_init=default "
     "augmentation=hflip optimizer=rmsprop lr=1e-3 loss=bce batch_size=32 epochs=40",
     "cityscapes_pairs": "size=256,256 cityscapes_classes=34 weight_init=he "
-    "augmentation=none optimizer=adam lr=1e-3 loss=ce batch_size=16 epochs=30",
+    "augmentation=none optimizer=adam lr=1e-3 loss=ce batch_size=16 epochs=30 "
+    "checkpoint_metric=accuracy",
     "cityscapes_unet": "size=512,1024 cityscapes_classes=19 weight_init=he "
     "augmentation=hflip optimizer=adam lr=1e-4 loss=ce batch_size=2 epochs=10",
 }

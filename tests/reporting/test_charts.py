@@ -1,11 +1,15 @@
 """Charts: data URIs of SVGs, and the numbers that they show."""
 
 import base64
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.projections.polar import PolarAxes
 
+from core.config import load_settings
 from evaluation.statistics import clustered_standard_error
 from reporting import charts
 
@@ -58,3 +62,50 @@ def test_breakdown_charts_are_those_that_the_table_allows():
 def test_draw_confusion_matrix_names_the_classes():
     svg = decode(charts.draw_confusion_matrix(np.diag([5, 0]), ("road", "a $a_$")))
     assert svg.count("road") == svg.count("a $a_$") == 2
+
+
+def record_calls(monkeypatch, name):
+    """Replace a method of Axes; return the list of the arguments that it is called with."""
+    calls, method = [], getattr(Axes, name)
+
+    def call(self, *args, **options):
+        calls.append(args)
+        return method(self, *args, **options)
+
+    monkeypatch.setattr(Axes, name, call)
+    return calls
+
+
+def test_confusion_matrix_shows_fractions_of_the_true_class(monkeypatch):
+    shown = record_calls(monkeypatch, "imshow")
+    charts.draw_confusion_matrix(np.array([[6, 2], [0, 4]]), ("road", "car"))
+    assert shown[0][0].tolist() == [[0.75, 0.25], [0, 1]]
+
+
+def test_learning_curve_of_a_run_is_the_mean_of_its_folds(monkeypatch):
+    drawn, epoch = [], pd.Index([1], name="epoch")
+    monkeypatch.setattr(charts, "draw_errors", lambda panel, *_: drawn.append(panel))
+    monkeypatch.setattr(charts, "draw_losses", lambda *_: None)
+    folds = {k: pd.DataFrame({"loss": [loss]}, index=epoch) for k, loss in ((0, 1.0), (1, 3.0))}
+    monkeypatch.setattr(charts, "load_histories", lambda folder: folds)
+    scores = SimpleNamespace(is_binary=True)
+    charts.learning_curves(
+        load_settings(["run=a"]), [SimpleNamespace(name=name, scores=scores) for name in "ab"]
+    )
+    assert drawn[-1]["b"]["loss"].tolist() == [2.0]
+
+
+def test_areas_are_drawn_in_percent(monkeypatch):
+    drawn = record_calls(monkeypatch, "plot")
+    charts.draw_areas(TABLE)
+    assert drawn[0][0].tolist() == pytest.approx((100 * TABLE["area"]).tolist())
+
+
+def test_views_are_drawn_clockwise_in_the_order_of_their_numbers(monkeypatch):
+    ticks, directions = [], []
+    views = [str(view) for view in range(1, 13)]
+    monkeypatch.setattr(PolarAxes, "set_xticks", lambda self, at, names: ticks.extend(names))
+    monkeypatch.setattr(PolarAxes, "set_theta_direction", lambda self, d: directions.append(d))
+    by_view = pd.DataFrame({"dice": 0.9, "error": 0.1}, index=pd.Index(sorted(views), name="view"))
+    charts.draw_views(by_view)
+    assert ticks[-12:] == views and directions[-1] == -1

@@ -115,3 +115,5 @@ def test_disagreement_card_weighs_the_networks(tmp_path):
     even = gallery.disagreement_card(prediction, np.array([0.5, 0.5]), 0.9)
     uneven = gallery.disagreement_card(prediction, np.array([0.9, 0.1]), 0.9)
     assert even.lines[1].endswith(" 2,400 pixels") and uneven.lines[1].endswith(" 0 pixels")
+    less_uneven = gallery.disagreement_card(prediction, np.array([0.82, 0.18]), 0.9)
+    assert less_uneven.lines[1].endswith(" 0 pixels")

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ import predict
 import report
 import train
 from core.errors import InputError
+from inference.postprocess import Binarizer
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -295,3 +297,18 @@ def test_report_prints_the_path_and_the_run(output_copy, capsys):
     report.main([f"output_dir={output_copy}", "run=b"])
     assert capsys.readouterr().out.startswith(f"{output_copy / 'report.html'}: b, ")
     assert "<h1>b</h1>" in read_page(output_copy)
+
+
+def test_worst_images_are_those_at_the_threshold_of_the_page():
+    levels = np.zeros((2, 2, 256), np.int64)
+    levels[:, 0, 0], levels[1, 0, 240] = 90, 1
+    levels[0, 1, 150] = levels[1, 1, 250] = 10  # at 0.8 only the second object is found
+    table = pd.DataFrame({"image_id": ["a", "b"]})
+    scores = SimpleNamespace(is_binary=True, histograms=levels, dice=None, table=table)
+    page = SimpleNamespace(scores=scores, binarizer=Binarizer(0.8, []))
+    assert report.Report.worst_ids.func(page) == ["a", "b"]
+
+
+def test_suspects_are_shown_once():
+    page = SimpleNamespace(worst_ids=["a"], suspects=pd.DataFrame({"image_id": ["a", "b"]}))
+    assert report.Report.suspect_ids.func(page) == ["b"]

@@ -135,3 +135,9 @@ def test_model_ema_continues_from_its_state_dict():
         whole.update(network)
         resumed.update(network)
     assert torch.equal(whole.module.weight, resumed.module.weight)
+
+
+def test_warmup_takes_a_whole_number_of_updates_rounded_up():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1)
+    [factor] = make_schedule(load_settings(["warmup=0.25"]), optimizer, 10).lr_lambdas
+    assert [factor(i) for i in range(3)] == pytest.approx([1 / 3, 2 / 3, 1])

@@ -260,3 +260,16 @@ def test_check_before_launch_checks_the_data_of_finished_folds_of_all_stages(run
     remove_image(run_copy.data_dir)
     with pytest.raises(InputError, match=rf"{folder}/fold0/best\S+: was trained on other"):
         preflight.check_before_launch(settings)
+
+
+def test_check_folds_requires_labels_in_each_held_out_fold(data_dir, tmp_path, monkeypatch):
+    checked = []
+    monkeypatch.setattr(
+        preflight,
+        "require_labels",
+        lambda held_out, fold: checked.append((fold, {sample.fold for sample in held_out})),
+    )
+    settings = config.load_settings(tiny_settings_args(data_dir, tmp_path))
+    samples = datasets.load_training_samples(settings)
+    preflight.check_folds(settings, [0, 1], samples, {(48, 72)})
+    assert checked == [(0, {0}), (1, {1})]

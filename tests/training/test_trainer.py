@@ -310,3 +310,12 @@ def test_network_trains_in_training_mode_and_is_validated_without_tta(
     monkeypatch.setattr(trainer, "predict", record)
     fold.validate()
     assert used == ["none"]
+
+
+def test_weights_are_saved_after_the_snapshot_before_them(make_trainer, monkeypatch):
+    """A kill must not leave new weights without a snapshot."""
+    fold, calls = make_trainer(), []
+    monkeypatch.setattr(fold.snapshots, "wait", lambda: calls.append("wait"))
+    monkeypatch.setattr(checkpoint, "save_model", lambda *_: calls.append("save"))
+    fold.validate()
+    assert calls == ["wait", "save"]
