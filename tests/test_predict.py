@@ -239,6 +239,8 @@ def test_predict_of_a_run_with_another_recipe_says_which_one_is_used(run_copy, c
     ("arg", "message"),
     [
         ("background=white", "background: needs images="),
+        ("images=a.jpg truth_csv=t.csv", "truth_csv: is for test images, not for images="),
+        ("images=a.jpg save_masks=true", "save_masks: is for test images, not for images="),
         ("pictures_dir=pictures", "pictures_dir: needs images="),
         ("truth_csv=/nowhere.csv", "nowhere.csv"),
         ("skip_unreadable=true", "skip_unreadable: is for test images without masks; leave it out"),
@@ -246,7 +248,7 @@ def test_predict_of_a_run_with_another_recipe_says_which_one_is_used(run_copy, c
 )
 def test_predict_checks_its_arguments_before_it_predicts(run_copy, arg, message):
     write_test_masks(run_copy.data_dir)
-    assert_input_error(predict.main, [*prediction_args(run_copy.args), arg], message)
+    assert_input_error(predict.main, [*prediction_args(run_copy.args), *arg.split()], message)
     assert not (run_copy.output_dir / "tiny/submission.csv").exists()
 
 

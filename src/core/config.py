@@ -84,10 +84,14 @@ def load_settings(
 def check_options(settings: Settings, args: list[str]) -> None:
     """Raise InputError for settings that would have no effect in training.
 
-    These are tiles that are not smaller than the input, and options of the other model. The options
-    in the recipe are checked too, unless `args` set `model`. Options that are off are accepted.
+    These are settings of photographs, tiles that are not smaller than the input, and options of the
+    other model. Options in the recipe are checked too, unless `args` set `model`. Options that are
+    off are accepted.
     """
     overrides = parse_overrides(args)
+    for name in ("images", "pictures_dir", "background"):
+        if name in overrides:
+            raise InputError(f"{name}: is for predict.sh; leave it out")
     tile_size, size = settings.tile_size, settings.size
     if tile_size and size and max(size) <= tile_size:
         raise InputError(

@@ -72,7 +72,7 @@ def read_trained_settings(run_dir: Path) -> dict[str, Any]:
 
 def check_prediction_overrides(settings: Settings, overrides: dict[str, Any]) -> None:
     """Raise InputError for settings that prediction cannot change, that only training uses, or that
-    have an effect only with `images`."""
+    have an effect only with `images`, or only without."""
     problems = {"model": "cannot be changed at prediction", "training": "is only for training"}
     for name in overrides:
         if problem := problems.get(FIELDS[name].metadata["scope"]):
@@ -80,6 +80,9 @@ def check_prediction_overrides(settings: Settings, overrides: dict[str, Any]) ->
     for name in ("background", "pictures_dir"):
         if name in overrides and not settings.images:
             raise InputError(f"{name}: needs images=<a photograph or a folder>")
+    for name in ("truth_csv", "submission_csv", "save_masks"):
+        if name in overrides and settings.images:
+            raise InputError(f"{name}: is for test images, not for images=; leave it out")
 
 
 def warn_of_another_recipe(run_dir: Path, trained: str, requested: str) -> None:

@@ -179,6 +179,13 @@ def test_load_run_settings_of_a_new_run_rejects_an_option_of_the_other_model(tmp
         run_start.load_run_settings(args)
 
 
+@pytest.mark.parametrize("arg", ["images=photos", "background=white", "pictures_dir=pictures"])
+def test_load_run_settings_of_a_new_run_rejects_settings_of_photographs(tmp_path, arg):
+    args = [f"output_dir={tmp_path}", arg]
+    with pytest.raises(InputError, match=f"{arg.partition('=')[0]}: is for predict.sh"):
+        run_start.load_run_settings(args)
+
+
 def test_load_run_settings_in_one_of_several_processes_prints_nothing(
     run_copy, tmp_path, monkeypatch, capsys
 ):
