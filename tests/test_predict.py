@@ -173,6 +173,8 @@ def test_predict_deletes_the_masks_of_an_image_that_has_become_unreadable(run_co
         predict.main([*args, "skip_unreadable=true"])
     masks = {path.name[:15] for path in (run_copy.output_dir / "tiny/masks").glob("0*")}
     assert len(masks) == 5 and "000000000004_01" not in masks
+    metadata = json.loads((run_copy.output_dir / "tiny/submission.json").read_text())
+    assert metadata["skipped"].keys() == {"000000000004_01.jpg"}
 
 
 def test_predict_reports_unreadable_headers_before_it_predicts(run_copy, monkeypatch):

@@ -316,6 +316,7 @@ def test_read_label_values_rejects_a_palette_of_grays_in_another_order(tmp_path)
     ("name", "options"),
     [
         ("labels.jpg", {}),
+        ("labels.mpo", {}),
         ("labels.webp", {}),
         ("labels.webp", {"icc_profile": bytes(600)}),  # comes before the pixels
         ("labels.tif", {"compression": "jpeg"}),

@@ -339,6 +339,9 @@ def test_pictures_dir_takes_the_pictures_and_holds_nothing_else(arguments, run_d
     for _ in range(2):  # the second time, they are written again
         predict.main([*arguments, f"images={photos}", f"pictures_dir={folder}"])
     written = {path.name for path in files_below(folder)}
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/.DS_Store").touch()
+    predict.main([*arguments, f"images={photos}", f"pictures_dir={tmp_path / 'other'}"])
     assert written == {"car_mask.png", "car_cutout.png", "car_overlay.jpg", "source.txt"}
     assert not (run_dir / "photos").exists()
     before = files_below(photos)

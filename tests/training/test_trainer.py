@@ -169,6 +169,12 @@ def test_saved_network_is_the_average_of_the_epoch_with_the_best_metric(
         assert torch.equal(first, average) and not torch.equal(first, last)
 
 
+def test_saved_network_is_of_the_first_of_equally_good_epochs(validate_with):
+    fold = validate_with(scores=((0.5, 0.5), (0.9, 0.5), (0.9, 0.5)))
+    path = run_folder.weights_path(fold.settings.run_dir, 0)
+    assert checkpoint.read_metadata(path)["epoch"] == 2
+
+
 def test_fit_validates_every_so_many_epochs_and_after_the_last(validate_with):
     fold = validate_with("validate_every_epochs=2", scores=((0.5, 0.5), (0.6, 0.6)))
     history = pd.read_csv(run_folder.history_path(fold.settings.run_dir, 0))
