@@ -116,16 +116,17 @@ def merge_chunks(settings: Settings, chunks: ChunkedPrediction) -> list[ImageRes
     """Write submission_stats.csv, and submission.csv (one class) or the legend of the colors
     (several classes). Return the results without their run lengths."""
     path, class_map = settings.submission_path, chunks.samples[0].class_map
+    folder = run_folder.masks_dir(settings.run_dir)
     results = [replace(result, rle="") for result in chunks.read()]
     if class_map.is_binary:
         masks = ((result.file_name, result.rle) for result in chunks.read())
         submission.write_submission(path, masks)
     else:
-        folder = run_folder.masks_dir(settings.run_dir)
         write_image(folder / "legend.png", visualize.draw_legend(class_map))
-        print(f"masks of {format_count(len(results), 'image')} written to {folder}")
     written = {path.name for s in chunks.samples for path in mask_paths(settings, s)[:1]}
-    warn_of_other_files(run_folder.masks_dir(settings.run_dir), "*.png", {*written, "legend.png"})
+    if written:
+        print(f"masks of {format_count(len(written), 'image')} written to {folder}")
+    warn_of_other_files(folder, "*.png", {*written, "legend.png"})
     rows = [(result.file_name, result.area, result.agreement) for result in results]
     table = pd.DataFrame(rows, columns=["img", "area", "agreement"])
     with atomic_write(path.with_name(f"{path.stem}_stats.csv")) as tmp_path:

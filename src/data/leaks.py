@@ -78,6 +78,6 @@ def warn_of_split_groups(settings: Settings, samples: list[Sample]) -> None:
             print(
                 f"warning: {examples[0]} and {examples[1]} are in different groups; if they show "
                 "one object, a network may be trained on one and scored on the other: delete "
-                f"{settings.folds_csv}, set group_regex='{regex}' and another run="
+                f"{settings.folds_csv}, set group_regex='{regex}', and choose another run="
             )
             return

@@ -33,7 +33,7 @@ def require_replaceable(settings: Settings, names: list[str]) -> None:
     path = settings.submission_path
     if not path.exists():
         return
-    fix = "set submission_csv=... or delete it"
+    fix = "set submission_csv=... or delete that file"
     try:
         existing = csv_files.read_csv_strict(path, SUBMISSION_COLUMNS)["img"]
     except InputError as error:

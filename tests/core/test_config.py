@@ -462,7 +462,7 @@ RECIPES = {
     "carvana_fast": "half_size_decoder=false size=null epochs=8 grad_accumulation=2 lr=5e-4",
     "carvana_lite": "half_size_decoder=true size=768,1152 epochs=2 lr=4e-4",
     "carvana_gold": "encoder=tu-tf_efficientnetv2_s size=null lr=2e-4",
-    "own_images": "resize_mode=letterbox size=512,512 half_size_decoder=true epochs=40",
+    "own_images": "resize_mode=letterbox size=512,512 half_size_decoder=false epochs=40",
     "demo": "n_folds=2 batch_size=2 epochs=12",
 }
 

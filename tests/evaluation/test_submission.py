@@ -227,7 +227,7 @@ def test_require_replaceable_rejects_a_csv_of_other_images(tmp_path, existing, i
         submission.require_replaceable(settings, ["a.jpg", "b.jpg"])
     for part in (f"{path}: has masks of other images (1), such as {existing[-1]}", "2 masks of "):
         assert part in str(error.value)
-    assert "photos, such as a.jpg: set submission_csv=... or delete it" in str(error.value)
+    assert "photos, such as a.jpg: set submission_csv=... or delete that file" in str(error.value)
 
 
 @pytest.mark.parametrize(("stored", "printed"), [('["a"]', True), ('["b"]', False), ("", False)])
