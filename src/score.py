@@ -55,7 +55,12 @@ def main(args: list[str]) -> None:
     if not {"data_dir", "submission_csv"} & parse_overrides(args).keys() and json_path.exists():
         # Score the test images that were predicted. A relative path starts at the repository.
         data_dir = read_submission_json(json_path).get("data_dir", settings.data_dir)
-        settings = replace(settings, data_dir=str(config.ROOT / data_dir))
+        data_dir = str(config.ROOT / data_dir)
+        if not Path(data_dir).exists() and Path(data_dir) != Path(settings.data_dir).absolute():
+            raise InputError(
+                f"{json_path}: was made of {data_dir}, which is missing; set data_dir=..."
+            )
+        settings = replace(settings, data_dir=data_dir)
     check_and_score_submission(settings)
 
 

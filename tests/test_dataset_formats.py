@@ -246,6 +246,9 @@ def test_classes_csv_trains_and_predicts_several_classes(tmp_path):
     classes_csv.write_text(swapped)
     message = f"{classes_csv}: has other values or colors than when"
     assert_input_error(predict.main, prediction_args(args), message)
+    recolored = swapped.replace("2,car", "1,car").replace("#0a64c8", "#0a64c9")
+    classes_csv.write_text(recolored + "9,ignore,\n")
+    assert "test dice" in call_main(predict.main, prediction_args(args))
     classes_csv.write_text(swapped.replace("2,car", "1,car"))
     for name in ("test_masks", "sample_submission.csv"):
         (data_dir / name).rename(data_dir / f"no_{name}")

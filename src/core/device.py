@@ -223,7 +223,8 @@ def explain_large_photograph(name: str) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise InputError(
-            f"{name}: out of memory; scale the photograph down, or cut it into tiles"
+            f"{name}: out of memory; scale the photograph down, or cut it into tiles (for a run at "
+            "native size, predict.sh can do this: tile_size=1024)"
         ) from None
 
 

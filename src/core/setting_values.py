@@ -77,4 +77,4 @@ def _describe_type(key: str) -> str:
         return "a list of numbers, such as 1,2"
     if kind is str:
         return "text"
-    return "a number" if kind is float else "a whole number"
+    return "a number" if kind in (float, float | None) else "a whole number"

@@ -52,7 +52,7 @@ POSTPROCESS = Check(
     f"auto, none, or any of {','.join(POSTPROCESS_STEPS)}",
     lambda v: v in ("auto", "none") or {*v.split(",")} <= {*POSTPROCESS_STEPS},
 )
-MASK_NAME = Check("a name with {stem}", lambda v: not v or ("{stem}" in v and not {*v} & {*"/$"}))
+MASK_NAME = Check("a name with {stem}, no / or $", re.compile(r"([^/$]*{stem}[^/$]*)?").fullmatch)
 BYTE = Check("0 to 255", lambda v: 0 <= v <= 255)
 PREPARE_SCRIPTS = Check("among demo.py, folds.py", lambda v: {*v} <= {"demo.py", "folds.py"})
 CSV_FILE = Check("a .csv file", lambda v: not v or v.endswith(".csv"))
@@ -111,7 +111,7 @@ class Settings:
     run: str = setting("", "folder of the run under output/; empty: the recipe's name", NAME)
     fold: int | None = setting(None, "training: fold to hold out; prediction: use only the networks that held it out; null: all folds", NON_NEGATIVE, scope="invocation")
     resume: bool = setting(False, "continue an interrupted run; finished folds are skipped", scope="invocation")
-    snapshot_seconds: float = setting(60, "seconds of training until the next update saves a snapshot; snapshots are also saved before each validation and after each epoch", NON_NEGATIVE, scope="invocation")
+    snapshot_seconds: float = setting(60.0, "seconds of training until the next update saves a snapshot; snapshots are also saved before each validation and after each epoch", NON_NEGATIVE, scope="invocation")
     max_images: int = setting(0, "use only the first N images: in training, the first N of each fold; in prediction, the first N test images or photographs; 0: all", NON_NEGATIVE)
     output_dir: str = setting("output", "folder for runs and submissions", scope="invocation", is_path=True)
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "device of the network", scope="invocation")

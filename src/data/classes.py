@@ -47,6 +47,11 @@ class ClassMap:
         return [value for value, class_id in enumerate(self.value_to_class) if class_id >= 0]
 
     @property
+    def ignored_values(self) -> list[int]:
+        """The values of a label file that are neither trained on nor scored."""
+        return [value for value, class_id in enumerate(self.value_to_class) if class_id == IGNORE]
+
+    @property
     def label_values(self) -> list[int]:
         """The value of each class in a label file; the first one if it has several."""
         return [self.value_to_class.index(i) for i in range(len(self.names))]

@@ -105,11 +105,15 @@ def files_hash(samples: Sequence[Sample], preprocessing: Preprocessing | None = 
     """
     lines = [repr((VERSION, preprocessing, samples[0].dataset_format, samples[0].class_map))]
     for sample in samples:
-        for path in filter(None, (sample.image, sample.mask)):
-            stat = path.stat() if path.exists() else path.lstat()  # lstat: a dangling link
-            probe = hashlib.sha256(read_probe(path, stat.st_size)).hexdigest()
-            lines.append(f"{path.name},{stat.st_size},{stat.st_mtime_ns},{probe}")
+        lines += map(file_identity, filter(None, (sample.image, sample.mask)))
     return short_hash("\n".join(lines), 12)
+
+
+def file_identity(path: Path) -> str:
+    """Return the name, size, modification time and a hash of some bytes of a file."""
+    stat = path.stat() if path.exists() else path.lstat()  # lstat: a dangling link
+    probe = hashlib.sha256(read_probe(path, stat.st_size)).hexdigest()
+    return f"{path.name},{stat.st_size},{stat.st_mtime_ns},{probe}"
 
 
 def read_probe(path: Path, n_bytes: int) -> bytes:

@@ -8,6 +8,7 @@ from core.errors import InputError
 from core.files import file_sha256
 from core.settings import Settings
 from data import datasets
+from data.image_files import to_nfc
 from data.sample import Sample
 
 NUMBERED_NAMES = (r"(.+?)(?:_\d+)?", r"(.+?)(?:-\d+)?")  # such as car7_01, car7_02
@@ -47,7 +48,8 @@ def warn_of_training_images(settings: Settings, test_samples: list[Sample]) -> N
     except InputError:
         return
     groups = {sample.group for sample in training}
-    found = [s.image.name for s in test_samples if s.group in groups and s.group != s.image_id]
+    shown = [s for s in test_samples if s.group in groups and s.group != to_nfc(s.image_id)]
+    found = [sample.image.name for sample in shown]
     reason = f"show groups of the training images (group_regex={settings.group_regex})"
     if not found:
         reason, of_test = "are training images, too", {id(sample) for sample in test_samples}

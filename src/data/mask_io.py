@@ -183,6 +183,13 @@ def _check_palette(path: Path, rgb: np.ndarray, indices: np.ndarray, class_map: 
     Such a file is ambiguous. Gray levels and indices differ if a program that writes GIFs has
     reordered the palette.
     """
+    colors = np.zeros((256, 3), np.uint8)
+    colors[indices] = rgb  # each index has one color
+    indices = np.flatnonzero(np.bincount(indices.ravel())).astype(np.uint8)
+    rgb = colors[indices]
+    if (rgb == indices[..., None]).all():  # a palette of all grays in order: the file is gray
+        _check_gray_levels(path, indices, class_map)
+        return
     if _are_gray_values(rgb, class_map) and (rgb[..., 0] != indices).any():
         raise InputError(
             f"{path}: its palette's gray levels and its palette indices mean different classes in "
@@ -193,8 +200,9 @@ def _check_palette(path: Path, rgb: np.ndarray, indices: np.ndarray, class_map: 
     differs = is_listed & (values != indices)
     # A palette with colors of classes.csv at their values: other colors are not these classes.
     # Black does not show this, because it is at index 0 of most palettes.
-    has_own_colors = (is_listed & ~differs & rgb.any(axis=2)).any()
-    is_foreign = ~is_listed & np.isin(indices, [value for _, value in class_map.color_values])
+    has_own_colors = (is_listed & ~differs & rgb.any(axis=-1)).any()
+    of_classes = [v for _, v in class_map.color_values if v not in class_map.ignored_values]
+    is_foreign = ~is_listed & np.isin(indices, of_classes)
     if differs.any() or (has_own_colors and is_foreign.any()):
         raise InputError(
             f"{path}: its palette's colors and its palette indices mean different classes in "

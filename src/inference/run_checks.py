@@ -50,7 +50,8 @@ def check_classes_match(settings: Settings, run_dir: Path) -> None:
     changed = [
         name
         for name in ("label_values", "label_colors")
-        if metadata.get(name, class_map.metadata[name]) != class_map.metadata[name]
+        for key, value in metadata.get(name, {}).items()
+        if class_map.metadata[name].get(key, value) != value
     ]
     if changed and settings.dataset_format == "carvana" and len(names) > 1:
         raise InputError(

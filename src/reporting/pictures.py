@@ -18,6 +18,7 @@ from core.threads import map_in_threads
 from data.classes import ClassMap, colorize, encode_values
 from data.color_profile import convert_to_srgb
 from data.datasets import SKIP_HINT, check_headers, get_class_map
+from data.fingerprint import file_identity, short_hash
 from data.image_files import warn_of_other_files
 from data.image_io import find_photographs, read_image, write_image
 from evaluation import visualize
@@ -30,7 +31,7 @@ from inference.trained_model import TrainedModel
 WRITER_THREADS = 2
 PICTURES = ("mask.png", "label.png", "cutout.png", "overlay.jpg", "background.jpg")
 SOURCE_NAME = "source.txt"  # the path of the photographs
-UNFINISHED_NAME = ".unfinished"  # networks and settings of a prediction that is not finished
+UNFINISHED_NAME = ".unfinished"  # networks and settings, then a line per finished photograph
 
 
 def list_photographs(settings: Settings) -> list[Path]:
@@ -55,40 +56,45 @@ def predict_photographs(
     message for each unreadable photograph that skip_unreadable=true skips. Raises InputError if a
     photograph is unreadable and skip_unreadable=false.
     """
-    folder = find_pictures_dir(settings)
-    key = prediction_key(settings, model.members, model.binarizer) + settings.background
+    folder, background = find_pictures_dir(settings), Path(settings.background)
+    key = prediction_key(settings, model.members, model.binarizer)
+    key += short_hash(file_identity(background) if background.is_file() else settings.background)
     with folder_lock(folder, "wait, it writes pictures there"):
         claim_folder(folder, Path(settings.images))
-        unfinished = folder / UNFINISHED_NAME
-        if not unfinished.exists() or unfinished.read_text() != key:
-            unfinished.write_text(key)
-        pending = [path for path in photographs if not is_predicted(path, folder)]
+        finished = read_finished(folder / UNFINISHED_NAME, key)
+        pending = {
+            path: identity
+            for path in photographs
+            if (identity := short_hash(file_identity(path), 16)) not in finished
+            or not (folder / f"{path.stem}_mask.png").exists()
+        }
         if done := len(photographs) - len(pending):
             print(f"resuming: {format_count(done, 'photograph')} predicted already")
         errors = write_pictures(settings, model, pending, folder)
         written = {f"{path.stem}_mask.png" for path in photographs}
         warn_of_other_files(folder, "*_mask.png", written)
-        unfinished.unlink()
+        (folder / UNFINISHED_NAME).unlink()
     return errors
 
 
-def is_predicted(photograph: Path, folder: Path) -> bool:
-    """Whether the prediction that the file UNFINISHED_NAME stands for has written all pictures.
+def read_finished(log: Path, key: str) -> set[str]:
+    """Return the identities of the photographs that a prediction with this key has finished.
 
-    The mask is the last one. It is newer than that file and than the photograph.
+    Begins the log of another prediction if it is not of this key.
     """
-    mask, status = folder / f"{photograph.stem}_mask.png", photograph.stat()
-    start = (folder / UNFINISHED_NAME).stat().st_mtime_ns
-    newest = max(start, status.st_mtime_ns, status.st_ctime_ns)
-    return mask.exists() and mask.stat().st_mtime_ns > newest
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    if lines[:1] != [key]:
+        log.write_text(f"{key}\n", encoding="utf-8")
+    return {*lines[1:]} if lines[:1] == [key] else set()
 
 
 def write_pictures(
-    settings: Settings, model: TrainedModel, photographs: list[Path], folder: Path
+    settings: Settings, model: TrainedModel, photographs: dict[Path, str], folder: Path
 ) -> list[str]:
     """Predict photographs, write their pictures to `folder`, and print a summary.
 
-    Returns the error messages of skipped photographs, as predict_photographs() does.
+    `photographs` has the line of each photograph for the log of finished ones. Returns the error
+    messages of skipped photographs, as predict_photographs() does.
     """
     class_map, errors = get_class_map(settings), []
 
@@ -102,10 +108,12 @@ def write_pictures(
         with explain_large_photograph(str(photograph)):
             for ending, picture in draw_pictures(result, class_map, settings.background):
                 write_image(folder / f"{photograph.stem}_{ending}", picture)
+        with open(folder / UNFINISHED_NAME, "a", encoding="utf-8") as log:
+            log.write(f"{photographs[photograph]}\n")
         return "" if result.mask.any() else photograph.name
 
     # The threads draw and write while the next photographs are predicted.
-    results = predict_each(settings, model, photographs, errors)
+    results = predict_each(settings, model, [*photographs], errors)
     empty = [name for name in map_in_threads(write, results, WRITER_THREADS) if name]
     if not class_map.is_binary:
         write_image(folder / "legend.png", visualize.draw_legend(class_map))
@@ -194,16 +202,16 @@ def draw_pictures(
     """Yield the file name ending and the pixels of each picture.
 
     One class: mask, cutout, overlay and, if `background` is set, the object on the background.
-    Several classes: mask in color, label file and overlay. The mask is the last one.
+    Several classes: mask in color, label file and overlay.
     """
     if not class_map.is_binary:
         colored = colorize(result.mask, class_map)
+        yield "mask.png", colored
         yield "label.png", encode_values(result.mask, class_map)
         yield "overlay.jpg", cv2.addWeighted(result.image, 0.5, colored, 0.5, 0)
-        yield "mask.png", colored
         return
+    yield "mask.png", result.mask.astype(np.uint8) * 255
     yield "cutout.png", result.cutout()
     yield "overlay.jpg", visualize.draw_overlay(result.image, result.mask)
     if background:
         yield "background.jpg", result.cutout(background)
-    yield "mask.png", result.mask.astype(np.uint8) * 255

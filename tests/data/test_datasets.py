@@ -469,3 +469,9 @@ def test_masks_in_a_folder_are_preferred_to_those_of_a_csv(tmp_path):
     assert carvana.masks_path(settings, "train") == tmp_path / "train_masks.csv"
     (tmp_path / "train_masks").mkdir()
     assert carvana.masks_path(settings, "train") == tmp_path / "train_masks"
+
+
+def test_groups_of_composed_and_decomposed_letters_are_equal():
+    names = [unicodedata.normalize(form, "stühl0_1") for form in ("NFC", "NFD")]
+    groups = {datasets.group_from_stem(name, r"(.+)_\d+") for name in names}
+    assert names[0] != names[1] and groups == {unicodedata.normalize("NFC", "stühl0")}

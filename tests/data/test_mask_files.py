@@ -385,6 +385,19 @@ def test_read_label_values_rejects_an_unlisted_color_at_the_index_of_a_listed_on
     assert mask_io.read_label_values(path, COLORS).tolist() == [[0, 3]]
 
 
+def test_read_label_values_reads_palettes_that_are_not_ambiguous(tmp_path):
+    white_is_ignored = ClassMap(
+        *((), (), (0, 3, *[-1] * 253, 255)),
+        color_values=((0x000000, 0), (0x800000, 1), (0xFFFFFF, 255)),
+    )
+    gray_ramp = Image.fromarray(np.array([[0, 1, 255]], np.uint8)).convert("P")
+    path = save(tmp_path, "ramp.png", gray_ramp)
+    assert mask_io.read_label_values(path, white_is_ignored).tolist() == [[0, 1, 255]]
+    voc = palette_image(np.array([[0, 1, 255]]), BLACK, RED, *[(224, 224, 192)] * 254)
+    path = save(tmp_path, "voc.png", voc)
+    assert mask_io.read_label_values(path, white_is_ignored).tolist() == [[0, 1, 255]]
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 def test_read_label_values_rejects_colors_that_are_transparent(tmp_path, mode):
     """An image editor erases pixels so."""

@@ -20,6 +20,7 @@ from data import image_io, mask_io
 from data.classes import ClassMap, decode_values
 from data.datasets import get_class_map
 from inference import trained_model
+from inference.cutout import read_background
 from inference.members import make_member
 from inference.postprocess import Binarizer
 from inference.segmentation import Segmentation
@@ -249,7 +250,7 @@ def test_predict_does_not_overwrite_pictures_of_another_photograph_of_the_name(
     assert files_below(run_dir / "car") == before
 
 
-@pytest.mark.parametrize("changed", ["", "background=white", "the photograph"])
+@pytest.mark.parametrize("changed", ["", "background=white", "threshold=0.7", "the photograph"])
 def test_interrupted_prediction_of_photographs_continues(
     arguments, run_dir, tmp_path, capsys, monkeypatch, changed
 ):
@@ -302,6 +303,7 @@ def test_pictures_have_the_colors_of_the_profile(arguments, run_dir, tmp_path):
     red = Image.fromarray(np.full((48, 72, 3), (200, 30, 30), np.uint8))
     red.save(path, icc_profile=swapped_profile())
     predict.main([*arguments, f"images={path}", "threshold=0.001", f"background={path}"])
+    assert read_background(path, (8, 8))[4, 4].tolist() == [30, 200, 30]
     for ending in ("overlay", "background"):
         picture = image_io.read_image(run_dir / f"car/car_{ending}.jpg").astype(int)
         assert picture[24, 36, 1] > picture[24, 36, 0] + 100

@@ -299,6 +299,14 @@ def test_report_prints_the_path_and_the_run(output_copy, capsys):
     assert "<h1>b</h1>" in read_page(output_copy)
 
 
+def test_disagreement_section_ignores_a_submission_for_other_test_images(output_copy):
+    path = output_copy / "a+b/submission.json"
+    metadata = json.loads(path.read_text())
+    path.write_text(json.dumps(metadata | {"data_dir": "/elsewhere"}))
+    summary, cards = load(output_copy, "runs=[a,b]").disagreement_section()
+    assert "has masks of /elsewhere; " in summary and not cards
+
+
 def test_worst_images_are_those_at_the_threshold_of_the_page():
     levels = np.zeros((2, 2, 256), np.int64)
     levels[:, 0, 0], levels[1, 0, 240] = 90, 1
