@@ -1,4 +1,4 @@
-"""The Python lines of docs/deployment.md run as they are printed there."""
+"""The Python lines of README and docs/deployment.md run as they are printed there."""
 
 import re
 import shutil
@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, prediction_args
+from conftest import ROOT, prediction_args, tiny_settings_args
 from tiny_datasets import make_data
 
 import export
@@ -30,6 +30,15 @@ def run_code(code):
     names = {}
     exec(compile(code, "docs/deployment.md", "exec"), names)
     return names
+
+
+def test_python_lines_of_readme_train_a_step(shared_data_dir, tmp_path):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"^```python\n(import torch.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    args = tiny_settings_args(shared_data_dir, tmp_path)
+    names = run_code(code.replace('["recipe=demo"]', repr(args)))
+    assert names["images"].shape[1:] == (3, 32, 48) and names["loss"] > 0
+    assert names["logits"].shape == names["targets"].shape
 
 
 def test_python_lines_of_the_page_give_mask_and_cutout(folder):
