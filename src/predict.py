@@ -125,7 +125,8 @@ def merge_chunks(settings: Settings, chunks: ChunkedPrediction) -> list[ImageRes
         write_image(folder / "legend.png", visualize.draw_legend(class_map))
     written = {path.name for s in chunks.samples for path in mask_paths(settings, s)[:1]}
     if written:
-        print(f"masks of {format_count(len(written), 'image')} written to {folder}")
+        n_masks = sum(not result.error for result in results)
+        print(f"masks of {format_count(n_masks, 'image')} written to {folder}")
     warn_of_other_files(folder, "*.png", {*written, "legend.png"})
     rows = [(result.file_name, result.area, result.agreement) for result in results]
     table = pd.DataFrame(rows, columns=["img", "area", "agreement"])

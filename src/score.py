@@ -58,7 +58,8 @@ def main(args: list[str]) -> None:
         data_dir = str(config.ROOT / data_dir)
         if not Path(data_dir).exists() and Path(data_dir) != Path(settings.data_dir).absolute():
             raise InputError(
-                f"{json_path}: was made of {data_dir}, which is missing; set data_dir=..."
+                f"{json_path}: is for the test images of {data_dir}, which is missing; set "
+                "data_dir=..."
             )
         settings = replace(settings, data_dir=data_dir)
     check_and_score_submission(settings)

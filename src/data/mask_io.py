@@ -183,8 +183,8 @@ def _check_palette(path: Path, rgb: np.ndarray, indices: np.ndarray, class_map: 
     Such a file is ambiguous. Gray levels and indices differ if a program that writes GIFs has
     reordered the palette.
     """
-    colors = np.zeros((256, 3), np.uint8)
-    colors[indices] = rgb  # each index has one color
+    colors = np.zeros((256, 3), np.uint8)  # of each index: check it once, not for each pixel
+    colors[indices] = rgb
     indices = np.flatnonzero(np.bincount(indices.ravel())).astype(np.uint8)
     rgb = colors[indices]
     if (rgb == indices[..., None]).all():  # a palette of all grays in order: the file is gray
