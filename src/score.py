@@ -35,6 +35,23 @@ def require_submission_of_runs(settings: Settings, args: list[str]) -> None:
         raise InputError(f"{made_by}; predict with these first, or set submission_csv=...")
 
 
+def find_data_dir(settings: Settings, args: list[str]) -> str:
+    """Return the data_dir whose test images predict.py has predicted, unless `args` set another.
+
+    Raises InputError if it is missing.
+    """
+    json_path = settings.submission_path.with_suffix(".json")
+    if {"data_dir", "submission_csv"} & parse_overrides(args).keys() or not json_path.exists():
+        return settings.data_dir
+    stored = read_submission_json(json_path).get("data_dir", settings.data_dir)
+    data_dir = config.ROOT / stored  # a relative path starts at the repository
+    if not data_dir.exists() and data_dir != Path(settings.data_dir).absolute():
+        raise InputError(
+            f"{json_path}: is for the test images of {data_dir}, which is missing; set data_dir=..."
+        )
+    return str(data_dir)
+
+
 def main(args: list[str]) -> None:
     settings = config.load_settings(args)
     runs = sorted({name for run in settings.runs for name in run.split("+")})  # of an ensemble
@@ -51,18 +68,7 @@ def main(args: list[str]) -> None:
             "predict.sh prints the scores of test images with masks"
         )
     require_submission_of_runs(settings, args)
-    json_path = settings.submission_path.with_suffix(".json")
-    if not {"data_dir", "submission_csv"} & parse_overrides(args).keys() and json_path.exists():
-        # Score the test images that were predicted. A relative path starts at the repository.
-        data_dir = read_submission_json(json_path).get("data_dir", settings.data_dir)
-        data_dir = str(config.ROOT / data_dir)
-        if not Path(data_dir).exists() and Path(data_dir) != Path(settings.data_dir).absolute():
-            raise InputError(
-                f"{json_path}: is for the test images of {data_dir}, which is missing; set "
-                "data_dir=..."
-            )
-        settings = replace(settings, data_dir=data_dir)
-    check_and_score_submission(settings)
+    check_and_score_submission(replace(settings, data_dir=find_data_dir(settings, args)))
 
 
 if __name__ == "__main__":

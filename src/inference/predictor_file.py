@@ -68,8 +68,8 @@ def read_predictor(run_dir: Path) -> PredictorFile:
         stored.networks = [StoredNetwork(**network) for network in stored.networks]
     except TypeError as error:  # a key is missing or unknown
         raise InputError(f"{path}: cannot be read ({error}); {fix}") from None
-    paths = [Path(os.path.normpath(run_dir / network.path)) for network in stored.networks]
-    if missing := [str(network) for network in paths if not network.exists()]:
+    paths = [(run_dir / network.path).resolve() for network in stored.networks]
+    if missing := [network for network in paths if not network.exists()]:
         raise InputError(f"{path}: lists {missing[0]}, which does not exist; restore it, or {fix}")
     if not _is_current(run_dir, stored.networks):
         raise InputError(f"{path}: does not match the run's current networks; {fix}")
@@ -113,5 +113,5 @@ def _is_current(run_dir: Path, networks: list[StoredNetwork]) -> bool:
     runs = {path.parent.parent for path in listed}
     finished = {path for run in runs for path in run_folder.finished_weights(run)}
     return finished <= listed.keys() and all(
-        path.exists() and file_sha256(path) == sha256 for path, sha256 in listed.items()
+        file_sha256(path) == sha256 for path, sha256 in listed.items()
     )

@@ -80,12 +80,13 @@ def predict_photographs(
 def read_finished(log: Path, key: str) -> set[str]:
     """Return the identities of the photographs that a prediction with this key has finished.
 
-    Begins the log of another prediction if it is not of this key.
+    If the log is missing or of another prediction, begins a new one.
     """
     lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-    if lines[:1] != [key]:
-        log.write_text(f"{key}\n", encoding="utf-8")
-    return {*lines[1:]} if lines[:1] == [key] else set()
+    if lines[:1] == [key]:
+        return {*lines[1:]}
+    log.write_text(f"{key}\n", encoding="utf-8")
+    return set()
 
 
 def write_pictures(

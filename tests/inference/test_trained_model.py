@@ -182,6 +182,15 @@ def test_load_of_an_ensemble_uses_the_networks_of_its_runs(run_copy, photograph)
     np.testing.assert_allclose(model(photograph).probability, alone.probability, atol=1e-6)
 
 
+def test_load_follows_a_link_to_an_ensemble(run_copy, tmp_path, photograph):
+    shutil.copytree(run_copy.output_dir / "tiny", run_copy.output_dir / "other")
+    leaderboard.main([f"output_dir={run_copy.output_dir}", "runs=tiny,other"])
+    folder = run_copy.output_dir / "other+tiny"
+    (tmp_path / "link").symlink_to(folder)
+    expected = load(folder)(photograph).probability
+    assert (load(tmp_path / "link")(photograph).probability == expected).all()
+
+
 def test_load_of_one_fold_of_an_ensemble_weighs_its_runs_equally(run_copy):
     output_dir = run_copy.output_dir
     shutil.copytree(output_dir / "tiny", output_dir / "twin")
